@@ -1,0 +1,135 @@
+"""What the compiler made of one step: scheduled instructions of one device, loops with trip counts, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Union
+
+COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """One instruction on the core, per device and execution.
+
+    `flops`: of its dots, convolutions and attention kernels (2 per multiply-add), done in `dtype`; 0 if it has none.
+    `matmul`: (batch, m, n, k) of the largest dot inside, per device; None without one.
+    `hbm_bytes`: read and written in device memory. `cycles`: the compiler's own estimate; None where it gives none.
+    `kernel`: "fusion", "custom_call", "copy", ...; `kernels`: launches it takes on a GPU.
+    `source`: "file.py:line" of the user's code; `scope`: the op_name path (jit(step)/transpose(...)/layer/...).
+    """
+
+    name: str
+    kernel: str
+    flops: float
+    dtype: str | None
+    matmul: tuple[int, int, int, int] | None
+    hbm_bytes: float
+    cycles: float | None
+    source: str | None
+    scope: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """One collective, per device and execution.
+
+    `axes`: the mesh axes its groups run along (() if they are no axis-aligned groups: then `groups` still tells).
+    `group_size`: devices in one group. `payload_bytes`: the full array moved: gathered size, unreduced size of one
+    device for reductions, what one device holds before an all-to-all or permute.
+    `wire_bytes`: what one device sends with a bandwidth-optimal algorithm.
+    `crosses_groups`: devices of one group in distinct outer domains (slices, NVLink domains, hosts) it spans.
+    """
+
+    name: str
+    kind: str
+    axes: tuple[str, ...]
+    group_size: int
+    crosses_groups: int
+    payload_bytes: float
+    wire_bytes: float
+    dtype: str
+    source: str | None
+    scope: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The collective is handed to the network; `token` names it until its Done."""
+
+    token: str
+    collective: Collective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The core waits for the collective of that token."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """A while loop: `body` runs `trips` times. Tokens may cross iterations (software pipelining)."""
+
+    name: str
+    trips: int
+    body: tuple["Instruction", ...]
+
+
+Instruction = Union[Compute, Start, Done, Loop]
+"""A synchronous collective is a Start directly followed by its Done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer:
+    """One large live value at the moment of peak memory, bytes per device."""
+
+    bytes: int
+    shape: str
+    category: str
+    source: str | None
+    scope: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes per device while the program runs.
+
+    `peak_bytes`: the backend's own reading (which one depends on the backend; see `autotune.hlo_memory`).
+    `by_category`: parameters, optimizer_state, gradients, activations, logits, workspace: adds up to the peak.
+    """
+
+    peak_bytes: int
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    alias_bytes: int
+    host_bytes: int
+    by_category: Mapping[str, int]
+    largest: tuple[Buffer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """One compiled step, as one device runs it."""
+
+    platform: str
+    mesh_shape: Mapping[str, int]
+    instructions: tuple[Instruction, ...]
+    memory: Memory
+    warnings: tuple[str, ...]
+
+    def flops(self) -> float:
+        """FLOPs of one step on one device, loop trips counted."""
+        return sum(trips * op.flops for op, trips in walk(self.instructions) if isinstance(op, Compute))
+
+
+def walk(instructions: tuple[Instruction, ...], trips: int = 1):
+    """Every instruction but loops, in program order, with how often one step executes it."""
+    for instruction in instructions:
+        if isinstance(instruction, Loop):
+            yield from walk(instruction.body, trips * instruction.trips)
+        else:
+            yield instruction, trips

@@ -1,0 +1,131 @@
+"""What one accelerator can do: rates, capacities and links, each figure with its source.
+
+The figures live in `hardware_files/*.toml`, one file a chip. A figure is either a bare value or a table
+`{value, source, others = [{value, source}], why}`: where sources disagree both are kept and `why` says which was chosen.
+All rates are per JAX device (a TPU7x chip is two devices), bytes and seconds are SI.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FILES = Path(__file__).parent / "hardware_files"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """One kind of link between devices: a torus of point-to-point links, or a switch every device hangs on.
+
+    `bytes_per_second` is one way, as achieved on large messages (the data sheet's figure is in the file):
+    of one link of a torus, of one device's port on a switch. `latency_seconds` is one hop of a torus or one message
+    through a switch; `launch_seconds` is what every collective pays once, however small.
+    """
+
+    name: str
+    kind: str
+    bytes_per_second: float
+    latency_seconds: float
+    launch_seconds: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("torus", "switch"):
+            raise ValueError(f"Tier {self.name}: kind={self.kind!r} must be 'torus' or 'switch'")
+        if not self.bytes_per_second > 0:
+            raise ValueError(f"Tier {self.name}: bytes_per_second={self.bytes_per_second} must be above 0")
+        if self.latency_seconds < 0 or self.launch_seconds < 0:
+            raise ValueError(f"Tier {self.name}: latency_seconds and launch_seconds must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """One JAX device and its links, inner tier first.
+
+    `flops_per_second`: dense peak by dtype name ("bfloat16", "float16", "float32", "float8", "int8").
+    `clock_hz`: what the TPU compiler's `estimated_cycles` are divided by; None off TPU.
+    `capacity_bytes`: what one program may use (the compiler's or allocator's limit, not the data sheet's).
+    `compile_fields`: numbers the deviceless GPU compiler wants in its target description; empty elsewhere.
+    `sources`: figure name -> where it is from, and what other sources say.
+    """
+
+    name: str
+    platform: str
+    devices_per_chip: int
+    flops_per_second: Mapping[str, float]
+    matmul_efficiency: float
+    clock_hz: float | None
+    hbm_bytes: float
+    capacity_bytes: float
+    hbm_bytes_per_second: float
+    hbm_efficiency: float
+    launch_seconds: float
+    tiers: tuple[Tier, ...]
+    compile_fields: Mapping[str, object]
+    sources: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.platform not in ("tpu", "cuda", "cpu"):
+            raise ValueError(f"Hardware {self.name}: platform={self.platform!r} must be tpu, cuda or cpu")
+        for field in ("hbm_bytes", "capacity_bytes", "hbm_bytes_per_second", "matmul_efficiency", "hbm_efficiency"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"Hardware {self.name}: {field}={getattr(self, field)} must be above 0")
+        if not self.flops_per_second or min(self.flops_per_second.values()) <= 0:
+            raise ValueError(f"Hardware {self.name}: flops_per_second must name a dtype, each above 0")
+
+    def tier(self, name: str) -> Tier:
+        """The tier of that name; KeyError when this hardware has none."""
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        raise KeyError(name)
+
+
+@cache
+def hardware_names() -> tuple[str, ...]:
+    """Every chip with a file, sorted."""
+    return tuple(sorted(path.stem for path in FILES.glob("*.toml")))
+
+
+@cache
+def load_hardware(name: str) -> Hardware:
+    """The hardware of that name ("v5e", "h100"); ValueError naming what is known otherwise."""
+    if name not in hardware_names():
+        raise ValueError(f"hardware: {name!r} is not known; known: {', '.join(hardware_names())}")
+    return read_hardware(FILES / f"{name}.toml")
+
+
+def read_hardware(path: Path) -> Hardware:
+    """Read one hardware file; ValueError naming file, field and rule when it is not a whole description."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"hardware file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"hardware file {path}: not TOML: {error}") from None
+    sources: dict[str, str] = {}
+    try:
+        plain = _values(table, "", sources)
+        tiers = tuple(Tier(**tier) for tier in plain.pop("tiers"))
+        known = {field.name for field in dataclasses.fields(Hardware)}
+        return Hardware(**{key: plain[key] for key in plain if key in known}, tiers=tiers, sources=sources)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"hardware file {path}: {error}") from None
+
+
+def _values(node: object, path: str, sources: dict[str, str]):
+    """Strip `{value, source}` tables down to their values, keeping each source under its dotted path."""
+    if isinstance(node, list):
+        return [_values(item, f"{path}{item.get('name', index)}." if isinstance(item, dict) else path, sources)
+                for index, item in enumerate(node)]  # fmt: skip
+    if not isinstance(node, dict):
+        return node
+    if "value" in node:
+        others = "".join(f"; {other['source']} says {other['value']:g}" for other in node.get("others", ()))
+        why = f" (chosen: {node['why']})" if "why" in node else ""
+        sources[path.rstrip(".")] = f"{node['source']}{others}{why}"
+        return node["value"]
+    return {key: _values(value, f"{path}{key}.", sources) for key, value in node.items()}

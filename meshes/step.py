@@ -1,0 +1,26 @@
+"""One train step ready to be lowered for one layout: the function, and its arguments' shapes and shardings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """`function(state, batch) -> (state, metrics)`, with `state` and `batch` as trees of `jax.ShapeDtypeStruct`.
+
+    Shapes are global; every leaf carries a `NamedSharding` on `mesh`. The new state has the old one's shardings and
+    takes over its buffers (donated). `initialise(seed)` and `make_batch(seed)` make real trees of these shapes and
+    shardings on the mesh's devices; they are called only where the step is run.
+    `parameters(state)` is the tree of model parameters inside the state (for attribution of memory by category).
+    """
+
+    function: Callable[[Any, Any], tuple[Any, Any]]
+    mesh: Any
+    state: Any
+    batch: Any
+    initialise: Callable[[int], Any]
+    make_batch: Callable[[int], Any]
+    parameters: Callable[[Any], Any]

@@ -1,0 +1,78 @@
+"""The machine a layout is for: which devices, how many, how they hang together. Parses `v5e:16x16`; JAX-free."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from autotune.meshes.hardware import Hardware, load_hardware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """`groups` inner domains joined by the outer tier; each domain is a torus (TPU) or one switch (GPU).
+
+    `shape`: chips along each torus dimension of one slice (TPU), or (devices,) of one NVLink domain or host.
+    `attached`: True for `local`, the devices this process has; layouts are then measured as well as compiled.
+    """
+
+    name: str
+    hardware: Hardware
+    shape: tuple[int, ...]
+    groups: int
+    attached: bool
+
+    @property
+    def devices_per_group(self) -> int:
+        """JAX devices in one slice, NVLink domain or host."""
+        return math.prod(self.shape) * self.hardware.devices_per_chip
+
+    @property
+    def devices(self) -> int:
+        """JAX devices in all."""
+        return self.devices_per_group * self.groups
+
+    @property
+    def platform(self) -> str:
+        return self.hardware.platform
+
+    @property
+    def measurable(self) -> bool:
+        """Whether this process can run programs on it: attached devices, or CPU devices simulated here."""
+        return self.attached or self.platform == "cpu"
+
+
+def parse_target(text: str, hardware: Hardware | None = None) -> Target:
+    """The target that a text describes; `hardware` replaces the chip's own file. JAX-free, so not for `local`.
+
+    TPU `v5e:16x16`, several slices `v5p:4x4x4*2`; GPU `h100:8x8` = NVLink domains x GPUs in each; `cpu:8`.
+    ValueError names the target and the rule.
+
+    >>> parse_target("v5p:4x4x4*2").devices
+    128
+    """
+    name, _, shape_text = text.partition(":")
+    chip = hardware or load_hardware(name)
+    match = re.fullmatch(r"(\d+(?:x\d+)*)(?:\*(\d+))?", shape_text)
+    example = {"tpu": f"{name}:4x4", "cuda": f"{name}:2x8", "cpu": f"{name}:8"}[chip.platform]
+    if not match:
+        raise ValueError(f"target: {text!r} has no shape; write e.g. {example}")
+    shape = tuple(int(size) for size in match[1].split("x"))
+    slices = int(match[2] or 1)
+    if min(*shape, slices, 1) < 1:
+        raise ValueError(f"target: {text!r} has a size of 0")
+    if chip.platform == "tpu":
+        dimensions = 2 if chip.name in ("v5e", "v6e") else 3
+        if len(shape) != dimensions:
+            raise ValueError(f"target: {text!r}: a {chip.name} slice has {dimensions} dimensions, got {len(shape)}")
+        return Target(name=text, hardware=chip, shape=shape, groups=slices, attached=False)
+    if slices > 1:
+        raise ValueError(f"target: {text!r}: *N counts TPU slices; write {name}:DOMAINSxGPUS")
+    if chip.platform == "cpu":
+        if len(shape) > 2:
+            raise ValueError(f"target: {text!r}: write {example} or cpu:HOSTSxDEVICES")
+    elif len(shape) != 2:
+        raise ValueError(f"target: {text!r}: write {name}:DOMAINSxGPUS, e.g. {example}")
+    groups = shape[0] if len(shape) == 2 else 1
+    return Target(name=text, hardware=chip, shape=shape[-1:], groups=groups, attached=False)

@@ -1,0 +1,137 @@
+"""The shape of a transformer: what the mesh cuts, in the field's letters, with no framework in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+MLPS = ("gelu-2mat", "swiglu-3mat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transformer:
+    """Sizes of one transformer (global, before any sharding).
+
+    `experts` = 0 is a dense MLP; else each token visits `experts_per_token` of `experts` MLPs of width `d_ff` and all
+    of `shared_experts`. `kind` "decoder" is causal and predicts the next token; "encoder" attends both ways.
+    `tied_embeddings`: the output projection is the embedding transposed.
+    """
+
+    name: str
+    layers: int
+    d_model: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    d_ff: int
+    vocab: int
+    mlp: str = "swiglu-3mat"
+    experts: int = 0
+    experts_per_token: int = 0
+    shared_experts: int = 0
+    kind: str = "decoder"
+    tied_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"model {self.name}: {field}={value!r} must be a whole number above 0")
+        for field in ("experts", "experts_per_token", "shared_experts"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"model {self.name}: {field}={value!r} must be a whole number, 0 or more")
+        if self.mlp not in MLPS:
+            raise ValueError(f"model {self.name}: mlp={self.mlp!r} must be one of {', '.join(MLPS)}")
+        if self.kind not in ("decoder", "encoder"):
+            raise ValueError(f"model {self.name}: kind={self.kind!r} must be decoder or encoder")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model {self.name}: kv_heads={self.kv_heads} must divide heads={self.heads}")
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise ValueError(
+                f"model {self.name}: experts_per_token={self.experts_per_token} must be 1 to experts={self.experts}"
+            )
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices in one MLP: 3 with a gate (SwiGLU), 2 without."""
+        return 3 if self.mlp == "swiglu-3mat" else 2
+
+    @property
+    def attention_parameters(self) -> int:
+        """Matrix parameters of one attention block: query, key, value, output."""
+        return self.d_model * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+
+    @property
+    def mlp_parameters(self) -> int:
+        """Matrix parameters of one layer's MLPs: all experts, shared experts and the router."""
+        one = self.mlp_matrices * self.d_model * self.d_ff
+        if not self.experts:
+            return one
+        return one * (self.experts + self.shared_experts) + self.d_model * self.experts
+
+    @property
+    def active_mlp_parameters(self) -> int:
+        """Matrix parameters of one layer's MLPs that one token meets."""
+        one = self.mlp_matrices * self.d_model * self.d_ff
+        if not self.experts:
+            return one
+        return one * (self.experts_per_token + self.shared_experts) + self.d_model * self.experts
+
+    @property
+    def parameters(self) -> int:
+        """All parameters: layers, embedding, output projection unless tied, and norm scales."""
+        layer = self.attention_parameters + self.mlp_parameters + 2 * self.d_model
+        embeddings = self.vocab * self.d_model * (1 if self.tied_embeddings else 2)
+        return self.layers * layer + embeddings + self.d_model
+
+    def train_flops(self, batch: int, seq: int) -> float:
+        """Model FLOPs of one train step, whole mesh: forward and backward matmuls, logits, attention in full.
+
+        6 x active matrix parameters x tokens + 12 x layers x heads x head_dim x seq x tokens; no recomputation, the
+        causal half of attention is not taken off. This is the numerator of MFU.
+        """
+        tokens = batch * seq
+        matrices = self.layers * (self.attention_parameters + self.active_mlp_parameters) + self.vocab * self.d_model
+        return 6.0 * matrices * tokens + 12.0 * self.layers * self.heads * self.head_dim * seq * tokens
+
+
+def read_transformer(path: Path) -> Transformer:
+    """A shape from a JSON file with the keys of `Transformer` (`head_dim` may be left out: d_model / heads).
+
+    ValueError names the file, the field and the rule.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"model file {path}: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"model file {path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"model file {path}: must hold one JSON object")
+    known = [field.name for field in dataclasses.fields(Transformer)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"model file {path}: unknown key {key!r}; known: {', '.join(known)}")
+    values.setdefault("name", path.stem)
+    if "head_dim" not in values and isinstance(values.get("d_model"), int) and isinstance(values.get("heads"), int):
+        if values["heads"] < 1 or values["d_model"] % values["heads"]:
+            raise ValueError(
+                f"model file {path}: heads={values['heads']} must divide d_model={values['d_model']} "
+                "when head_dim is not given"
+            )
+        values["head_dim"] = values["d_model"] // values["heads"]
+    values.setdefault("kv_heads", values.get("heads"))
+    missing = [
+        field.name
+        for field in dataclasses.fields(Transformer)
+        if field.default is dataclasses.MISSING and values.get(field.name) is None
+    ]
+    if missing:
+        raise ValueError(f"model file {path}: missing key {missing[0]!r}")
+    try:
+        return Transformer(**values)
+    except ValueError as error:
+        raise ValueError(f"model file {path}: {error}") from None
