@@ -1,0 +1,55 @@
+"""What compiling one layout told us: its replayed time, its memory, and its time on better hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.program import Buffer, Memory
+from autotune.replay import LedgerRow, Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All numbers are per device and step.
+
+    `flops`: compiled, loops counted. `recompute_flops`: of these, what rematerialisation runs a second time.
+    `improved_seconds`: the replayed time with one resource `limits.ARC` times as good.
+    `ops`: seconds on the core by kind of instruction. `warnings`: the reader's and the compiler's doubts.
+    """
+
+    prediction: Prediction
+    memory: Memory
+    flops: float
+    recompute_flops: float
+    hbm_bytes: float
+    improved_seconds: Mapping[str, float]
+    lower_seconds: float
+    compile_seconds: float
+    warnings: tuple[str, ...]
+    log: str | None
+
+
+def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
+    """Plain JSON values; the inverse of `evidence_from_json`."""
+    values = {spec.name: getattr(evidence, spec.name) for spec in dataclasses.fields(evidence)}
+    prediction = dataclasses.asdict(evidence.prediction)
+    prediction["critical"] = [[*term, seconds] for term, seconds in evidence.prediction.critical.items()]
+    values["prediction"] = prediction
+    values["memory"] = dataclasses.asdict(evidence.memory)
+    values["improved_seconds"] = dict(evidence.improved_seconds)
+    return values
+
+
+def evidence_from_json(values: Mapping[str, Any]) -> Evidence:
+    """Read back what `evidence_to_json` wrote; KeyError or TypeError when it is not that."""
+    prediction = dict(values["prediction"])
+    prediction["critical"] = {(resource, detail): seconds for resource, detail, seconds in prediction["critical"]}
+    prediction["ledger"] = tuple(LedgerRow(**row) for row in prediction["ledger"])
+    memory = dict(values["memory"])
+    memory["largest"] = tuple(Buffer(**buffer) for buffer in memory["largest"])
+    plain = {**values, "prediction": Prediction(**prediction), "memory": Memory(**memory)}
+    plain["warnings"] = tuple(values["warnings"])
+    return Evidence(**plain)
