@@ -7,7 +7,6 @@ All rates are per JAX device (a TPU7x chip is two devices), bytes and seconds ar
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,6 +75,13 @@ class Hardware:
         if not self.flops_per_second or min(self.flops_per_second.values()) <= 0:
             raise ValueError(f"Hardware {self.name}: flops_per_second must name a dtype, each above 0")
 
+    def peak(self, dtype: str) -> float:
+        """Dense peak FLOP/s of one device in that dtype; ValueError naming chip and dtype where it has none."""
+        if dtype not in self.flops_per_second:
+            known = ", ".join(self.flops_per_second)
+            raise ValueError(f"hardware: {self.name} has no peak for dtype {dtype!r}; it has: {known}")
+        return self.flops_per_second[dtype]
+
     def tier(self, name: str) -> Tier:
         """The tier of that name; KeyError when this hardware has none."""
         for tier in self.tiers:
@@ -110,8 +116,7 @@ def read_hardware(path: Path) -> Hardware:
     try:
         plain = _values(table, "", sources)
         tiers = tuple(Tier(**tier) for tier in plain.pop("tiers"))
-        known = {field.name for field in dataclasses.fields(Hardware)}
-        return Hardware(**{key: plain[key] for key in plain if key in known}, tiers=tiers, sources=sources)
+        return Hardware(**{"clock_hz": None, "compile_fields": {}, **plain}, tiers=tiers, sources=sources)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"hardware file {path}: {error}") from None
 
