@@ -1,0 +1,80 @@
+"""The command line: one lazily imported command a file, and what exit codes mean.
+
+0: done. 1: nothing fits, or a check failed. 2: bad input, said in one line. 3: the tool itself broke.
+`--help` imports neither jax nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+
+import click
+
+COMMANDS = {
+    "tune": ("autotune.commands.tune", "Choose the layout of a train step on a target, and say what binds."),
+    "explain": ("autotune.commands.explain", "The same report for one layout or a plan, without a search."),
+    "compare": ("autotune.commands.compare", "Two layouts side by side: where the seconds and the bytes went."),
+    "sweep": ("autotune.commands.sweep", "The best layout against cluster size, and where the limit changes."),
+    "frontier": ("autotune.commands.frontier", "How far training scales: the limits of data movement."),
+    "calibrate": ("autotune.commands.calibrate", "Measure this machine's rates into a hardware file."),
+    "check": ("autotune.commands.check", "Recompile a plan and fail when it got worse: a CI gate."),
+    "emit": ("autotune.commands.emit", "A plan in another codebase's own words."),
+    "store": ("autotune.commands.store", "List, export and prune what was compiled and measured."),
+    "targets": ("autotune.commands.catalogue", "The hardware it knows, with the source of each figure."),
+    "models": ("autotune.commands.catalogue", "The reference models it knows."),
+    "selftest": ("autotune.commands.catalogue", "The compiler versions the reader has been checked with."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(COMMANDS[name][0]), name)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="autotune-jax")
+def autotune() -> None:
+    """Which mesh and layout for a JAX train step, and what stops it from being faster."""
+
+
+def main() -> None:
+    """Run the command line; every way out has its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        result = autotune.main(args=arguments, prog_name="autotune", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return 2
+    except click.Abort:
+        click.echo("autotune: interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        click.echo("autotune: " + " ".join(error.format_message().split()), err=True)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception:
+        traceback.print_exc()
+        click.echo("autotune: the tool itself broke; the lines above say where", err=True)
+        return 3

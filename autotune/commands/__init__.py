@@ -1,0 +1,1 @@
+"""One file a command; each parses its options, calls one function of the library, and renders."""

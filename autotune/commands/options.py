@@ -1,0 +1,157 @@
+"""Options that several commands share, and how bad values become one line."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from autotune.meshes.layout import Layout
+    from autotune.meshes.target import Target
+    from autotune.workload import Workload
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """What our borders refuse with a ValueError is the user's input: one line, exit 2."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--model, --workload, --batch, --seq, --dtype."""
+    for option in reversed(
+        (
+            click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape."),
+            click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own: a function or a Workload."),
+            click.option("--batch", type=int, help="Sequences in one step, over all devices."),
+            click.option("--seq", type=int, help="Tokens in one sequence."),
+            click.option("--dtype", default=None, help="Compute dtype; default bfloat16 (float16 on V100)."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--target, --hardware and the multi-process flags."""
+    for option in reversed(
+        (
+            click.option("--target", help="v5e:16x16, v5p:4x4x4*2, h100:8x8, cpu:8, local (`autotune targets`)."),
+            click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML)."),
+            click.option("--coordinator", metavar="HOST:PORT", help="Multi-process jobs: where process 0 listens."),
+            click.option("--processes", type=int, help="Multi-process jobs: how many."),
+            click.option("--process-id", type=int, help="Multi-process jobs: which one this is."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--store."""
+    return click.option(
+        "--store", type=click.Path(path_type=Path), help="Where compiles and measurements are kept [~/.cache/autotune]."
+    )(command)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")(command)
+
+
+def target_of(target: str | None, hardware: Path | None) -> Target:
+    """The target that the flags name; one clear line when they do not."""
+    from autotune.meshes.hardware import read_hardware
+    from autotune.meshes.target import parse_target
+
+    if not target:
+        raise click.UsageError("--target is missing; write e.g. --target v5e:16x16 (`autotune targets` lists them)")
+    with bad_input():
+        chip = read_hardware(hardware) if hardware else None
+        if target == "local":
+            from autotune.meshes.topology import local_target
+
+            return local_target(chip)
+        return parse_target(target, chip)
+
+
+def workload_of(
+    model: str | None, workload: str | None, batch: int | None, seq: int | None, dtype: str | None, target: Target
+) -> Workload:
+    """The workload that the flags name: a reference model, or the user's own function."""
+    if bool(model) == bool(workload):
+        raise click.UsageError("give one of --model and --workload")
+    for name, value in (("--batch", batch), ("--seq", seq)):
+        if value is not None and value < 1:
+            raise click.UsageError(f"{name}={value} must be 1 or more")
+    with bad_input():
+        if workload:
+            from autotune.workload import load_workload
+
+            return load_workload(workload)
+        from autotune.preset import preset_workload
+
+        if batch is None or seq is None:
+            raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
+        assert model is not None
+        return preset_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
+
+
+def default_dtype(target: Target) -> str:
+    """bfloat16 wherever the chip multiplies it at full rate; float32 on the CPU, float16 on V100."""
+    if target.platform == "cpu":
+        return "float32"
+    return "bfloat16" if "bfloat16" in target.hardware.flops_per_second else "float16"
+
+
+def layouts_of(text: str | None) -> tuple[Layout, ...] | None:
+    """`--layouts "fsdp=8;data=4,tensor=2"`."""
+    if text is None:
+        return None
+    from autotune.meshes.layout import parse_layout
+
+    with bad_input():
+        return tuple(parse_layout(part) for part in text.split(";") if part.strip())
+
+
+def writable(path: Path | None, option: str) -> None:
+    """Refuse an output path that cannot be written before any work is done."""
+    if path is None:
+        return
+    folder = path.parent
+    if path.is_dir():
+        raise click.UsageError(f"{option} {path}: is a folder")
+    if not folder.is_dir():
+        raise click.UsageError(f"{option} {path}: folder {folder} does not exist")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise click.UsageError(f"{option} {path}: cannot be written")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write aside, then rename: a reader sees the old file or the whole new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,59 @@
+"""A reference model as a Workload: the one place where the tuner meets `autotune.models`.
+
+Only the command line and scripts import this; the library never does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+from autotune import meshes, models
+from autotune.meshes.transformer import Transformer, read_transformer
+from autotune.models.presets import PRESETS
+from autotune.workload import Workload
+
+
+def preset_workload(model: str, *, batch: int, seq: int, dtype: str) -> Workload:
+    """The workload of a preset name or of a JSON file with a shape; ValueError when it is neither."""
+    return transformer_workload(transformer_of(model), batch=batch, seq=seq, dtype=dtype)
+
+
+def transformer_of(model: str) -> Transformer:
+    """The shape that `--model` names."""
+    if model in PRESETS:
+        return PRESETS[model]
+    if model.endswith(".json"):
+        return read_transformer(Path(model))
+    raise ValueError(f"model: {model!r} is no preset ({', '.join(PRESETS)}) and no .json file")
+
+
+def transformer_workload(transformer: Transformer, *, batch: int, seq: int, dtype: str) -> Workload:
+    """The workload of a shape: our reference train step."""
+    return Workload(
+        name=f"{transformer.name}, batch {batch} x {seq} tokens, {dtype}",
+        build=partial(_build, transformer, batch, seq, dtype),
+        batch=batch,
+        seq=seq,
+        dtype=dtype,
+        transformer=transformer,
+        fingerprint=_fingerprint(transformer, batch, seq, dtype),
+    )
+
+
+def _build(transformer, batch, seq, dtype, layout, mesh):
+    from autotune.models.train_step import build_step
+
+    return build_step(transformer, batch, seq, layout, mesh, dtype=dtype)
+
+
+def _fingerprint(transformer: Transformer, batch: int, seq: int, dtype: str) -> str:
+    """Of the shape and of the source that builds the step: an edited model is another workload."""
+    digest = hashlib.sha256(json.dumps([dataclasses.asdict(transformer), batch, seq, dtype], sort_keys=True).encode())
+    folders = [Path(package.__path__[0]) for package in (models, meshes)]
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,100 @@
+"""From a compiled program's text to Evidence: read, place, replay, and replay on better hardware."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from autotune import meshes
+from autotune.compilation import Compilation
+from autotune.evidence import Evidence, evidence_from_json, evidence_to_json
+from autotune.hlo import read_program
+from autotune.hlo_memory import read_memory
+from autotune.limits import ARC
+from autotune.meshes.collectives import legs
+from autotune.meshes.hardware import Hardware, scale
+from autotune.meshes.layout import Layout
+from autotune.meshes.placement import place
+from autotune.meshes.target import Target
+from autotune.program import Collective, Compute, Program, walk
+from autotune.replay import Prediction, replay
+from autotune.store import Store
+
+
+def evidence_of(compilation: Compilation, layout: Layout, target: Target, store: Store | None) -> Evidence:
+    """What this compilation says of `layout` on `target`; kept in the store, since reading takes a second."""
+    key = _key(compilation, layout, target)
+    if store is not None:
+        kept = store.get_blob(key)
+        if kept is not None:
+            return evidence_from_json(kept)
+    program = program_of(compilation, layout, target)
+    evidence = evidence_of_program(program, compilation, layout, target)
+    if store is not None:
+        store.put_blob(key, evidence_to_json(evidence))
+    return evidence
+
+
+def program_of(compilation: Compilation, layout: Layout, target: Target) -> Program:
+    """The compiled text as a Program."""
+    return read_program(
+        compilation.text,
+        platform=compilation.platform,
+        mesh_shape=layout.mesh_shape,
+        devices_per_group=target.devices_per_group,
+        memory=read_memory(compilation),
+    )
+
+
+def predict(program: Program, layout: Layout, target: Target, hardware: Hardware) -> Prediction:
+    """Replay `program`, laid out by `layout` on `target`, with the rates of `hardware`."""
+    placement = place(layout, target)
+
+    @functools.cache
+    def ridden(collective: Collective):
+        return legs(collective, placement, hardware)
+
+    return replay(program, ridden, hardware)
+
+
+def evidence_of_program(program: Program, compilation: Compilation, layout: Layout, target: Target) -> Evidence:
+    """Replay the program as it is, and once for every resource on its critical path made better."""
+    hardware = target.hardware
+    prediction = predict(program, layout, target, hardware)
+    improved = {}
+    for resource in prediction.by_resource():
+        better = scale(hardware, resource, ARC)
+        improved[resource] = predict(program, layout, target, better).step_seconds
+    work = [(op, trips) for op, trips in walk(program.instructions) if isinstance(op, Compute)]
+    return Evidence(
+        prediction=prediction,
+        memory=program.memory,
+        flops=sum(trips * op.flops for op, trips in work),
+        recompute_flops=sum(trips * op.flops for op, trips in work if "rematted_computation" in (op.scope or "")),
+        hbm_bytes=sum(trips * op.hbm_bytes for op, trips in work),
+        improved_seconds=improved,
+        lower_seconds=compilation.lower_seconds,
+        compile_seconds=compilation.compile_seconds,
+        warnings=(*compilation.warnings, *program.warnings),
+        log=compilation.log_path,
+    )
+
+
+def _key(compilation: Compilation, layout: Layout, target: Target) -> str:
+    digest = hashlib.sha256(compilation.text.encode())
+    digest.update(f"{layout}|{target}|{_reader()}".encode())
+    return f"evidence-{digest.hexdigest()[:40]}"
+
+
+@functools.cache
+def _reader() -> str:
+    """Of the source that reads and replays: a mended reader answers anew."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    names = ("hlo*.py", "replay.py", "core_cost.py", "efficiency.py", "evidence.py", "program.py", Path(__file__).name)
+    paths = [path for name in names for path in here.glob(name)]
+    paths += [Path(meshes.__path__[0]) / name for name in ("placement.py", "collectives.py", "hardware.py")]
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
