@@ -1,0 +1,331 @@
+"""Which physical links each mesh axis rides, and the order of devices that makes it so. JAX-free.
+
+A slice of TPUs is a torus; every mesh axis takes whole dimensions of it or contiguous factors of them, inner axes
+nearest. GPUs of one NVLink domain hang on a switch, where every order is as good. Between slices or domains lies the
+outer tier; `layout.dcn` says which factor of which axis crosses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """The piece of one torus dimension that an axis takes: `size` positions, `stride` links apart.
+
+    `extent` is the length of the whole dimension, `wraps` whether its ends are joined.
+    """
+
+    dimension: int
+    size: int
+    stride: int
+    extent: int
+    wraps: bool
+
+    @property
+    def ring(self) -> bool:
+        """Whether the positions close a circle (only a piece that reaches around a wrapped dimension does)."""
+        return self.wraps and self.size * self.stride == self.extent
+
+    @property
+    def links(self) -> float:
+        """Links one group has to itself, one way: 2 on a ring, 1 on a line, shared by `stride` interleaved groups."""
+        return (2 if self.ring else 1) / self.stride
+
+    @property
+    def hops(self) -> int:
+        """Links that the farthest datum of a ring collective passes: half the ring, or the whole line."""
+        return (self.size // 2 if self.ring else self.size - 1) * self.stride
+
+    @property
+    def spread(self) -> float:
+        """Bytes over the busiest link per byte a device holds, when each sends every other an equal share (1/k).
+
+        Line of k: floor(k/2) ceil(k/2) pairs cross the middle link each way, so about k/4. Ring: the k devices' ways
+        add up to k floor(k^2/4) links of 2k, so about k/8.
+        """
+        return self.size**2 // 4 / self.size * self.stride / (2 if self.ring else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What one axis (or several together) has of one tier: the figures the collective formulas take.
+
+    `links`: links of the tier each device drives one way at the same time, as a ring collective uses them (a fraction
+    where groups share them). `hops`: links or messages on the longest way through a ring all-gather. `wraps`: all
+    dimensions close a circle. `spread`: bytes over the busiest link per byte held, in an all-to-all; `far_hops`: its
+    longest way. `share`: groups that share one link in a shift by one; `near_hops`: the longest way of such a shift.
+    `lanes`: the links by name; collectives on the same lane wait for each other, on different lanes they overlap.
+    """
+
+    tier: str
+    size: int
+    links: float
+    wraps: bool
+    hops: int
+    spread: float
+    far_hops: int
+    share: int
+    near_hops: int
+    lanes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the axes of one layout lie on one target.
+
+    `factors`: axis -> pieces of the torus dimensions of a slice (of the switch of a domain: one piece of dimension 0).
+    `cores`: axis -> its factor inside a chip of several devices. `outer`: axis -> its factor over slices or domains.
+    """
+
+    target: Target
+    sizes: Mapping[str, int]
+    factors: Mapping[str, tuple[Factor, ...]]
+    cores: Mapping[str, int]
+    outer: Mapping[str, int]
+
+    @property
+    def routes(self) -> dict[str, tuple[Route, ...]]:
+        """Axis -> its routes, inner tier first; () for an axis of size 1."""
+        return {axis: self.route((axis,)) for axis in self.sizes}
+
+    def route(self, axes: tuple[str, ...]) -> tuple[Route, ...]:
+        """The routes of groups that run along all of `axes` together, inner tier first."""
+        tiers = self.target.hardware.tiers
+        cores = math.prod(self.cores[axis] for axis in axes)
+        outer = math.prod(self.outer[axis] for axis in axes)
+        factors = merge(tuple(factor for axis in axes for factor in self.factors[axis]))
+        inner = tiers[1] if self.target.hardware.devices_per_chip > 1 else tiers[0]
+        routes = []
+        if cores > 1:
+            routes.append(switch_route(tiers[0].name, cores))
+        if factors and inner.kind == "torus":
+            routes.append(torus_route(inner.name, factors))
+        elif factors:
+            routes.append(switch_route(inner.name, math.prod(factor.size for factor in factors)))
+        if outer > 1:
+            routes.append(switch_route(tiers[-1].name, outer))
+        return tuple(routes)
+
+    def device_order(self) -> np.ndarray:
+        """Indices into the target's devices, in the shape of `layout.mesh_shape`.
+
+        The target's devices are sorted by slice or domain, then by coordinates (first dimension slowest), then core.
+        """
+        cuts: list[tuple[int, tuple[int, str]]] = []  # (size, (rank within the axis, axis)), slowest device bit first
+        for axis in self.sizes:
+            cuts.append((self.outer[axis], (0, axis)))
+        dimensions = len(torus(self.target))
+        for dimension in range(dimensions):
+            pieces = [
+                (factor, axis)
+                for axis in self.sizes
+                for factor in self.factors[axis]
+                if factor.dimension == dimension
+            ]
+            for factor, axis in sorted(pieces, key=lambda piece: -piece[0].stride):
+                cuts.append((factor.size, (1 + dimension, axis)))
+        for axis in self.sizes:
+            cuts.append((self.cores[axis], (1 + dimensions, axis)))
+        wanted = [
+            position
+            for axis in self.sizes
+            for position in sorted((i for i, cut in enumerate(cuts) if cut[1][1] == axis), key=lambda i: cuts[i][1][0])
+        ]
+        devices = np.arange(self.target.devices).reshape([size for size, _ in cuts])
+        return devices.transpose(wanted).reshape(tuple(self.sizes.values()))
+
+
+def place(layout: Layout, target: Target) -> Placement:
+    """The placement of a layout; where it says nothing about the outer tier, `default_dcn` fills that in.
+
+    ValueError when the sizes do not multiply to the devices, or the `dcn` factors not to the slices or domains.
+
+    >>> from autotune.meshes.target import parse_target
+    >>> place(Layout(fsdp=16, tensor=16), parse_target("v5e:16x16")).routes["tensor"][0].links
+    2.0
+    """
+    layout = default_dcn(layout, target)
+    outer = {axis: layout.dcn_axes[axis] for axis in layout.order}
+    inner = {axis: size // outer[axis] for axis, size in layout.mesh_shape.items()}
+    cores = dict.fromkeys(layout.order, 1)
+    left = target.hardware.devices_per_chip
+    for axis in reversed(layout.order):
+        cores[axis] = math.gcd(inner[axis], left)
+        left //= cores[axis]
+        inner[axis] //= cores[axis]
+    assert left == 1, "the sizes multiply to the devices, so they hold every factor of a chip"
+    dimensions = torus(target)
+    names = tuple(axis for axis in reversed(layout.order) if inner[axis] > 1)
+    matrix = assign(dimensions, tuple(inner[axis] for axis in names))
+    factors = dict.fromkeys(layout.order, ()) | dict(zip(names, pieces(dimensions, matrix), strict=True))
+    return Placement(target=target, sizes=layout.mesh_shape, factors=factors, cores=cores, outer=outer)
+
+
+def default_dcn(layout: Layout, target: Target) -> Layout:
+    """The layout with its `dcn` factors said: as given, or the outermost axes take the slices or domains.
+
+    >>> from autotune.meshes.target import parse_target
+    >>> str(default_dcn(Layout(fsdp=64), parse_target("h100:8x8")))
+    'fsdp=64,dcn.fsdp=8'
+    """
+    if layout.devices != target.devices:
+        sizes = " x ".join(f"{axis}={size}" for axis, size in layout.axes.items() if size > 1) or "data=1"
+        raise ValueError(f"layout: {sizes} = {layout.devices} devices, {target.name} has {target.devices}")
+    given = math.prod(layout.dcn_axes.values())
+    if given == target.groups:
+        return layout
+    if layout.dcn:
+        factors = " x ".join(f"dcn.{axis}={factor}" for axis, factor in layout.dcn)
+        raise ValueError(f"layout: {factors} = {given}, {target.name} has {target.groups} slices or domains")
+    left = target.groups
+    outer = []
+    for axis, size in layout.mesh_shape.items():
+        factor = math.gcd(size, left)
+        left //= factor
+        outer.append((axis, factor))
+    return dataclasses.replace(layout, dcn=tuple(outer))
+
+
+def torus(target: Target) -> tuple[tuple[int, bool], ...]:
+    """(extent, wraps) of each dimension of one slice; a switch is one dimension that does not wrap.
+
+    v5e and v6e: only a full dimension of 16 closes; the 3-D ones: slices of whole 4x4x4 cubes do, smaller ones not
+    (jax-ml/scaling-book, tpus.md).
+    """
+    if target.platform != "tpu":
+        return ((math.prod(target.shape), False),)
+    if len(target.shape) == 2:
+        return tuple((extent, extent == 16) for extent in target.shape)
+    cubes = all(extent % 4 == 0 for extent in target.shape)
+    return tuple((extent, cubes) for extent in target.shape)
+
+
+@lru_cache(maxsize=65536)
+def assign(dimensions: tuple[tuple[int, bool], ...], sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Factor of each dimension that each axis takes, axes innermost first: rows multiply to sizes, columns to extents.
+
+    Among all such tables, the one with the least sum over axes of seconds per byte of an all-gather, where each axis
+    out counts half of the one inside it (inner axes carry the activations of every layer); then the fewest hops; then
+    the table that fills the last dimensions first. There always is one: prime by prime, any way of dealing works.
+    """
+    extents = tuple(extent for extent, _ in dimensions)
+
+    def badness(matrix: tuple[tuple[int, ...], ...]) -> tuple[float, float, tuple[tuple[int, ...], ...]]:
+        seconds = hops = 0.0
+        for rank, factors in enumerate(pieces(dimensions, matrix)):
+            size = math.prod(factor.size for factor in factors)
+            seconds += (size - 1) / size / ring_links(factors) / 2**rank
+            hops += sum(factor.hops for factor in factors) / 2**rank
+        return round(seconds, 9), hops, matrix
+
+    return min(tables(extents, sizes), key=badness)
+
+
+def tables(extents: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Every table of factors whose rows multiply to `sizes` and whose columns multiply to `extents`."""
+    if not sizes:
+        yield ()
+        return
+    for row in splits(sizes[0], extents):
+        left = tuple(extent // factor for extent, factor in zip(extents, row, strict=True))
+        for rest in tables(left, sizes[1:]):
+            yield (row, *rest)
+
+
+def splits(size: int, extents: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Every way to write `size` as a product of one divisor of each extent."""
+    if not extents:
+        if size == 1:
+            yield ()
+        return
+    common = math.gcd(size, extents[0])
+    for factor in (f for f in range(1, common + 1) if common % f == 0):
+        for rest in splits(size // factor, extents[1:]):
+            yield (factor, *rest)
+
+
+def pieces(dimensions: tuple[tuple[int, bool], ...], matrix: tuple[tuple[int, ...], ...]) -> list[tuple[Factor, ...]]:
+    """The table as factors with strides, axes innermost first: the inner axis of a dimension takes its neighbours."""
+    strides = [1] * len(dimensions)
+    rows = []
+    for row in matrix:
+        factors = []
+        for dimension, (size, (extent, wraps)) in enumerate(zip(row, dimensions, strict=True)):
+            if size > 1:
+                factors.append(
+                    Factor(dimension=dimension, size=size, stride=strides[dimension], extent=extent, wraps=wraps)
+                )
+            strides[dimension] *= size
+        rows.append(tuple(factors))
+    return rows
+
+
+def merge(factors: tuple[Factor, ...]) -> tuple[Factor, ...]:
+    """The same positions with factors of one dimension that follow on each other made one."""
+    merged: list[Factor] = []
+    for factor in sorted(factors, key=lambda factor: (factor.dimension, factor.stride)):
+        last = merged[-1] if merged else None
+        if last and last.dimension == factor.dimension and last.stride * last.size == factor.stride:
+            merged[-1] = dataclasses.replace(last, size=last.size * factor.size)
+        else:
+            merged.append(factor)
+    return tuple(merged)
+
+
+def ring_links(factors: tuple[Factor, ...]) -> float:
+    """Links one way that an all-gather over several torus dimensions keeps busy.
+
+    The array is cut in pieces that take the dimensions in different orders, so that all links work at once. Within
+    that, the links of any subset of dimensions carry at least what those dimensions must gather last: with sizes k and
+    links b, seconds per byte are the greatest (prod k - 1) / sum b over all subsets; for one ring of k, (k - 1) / 2.
+    """
+    slowest = max(
+        (math.prod(factor.size for factor in subset) - 1) / sum(factor.links for factor in subset)
+        for count in range(1, len(factors) + 1)
+        for subset in itertools.combinations(factors, count)
+    )
+    return (math.prod(factor.size for factor in factors) - 1) / slowest
+
+
+def torus_route(tier: str, factors: tuple[Factor, ...]) -> Route:
+    """The route over pieces of a torus."""
+    return Route(
+        tier=tier,
+        size=math.prod(factor.size for factor in factors),
+        links=ring_links(factors),
+        wraps=all(factor.ring for factor in factors),
+        hops=sum(factor.hops for factor in factors),
+        spread=max(factor.spread for factor in factors),
+        far_hops=sum(factor.hops for factor in factors),
+        share=max(factor.stride for factor in factors),
+        near_hops=sum(factor.stride * (1 if factor.ring else factor.size - 1) for factor in factors),
+        lanes=tuple(dict.fromkeys(f"{tier}:{factor.dimension}" for factor in factors)),
+    )
+
+
+def switch_route(tier: str, size: int) -> Route:
+    """The route over a switch: one port a device, every other device one message away."""
+    return Route(
+        tier=tier,
+        size=size,
+        links=1.0,
+        wraps=True,
+        hops=size - 1,
+        spread=(size - 1) / size,
+        far_hops=1,
+        share=1,
+        near_hops=1,
+        lanes=(f"{tier}:0",),
+    )
