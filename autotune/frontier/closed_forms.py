@@ -47,11 +47,15 @@ def node_balance(gpu: Gpu) -> NodeBalance:
     network = GPUS_PER_NODE * gpu.levels[-1].bidirectional_bytes_per_second / (2 * WORD_BYTES)
     memory = GPUS_PER_NODE * gpu.hbm_bytes_per_second / (2 * WORD_BYTES)
     return NodeBalance(
-        multiply_adds_per_second=compute, nanobatch_tokens=compute / memory, activation_shard=4 * compute / (3 * network)
+        multiply_adds_per_second=compute,
+        nanobatch_tokens=compute / memory,
+        activation_shard=4 * compute / (3 * network),
     )
 
 
-def linear_scaling_end_flop(gpu: Gpu, *, alpha: float = DENSE_ALPHA, months: float = 3, batch_scale: float = 1) -> float:
+def linear_scaling_end_flop(
+    gpu: Gpu, *, alpha: float = DENSE_ALPHA, months: float = 3, batch_scale: float = 1
+) -> float:
     """T_crit: training FLOP above which a node's share of the run is too small to keep it busy. inf: it never is.
 
     T_crit(MAC) = [(1/960) (b0/L0 * T0^-alpha * C_n t / (a^2 m*))^2]^(1 / (1 - 2 alpha)), for batch over depth
@@ -79,8 +83,10 @@ def latency_wall_flop(
 ) -> float:
     """T_limit: training FLOP at which one matmul after another, 4 per layer and batch, takes the whole time.
 
-    T_limit(MAC) = [(3/320) (b0/L0 * T0^-alpha * t / l)^2]^(1 / (1 - 2 alpha)).
+    T_limit(MAC) = [(3/320) (b0/L0 * T0^-alpha * t / l)^2]^(1 / (1 - 2 alpha)). inf without latency.
     """
+    if latency_seconds == 0:
+        return math.inf
     return _solve(1 / latency_seconds, alpha, months, batch_scale, 3 / 320)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from autotune.frontier.assumptions import MONTH_SECONDS, Assumptions
@@ -71,12 +70,3 @@ def curve(gpu: Gpu, assumptions: Assumptions) -> Curve:
         if points[-1].utilization < LEAST_UTILIZATION:
             break
     return Curve(gpu=gpu, assumptions=assumptions, points=tuple(points), wall=None)
-
-
-def total_degree(levels: tuple[int, ...]) -> int:
-    """One degree over all network levels.
-
-    >>> total_degree((4, 16))
-    64
-    """
-    return math.prod(levels)

@@ -35,8 +35,9 @@ class NetworkLevel:
         if self.size is not None and (self.size < 2 or self.size.bit_count() != 1):
             raise ValueError(f"NetworkLevel: size={self.size} must be a power of two from 2, or None")
         if not self.bidirectional_bytes_per_second > 0:
-            raise ValueError(f"NetworkLevel: bidirectional_bytes_per_second={self.bidirectional_bytes_per_second} "
-                             "must be above 0")
+            raise ValueError(
+                f"NetworkLevel: bidirectional_bytes_per_second={self.bidirectional_bytes_per_second} must be above 0"
+            )
         if self.latency_seconds < 0:
             raise ValueError(f"NetworkLevel: latency_seconds={self.latency_seconds} must not be negative")
 
@@ -52,7 +53,7 @@ class Gpu:
 
     name: str
     label: str
-    flop_per_clock_per_thread: int
+    flop_per_clock_per_thread: float
     sms: int
     clock_hz: float
     large_matmul_efficiency: float
@@ -67,7 +68,9 @@ class Gpu:
 
     def __post_init__(self) -> None:
         if not 0 < self.large_matmul_efficiency <= 1:
-            raise ValueError(f"Gpu {self.name}: large_matmul_efficiency={self.large_matmul_efficiency} must be in (0, 1]")
+            raise ValueError(
+                f"Gpu {self.name}: large_matmul_efficiency={self.large_matmul_efficiency} must be in (0, 1]"
+            )
         if not self.levels or self.levels[-1].size is not None:
             raise ValueError(f"Gpu {self.name}: levels must end with one of size None")
         if any(level.size is None for level in self.levels[:-1]):
@@ -232,9 +235,7 @@ H100_GLOBAL_NVLINK = replace(
     H100,
     name="h100-global-nvlink",
     label="H100 SXM Global NVLink",
-    levels=(
-        NetworkLevel(size=None, bidirectional_bytes_per_second=9e11, latency_seconds=LEVEL_LATENCY_SECONDS),
-    ),
+    levels=(NetworkLevel(size=None, bidirectional_bytes_per_second=9e11, latency_seconds=LEVEL_LATENCY_SECONDS),),
 )
 H100_SUPERPOD = replace(
     H100,
@@ -251,9 +252,7 @@ H100_SCALED = replace(
     name="h100-scaled",
     label="H100 SXM Scaled",
     # Not a tenth of 1.125 us: the paper's simulation sets it twice, and the later value is the one it runs with.
-    levels=tuple(
-        replace(level, latency_seconds=5e-7) for level in H100.scaled(network_bandwidth=10).levels
-    ),
+    levels=tuple(replace(level, latency_seconds=5e-7) for level in H100.scaled(network_bandwidth=10).levels),
 )
 
 

@@ -17,7 +17,8 @@ from autotune.frontier.search import FastestMix, fastest_mix, unsplit_mixes
 RESOURCES = (
     "compute",
     "hbm",
-    "on-chip",
+    "l2",
+    "shared-memory",
     "tensor-network",
     "data-network",
     "pipeline-expert-network",
@@ -25,7 +26,7 @@ RESOURCES = (
     "matmul-latency",
     "network-latency",
 )
-"""What one batch's time is divided among. on-chip: L2 and shared memory. The bubble is idle time, the rest is busy."""
+"""What one batch's time is divided among. The bubble is idle time, the rest is busy."""
 
 GROUPS = {"matmul-latency": "latency", "network-latency": "latency"}
 """Resources that count as one limit."""
@@ -65,16 +66,14 @@ class Binding:
 
 def binding(run: TrainingRun, gpu: Gpu, found: FastestMix, overlap: Overlap) -> Binding:
     """Shares of the time of the mix found, and what memory costs at this cluster size."""
-    return Binding(
-        shares=time_shares(run, gpu, found, overlap), memory_gain=_memory_gain(run, gpu, found, overlap)
-    )
+    return Binding(shares=time_shares(run, gpu, found, overlap), memory_gain=_memory_gain(run, gpu, found, overlap))
 
 
 def time_shares(run: TrainingRun, gpu: Gpu, found: FastestMix, overlap: Overlap) -> dict[str, float]:
     """Every part of one batch's time given to the resource that takes it, as shares that sum to 1.
 
     Of things that overlap only the longest counts (equal: the matmul before communication, compute before HBM before
-    on-chip). The bubble's share is the time the pipeline stands idle.
+    L2 before shared memory). The bubble's share is the time the pipeline stands idle.
     """
     time, total = found.time, found.batch_seconds
     seconds = dict.fromkeys(RESOURCES, 0.0)
@@ -122,16 +121,21 @@ def _matmul_parts(run: TrainingRun, gpu: Gpu, found: FastestMix) -> dict[str, fl
     columns = run.d_model // math.prod(found.mix.tensor_model)
     nanobatch = run.batch_tokens // (math.prod(found.mix.data) * found.mix.microbatches * run.experts)
     repeats = float(layers_per_gpu(run, mixes)[0]) * found.mix.microbatches
-    parts = {"compute": 0.0, "hbm": 0.0, "on-chip": 0.0, "matmul-latency": 0.0}
+    parts = dict.fromkeys(("compute", "hbm", "l2", "shared-memory", "matmul-latency"), 0.0)
     for d1, d2 in ((rows, columns), (columns, rows)):
         for weight_gradient, times in ((False, 2), (True, 1)):
             one = matmul_time(
-                gpu, np.float64(d1), np.float64(d2), np.float64(nanobatch), weight_gradient=weight_gradient
+                gpu,
+                np.array(d1, dtype=np.float64),
+                np.array(d2, dtype=np.float64),
+                np.array(nanobatch, dtype=np.float64),
+                weight_gradient=weight_gradient,
             )
             candidates = {
                 "compute": float(one.compute),
                 "hbm": float(one.hbm),
-                "on-chip": float(max(one.l2, one.shared)),
+                "l2": float(one.l2),
+                "shared-memory": float(one.shared),
             }
             longest = max(candidates, key=lambda name: candidates[name])
             parts[longest] += repeats * times * candidates[longest]

@@ -46,8 +46,7 @@ class Mix:
     def gpus(self) -> int:
         """GPUs of the whole cluster."""
         return math.prod(
-            math.prod(degree)
-            for degree in (self.data, self.tensor_model, self.tensor_ff, self.pipeline, self.expert)
+            math.prod(degree) for degree in (self.data, self.tensor_model, self.tensor_ff, self.pipeline, self.expert)
         )
 
 

@@ -79,13 +79,13 @@ class TrainingRun:
         return 6 * self.active_params * float(self.batch_tokens)
 
 
-def depth(d_model: int, d_ff: int) -> int:
-    """Layers of a model this wide: a power law fitted to Hoffmann et al. 2022.
+def depth(d_model: int, d_ff: int, scale: float = 1.0) -> int:
+    """Layers of a model this wide: a power law fitted to Hoffmann et al. 2022, times `scale`.
 
-    >>> depth(12288, 49152)
-    192
+    >>> depth(12288, 49152), depth(12288, 49152, scale=0.25)
+    (192, 48)
     """
-    return near(0.10056 * (d_model * d_ff) ** 0.3751)
+    return near(0.10056 * (d_model * d_ff) ** 0.3751 * scale)
 
 
 def sparsity(d_model: int, d_ff: int) -> int:

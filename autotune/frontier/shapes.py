@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from autotune.frontier.assumptions import Assumptions
 from autotune.frontier.curve import Point, point
 from autotune.frontier.gpu import Gpu
 from autotune.frontier.limits import Binding, binding
-from autotune.frontier.run import TrainingRun, depth, widths
+from autotune.frontier.run import TrainingRun, depth, near, widths
 from autotune.frontier.search import smallest_cluster
 
-DEPTH_FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16)
+DEPTH_FACTORS = tuple(2 ** (i / 2) for i in range(-8, 9))
+"""A sixteenth to sixteen times a depth, in steps of the square root of 2."""
+LEAST_LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,33 +42,35 @@ def shape(run: TrainingRun, gpu: Gpu, assumptions: Assumptions) -> Shape:
 
 
 def equal_parameters(run: TrainingRun, gpu: Gpu, assumptions: Assumptions) -> list[Shape]:
-    """Shapes with the parameters of `run`, deepest last: each width of the grid with the depth that keeps 2 d f L.
+    """Shapes with the active parameters of `run` within 4 %, deepest last; a sixteenth to sixteen times its depth.
 
-    Depths are multiples of 8, so that pipelines divide them; the parameters then agree within 10 %, or the width is
-    left out. Data and batch follow the parameters, so the FLOP agree as closely as their square.
+    Depths have few prime factors and widths many factors of two, as in a curve: otherwise what divides them, not
+    their shape, would decide. Data and batch follow the parameters, so the FLOP agree within 8 %.
     """
-    rows: list[Shape] = []
-    for d_model in reversed(shape_widths(run.d_model)):
-        layers = 8 * round(run.active_params / (2 * d_model * 4 * d_model) / 8)
-        if layers < 8 or abs(layers * 8 * d_model**2 / run.active_params - 1) > 0.1:
-            continue
-        rows.append(shape(assumptions.run(d_model, layers), gpu, assumptions))
-    return rows
+    depths = sorted({near(run.layers * factor) for factor in DEPTH_FACTORS})
+    runs = (
+        assumptions.run(round_width(math.sqrt(run.active_params / (8 * layers))), layers)
+        for layers in depths
+        if layers >= LEAST_LAYERS
+    )
+    return [shape(run, gpu, assumptions) for run in runs]
 
 
-def shape_widths(around: int) -> list[int]:
-    """Widths from a quarter to four times a given one: the rounder ones of the grid, {k * 2^i: k in 1, 3, 5, 7}."""
-    grid = sorted({k * 2**i for k in (1, 3, 5, 7) for i in range(8, 24)})
-    return [d for d in grid if around / 4 <= d <= around * 4]
+def round_width(width: float) -> int:
+    """The nearest width with at most six significant binary digits, at least 256.
+
+    >>> round_width(53248), round_width(75300), round_width(10)
+    (53248, 75776, 256)
+    """
+    step = max(256, 2 ** (math.floor(math.log2(width)) - 6))
+    return max(256, step * round(width / step))
 
 
 def shape_map(gpu: Gpu, assumptions: Assumptions) -> list[Shape]:
-    """Depth x width over the curve's widths: every fourth width, depths from a sixteenth to sixteen times the rule's."""
+    """Depth x width: widths of the curve up to 720 thousand, at a sixteenth to sixteen times the rule's depth."""
     rows: list[Shape] = []
     for d_model in widths()[:48:3]:
         rule = depth(d_model, 4 * d_model)
-        for factor in DEPTH_FACTORS:
-            layers = 8 * round(rule * factor / 8)
-            if layers >= 8:
-                rows.append(shape(assumptions.run(d_model, layers), gpu, assumptions))
+        depths = sorted({near(rule * factor) for factor in DEPTH_FACTORS})
+        rows += [shape(assumptions.run(d_model, layers), gpu, assumptions) for layers in depths]
     return rows

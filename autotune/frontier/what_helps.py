@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -47,14 +46,13 @@ def reach(change: str, simulated: Curve) -> Reach:
     gpu, assumptions = simulated.gpu, simulated.assumptions
     end, last = simulated.linear_scaling_end, simulated.last_feasible
     common = {"months": assumptions.months, "batch_scale": assumptions.batch_scale}
-    latency = step_latency_seconds(gpu)
     return Reach(
         change=change,
         linear_scaling_ends_flop=None if end is None else end.run.flop,
         last_feasible_flop=None if last is None else last.run.flop,
         first_infeasible_flop=None if simulated.wall is None else simulated.wall.flop,
         closed_form_linear_end_flop=linear_scaling_end_flop(gpu, **common),
-        closed_form_wall_flop=latency_wall_flop(latency, **common) if latency else math.inf,
+        closed_form_wall_flop=latency_wall_flop(step_latency_seconds(gpu), **common),
     )
 
 

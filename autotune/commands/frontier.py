@@ -1,0 +1,172 @@
+"""`autotune frontier`: how far training scales before data movement stops it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from autotune.commands.options import bad_input, json_option, writable
+
+if TYPE_CHECKING:
+    from autotune.frontier.batch import Overlap
+    from autotune.frontier.gpu import Gpu
+
+PICTURES = ("utilization", "mix", "shape")
+SCALES = (
+    "network_bandwidth",
+    "network_latency",
+    "matmul_latency",
+    "hbm_bandwidth",
+    "on_chip_bandwidth",
+    "arithmetic",
+    "memory",
+)
+OVERLAPS = ("tensor", "pipeline", "data")
+
+
+@click.command()
+@click.option("--hardware", default="h100", show_default=True, help="One of the paper's; any other word lists them.")
+@click.option("--batch-rule", default="default", show_default=True, help="default (grows as C^(1/6)), fixed, deepseek.")
+@click.option("--batch-tokens", type=float, help="A fixed batch of your own, in tokens, instead of the rule's.")
+@click.option("--batch-scale", type=float, default=1.0, help="Multiplies the rule's batch.")
+@click.option("--critical-batch-tokens", type=float, help="Adds what each batch costs in data and steps.")
+@click.option("--sparse", is_flag=True, help="Mixtures of experts, one active; experts grow with width.")
+@click.option("--depth-scale", type=float, default=1.0, help="Multiplies the depth rule; below 1: fatter.")
+@click.option("--months", type=float, default=3.0, show_default=True, help="How long a run may take.")
+@click.option("--overlap", default="tensor,pipeline", show_default=True, help="What hides: these, data, none.")
+@click.option("--scale", multiple=True, metavar="NAME=FACTOR", help=f"Changes the hardware: {', '.join(SCALES)}.")
+@click.option("--what-helps", is_flag=True, help="Where both ends move when one thing is made twice as good.")
+@click.option("--shapes", is_flag=True, help="Deep against fat, at the parameters where linear scaling ends.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (.png, .svg) and its numbers (.csv).")
+@click.option("--picture", default="utilization", show_default=True, help="utilization, mix or shape.")
+@click.option("--beside", default="v100,a100,h100", show_default=True, help="Other hardware in that picture.")
+@json_option
+def frontier(
+    hardware: str,
+    batch_rule: str,
+    batch_tokens: float | None,
+    batch_scale: float,
+    critical_batch_tokens: float | None,
+    sparse: bool,
+    depth_scale: float,
+    months: float,
+    overlap: str,
+    scale: tuple[str, ...],
+    what_helps: bool,
+    shapes: bool,
+    plot: Path | None,
+    picture: str,
+    beside: str,
+    as_json: bool,
+) -> None:
+    """How far training scales: the limits of data movement (arXiv 2411.01137).
+
+    For one model size after another: the smallest cluster that trains it in time, its best mix of parallelism, its
+    utilisation and the limit that binds; where linear scaling ends, and the size no cluster finishes.
+    """
+    from autotune.frontier import rows as row_maker
+    from autotune.frontier.assumptions import Assumptions
+    from autotune.frontier.curve import curve
+    from autotune.frontier.shapes import equal_parameters
+    from autotune.frontier.what_helps import what_helps as changes
+
+    if critical_batch_tokens is not None and not 0 < critical_batch_tokens < float("inf"):
+        raise click.UsageError(f"--critical-batch-tokens={critical_batch_tokens} must be a finite number above 0")
+    if picture not in PICTURES:
+        raise click.UsageError(f"--picture={picture!r} must be one of {', '.join(PICTURES)}")
+    gpu = _scaled(_gpu("--hardware", hardware), scale)
+    others = [_gpu("--beside", name) for name in beside.split(",") if name.strip()]
+    writable(plot, "--plot")
+    if plot is not None:
+        _require_plotting(plot)
+    with bad_input():
+        assumptions = Assumptions(
+            sparse=sparse,
+            batch_rule=batch_rule,
+            batch_tokens=batch_tokens,
+            batch_scale=batch_scale,
+            depth_scale=depth_scale,
+            months=months,
+            overlap=_overlap(overlap),
+        )
+    computed = curve(gpu, assumptions)
+    limits = row_maker.bindings(computed)
+    helps = changes(computed) if what_helps else None
+    anchor = computed.linear_scaling_end or computed.last_feasible
+    shape_table = equal_parameters(anchor.run, gpu, assumptions) if shapes and anchor else None
+
+    if plot is not None:
+        from autotune.frontier import plot as plots
+
+        if picture == "utilization":
+            curves = [computed, *(curve(other, assumptions) for other in others if other.name != gpu.name)]
+            plots.utilization_picture(curves, plot)
+        elif picture == "mix":
+            plots.mix_picture(computed, plot)
+        else:
+            plots.shape_picture(gpu, assumptions, anchor.run if anchor else assumptions.run(12288), plot)
+        click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
+    if as_json:
+        result = row_maker.document(
+            computed, limits, critical_batch_tokens=critical_batch_tokens, helps=helps, shapes=shape_table
+        )
+        click.echo(json.dumps(result, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from autotune.frontier.screen import render
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(
+        render(computed, limits, critical_batch_tokens=critical_batch_tokens, helps=helps, shapes=shape_table)
+    )
+
+
+def _gpu(option: str, name: str) -> Gpu:
+    from autotune.frontier.gpu import GPUS
+
+    if name.strip() not in GPUS:
+        raise click.UsageError(f"{option}={name!r} must be one of {', '.join(GPUS)}")
+    return GPUS[name.strip()]
+
+
+def _scaled(gpu: Gpu, scale: tuple[str, ...]) -> Gpu:
+    """The GPU with `--scale name=factor` applied; its label says so."""
+    from dataclasses import replace
+
+    for text in scale:
+        name, _, factor_text = text.partition("=")
+        try:
+            factor = float(factor_text)
+        except ValueError:
+            raise click.UsageError(f"--scale {text}: write NAME=FACTOR, e.g. --scale network_bandwidth=2") from None
+        if name not in SCALES:
+            raise click.UsageError(f"--scale {text}: {name!r} must be one of {', '.join(SCALES)}")
+        if not 1e-6 <= factor <= 1e6 and not (factor == 0 and name.endswith("latency")):
+            raise click.UsageError(f"--scale {text}: the factor must be from 1e-6 to 1e6 (a latency may also be 0)")
+        gpu = replace(gpu.scaled(**{name: factor}), label=f"{gpu.label}, {name} x{factor:g}")
+    return gpu
+
+
+def _overlap(text: str) -> Overlap:
+    from autotune.frontier.batch import Overlap
+
+    names = [] if text == "none" else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in OVERLAPS:
+            raise click.UsageError(f"--overlap={text!r}: {name!r} must be one of {', '.join(OVERLAPS)}, or none alone")
+    return Overlap(tensor="tensor" in names, pipeline="pipeline" in names, data="data" in names)
+
+
+def _require_plotting(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise click.UsageError(f"--plot {path}: the name must end in .png, .svg or .pdf")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise click.UsageError("--plot needs matplotlib: pip install 'autotune-jax[plot]'") from None

@@ -1,0 +1,228 @@
+"""Pictures of the limits model, each with its numbers as CSV beside it. Needs matplotlib (the `plot` extra)."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.frontier.assumptions import Assumptions
+from autotune.frontier.curve import LINEAR_SHARE, Curve
+from autotune.frontier.gpu import Gpu
+from autotune.frontier.limits import RESOURCES
+from autotune.frontier.rows import Json, bindings, curve_rows, shape_row
+from autotune.frontier.run import TrainingRun, depth
+from autotune.frontier.shapes import equal_parameters, shape_map
+
+LIMIT_COLOURS = {
+    "compute": "#4daf7c",
+    "hbm": "#8c6bb1",
+    "l2": "#b39ddb",
+    "shared-memory": "#d7c4ee",
+    "tensor-network": "#e6842a",
+    "data-network": "#f2c14e",
+    "pipeline-expert-network": "#c8553d",
+    "bubble": "#9aa0a6",
+    "latency": "#3b6fb6",
+    "matmul-latency": "#3b6fb6",
+    "network-latency": "#8fb4e3",
+    "memory": "#d16ba5",
+}
+DEGREES = (
+    ("data", "dp", "#f2c14e"),
+    ("tensor, d_ff", "tp_ff", "#e6842a"),
+    ("tensor, d_model", "tp_model", "#f4b27a"),
+    ("pipeline", "pp", "#c8553d"),
+    ("expert", "ep", "#8c6bb1"),
+)
+
+
+def utilization_picture(curves: Sequence[Curve], path: Path) -> None:
+    """Utilisation against training FLOP, one line per hardware; under it, for each, what binds at which size."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(10, 5.2 + 0.42 * len(curves)), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4.2, 0.42 * len(curves) + 0.25])
+    seen: set[str] = set()
+    tables = [curve_rows(curve, bindings(curve)) for curve in curves]
+    lines = ("#1b3a5c", "#c2452d", "#2e7d5b", "#7a5195", "#b8860b", "#5c5c5c")
+    for place, (curve, rows) in enumerate(zip(curves, tables, strict=True)):
+        feasible = [row for row in rows if row["feasible"]]
+        flop = [row["train_flop"] for row in feasible]
+        colour = lines[place % len(lines)]
+        above.plot(flop, [row["utilization"] for row in feasible], color=colour, lw=1.8, label=curve.gpu.label)
+        end = curve.linear_scaling_end
+        if end is not None:
+            above.plot(end.run.flop, end.utilization, "o", color=colour, ms=7, mfc="white", mew=1.8)
+        if curve.wall is not None and feasible:
+            above.plot(flop[-1], feasible[-1]["utilization"], "X", color=colour, ms=9)
+        edges = _edges(flop)
+        for row, left, right in zip(feasible, edges, edges[1:], strict=False):
+            seen.add(row["binding"])
+            below.barh(place, right - left, left=left, height=0.8, color=LIMIT_COLOURS[row["binding"]])
+    above.plot([], [], "o", color="black", mfc="white", label=f"first at most {LINEAR_SHARE:g} of large matmuls' rate")
+    above.plot([], [], "X", color="black", label="last size any cluster finishes in time")
+    flops = [row["train_flop"] for rows in tables for row in rows if row["feasible"]]
+    above.set_xscale("log")
+    above.set_xlim(min(flops, default=1e24) / 2, max(flops, default=1e25) * 2)
+    above.set_ylim(0, 1)
+    above.set_ylabel("utilisation of peak")
+    above.grid(alpha=0.25)
+    above.legend(fontsize=8, loc="upper right")
+    above.set_title(_title(curves[0]), fontsize=10)
+    below.set_yticks(range(len(curves)), [curve.gpu.label for curve in curves], fontsize=8)
+    below.invert_yaxis()
+    below.set_xlabel("training FLOP")
+    below.set_title("the limit that binds", fontsize=9, loc="left")
+    below.legend(
+        handles=[Patch(color=colour, label=limit) for limit, colour in LIMIT_COLOURS.items() if limit in seen],
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.45, -0.75 / (0.42 * len(curves) + 0.25)),
+        ncols=6,
+        frameon=False,
+    )
+    _save(figure, path, [_flat(row) for rows in tables for row in rows])
+
+
+def mix_picture(curve: Curve, path: Path) -> None:
+    """How the best mix divides the cluster, against training FLOP: the degrees multiply to the number of GPUs."""
+    from matplotlib.figure import Figure
+
+    rows = curve_rows(curve, bindings(curve))
+    feasible = [row for row in rows if row["feasible"]]
+    flop = [row["train_flop"] for row in feasible]
+    used = [degree for degree in DEGREES if any(row[degree[1]] > 1 for row in feasible)]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    above.stackplot(
+        flop,
+        [[math.log2(row[key]) for row in feasible] for _, key, _ in used],
+        colors=[colour for _, _, colour in used],
+        labels=[name for name, _, _ in used],
+        edgecolor="white",
+        lw=0.6,
+    )
+    above.set_xscale("log")
+    above.set_ylabel("log2 of the degree, stacked: log2 of GPUs")
+    above.legend(fontsize=8, loc="upper left")
+    above.set_title(_title(curve), fontsize=10)
+    above.grid(alpha=0.25)
+    for name, key, colour in used:
+        below.plot(flop, [row[key] for row in feasible], "o-", ms=3.5, lw=1.2, color=colour, label=name)
+    below.set_yscale("log", base=2)
+    below.set_ylabel("degree")
+    below.set_xlabel("training FLOP")
+    below.grid(alpha=0.25)
+    _save(figure, path, [_flat(row) for row in rows])
+
+
+def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path: Path) -> None:
+    """Depth x width coloured by utilisation, and what shapes with the anchor's parameters spend their time on."""
+    from matplotlib.figure import Figure
+
+    grid = shape_map(gpu, assumptions)
+    equal = equal_parameters(anchor, gpu, assumptions)
+    figure = Figure(figsize=(12, 5.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    feasible = [shape for shape in grid if shape.point is not None]
+    lost = [shape for shape in grid if shape.point is None]
+    cells = left.scatter(
+        [shape.run.d_model for shape in feasible],
+        [shape.run.layers for shape in feasible],
+        c=[shape.point.utilization for shape in feasible if shape.point],
+        marker="s",
+        s=62,
+        cmap="viridis",
+        vmin=0,
+        vmax=gpu.large_matmul_efficiency,
+    )
+    left.scatter(
+        [shape.run.d_model for shape in lost],
+        [shape.run.layers for shape in lost],
+        marker="x",
+        s=22,
+        color="#b0b0b0",
+        label="no cluster is in time",
+    )
+    shown = sorted({shape.run.d_model for shape in grid})
+    left.plot(shown, [depth(d, 4 * d) for d in shown], color="black", lw=1.4, label="depth rule")
+    for params in (1e12, 1e13, 1e14, 1e15):
+        left.plot(shown, [params / (8 * d * d) for d in shown], color="#c2452d", lw=0.8, ls=":")
+        at = math.sqrt(params / (8 * 10))
+        if shown[0] < at < shown[-1]:
+            text = f"{params:.0e} parameters ".replace("e+", "e")
+            left.annotate(text, (at, 10), color="#c2452d", fontsize=7, ha="right")
+    left.plot(
+        [shape.run.d_model for shape in equal],
+        [shape.run.layers for shape in equal],
+        color="#c2452d",
+        lw=1.4,
+        label=f"{anchor.active_params:.2g} parameters (right)",
+    )
+    left.set_xscale("log", base=2)
+    left.set_yscale("log", base=2)
+    left.set_xlim(shown[0] / 1.2, shown[-1] * 1.2)
+    left.set_ylim(8, 2 * max(shape.run.layers for shape in grid))
+    left.set_xlabel("width d_model")
+    left.set_ylabel("layers")
+    left.legend(fontsize=8, loc="upper left")
+    left.set_title(_title(Curve(gpu=gpu, assumptions=assumptions, points=(), wall=None)), fontsize=9)
+    figure.colorbar(cells, ax=left, label="utilisation of peak", shrink=0.85)
+
+    names = [f"{shape.run.layers} x {shape.run.d_model}" for shape in equal]
+    bottom = [0.0] * len(equal)
+    for resource in RESOURCES:
+        shares = [0.0 if shape.binding is None else shape.binding.shares[resource] for shape in equal]
+        if max(shares) < 0.005:
+            continue
+        right.bar(names, shares, bottom=bottom, color=LIMIT_COLOURS[resource], label=resource, width=0.85)
+        bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
+    heights = [0.0 if shape.point is None else shape.point.utilization for shape in equal]
+    right.plot(names, heights, "o-", color="black", ms=4, lw=1.2, label="utilisation of peak")
+    right.set_ylim(0, 1.28)
+    right.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    right.set_ylabel("share of the time")
+    right.set_xlabel("layers x width")
+    right.tick_params(axis="x", labelsize=7, rotation=90)
+    right.legend(fontsize=7, loc="upper center", ncols=3)
+    right.set_title(f"{anchor.active_params:.3g} parameters, {anchor.flop:.3g} FLOP: deep against fat", fontsize=9)
+    _save(
+        figure,
+        path,
+        [{"set": "map", **_flat(shape_row(shape))} for shape in grid]
+        + [{"set": "equal parameters", **_flat(shape_row(shape))} for shape in equal],
+    )
+
+
+def _title(curve: Curve) -> str:
+    a = curve.assumptions
+    batch = f"{a.batch_rule} batch rule" if a.batch_tokens is None else f"batch of {a.batch_tokens:.3g} tokens"
+    kind = "sparse" if a.sparse else "dense"
+    return f"{curve.gpu.label}: smallest cluster in time ({kind}, {batch}, {a.months:g} months)"
+
+
+def _edges(flop: Sequence[float]) -> list[float]:
+    """Borders between sizes, half way on a log scale; the first and last as wide as their only neighbour."""
+    if len(flop) == 1:
+        return [flop[0] / 1.5, flop[0] * 1.5]
+    middle = [math.sqrt(low * high) for low, high in zip(flop, flop[1:], strict=False)]
+    return [flop[0] ** 2 / middle[0], *middle, flop[-1] ** 2 / middle[-1]]
+
+
+def _flat(row: Json) -> Json:
+    """A row for CSV: each share in a column of its own."""
+    shares = row.get("shares") or {}
+    flat = {key: value for key, value in row.items() if key != "shares"}
+    return flat | {f"share_{resource}": shares.get(resource) for resource in RESOURCES}
+
+
+def _save(figure: Any, path: Path, rows: Sequence[Json]) -> None:
+    figure.savefig(path, dpi=150)
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,215 @@
+"""A curve for the terminal: rich renderables, no printing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autotune.frontier.closed_forms import DENSE_ALPHA, latency_wall_flop, linear_scaling_end_flop, step_latency_seconds
+from autotune.frontier.critical_batch import effort_over_minimum
+from autotune.frontier.curve import LINEAR_SHARE, Curve, Point
+from autotune.frontier.limits import RESOURCES, Binding
+from autotune.frontier.shapes import Shape
+from autotune.frontier.what_helps import Reach
+
+
+def render(
+    curve: Curve,
+    limits: Sequence[Binding],
+    *,
+    critical_batch_tokens: float | None = None,
+    helps: Sequence[Reach] | None = None,
+    shapes: Sequence[Shape] | None = None,
+) -> Group:
+    """The whole screen: what was assumed, the curve, its ends, and on demand what would help and which shape."""
+    parts: list[RenderableType] = [_heading(curve), _table(curve, limits, critical_batch_tokens), _ends(curve, limits)]
+    if helps is not None:
+        parts.append(_helps(helps))
+    if shapes is not None:
+        parts.append(_shapes(shapes))
+    return Group(*parts)
+
+
+def flop_text(flop: float | None) -> str:
+    """Three significant digits; a dash where there is no such figure.
+
+    >>> flop_text(2.0484e28), flop_text(None), flop_text(float("inf"))
+    ('2.05e28', '-', 'never')
+    """
+    if flop is None:
+        return "-"
+    return "never" if math.isinf(flop) else f"{flop:.2e}".replace("e+", "e")
+
+
+def count_text(count: float) -> str:
+    """Whole numbers up to 9999, then thousands, millions, ... with three significant digits.
+
+    >>> count_text(2048), count_text(8388608), count_text(1.3e13)
+    ('2048', '8.39 M', '13 T')
+    """
+    if count < 1e4:
+        return f"{count:.0f}"
+    for unit, scale in (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18)):
+        if count < 1000 * scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.2e}"
+
+
+def _heading(curve: Curve) -> Text:
+    a = curve.assumptions
+    own = a.batch_tokens
+    batch = f"{a.batch_rule} batch rule" if own is None else f"batch of {count_text(own)} tokens"
+    hidden = [name for name in ("tensor", "pipeline", "data") if getattr(a.overlap, name)]
+    factors = (("batch", a.batch_scale), ("depth", a.depth_scale))
+    scales = [f"{name} x{value:g}" for name, value in factors if value != 1]
+    return Text(
+        f"{curve.gpu.label}: {'sparse' if a.sparse else 'dense'} models, {', '.join([batch, *scales])}, the smallest "
+        f"cluster that trains in {a.months:g} months\n"
+        f"hidden behind computation: {', '.join(hidden) or 'nothing'}; peak {curve.gpu.peak_flop_per_second:.3g} "
+        f"FLOP/s, large matmuls reach {curve.gpu.large_matmul_efficiency:.0%} of it"
+    )
+
+
+def _table(curve: Curve, limits: Sequence[Binding], critical_batch_tokens: float | None) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("FLOP", "params", "width", "layers", "batch", "GPUs", "months", "util", "tensor", "pipe", "data"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if curve.assumptions.sparse:
+        table.add_column("expert", justify="right", no_wrap=True)
+    table.add_column("schedule", no_wrap=True)
+    table.add_column("binds", no_wrap=True)
+    table.add_column("then", no_wrap=True)
+    if critical_batch_tokens is not None:
+        table.add_column("data", justify="right", no_wrap=True)
+    end = curve.linear_scaling_end
+    for point, limit in zip(curve.points, limits, strict=True):
+        table.add_row(
+            *_cells(point, limit, curve.assumptions.sparse, critical_batch_tokens),
+            style="yellow" if point is end else None,
+        )
+    if curve.wall is not None:
+        wall = curve.wall
+        table.add_row(
+            flop_text(wall.flop),
+            count_text(wall.params),
+            str(wall.d_model),
+            str(wall.layers),
+            count_text(wall.batch_tokens),
+            "none",
+            f">{curve.assumptions.months:g}",
+            style="red",
+        )
+    return table
+
+
+def _cells(point: Point, limit: Binding, sparse: bool, critical_batch_tokens: float | None) -> list[str]:
+    mix, run = point.found.mix, point.run
+    schedule = "zero-bubble" if mix.zero_bubble else (f"1f1b v={mix.interleave}" if math.prod(mix.pipeline) > 1 else "")
+    then = limit.runner_up
+    cells = [
+        flop_text(run.flop),
+        count_text(run.params),
+        str(run.d_model),
+        str(run.layers),
+        count_text(run.batch_tokens),
+        count_text(point.found.gpus),
+        f"{point.months:.2f}",
+        f"{point.utilization:.1%}",
+        f"{math.prod(mix.tensor_model)}x{math.prod(mix.tensor_ff)}",
+        str(math.prod(mix.pipeline)),
+        str(math.prod(mix.data)),
+        *([str(math.prod(mix.expert))] if sparse else []),
+        f"{schedule} m={mix.microbatches}".strip(),
+        f"{limit.limit} {limit.memory_gain if limit.limit == 'memory' else limit.by_limit[limit.limit]:.0%}",
+        f"{then} {limit.by_limit[then]:.0%}",
+    ]
+    if critical_batch_tokens is not None:
+        cells.append(f"x{effort_over_minimum(run.batch_tokens, critical_batch_tokens).examples:.2f}")
+    return cells
+
+
+def _ends(curve: Curve, limits: Sequence[Binding]) -> Text:
+    a, end, last = curve.assumptions, curve.linear_scaling_end, curve.last_feasible
+    lines = []
+    if end is None:
+        lines.append("linear scaling does not end on this curve")
+    else:
+        limit = limits[curve.points.index(end)].limit
+        lines.append(
+            f"linear scaling ends at {flop_text(end.run.flop)} FLOP ({count_text(end.found.gpus)} GPUs, utilisation "
+            f"{end.utilization:.1%} <= {LINEAR_SHARE:g} x {curve.gpu.large_matmul_efficiency:.0%}): {limit} binds"
+        )
+    if curve.wall is None:
+        lines.append("no size on this curve is out of reach")
+    elif last is None:
+        lines.append(f"no size is in time: the first, {flop_text(curve.wall.flop)} FLOP, is already too large")
+    else:
+        lines.append(
+            f"the wall lies between {flop_text(last.run.flop)} and {flop_text(curve.wall.flop)} FLOP: above it no "
+            f"cluster is in time; {limits[-1].limit} binds below it"
+        )
+    common = {"months": a.months, "batch_scale": a.batch_scale}
+    linear = linear_scaling_end_flop(curve.gpu, **common)
+    wall = latency_wall_flop(step_latency_seconds(curve.gpu), **common)
+    lines.append(
+        f"closed forms (dense, the paper's batch rule, alpha {DENSE_ALPHA:.3f}): linear to {flop_text(linear)}, "
+        f"latency wall {flop_text(wall)} FLOP"
+    )
+    return Text("\n" + "\n".join(lines))
+
+
+def _helps(rows: Sequence[Reach]) -> Table:
+    base = rows[0]
+    table = Table(title="what would help (training FLOP; the simulation moves in steps of the size grid)", box=None)
+    table.title_justify = "left"
+    table.add_column("change")
+    for name in ("linear to", "gain", "feasible to", "gain", "closed form: linear", "gain", "latency wall", "gain"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.change,
+            flop_text(row.linear_scaling_ends_flop),
+            _gain(row.linear_scaling_ends_flop, base.linear_scaling_ends_flop),
+            flop_text(row.last_feasible_flop),
+            _gain(row.last_feasible_flop, base.last_feasible_flop),
+            flop_text(row.closed_form_linear_end_flop),
+            _gain(row.closed_form_linear_end_flop, base.closed_form_linear_end_flop),
+            flop_text(row.closed_form_wall_flop),
+            _gain(row.closed_form_wall_flop, base.closed_form_wall_flop),
+        )
+    return table
+
+
+def _gain(flop: float | None, base: float | None) -> str:
+    if flop is None or base is None or math.isinf(flop) or math.isinf(base):
+        return "-"
+    return f"x{flop / base:.3g}"
+
+
+def _shapes(shapes: Sequence[Shape]) -> Table:
+    table = Table(title="shapes of about equal parameters and FLOP, deepest last (shares of the time)", box=None)
+    table.title_justify = "left"
+    used = [
+        name
+        for name in RESOURCES
+        if any(shape.binding is not None and shape.binding.shares[name] >= 0.005 for shape in shapes)
+    ]
+    for name in ("width", "layers", "params", "GPUs", "months", "util", *used):
+        table.add_column(name, justify="right")
+    for shape in shapes:
+        cells = [str(shape.run.d_model), str(shape.run.layers), count_text(shape.run.params)]
+        if shape.point is None or shape.binding is None:
+            table.add_row(*cells, "none", style="red")
+            continue
+        table.add_row(
+            *cells,
+            count_text(shape.point.found.gpus),
+            f"{shape.point.months:.2f}",
+            f"{shape.point.utilization:.1%}",
+            *(f"{shape.binding.shares[name]:.0%}" for name in used),
+        )
+    return table
