@@ -47,7 +47,8 @@ class Hardware:
     `flops_per_second`: dense peak by dtype name ("bfloat16", "float16", "float32", "float8", "int8").
     `clock_hz`: what the TPU compiler's `estimated_cycles` are divided by; None off TPU.
     `capacity_bytes`: what one program may use (the compiler's or allocator's limit, not the data sheet's).
-    `compile_fields`: numbers the deviceless GPU compiler wants in its target description; empty elsewhere.
+    `compile_fields`: what a compiler without the device must be told. GPU: the numbers of XLA's target description;
+    TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
     `sources`: figure name -> where it is from, and what other sources say.
     """
 
@@ -74,6 +75,11 @@ class Hardware:
                 raise ValueError(f"Hardware {self.name}: {field}={getattr(self, field)} must be above 0")
         if not self.flops_per_second or min(self.flops_per_second.values()) <= 0:
             raise ValueError(f"Hardware {self.name}: flops_per_second must name a dtype, each above 0")
+
+    @property
+    def torus_dimensions(self) -> int:
+        """Dimensions of the torus of one slice; 0 where devices hang on a switch."""
+        return int(str(self.compile_fields.get("torus_dimensions", 0)))
 
     def peak(self, dtype: str) -> float:
         """Dense peak FLOP/s of one device in that dtype; ValueError naming chip and dtype where it has none."""

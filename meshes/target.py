@@ -63,7 +63,7 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
     if min(*shape, slices, 1) < 1:
         raise ValueError(f"target: {text!r} has a size of 0")
     if chip.platform == "tpu":
-        dimensions = 2 if chip.name in ("v5e", "v6e") else 3
+        dimensions = chip.torus_dimensions
         if len(shape) != dimensions:
             raise ValueError(f"target: {text!r}: a {chip.name} slice has {dimensions} dimensions, got {len(shape)}")
         return Target(name=text, hardware=chip, shape=shape, groups=slices, attached=False)

@@ -1,0 +1,209 @@
+"""JAX devices of a target, and the `jax.sharding.Mesh` of a layout on them. The one JAX module that knows topologies.
+
+A target of another machine gives compile-only devices (deviceless TPU and GPU topologies); `cpu:N` gives devices
+simulated here; an attached target the devices this process or job has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from autotune.meshes.hardware import Hardware, load_hardware
+from autotune.meshes.layout import Layout
+from autotune.meshes.placement import place
+from autotune.meshes.target import Target
+
+DEVICELESS_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+}
+"""What a process that only compiles wants in its environment before libtpu loads: no metadata server, no lock file.
+
+On a machine with accelerators it also wants JAX_PLATFORMS=cpu before jax is imported, or it takes them.
+"""
+
+DEVICE_KINDS = (
+    ("TPU v4", "v4"),
+    ("TPU v5 lite", "v5e"),
+    ("TPU v5e", "v5e"),
+    ("TPU v5p", "v5p"),
+    ("TPU v5", "v5p"),
+    ("TPU v6 lite", "v6e"),
+    ("TPU v6e", "v6e"),
+    ("TPU7x", "tpu7x"),
+    ("GB200", "gb200"),
+    ("B200", "b200"),
+    ("H200", "h200"),
+    ("H100", "h100"),
+    ("A100-SXM4-80GB", "a100-80"),
+    ("A100-SXM4-40GB", "a100-40"),
+    ("V100-SXM2-32GB", "v100-32"),
+    ("V100-SXM2-16GB", "v100-16"),
+    ("cpu", "cpu"),
+)
+"""Part of `jax.Device.device_kind` -> hardware file; the first that fits."""
+
+
+def devices_of(target: Target) -> list:
+    """The JAX devices of a target, in the order `Placement.device_order` counts them."""
+    import jax
+
+    if target.attached or (target.platform == "cpu" and jax.distributed.is_initialized()):
+        devices = jax.devices()
+    elif target.platform == "cpu":
+        devices = _simulated(target)
+    elif target.platform == "tpu":
+        devices = _tpu_topology(target)
+    else:
+        devices = _gpu_topology(target)
+    if len(devices) != target.devices:
+        raise ValueError(f"target: {target.name} has {target.devices} devices, JAX gives {len(devices)}")
+    return sorted(devices, key=_position)
+
+
+def mesh_of(layout: Layout, target: Target, devices: Sequence | None = None, explicit: bool = False):
+    """The mesh of a layout: all six axes in `layout.order`, devices placed as `meshes.placement` says.
+
+    `devices`: those of `devices_of(target)`, in that order. `explicit`: axes of `AxisType.Explicit` (else Auto).
+    """
+    from jax.sharding import AxisType, Mesh
+
+    order = place(layout, target).device_order()
+    found = np.array(devices_of(target) if devices is None else list(devices), dtype=object)
+    kind = AxisType.Explicit if explicit else AxisType.Auto
+    return Mesh(found[order], tuple(layout.mesh_shape), axis_types=(kind,) * order.ndim)
+
+
+def local_target(hardware: Hardware | None = None) -> Target:
+    """The target that the devices of this process, or of this job of several, make up.
+
+    TPU: slices and their torus from the devices' coordinates; GPU: one domain per NVLink partition; CPU: one group per
+    process. `hardware` replaces the chip's file. ValueError when the chip is unknown or the devices fill no box.
+    """
+    import jax
+
+    devices = sorted(jax.devices(), key=_position)
+    kind = devices[0].device_kind
+    if hardware is None:
+        names = [name for part, name in DEVICE_KINDS if part.lower() in kind.lower()]
+        if not names:
+            raise ValueError(f"target: no hardware file for device kind {kind!r}; give one with --hardware")
+        hardware = load_hardware(names[0])
+    groups: dict[int, list] = {}
+    for device in devices:
+        groups.setdefault(_position(device)[0], []).append(device)
+    if len({len(group) for group in groups.values()}) > 1:
+        raise ValueError(f"target: local groups differ in size: {sorted(len(group) for group in groups.values())}")
+    first = groups[min(groups)]
+    shape: tuple[int, ...] = (len(first),)
+    if hardware.platform == "tpu":
+        corners = np.array([device.coords for device in first])
+        shape = tuple(int(extent) for extent in corners.max(0) - corners.min(0) + 1)[: hardware.torus_dimensions]
+    target = Target(name="local", hardware=hardware, shape=shape, groups=len(groups), attached=True)
+    if target.devices != len(devices):
+        raise ValueError(f"target: {len(devices)} local devices do not fill {len(groups)} x {shape}")
+    return target
+
+
+def _position(device) -> tuple[int, ...]:
+    """Slice, NVLink partition or host; coordinates (first dimension slowest); core; id."""
+    if device.platform == "tpu":
+        return (getattr(device, "slice_index", None) or 0, *device.coords, device.core_on_chip, device.id)
+    group = device.process_index if device.platform == "cpu" else _partition(device)
+    return (group, device.id)
+
+
+def _partition(device) -> int:
+    for name in ("partition_index", "slice_index"):
+        found = getattr(device, name, None)
+        if found is not None:
+            return found
+    return device.process_index
+
+
+def _simulated(target: Target) -> list:
+    import jax
+
+    try:
+        jax.config.update("jax_num_cpu_devices", target.devices)
+    except RuntimeError:  # the backend is already up; what it has must do
+        pass
+    devices = jax.devices("cpu")
+    if len(devices) < target.devices:
+        raise ValueError(
+            f"target: {target.name} needs {target.devices} simulated devices, JAX was already started "
+            f"with {len(devices)}; set jax_num_cpu_devices before its first use"
+        )
+    return devices[: target.devices]
+
+
+def _tpu_topology(target: Target) -> list:
+    from jax.experimental import topologies
+
+    for name, value in DEVICELESS_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    chip = target.hardware.compile_fields["chip"]
+    options: dict[str, object] = {}
+    if target.groups > 1:
+        options["num_slices"] = target.groups
+    if "chip_config_name" in target.hardware.compile_fields:
+        options["chip_config_name"] = target.hardware.compile_fields["chip_config_name"]
+    if any(extent % 2 for extent in target.shape[:2]):
+        options["chips_per_host_bounds"] = tuple(min(extent, 2) for extent in target.shape[:2]) + (1,)
+    text = f"{chip}:{'x'.join(str(extent) for extent in target.shape)}"
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=text, **options)
+    return list(dict.fromkeys(topology.devices))
+
+
+def _gpu_topology(target: Target) -> list:
+    from jax.experimental import topologies
+
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    topology = topologies.get_topology_desc(
+        platform="cuda",
+        topology_name=target.hardware.name,
+        target_config=gpu_target_config(target.hardware),
+        topology=f"1x{target.groups}x{target.devices_per_group}",
+    )
+    return list(topology.devices)
+
+
+def gpu_target_config(hardware: Hardware) -> str:
+    """XLA's description of one GPU (a `GpuTargetConfigProto` in text form), from the hardware file's compile_fields.
+
+    Absence of compute capability, threads per warp or block limits kills the compiler process; the other numbers steer
+    its fusion and schedule. Limits that every CUDA GPU shares are written here.
+    """
+    fields = dict(hardware.compile_fields)
+    major, minor = str(fields.pop("cuda_compute_capability")).split(".")
+    name = fields.pop("name")
+    common = {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65535,
+        "block_dim_limit_z": 65535,
+        "registers_per_core_limit": 65536,
+        "registers_per_block_limit": 65536,
+        "device_memory_size": int(hardware.hbm_bytes),
+    }
+    lines = [f"  {key}: {value}" for key, value in (common | fields).items()]
+    return "\n".join(
+        (
+            "gpu_device_info {",
+            *lines,
+            f"  cuda_compute_capability {{ major: {major} minor: {minor} }}",
+            '  device_vendor: "NVIDIA Corporation"',
+            f'  name: "{name}"',
+            "}",
+            'platform_name: "CUDA"',
+            "dnn_version_info { major: 9 minor: 10 patch: 0 }",
+            f'device_description_str: "{name}"',
+        )
+    )
