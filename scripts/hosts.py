@@ -1,0 +1,144 @@
+"""Two hosts on one machine: network namespaces joined by a rate-limited link. Linux, root, iproute2's ip and tc."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BURST_BYTES = 128 * 1024
+"""What may pass above the rate at once: small beside any message that is to feel the rate (tbf needs some)."""
+QUEUE_BYTES = 64 << 20
+"""Room in front of the link: a network of accelerators loses nothing, so TCP must never see a full queue."""
+
+TCP = {
+    "tcp_congestion_control": "reno",
+    "tcp_slow_start_after_idle": "0",
+    "tcp_limit_output_bytes": "131072",
+}
+"""So that the link's rate is what a message feels, and TCP's search for it is not: no pacing probes (bbr needs twice
+the time for a message both ways), no restart after each pause, and no deep queue that acknowledgements wait in."""
+
+
+def why_not() -> str | None:
+    """Why two hosts cannot be made here; None where they can."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "needs root for network namespaces"
+    for tool in ("ip", "tc"):
+        if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+            return f"needs {tool} (package iproute2)"
+    name = f"probe{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    if made.returncode:
+        return f"cannot make a network namespace: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    return None
+
+
+@dataclass(slots=True)
+class TwoHosts:
+    """A context in which commands run on host 0 or host 1, each with an address and, on request, a core of its own.
+
+    >>> with TwoHosts() as hosts:                                     # doctest: +SKIP
+    ...     hosts.set_rate(400e6 / 8)
+    ...     hosts.start(0, ["python", "job.py"])
+    """
+
+    names: tuple[str, str] = field(default_factory=lambda: (f"at{os.getpid()}a", f"at{os.getpid()}b"))
+    addresses: tuple[str, str] = ("10.77.0.1", "10.77.0.2")
+    started: list[subprocess.Popen] = field(default_factory=list)
+
+    def __enter__(self) -> TwoHosts:
+        a, b = self.names
+        for name in self.names:
+            _run("ip", "netns", "add", name)
+        _run("ip", "link", "add", f"v{a}", "type", "veth", "peer", "name", f"v{b}")
+        for name, address in zip(self.names, self.addresses, strict=True):
+            _run("ip", "link", "set", f"v{name}", "netns", name)
+            inside = ("ip", "netns", "exec", name)
+            # At lo's default of 64 KiB a packet, half-filled ones wait 40 ms for TCP's delayed acknowledgement.
+            _run(*inside, "ip", "link", "set", "lo", "mtu", "1500", "up")
+            for key, value in TCP.items():
+                _run(*inside, "sh", "-c", f"echo {value} > /proc/sys/net/ipv4/{key}")
+            _run(*inside, "ip", "addr", "add", f"{address}/24", "dev", f"v{name}")
+            _run(*inside, "ip", "link", "set", f"v{name}", "up")
+            # gloo listens on whatever address the machine's own name has.
+            folder = Path("/etc/netns") / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "hosts").write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+
+    def set_rate(self, bytes_per_second: float) -> None:
+        """Limit each direction of the link; may change while programs run."""
+        for name in self.names:
+            _run(
+                *("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", f"v{name}", "root", "tbf"),
+                *("rate", f"{round(bytes_per_second * 8)}bit", "burst", str(BURST_BYTES), "limit", str(QUEUE_BYTES)),
+            )
+
+    def start(self, host: int, command: Sequence[str], *, core: int | None = None, log: Path | None = None, **environment):
+        """Start a command on one host; `core` pins it to one CPU core; its output goes to `log`, or nowhere."""
+        pinned = ["taskset", "-c", str(core)] if core is not None else []
+        with (log or Path(os.devnull)).open("ab") as output:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.names[host], *pinned, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    def stop(self) -> None:
+        """Kill what `start` started and what that started in turn."""
+        for process in self.started:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+        self.started.clear()
+
+    def run(self, commands: Sequence[Sequence[str]], *, timeout_seconds: float, pin: bool = True, **environment) -> list[str]:
+        """Run one command on each host at once; their outputs. RuntimeError with the output when one fails or hangs."""
+        with tempfile.TemporaryDirectory() as folder:
+            logs = [Path(folder) / f"{host}.log" for host in (0, 1)]
+            processes = [
+                self.start(host, command, core=host if pin else None, log=logs[host], **environment)
+                for host, command in enumerate(commands)
+            ]
+            deadline = time.monotonic() + timeout_seconds
+            while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+                if any(process.poll() for process in processes):
+                    time.sleep(2.0)  # let the other one notice, and say so
+                    break
+                time.sleep(0.05)
+            codes = [process.poll() for process in processes]
+            self.stop()
+            outputs = [log.read_text(errors="replace") for log in logs]
+        for host, code in enumerate(codes):
+            if code != 0:
+                how = "did not end in time" if code is None else f"ended with {code}"
+                raise RuntimeError(f"host {host} {how}:\n{outputs[host][-3000:]}")
+        return outputs
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
