@@ -33,10 +33,10 @@ def transformer_of(model: str) -> Transformer:
 
 def transformer_workload(transformer: Transformer, *, batch: int, seq: int, dtype: str) -> Workload:
     """The workload of a shape: our reference train step."""
-    return Workload(
+    return Workload.of(
         name=f"{transformer.name}, batch {batch} x {seq} tokens, {dtype}",
         build=partial(_build, transformer, batch, seq, dtype),
-        batch=batch,
+        sequences=batch,
         seq=seq,
         dtype=dtype,
         transformer=transformer,
