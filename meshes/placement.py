@@ -63,8 +63,8 @@ class Route:
     """What one axis (or several together) has of one tier: the figures the collective formulas take.
 
     `links`: links of the tier each device drives one way at the same time, as a ring collective uses them (a fraction
-    where groups share them). `hops`: links or messages on the longest way through a ring all-gather. `wraps`: all
-    dimensions close a circle. `spread`: bytes over the busiest link per byte held, in an all-to-all; `far_hops`: its
+    where groups share them). `hops`: links or messages on the longest way through a ring all-gather. `wraps`: a circle
+    of neighbours passes all of them. `spread`: bytes over the busiest link per byte held, in an all-to-all; `far_hops`: its
     longest way. `share`: groups that share one link in a shift by one; `near_hops`: the longest way of such a shift.
     `lanes`: the links by name; collectives on the same lane wait for each other, on different lanes they overlap.
     """
@@ -227,7 +227,7 @@ def assign(dimensions: tuple[tuple[int, bool], ...], sizes: tuple[int, ...]) -> 
         for rank, factors in enumerate(pieces(dimensions, matrix)):
             size = math.prod(factor.size for factor in factors)
             seconds += (size - 1) / size / ring_links(factors) / 2**rank
-            hops += sum(factor.hops for factor in factors) / 2**rank
+            hops += ring_hops(factors) / 2**rank
         return round(seconds, 9), hops, matrix
 
     return min(tables(extents, sizes), key=badness)
@@ -285,18 +285,38 @@ def merge(factors: tuple[Factor, ...]) -> tuple[Factor, ...]:
 
 
 def ring_links(factors: tuple[Factor, ...]) -> float:
-    """Links one way that an all-gather over several torus dimensions keeps busy.
+    """Links one way that a gather or reduction over these pieces keeps busy.
 
-    The array is cut in pieces that take the dimensions in different orders, so that all links work at once. Within
-    that, the links of any subset of dimensions carry at least what those dimensions must gather last: with sizes k and
-    links b, seconds per byte are the greatest (prod k - 1) / sum b over all subsets; for one ring of k, (k - 1) / 2.
+    Whole dimensions: the array is cut in pieces that take the dimensions in different orders, so that all links work at
+    once (the TPU compiler's `StrategyND`, `UniDirectionNDRingStrategy`). The links of any subset of the dimensions carry
+    at least what those dimensions gather last: with sizes k and links b, the seconds per byte are the greatest
+    (prod k - 1) / sum b over all subsets. Parts of dimensions: one ring through all positions, both ways at once
+    (`StrategyRing`, `UniDirection1DRingStrategy`); a grid of an even number of positions has such a ring of neighbours,
+    so a 2x2 or 2x4 block is twice as fast as a line, and its slowest step goes along the most shared dimension.
     """
-    slowest = max(
-        (math.prod(factor.size for factor in subset) - 1) / sum(factor.links for factor in subset)
-        for count in range(1, len(factors) + 1)
-        for subset in itertools.combinations(factors, count)
-    )
-    return (math.prod(factor.size for factor in factors) - 1) / slowest
+    if len(factors) == 1 or all(factor.size == factor.extent for factor in factors):
+        slowest = max(
+            (math.prod(factor.size for factor in subset) - 1) / sum(factor.links for factor in subset)
+            for count in range(1, len(factors) + 1)
+            for subset in itertools.combinations(factors, count)
+        )
+        return (math.prod(factor.size for factor in factors) - 1) / slowest
+    return (2 if closes(factors) else 1) / max(factor.stride for factor in factors)
+
+
+def closes(factors: tuple[Factor, ...]) -> bool:
+    """Whether one circle of neighbours passes all positions once."""
+    if len(factors) == 1:
+        return factors[0].ring
+    return any(factor.size % 2 == 0 or factor.ring for factor in factors)
+
+
+def ring_hops(factors: tuple[Factor, ...]) -> int:
+    """Links on the longest way through a gather: dimension after dimension, or half around the one ring."""
+    if len(factors) == 1 or all(factor.size == factor.extent for factor in factors):
+        return sum(factor.hops for factor in factors)
+    size = math.prod(factor.size for factor in factors)
+    return (size // 2 if closes(factors) else size - 1) * min(factor.stride for factor in factors)
 
 
 def torus_route(tier: str, factors: tuple[Factor, ...]) -> Route:
@@ -305,8 +325,8 @@ def torus_route(tier: str, factors: tuple[Factor, ...]) -> Route:
         tier=tier,
         size=math.prod(factor.size for factor in factors),
         links=ring_links(factors),
-        wraps=all(factor.ring for factor in factors),
-        hops=sum(factor.hops for factor in factors),
+        wraps=closes(factors),
+        hops=ring_hops(factors),
         spread=max(factor.spread for factor in factors),
         far_hops=sum(factor.hops for factor in factors),
         share=max(factor.stride for factor in factors),
