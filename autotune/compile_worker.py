@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ import jax
 from autotune.compilation import Argument, Compilation, CompileFailure, CompileJob
 from autotune.compile_log import memory_needed, one_line, warnings_in
 from autotune.lower import compiler_options, lower_step
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
 
 MEMORY_FIELDS = (
@@ -85,7 +88,10 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
     try:
         job: CompileJob = cloudpickle.loads(payload)
         names = {"layout": str(job.layout), "target": job.target.name}
-        mesh = mesh_of(job.layout, job.target)
+        target = job.target
+        if target.platform == "tpu":  # attached chips belong to the process that runs on them, never to a compiler's
+            target = replace(target, attached=False)
+        mesh = mesh_of(job.layout, target)
         step = job.workload.build(job.layout, mesh)
         lowered = lower_step(step)
         stage = "compile"
@@ -93,23 +99,14 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
         lowered_at = time.perf_counter()
         compiled = lowered.compile(compiler_options=compiler_options(job.layout, job.target.platform))
         compiled_at = time.perf_counter()
-        text = compiled.as_text()
-        if text is None:
-            raise RuntimeError("the compiler gave no text of the program")
-        memory = compiled.memory_analysis()
         sys.stderr.flush()
-        return Compilation(
-            **names,
-            platform=job.target.platform,
-            text=text,
-            memory={field: int(getattr(memory, field)) for field in MEMORY_FIELDS if hasattr(memory, field)},
-            cost=_cost(compiled),
-            arguments=arguments_of(step),
+        return compilation_of(
+            compiled,
+            step,
+            job.layout,
+            job.target,
             lower_seconds=lowered_at - begin,
             compile_seconds=compiled_at - lowered_at,
-            worker_peak_rss_bytes=_peak_rss(),
-            versions=_versions(),
-            warnings=warnings_in(Path(log_path)),
             log_path=log_path,
         )
     except Exception as error:
@@ -131,6 +128,38 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             needed_bytes=needed if out_of_memory else None,
             available_bytes=available if out_of_memory else None,
         )
+
+
+def compilation_of(
+    compiled: Any,
+    step: Any,
+    layout: Layout,
+    target: Target,
+    *,
+    lower_seconds: float,
+    compile_seconds: float,
+    log_path: str,
+) -> Compilation:
+    """What JAX tells about a step it compiled in this process; `log_path` may name no file."""
+    text = compiled.as_text()
+    if text is None:
+        raise RuntimeError("the compiler gave no text of the program")
+    memory = compiled.memory_analysis()
+    return Compilation(
+        layout=str(layout),
+        target=target.name,
+        platform=target.platform,
+        text=text,
+        memory={field: int(getattr(memory, field)) for field in MEMORY_FIELDS if hasattr(memory, field)},
+        cost=_cost(compiled),
+        arguments=arguments_of(step),
+        lower_seconds=lower_seconds,
+        compile_seconds=compile_seconds,
+        worker_peak_rss_bytes=_peak_rss(),
+        versions=_versions(),
+        warnings=warnings_in(Path(log_path)),
+        log_path=log_path,
+    )
 
 
 def arguments_of(step: Any) -> tuple[Argument, ...]:
