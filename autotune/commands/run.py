@@ -1,0 +1,123 @@
+"""One search from the command line: progress on stderr, the report on stdout, the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from autotune.commands.options import bad_input, write_whole
+
+
+def run_search(
+    *,
+    workload: Callable,
+    target: Callable,
+    job: tuple[str | None, int | None, int | None],
+    axes,
+    layouts,
+    fix,
+    compile_count: int,
+    measure_count: int | None,
+    jobs: int,
+    timeout_seconds: float,
+    retry: bool,
+    store_path: Path | None,
+    out: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> int:
+    """Run `search` with these options and show its report; returns 0, or 1 when nothing fits."""
+    from autotune.search import search
+    from autotune.store import Store, default_path
+
+    reports = join_job(*job)
+    machine = target()
+    train_step = workload(machine)
+    with bad_input():
+        store = Store(store_path or default_path(), on_warning=lambda text: click.echo(f"store: {text}", err=True))
+    with progress() as on_event, bad_input():
+        report = search(
+            train_step,
+            machine,
+            axes=axes,
+            layouts=layouts,
+            fix=fix,
+            compile_count=compile_count,
+            measure_count=measure_count,
+            jobs=jobs,
+            timeout_seconds=timeout_seconds,
+            retry=retry,
+            store=store,
+            on_event=on_event,
+        )
+    if not reports:
+        return 0 if report.ranked else 1
+    if out and report.ranked:
+        write_whole(out, report.plan.to_json() + "\n")
+    if html:
+        from autotune.report_html import render_html
+
+        write_whole(html, render_html(report))
+    if as_json:
+        import json
+
+        from autotune.report import report_to_json
+
+        click.echo(json.dumps(report_to_json(report), indent=1))
+    else:
+        from rich.console import Console
+
+        from autotune.report_text import lines, render
+
+        if sys.stdout.isatty():
+            Console(highlight=False).print(render(report))
+        else:
+            click.echo("\n".join(lines(render(report))))
+        if out and report.ranked:
+            click.echo(f"plan written to {out}")
+    return 0 if report.ranked else 1
+
+
+def join_job(coordinator: str | None, processes: int | None, process_id: int | None) -> bool:
+    """Join the multi-process job that the flags name; True in the one process that reports."""
+    given = (coordinator, processes, process_id)
+    if all(value is None for value in given):
+        return True
+    if any(value is None for value in given):
+        raise click.UsageError("--coordinator, --processes and --process-id belong together")
+    from autotune.processes import join
+
+    with bad_input():
+        return join(coordinator, processes, process_id)
+
+
+@contextmanager
+def progress() -> Iterator[Callable]:
+    """Yields the listener of search events: a live line on a terminal, silence elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda event: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
+        tasks: dict[str, int] = {}
+
+        def listen(event) -> None:
+            layout = str(event.job.layout)
+            count = f"{event.done} of {event.total} compiled, {event.running} running"
+            if "all" not in tasks:
+                tasks["all"] = bar.add_task(count, total=None)
+            bar.update(tasks["all"], description=count)
+            if event.kind == "started":
+                tasks[layout] = bar.add_task(f"  {layout}", total=None)
+            elif layout in tasks:
+                bar.remove_task(tasks.pop(layout))
+
+        yield listen

@@ -1,0 +1,73 @@
+"""`autotune tune`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from autotune.commands.options import (
+    json_option,
+    layouts_of,
+    store_option,
+    target_of,
+    target_options,
+    workload_of,
+    workload_options,
+    writable,
+)
+from autotune.commands.run import run_search
+
+
+@click.command()
+@workload_options
+@target_options
+@click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
+@click.option("--layouts", metavar='"A;B"', help="Only these layouts, e.g. \"fsdp=8;data=4,tensor=2\".")
+@click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Pin one part of the layout, e.g. tensor=8.")
+@click.option("--compile", "compile_count", type=click.IntRange(0), default=6, show_default=True, help="How many best-priced layouts to compile.")  # noqa: E501
+@click.option("--measure", "measure_count", type=click.IntRange(0), help="How many best-compiled layouts to run [3 where devices exist].")  # noqa: E501
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Compiles at the same time.")
+@click.option("--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take.")  # noqa: E501
+@click.option("--retry", is_flag=True, help="Try again what crashed or timed out before.")
+@store_option
+@click.option("--out", type=click.Path(path_type=Path), help="Write the plan here (JSON).")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@json_option
+def tune(
+    model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, axes, layouts, fix,
+    compile_count, measure_count, jobs, timeout, retry, store, out, html, as_json,
+):  # fmt: skip
+    """Choose the mesh and layout of a train step on a target, and say which limit binds.
+
+    \b
+    autotune tune --model llama3-8b --target v5e:16x16 --batch 256 --seq 4096 --out plan.json
+    autotune tune --model tiny --target cpu:8 --batch 16 --seq 64
+    """
+    writable(out, "--out")
+    writable(html, "--html")
+    names = None
+    if axes is not None:
+        from autotune.meshes.layout import WORDS
+
+        names = tuple(name.strip() for name in axes.split(",") if name.strip())
+        for name in names:
+            if name not in WORDS:
+                raise click.UsageError(f"--axes: {name!r} is not a mesh axis; axes: {', '.join(WORDS)}")
+    return run_search(
+        workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
+        target=lambda: target_of(target, hardware),
+        job=(coordinator, processes, process_id),
+        axes=names,
+        layouts=layouts_of(layouts),
+        fix=fix,
+        compile_count=compile_count,
+        measure_count=measure_count,
+        jobs=jobs,
+        timeout_seconds=timeout,
+        retry=retry,
+        store_path=store,
+        out=out,
+        html=html,
+        as_json=as_json,
+    )
