@@ -75,10 +75,10 @@ def tier_seconds(kind, payload_bytes, tier: Tier, *, size, links, hops, spread, 
     On a switch an all_reduce takes the faster of ring and tree: 2(k-1) messages with 2(k-1)/k of the payload, or
     2 log2(k) messages with twice the payload.
     """
-    bytes_seconds = link_bytes(kind, payload_bytes, size, links, spread, share) / tier.bytes_per_second
+    bytes_seconds = link_bytes(kind, payload_bytes, size, links, spread, share) / tier.rate(kind)
     latency = messages(kind, hops, far_hops, near_hops) * tier.latency_seconds
     if kind == "all_reduce" and tier.kind == "switch":
-        tree_bytes = 2 * payload_bytes / tier.bytes_per_second
+        tree_bytes = 2 * payload_bytes / tier.rate(kind)
         tree_latency = 2 * np.ceil(np.log2(size)) * tier.latency_seconds
         tree = tree_bytes + tree_latency < bytes_seconds + latency
         bytes_seconds = np.where(tree, tree_bytes, bytes_seconds)
@@ -131,13 +131,13 @@ def legs(
         found.append((route, tier, float(wire_bytes(kind, payload, route.size)), float(seconds), float(latency)))
     pipelined = hardware.platform != "tpu" or kind == "permute"
     slowest = max(range(len(found)), key=lambda index: (found[index][3], -index))
-    launched = max(range(len(found)), key=lambda index: (found[index][1].launch_seconds, -index))
+    launched = max(range(len(found)), key=lambda index: (found[index][1].launch(kind), -index))
     everything = tuple(lane for route in routes for lane in route.lanes)
     result = []
     for index, (route, tier, sent, seconds, latency) in enumerate(found):
         hidden = pipelined and index != slowest
         if not pipelined or index == launched:
-            latency += tier.launch_seconds
+            latency += tier.launch(kind)
         result.append(
             Leg(
                 tier=route.tier,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +23,8 @@ class Tier:
     `bytes_per_second` is one way, as achieved on large messages (the data sheet's figure is in the file):
     of one link of a torus, of one device's port on a switch. `latency_seconds` is one hop of a torus or one message
     through a switch; `launch_seconds` is what every collective pays once, however small.
+    `bytes_factor` and `launch_factor`: kind of collective -> what it achieves of `bytes_per_second` and pays of
+    `launch_seconds`, where a calibration saw kinds differ; 1 for kinds not named.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Tier:
     bytes_per_second: float
     latency_seconds: float
     launch_seconds: float
+    bytes_factor: Mapping[str, float] = field(default_factory=dict)
+    launch_factor: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in ("torus", "switch"):
@@ -38,6 +42,18 @@ class Tier:
             raise ValueError(f"Tier {self.name}: bytes_per_second={self.bytes_per_second} must be above 0")
         if self.latency_seconds < 0 or self.launch_seconds < 0:
             raise ValueError(f"Tier {self.name}: latency_seconds and launch_seconds must not be negative")
+        if not all(factor > 0 for factor in self.bytes_factor.values()):
+            raise ValueError(f"Tier {self.name}: bytes_factor={dict(self.bytes_factor)} must be above 0")
+        if min(self.launch_factor.values(), default=0) < 0:
+            raise ValueError(f"Tier {self.name}: launch_factor={dict(self.launch_factor)} must not be negative")
+
+    def rate(self, kind: str) -> float:
+        """Bytes per second that a collective of that kind achieves."""
+        return self.bytes_per_second * self.bytes_factor.get(kind, 1.0)
+
+    def launch(self, kind: str) -> float:
+        """Seconds that a collective of that kind pays once."""
+        return self.launch_seconds * self.launch_factor.get(kind, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +86,9 @@ class Hardware:
     def __post_init__(self) -> None:
         if self.platform not in ("tpu", "cuda", "cpu"):
             raise ValueError(f"Hardware {self.name}: platform={self.platform!r} must be tpu, cuda or cpu")
-        for field in ("hbm_bytes", "capacity_bytes", "hbm_bytes_per_second", "matmul_efficiency", "hbm_efficiency"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"Hardware {self.name}: {field}={getattr(self, field)} must be above 0")
+        for name in ("hbm_bytes", "capacity_bytes", "hbm_bytes_per_second", "matmul_efficiency", "hbm_efficiency"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Hardware {self.name}: {name}={getattr(self, name)} must be above 0")
         if not self.flops_per_second or min(self.flops_per_second.values()) <= 0:
             raise ValueError(f"Hardware {self.name}: flops_per_second must name a dtype, each above 0")
 
