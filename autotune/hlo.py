@@ -1,0 +1,302 @@
+"""Reads the text of a compiled module, of any of the three backends, into a Program. Pure; no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
+from autotune.hlo_bytes import Needs, op_bytes
+from autotune.hlo_collectives import KINDS, base_opcode, read_collective, read_megascale
+from autotune.hlo_flops import op_work
+from autotune.hlo_groups import DeviceGrid, device_grid
+from autotune.hlo_kernels import FREE_CALLS, target_of
+from autotune.hlo_loops import Values, loop_invariants, trip_count
+from autotune.hlo_text import Computation, Module, Op, read_module
+from autotune.hlo_tokens import Tokens, channel_token, rendezvous
+from autotune.hlo_work import Work
+from autotune.program import Collective, Compute, Done, Instruction, Loop, Memory, Program, Start, walk
+
+CHECKED_VERSIONS = {"jaxlib": ("0.10.2",), "libtpu": ("0.0.42.1",), "jax-cuda12-plugin": ("0.10.2",)}
+"""Compiler versions whose programs the fixtures in tests/data/hlo were made with."""
+
+FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier domain "
+    "add-dependency".split()
+)
+"""Opcodes that cost nothing: names for values that are already there."""
+
+KNOWN = frozenset(
+    "abs add and atan2 batch-norm-grad batch-norm-inference batch-norm-training bitcast-convert broadcast cbrt ceil "
+    "cholesky clamp clz compare complex concatenate convert convolution copy cosine count-leading-zeros custom-call "
+    "divide dot dynamic-reshape dynamic-slice dynamic-update-slice erf exponential exponential-minus-one fft floor "
+    "fusion gather get-dimension-size imag iota is-finite log log-plus-one logistic map maximum minimum multiply "
+    "negate not or pad popcnt power ragged-dot real reduce reduce-precision reduce-window remainder reshape reverse rng "
+    "rng-bit-generator rng-get-and-update-state round-nearest-afz round-nearest-even rsqrt scan scatter select "
+    "select-and-scatter set-dimension-size shift-left shift-right-arithmetic shift-right-logical sign sine slice sort "
+    "sqrt stochastic-convert subtract tan tanh topk transpose triangular-solve xor".split()
+)
+"""Opcodes that run on the core; any other is read as such too, and counted in the warnings."""
+
+UNKNOWN_CYCLES = 2**63 - 1
+
+
+def read_program(
+    text: str,
+    *,
+    platform: str,
+    mesh_shape: Mapping[str, int],
+    devices_per_group: int,
+    memory: Memory,
+    dcn: Mapping[str, int] | None = None,
+) -> Program:
+    """The program that `text` (compiled.as_text()) describes; ValueError where it is no scheduled module of that mesh.
+
+    `platform`: "tpu", "cuda" or "cpu". `mesh_shape`: axis sizes, outermost first; partition i is
+    `mesh.devices.flat[i]`. `devices_per_group`: devices of one slice, NVLink domain or host. `dcn`: the factor of each axis that crosses these
+    (`layout.dcn`); without it devices fill the domains in order.
+    """
+    module = read_module(text)
+    grid = device_grid(mesh_shape, _outer(mesh_shape, dcn, devices_per_group), devices_per_group, module.partitions)
+    reader = _Reader(module, grid, platform)
+    instructions = reader.computation(module.computations[module.entry], lambda index: None)
+    return Program(
+        platform=platform,
+        mesh_shape=dict(mesh_shape),
+        instructions=instructions,
+        memory=memory,
+        warnings=reader.all_warnings(),
+    )
+
+
+def _outer(mesh_shape: Mapping[str, int], dcn: Mapping[str, int] | None, per_group: int) -> Mapping[str, int]:
+    """The factor of each axis that crosses domains; unless said, the outermost axes do."""
+    if dcn is not None:
+        return dcn
+    devices = 1
+    for size in mesh_shape.values():
+        devices *= size
+    left = max(devices // per_group, 1)
+    outer = {}
+    for axis, size in mesh_shape.items():
+        outer[axis] = size if left % size == 0 else (left if size % left == 0 else 1)
+        left //= outer[axis]
+    return outer if left == 1 else {}
+
+
+class _Reader:
+    """Walks the scheduled computations of one module."""
+
+    def __init__(self, module: Module, grid: DeviceGrid, platform: str) -> None:
+        self.module = module
+        self.grid = grid
+        self.platform = platform
+        self.tokens = Tokens(module)
+        self.warnings: list[str] = []
+        self.unknown_opcodes: Counter[str] = Counter()
+        self.unknown_calls: Counter[str] = Counter()
+        self.works: dict[str, Work] = {}
+        self.needs: dict[str, Needs] = {}
+
+    def all_warnings(self) -> tuple[str, ...]:
+        """Everything that was not read for certain, each said once."""
+        opcodes = [f"opcode {name} is not known: {count} read as work on the core by its bytes"
+                   for name, count in sorted(self.unknown_opcodes.items())]  # fmt: skip
+        calls = [f"custom call {name} has no known FLOPs: {count} counted by bytes alone"
+                 for name, count in sorted(self.unknown_calls.items())]  # fmt: skip
+        return tuple(dict.fromkeys(self.warnings + opcodes + calls))
+
+    def computation(self, computation: Computation, values: Values) -> tuple[Instruction, ...]:
+        """The instructions of a scheduled computation; `values`: what its tuple parameter is known to hold."""
+        found: list[Instruction] = []
+        for op in computation.ops:
+            found += self.instruction(computation, op, values)
+        return tuple(found)
+
+    def instruction(self, computation: Computation, op: Op, values: Values) -> list[Instruction]:
+        opcode, base = op.opcode, base_opcode(op)
+        if opcode in FREE or (opcode == "custom-call" and target_of(op) in FREE_CALLS):
+            return []
+        if opcode == "while":
+            return [self.loop(computation, op, values)]
+        if opcode == "conditional":
+            return self.conditional(op)
+        if opcode == "call":
+            return list(self.computation(self.module.computations[op.called()[0]], lambda index: None))
+        if base in KINDS:
+            return self.collective(computation, op)
+        if base == "async":
+            return self.asynchronous(op)
+        if opcode in ("send", "recv", "send-done", "recv-done"):
+            return self.transfer(computation, op)
+        if opcode.endswith("-start") and base in KNOWN:
+            return [self.copy(computation, op)]
+        if opcode.endswith("-done") and base in KNOWN:
+            return []
+        if opcode == "fusion":
+            return self.fusion(computation, op)
+        if opcode not in KNOWN:
+            self.unknown_opcodes[opcode] += 1
+        return self.compute(computation, op)
+
+    def loop(self, computation: Computation, op: Op, values: Values) -> Loop:
+        trips = trip_count(self.module, op, computation, values)
+        if trips is None:
+            self.warnings.append(f"{op.name}: its trip count cannot be read; counted once")
+            trips = 1
+        body = self.module.computations[op.callee("body") or ""]
+        kept = loop_invariants(self.module, op, computation, values)
+        return Loop(name=op.name, trips=trips, body=self.computation(body, kept))
+
+    def conditional(self, op: Op) -> list[Instruction]:
+        """The branch with the most FLOPs, then bytes."""
+        branches = [self.computation(self.module.computations[name], lambda index: None) for name in op.called()]
+        self.warnings.append(f"{op.name}: of {len(branches)} branches the costliest is counted")
+        return list(max(branches, key=_cost, default=()))
+
+    def collective(self, computation: Computation, op: Op) -> list[Instruction]:
+        if op.opcode.endswith("-done"):
+            return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
+        collective = self.read(computation, op)
+        if collective is None:
+            return []
+        start = Start(token=self.tokens.of(op.name), collective=collective)
+        return [start] if op.opcode.endswith("-start") else [start, Done(token=start.token)]
+
+    def read(self, computation: Computation, op: Op) -> Collective | None:
+        collective = read_collective(self.module, computation, op, self.grid, self.warnings)
+        if collective is None:
+            self.tokens.empty.add(self.tokens.of(op.name))
+        return collective
+
+    def asynchronous(self, op: Op) -> list[Instruction]:
+        """async-start, -update, -done around a computation: a collective, or work on another stream."""
+        return []
+
+    def transfer(self, computation: Computation, op: Op) -> list[Instruction]:
+        """Megascale send and receive: in flight from the send to the end of the receive."""
+        if op.opcode == "send-done" or op.opcode == "recv":
+            return []
+        if op.opcode == "recv-done":
+            return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
+        meeting = rendezvous(op)
+        receive = next(
+            (o for o in computation.ops if o.opcode == "recv" and meeting and rendezvous(o) == meeting), None
+        )
+        collective = read_megascale(self.module, op, receive, self.grid)
+        if collective is None or meeting is None:
+            self.tokens.empty.add(self.tokens.of(meeting or op.name))
+            self.warnings.append(f"{op.name}: a send that is no transfer between slices is not counted")
+            return []
+        source, scope = self.place(computation, op)
+        collective = dataclasses.replace(collective, source=source, scope=scope)
+        return [Start(token=self.tokens.of(meeting), collective=collective)]
+
+    def copy(self, computation: Computation, op: Op) -> Compute:
+        """An asynchronous copy between memories: its bytes move while the core goes on."""
+        source, scope = self.place(computation, op)
+        moved = float(op.shapes[1].bytes if op.opcode == "slice-start" else op.shapes[0].bytes)
+        return Compute(
+            name=op.name, kernel="async_copy", flops=0.0, dtype=None, matmul=None, hbm_bytes=moved, cycles=0.0,
+            source=source, scope=scope,
+        )  # fmt: skip
+
+    def fusion(self, computation: Computation, op: Op) -> list[Instruction]:
+        """A fusion; on TPU it may hold a collective, its start, its end, or a piece of one already in flight."""
+        inner = self.module.computations[op.called()[0]]
+        held = [(place, found) for place, found in _nested(self.module, inner) if base_opcode(found) in KINDS]
+        if not held:
+            return self.compute(computation, op)
+        marks = {target_of(found) for _, found in _nested(self.module, inner) if found.opcode == "custom-call"}
+        place, found = held[0]
+        token = channel_token(found)
+        if "AsyncCollectiveDone" in marks:
+            return [Done(token=token)] if token not in self.tokens.empty else []
+        if "AsyncCollectiveStart" in marks:
+            collective = self.read(place, found)
+            if collective is None:
+                self.tokens.empty.add(token)
+                return []
+            return [Start(token=token, collective=collective)]
+        if inner.name.startswith("async_collective_fusion") or "chain_id" in found.attributes:
+            return self.compute(computation, op)
+        together: list[Instruction] = []
+        for place, found in held:
+            collective = self.read(place, found)
+            if collective is not None:
+                if collective.kind == "all_reduce" and op.bytes * 2 <= found.bytes:
+                    half = collective.wire_bytes / 2
+                    collective = dataclasses.replace(collective, kind="reduce_scatter", wire_bytes=half)
+                together.append(Start(token=found.name, collective=collective))
+        ends = [Done(token=start.token) for start in together if isinstance(start, Start)]
+        return together + self.compute(computation, op) + ends
+
+    def compute(self, computation: Computation, op: Op) -> list[Instruction]:
+        work = op_work(self.module, computation, op, self.works)
+        self.unknown_calls.update(work.unknown)
+        moved = op_bytes(self.module, computation, op, self.needs)
+        cycles = op.number("estimated_cycles")
+        if cycles is not None and not 0 <= cycles < UNKNOWN_CYCLES:
+            cycles = None
+        if self.platform == "tpu" and not work.flops and not moved and not cycles:
+            return []
+        source, scope = self.place(computation, op)
+        return [
+            Compute(
+                name=op.name,
+                kernel=_kernel(op, work),
+                flops=work.flops,
+                dtype=work.dtype,
+                matmul=work.matmul,
+                hbm_bytes=moved,
+                cycles=None if cycles is None else float(cycles),
+                source=source,
+                scope=scope,
+            )
+        ]
+
+    def place(self, computation: Computation, op: Op) -> tuple[str | None, str | None]:
+        """Source line and scope of an op; where it has none, of what it wraps, else of what feeds it."""
+        queue, looked = [(computation, op)], 0
+        while queue and looked < 12:
+            where, at = queue.pop(0)
+            looked += 1
+            source, scope = self.module.source(at), self.module.scope(at)
+            if source or scope:
+                return source, scope
+            if at.opcode == "fusion":
+                inner = self.module.computations[at.called()[0]]
+                queue.append((inner, inner.root))
+            if at.opcode not in ("parameter", "constant"):
+                queue += [(where, where.by_name[name]) for name in at.operands if name in where.by_name]
+        return None, None
+
+
+def _kernel(op: Op, work: Work) -> str:
+    """The class of an op: matmul, attention, custom_call, copy, gather (and scatter), fusion (all other work)."""
+    if work.attention:
+        return "attention"
+    if work.flops:
+        return "matmul"
+    if op.opcode == "custom-call":
+        return "custom_call"
+    if op.opcode in ("copy", "transpose") or op.name.startswith(("copy", "transpose", "bitcast_copy")):
+        return "copy"
+    if op.opcode in ("gather", "scatter") or "gather" in op.name or "scatter" in op.name:
+        return "gather"
+    return "fusion"
+
+
+def _nested(module: Module, computation: Computation) -> list[tuple[Computation, Op]]:
+    """Every op of a fused computation and of the fusions within."""
+    found = []
+    for op in computation.ops:
+        found.append((computation, op))
+        if op.opcode == "fusion":
+            found += _nested(module, module.computations[op.called()[0]])
+    return found
+
+
+def _cost(instructions: tuple[Instruction, ...]) -> tuple[float, float]:
+    ops = [(op, trips) for op, trips in walk(instructions) if isinstance(op, Compute)]
+    return sum(op.flops * trips for op, trips in ops), sum(op.hbm_bytes * trips for op, trips in ops)

@@ -1,0 +1,145 @@
+"""One collective instruction as a Collective: kind, mesh axes, bytes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+from autotune.hlo_groups import (
+    DeviceGrid,
+    axes_of_groups,
+    axes_of_pairs,
+    domains_spanned,
+    read_groups,
+    read_pairs,
+)
+from autotune.hlo_shape import Shape
+from autotune.hlo_text import Computation, Module, Op
+from autotune.program import Collective
+
+KINDS = {
+    "all-gather": "all_gather",
+    "reduce-scatter": "reduce_scatter",
+    "all-reduce": "all_reduce",
+    "all-to-all": "all_to_all",
+    "ragged-all-to-all": "all_to_all",
+    "collective-permute": "permute",
+    "collective-broadcast": "permute",
+}
+"""HLO's names, less `-start` and `-done`."""
+
+_MEGASCALE = {
+    "ALL_REDUCE": "all_reduce",
+    "ALL_GATHER": "all_gather",
+    "REDUCE_SCATTER": "reduce_scatter",
+    "ALL_TO_ALL": "all_to_all",
+    "ONE_TO_ONE": "permute",
+}
+_TARGET = re.compile(r'_xla_megascale_target=(?:"\{([^}]*)\}|\{\{([\d,]*)\})')
+_SLICE_IDS = 100_000
+"""Device ids of slice n (counted from one) begin at n times this."""
+
+
+def base_opcode(op: Op) -> str:
+    """The opcode without `-start`, `-update` or `-done`."""
+    return re.sub(r"-(start|update|done)$", "", op.opcode)
+
+
+def wire_bytes(kind: str, payload_bytes: float, size: int) -> float:
+    """Bytes one device sends with a bandwidth-optimal algorithm over a group of `size`.
+
+    Gather and scatter send every shard but one's own, all-reduce does both, an all-to-all keeps one part at home.
+    """
+    if kind == "permute":
+        return payload_bytes
+    share = (size - 1) / size
+    return payload_bytes * share * (2 if kind == "all_reduce" else 1)
+
+
+def read_collective(
+    module: Module, computation: Computation, op: Op, grid: DeviceGrid, warnings: list[str]
+) -> Collective | None:
+    """The collective that `op` carries out; None where every group is a single device."""
+    kind = KINDS[base_opcode(op)]
+    sent = [shape for name in op.operands for shape in computation.by_name[name].shapes]
+    if kind == "permute":
+        pairs = read_pairs(op.attributes)
+        axes = axes_of_pairs(pairs, grid)
+        if not axes:
+            return None
+        size = math.prod(grid.shape[axis] for axis in axes)
+        crosses = 2 if (grid.domain[pairs[:, 0]] != grid.domain[pairs[:, 1]]).any() else 1
+    else:
+        groups = read_groups(op.attributes, module.partitions)
+        if groups is None:
+            raise ValueError(f"hlo: the replica groups of {op.name} are in no known spelling: {op.attributes[:200]}")
+        size = int(groups.shape[1])
+        if size == 1:
+            return None
+        axes = axes_of_groups(groups, grid)
+        crosses = domains_spanned(groups, grid)
+        if not axes:
+            warnings.append(f"{op.name}: its groups of {size} run along no whole mesh axes")
+    payload = float(sum(shape.bytes for shape in sent))
+    if kind == "all_gather":
+        payload *= size
+    return Collective(
+        name=op.name,
+        kind=kind,
+        axes=axes,
+        group_size=size,
+        crosses_groups=crosses,
+        payload_bytes=payload,
+        wire_bytes=wire_bytes(kind, payload, size),
+        dtype=widest(sent),
+        source=module.source(op),
+        scope=module.scope(op),
+    )
+
+
+def widest(shapes: Iterable[Shape]) -> str:
+    """The dtype that most of the bytes have."""
+    return max(shapes, key=lambda shape: shape.bytes).dtype
+
+
+def read_megascale(module: Module, send: Op, receive: Op | None, grid: DeviceGrid) -> Collective | None:
+    """A transfer between TPU slices: a send and receive through the host, without replica groups.
+
+    Its bytes are one device's: what the slice's own collectives left to it. The target `"{1,2}x{0:15}"` lists slices,
+    `{{100000,200000},...}` the devices of each group.
+    """
+    kind = _MEGASCALE.get(send.word("_xla_megascale_transfer_type") or "")
+    target = _TARGET.search(send.attributes)
+    if kind is None or not target:
+        return None
+    if target[1] is not None:
+        slices = size = sum(_count(part) for part in target[1].split(","))
+        axes = tuple(axis for axis, factor in grid.outer.items() if factor > 1)
+    else:
+        devices = [int(device) for device in target[2].split(",")]
+        slices, size = len({device // _SLICE_IDS for device in devices}), len(devices)
+        # The ids are physical, so the axes are certain only where everyone takes part.
+        whole = size == grid.devices * math.prod(grid.outer.values())
+        axes = tuple(axis for axis in grid.shape if grid.shape[axis] * grid.outer[axis] > 1) if whole else ()
+    sent = send.shapes[0]
+    payload = float(sent.bytes)
+    if kind == "all_gather":
+        payload = float(receive.shapes[0].bytes) if receive else payload * size
+    return Collective(
+        name=send.name,
+        kind=kind,
+        axes=axes,
+        group_size=size,
+        crosses_groups=slices,
+        payload_bytes=payload,
+        wire_bytes=wire_bytes(kind, payload, size),
+        dtype=sent.dtype,
+        source=module.source(send),
+        scope=module.scope(send),
+    )
+
+
+def _count(part: str) -> int:
+    low, _, high = part.partition(":")
+    return int(high) - int(low) + 1 if high else 1

@@ -1,0 +1,66 @@
+"""Array shapes as HLO writes them: `bf16[4,1024]{1,0:T(8,128)(2,1)S(1)}`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=?]*)\](\{[^}]*\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
+
+_BITS = {
+    "pred": 8, "token": 0, "opaque": 0,
+    "s1": 1, "u1": 1, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "f4e2m1fn": 4,
+    "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64, "u64": 64,
+    "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
+}  # fmt: skip
+
+HBM, VMEM, HOST = 0, 1, 5
+"""Memory spaces `S(n)`: device memory is the unmarked one; on TPU 1 is the core's vector memory, 5 the host's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One array on one device. `bytes` without the padding that TPU tiles add. `space`: the memory it lies in."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    bytes: int
+    space: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.dims)
+
+
+@lru_cache(maxsize=65536)
+def read_shapes(text: str) -> tuple[Shape, ...]:
+    """The arrays of a type, a tuple's leaves in order.
+
+    >>> first, second = read_shapes("(bf16[2,8]{1,0:T(8,128)S(1)}, u32[])")
+    >>> first.dtype, first.dims, first.bytes, first.space, second.bytes
+    ('bf16', (2, 8), 32, 1, 4)
+    """
+    return tuple(_shape(*match) for match in _SHAPE.findall(text))
+
+
+def _shape(dtype: str, dims: str, layout: str) -> Shape:
+    sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
+    space = _SPACE.search(layout)
+    return Shape(
+        dtype=dtype,
+        dims=sizes,
+        bytes=(math.prod(sizes) * bits(dtype) + 7) // 8,
+        space=int(space[1]) if space else HBM,
+    )
+
+
+def bits(dtype: str) -> int:
+    """Bits of one element; every f8 kind is 8 wide."""
+    if dtype in _BITS:
+        return _BITS[dtype]
+    if dtype.startswith("f8"):
+        return 8
+    raise ValueError(f"hlo: the dtype {dtype!r} is not known")
