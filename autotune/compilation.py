@@ -81,7 +81,8 @@ class CompileFailure:
     "timeout" (stopped after `seconds`). `stage`: "start" (the worker process itself), "build" (the mesh, the user's
     own code, tracing and lowering), "compile" (XLA). `last_line`: the last useful line of the log.
     `traceback`: of an error raised while building; `source`: "file.py:line", the innermost frame of the user's code.
-    `needed_bytes`, `available_bytes`: per device, where the compiler's message gives them.
+    `needed_bytes`, `available_bytes`: per device, where the compiler's message gives them. `arguments`: those of the
+    step, where it was built; () otherwise.
     """
 
     layout: str
@@ -96,6 +97,7 @@ class CompileFailure:
     seconds: float
     needed_bytes: int | None
     available_bytes: int | None
+    arguments: tuple[Argument, ...]
 
     def __post_init__(self) -> None:
         if self.kind not in FAILURES:
@@ -111,13 +113,16 @@ def to_json(outcome: Compilation | CompileFailure) -> dict[str, Any]:
 
 def compilation_from_json(values: Mapping[str, Any]) -> Compilation:
     """The Compilation that `to_json` wrote."""
-    arguments = tuple(
-        Argument(**{**one, "shape": tuple(one["shape"]), "global_shape": tuple(one["global_shape"])})
-        for one in values["arguments"]
-    )
-    return Compilation(**{**values, "arguments": arguments, "warnings": tuple(values["warnings"])})
+    return Compilation(**{**values, "arguments": _arguments(values), "warnings": tuple(values["warnings"])})
 
 
 def failure_from_json(values: Mapping[str, Any]) -> CompileFailure:
     """The CompileFailure that `to_json` wrote."""
-    return CompileFailure(**values)
+    return CompileFailure(**{**values, "arguments": _arguments(values)})
+
+
+def _arguments(values: Mapping[str, Any]) -> tuple[Argument, ...]:
+    return tuple(
+        Argument(**{**one, "shape": tuple(one["shape"]), "global_shape": tuple(one["global_shape"])})
+        for one in values["arguments"]
+    )

@@ -99,6 +99,7 @@ class _Task:
             seconds=seconds,
             needed_bytes=None,
             available_bytes=None,
+            arguments=(),
         )
 
 
@@ -181,7 +182,7 @@ def store_key(job: CompileJob) -> Key:
         "devices_per_chip": hardware.devices_per_chip,
         "compile_fields": {name: str(value) for name, value in sorted(hardware.compile_fields.items())},
         "tiers": [(tier.name, tier.kind) for tier in hardware.tiers],
-        "attached": job.target.attached,
+        "shape": [job.target.shape, job.target.groups, job.target.attached],
     }
     versions = {}
     for package in COMPILERS[job.target.platform]:

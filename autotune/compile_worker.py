@@ -83,6 +83,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
     """
     begin = time.perf_counter()
     names = {"layout": "", "target": ""}
+    arguments: tuple[Argument, ...] = ()
     stage = "build"
     enter(stage)
     try:
@@ -93,6 +94,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             target = replace(target, attached=False)
         mesh = mesh_of(job.layout, target)
         step = job.workload.build(job.layout, mesh)
+        arguments = arguments_of(step)
         lowered = lower_step(step)
         stage = "compile"
         enter(stage)
@@ -127,6 +129,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             seconds=time.perf_counter() - begin,
             needed_bytes=needed if out_of_memory else None,
             available_bytes=available if out_of_memory else None,
+            arguments=arguments,
         )
 
 

@@ -88,5 +88,11 @@ def build_stack(layout, mesh) -> Step:
 def toy(build=build_mlp, **sizes) -> Workload:
     """The workload of one of the builders above."""
     name = "-".join([build.__name__, *(f"{key}{value}" for key, value in sizes.items())])
-    return Workload(name=name, build=functools.partial(build, **sizes) if sizes else build, batch=BATCH, seq=1,
-                    dtype="float32", transformer=None, fingerprint=name)  # fmt: skip
+    return Workload.of(
+        name=name,
+        build=functools.partial(build, **sizes) if sizes else build,
+        sequences=sizes.get("batch", BATCH),
+        seq=1,
+        dtype="float32",
+        fingerprint=name,
+    )
