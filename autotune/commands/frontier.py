@@ -123,7 +123,14 @@ def frontier(
     if not console.is_terminal:
         console = Console(width=160)
     console.print(
-        render(computed, limits, critical_batch_tokens=critical_batch_tokens, helps=helps, shapes=shape_table)
+        render(
+            computed,
+            limits,
+            critical_batch_tokens=critical_batch_tokens,
+            helps=helps,
+            shapes=shape_table,
+            width=console.width,
+        )
     )
 
 

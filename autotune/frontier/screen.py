@@ -13,8 +13,12 @@ from autotune.frontier.closed_forms import DENSE_ALPHA, latency_wall_flop, linea
 from autotune.frontier.critical_batch import effort_over_minimum
 from autotune.frontier.curve import LINEAR_SHARE, Curve, Point
 from autotune.frontier.limits import RESOURCES, Binding
+from autotune.frontier.run import TrainingRun
 from autotune.frontier.shapes import Shape
 from autotune.frontier.what_helps import Reach
+
+WIDE = 150
+"""Columns of a terminal that hold the whole table."""
 
 
 def render(
@@ -24,9 +28,14 @@ def render(
     critical_batch_tokens: float | None = None,
     helps: Sequence[Reach] | None = None,
     shapes: Sequence[Shape] | None = None,
+    width: int = WIDE,
 ) -> Group:
-    """The whole screen: what was assumed, the curve, its ends, and on demand what would help and which shape."""
-    parts: list[RenderableType] = [_heading(curve), _table(curve, limits, critical_batch_tokens), _ends(curve, limits)]
+    """The whole screen: what was assumed, the curve, its ends, and on demand what would help and which shape.
+
+    A terminal of fewer columns than WIDE gets the table without the model's shape, the schedule and the runner-up.
+    """
+    table = _table(curve, limits, critical_batch_tokens, wide=width >= WIDE)
+    parts: list[RenderableType] = [_heading(curve), table, _ends(curve, limits)]
     if helps is not None:
         parts.append(_helps(helps))
     if shapes is not None:
@@ -74,62 +83,58 @@ def _heading(curve: Curve) -> Text:
     )
 
 
-def _table(curve: Curve, limits: Sequence[Binding], critical_batch_tokens: float | None) -> Table:
+def _table(curve: Curve, limits: Sequence[Binding], critical_batch_tokens: float | None, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("FLOP", "params", "width", "layers", "batch", "GPUs", "months", "util", "tensor", "pipe", "data"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if curve.assumptions.sparse:
-        table.add_column("expert", justify="right", no_wrap=True)
-    table.add_column("schedule", no_wrap=True)
-    table.add_column("binds", no_wrap=True)
-    table.add_column("then", no_wrap=True)
+    rows = [_cells(point, limit) for point, limit in zip(curve.points, limits, strict=True)]
+    wall = curve.wall
+    if wall is not None:
+        rows.append({**_size_cells(wall), "GPUs": "none", "months": f">{curve.assumptions.months:g}"})
     if critical_batch_tokens is not None:
-        table.add_column("data", justify="right", no_wrap=True)
+        runs = [point.run for point in curve.points] + ([] if wall is None else [wall])
+        for row, run in zip(rows, runs, strict=True):
+            row["tokens"] = f"x{effort_over_minimum(run.batch_tokens, critical_batch_tokens).examples:.2f}"
+    hidden = set() if wide else {"width", "layers", "batch", "schedule", "then"}
+    if not curve.assumptions.sparse:
+        hidden.add("expert")
+    shown = [name for name in max(rows, key=len) if name not in hidden]
+    for name in shown:
+        table.add_column(name, justify="left" if name in ("schedule", "binds", "then") else "right", no_wrap=True)
     end = curve.linear_scaling_end
-    for point, limit in zip(curve.points, limits, strict=True):
-        table.add_row(
-            *_cells(point, limit, curve.assumptions.sparse, critical_batch_tokens),
-            style="yellow" if point is end else None,
-        )
-    if curve.wall is not None:
-        wall = curve.wall
-        table.add_row(
-            flop_text(wall.flop),
-            count_text(wall.params),
-            str(wall.d_model),
-            str(wall.layers),
-            count_text(wall.batch_tokens),
-            "none",
-            f">{curve.assumptions.months:g}",
-            style="red",
-        )
+    for place, row in enumerate(rows):
+        infeasible = place == len(curve.points)
+        ends_here = not infeasible and curve.points[place] is end
+        style = "red" if infeasible else "yellow" if ends_here else None
+        table.add_row(*(row.get(name, "") for name in shown), style=style)
     return table
 
 
-def _cells(point: Point, limit: Binding, sparse: bool, critical_batch_tokens: float | None) -> list[str]:
-    mix, run = point.found.mix, point.run
+def _size_cells(run: TrainingRun) -> dict[str, str]:
+    return {
+        "FLOP": flop_text(run.flop),
+        "params": count_text(run.params),
+        "width": str(run.d_model),
+        "layers": str(run.layers),
+        "batch": count_text(run.batch_tokens),
+    }
+
+
+def _cells(point: Point, limit: Binding) -> dict[str, str]:
+    mix = point.found.mix
     schedule = "zero-bubble" if mix.zero_bubble else (f"1f1b v={mix.interleave}" if math.prod(mix.pipeline) > 1 else "")
-    then = limit.runner_up
-    cells = [
-        flop_text(run.flop),
-        count_text(run.params),
-        str(run.d_model),
-        str(run.layers),
-        count_text(run.batch_tokens),
-        count_text(point.found.gpus),
-        f"{point.months:.2f}",
-        f"{point.utilization:.1%}",
-        f"{math.prod(mix.tensor_model)}x{math.prod(mix.tensor_ff)}",
-        str(math.prod(mix.pipeline)),
-        str(math.prod(mix.data)),
-        *([str(math.prod(mix.expert))] if sparse else []),
-        f"{schedule} m={mix.microbatches}".strip(),
-        f"{limit.limit} {limit.memory_gain if limit.limit == 'memory' else limit.by_limit[limit.limit]:.0%}",
-        f"{then} {limit.by_limit[then]:.0%}",
-    ]
-    if critical_batch_tokens is not None:
-        cells.append(f"x{effort_over_minimum(run.batch_tokens, critical_batch_tokens).examples:.2f}")
-    return cells
+    share = limit.memory_gain if limit.limit == "memory" else limit.by_limit[limit.limit]
+    return {
+        **_size_cells(point.run),
+        "GPUs": count_text(point.found.gpus),
+        "months": f"{point.months:.2f}",
+        "util": f"{point.utilization:.1%}",
+        "tensor": f"{math.prod(mix.tensor_model)}x{math.prod(mix.tensor_ff)}",
+        "pipe": str(math.prod(mix.pipeline)),
+        "data": str(math.prod(mix.data)),
+        "expert": str(math.prod(mix.expert)),
+        "schedule": f"{schedule} m={mix.microbatches}".strip(),
+        "binds": f"{limit.limit} {share:.0%}",
+        "then": f"{limit.runner_up} {limit.by_limit[limit.runner_up]:.0%}",
+    }
 
 
 def _ends(curve: Curve, limits: Sequence[Binding]) -> Text:

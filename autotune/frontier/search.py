@@ -7,6 +7,7 @@ over the network levels are listed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -204,14 +205,19 @@ def level_splits(gpu: Gpu, gpus: int, experts: int) -> Ints:
     it divides the cluster.
     """
     left = _twos(gpus)
-    expert_twos = _twos(experts)
-    splits: list[tuple[tuple[int, ...], ...]] = [()]
+    spends: list[int] = []
     for level in gpu.levels[:-1]:
         assert level.size is not None
-        spend = min(_twos(level.size), left)
-        left -= spend
-        splits = [(*split, parts) for split in splits for parts in _compositions(spend, 5)]
-    array = np.array(splits, dtype=np.int64).reshape(len(splits), len(gpu.levels) - 1, 5)
+        spends.append(min(_twos(level.size), left))
+        left -= spends[-1]
+    return _splits(tuple(spends), _twos(experts))
+
+
+@lru_cache(maxsize=64)
+def _splits(spends: tuple[int, ...], expert_twos: int) -> Ints:
+    """`level_splits` for inner levels that take these powers of two, of which experts can give `expert_twos`."""
+    splits = list(itertools.product(*(_compositions(spend, 5) for spend in spends)))
+    array = np.array(splits, dtype=np.int64).reshape(len(splits), len(spends), 5)
     return array[array[:, :, 4].sum(axis=1) <= expert_twos]
 
 
