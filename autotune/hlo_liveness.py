@@ -22,10 +22,11 @@ Tree = Any
 
 HOST_SPACE = 5
 ALIASES = ("bitcast", "opt-barrier", "optimization-barrier", "domain", "add-dependency", "async-update")
-MOVEMENT = {"parameter", "copy", "convert", "all-gather", "all-gather-start", "all-gather-done", "slice", "bitcast",
-            "dynamic-slice", "transpose", "reshape", "concatenate", "tuple", "get-tuple-element", "constant", "copy-start",
-            "copy-done", "broadcast", "collective-permute", "collective-permute-start", "collective-permute-done", "pad",
-            "partition-id", "add", "fusion"}  # fmt: skip
+MOVEMENT = set(
+    "parameter constant tuple get-tuple-element bitcast reshape transpose copy copy-start copy-done convert slice "
+    "dynamic-slice concatenate pad broadcast all-gather all-gather-start all-gather-done collective-permute "
+    "collective-permute-start collective-permute-done partition-id add fusion".split()
+)
 """Opcodes that only move or cast an array ("add" of an index, and fusions of the others, beside them)."""
 
 _ALIASED = re.compile(r"\{([\d, ]*)\}: \((\d+), \{([\d, ]*)\}")

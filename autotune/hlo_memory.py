@@ -42,10 +42,10 @@ def peak_bytes(compilation: Compilation) -> int:
 def read_memory(compilation: Compilation) -> Memory:
     """The memory of one device while the program runs, attributed.
 
-    `by_category` adds up to the peak. parameters, optimizer_state: the step's arguments of that kind. gradients: written
-    in the backward pass in the shape of a parameter, sharded, gathered, or of one layer. activations: made in the forward
-    pass and read in the backward, and what the backward recomputes. logits: one dimension is the vocabulary. workspace:
-    all else, the batch and gathered or cast copies of parameters too.
+    `by_category` adds up to the peak. parameters, optimizer_state: the step's arguments of that kind. gradients:
+    written in the backward pass in the shape of a parameter, sharded, gathered, or of one layer. activations: made in
+    the forward pass and read in the backward, and what the backward recomputes. logits: one dimension is the
+    vocabulary. workspace: all else, the batch and gathered or cast copies of parameters too.
     """
     memory = compilation.memory
     module = read_module(compilation.text)

@@ -288,14 +288,16 @@ class Store:
                 index.execute(f"PRAGMA user_version = {SCHEMA}")
             known = dict(index.execute("SELECT path, stamp FROM entries"))
             stamps = {name: _stamp(path) for name, path in files.items()}
-            index.executemany("DELETE FROM entries WHERE path = ?", [(name,) for name in known.keys() - files.keys()])
-            for name, path in files.items():
-                if known.get(name) == stamps[name] or not (entry := self._header(path)):
+            changed = [name for name in files if known.get(name) != stamps[name]]
+            gone = [(name,) for name in (*(known.keys() - files.keys()), *changed)]
+            index.executemany("DELETE FROM entries WHERE path = ?", gone)
+            for name in changed:
+                if not (entry := self._header(files[name])):
                     continue
                 key = entry.key
                 row = (name, stamps[name], entry.kind, entry.digest, entry.created, entry.bytes)
                 named = (key.get("workload"), key.get("layout"), key.get("target"), json.dumps(key))
-                index.execute("INSERT OR REPLACE INTO entries VALUES (?,?,?,?,?,?,?,?,?,?)", row + named)
+                index.execute("INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?)", row + named)
             rows = index.execute("SELECT path, kind, digest, created, bytes, key FROM entries ORDER BY created, path")
             return tuple(
                 Entry(
