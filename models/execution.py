@@ -1,0 +1,45 @@
+"""How a model runs on one mesh: everything its code may ask beyond its own weights and inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from autotune.meshes.layout import Layout
+from autotune.meshes.sharding import Sharder, rules_of
+
+KERNELS = ("splash", "cudnn", "xla")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """`dtype`: of matmuls and activations. `kernel`: which attention kernel, one of KERNELS."""
+
+    layout: Layout
+    sharder: Sharder
+    dtype: jnp.dtype
+    kernel: str
+
+
+def execution_of(layout: Layout, mesh: Mesh, dtype: str) -> Execution:
+    """The execution of a layout, with the attention kernel that users of the mesh's devices would run."""
+    return Execution(
+        layout=layout,
+        sharder=Sharder(mesh=mesh, rules=rules_of(layout)),
+        dtype=jnp.dtype(dtype),
+        kernel=attention_kernel(mesh.devices.flat[0], dtype),
+    )
+
+
+def attention_kernel(device, dtype: str) -> str:
+    """Splash attention on TPU, cuDNN's flash attention on NVIDIA GPUs of compute capability 8 or more, else plain XLA.
+
+    cuDNN's takes 16-bit types only; V100 (7.0) has no flash attention in cuDNN.
+    """
+    if device.platform == "tpu":
+        return "splash"
+    if device.platform in ("gpu", "cuda") and dtype in ("bfloat16", "float16") and "V100" not in device.device_kind:
+        return "cudnn"
+    return "xla"

@@ -1,0 +1,80 @@
+"""The whole transformer: embedding, a scanned stack of layers, final norm, logits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from autotune.meshes.transformer import Transformer
+from autotune.models.attention import Attention
+from autotune.models.execution import Execution
+from autotune.models.mlp import MLP
+from autotune.models.parameters import Norm, weight
+from autotune.models.remat import LAYER_INPUT, keep, rematerialise
+
+
+class Layer(nnx.Module):
+    """Attention, then MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
+        self.attention_norm = Norm(shape.d_model)
+        self.attention = Attention(shape, rngs=rngs)
+        self.mlp_norm = Norm(shape.d_model)
+        self.mlp = MLP(shape, rngs=rngs)
+
+    def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
+        """Under sequence parallelism x and its norms are cut along `tensor` over the length, the matmuls' inputs not:
+        XLA puts an all-gather before the projections and a reduce-scatter behind them."""
+        x = keep(x_BLD, LAYER_INPUT)
+        whole = ("batch", "length", "features")
+        x = x + self.attention(run.sharder.constrain(self.attention_norm(x), whole), positions_L, run)
+        return x + self.mlp(run.sharder.constrain(self.mlp_norm(x), whole), run)
+
+
+class Network(nnx.Module):
+    """A decoder or encoder. Parameters of all layers are stacked on a leading `layers` axis, whatever the layout."""
+
+    def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=shape.layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+        def stack(rngs):
+            return Layer(shape, rngs=rngs)
+
+        self.embedding = weight(rngs, (shape.vocab, shape.d_model), ("vocab", "embed"), fan_in=shape.d_model)
+        self.layers = stack(rngs)
+        self.norm = Norm(shape.d_model)
+        if not shape.tied_embeddings:
+            self.unembedding = weight(rngs, (shape.d_model, shape.vocab), ("embed", "vocab"), fan_in=shape.d_model)
+
+    def __call__(self, tokens_BL: jax.Array, run: Execution) -> jax.Array:
+        """Logits, BxLxV."""
+        positions = run.sharder.constrain(jnp.arange(tokens_BL.shape[1]), ("length",))
+        return self.logits(self.stack(self.embed(tokens_BL, run), positions, run), run)
+
+    def embed(self, tokens_BL: jax.Array, run: Execution) -> jax.Array:
+        """The residual stream at the bottom, BxLxD."""
+        table = run.sharder.fetch(self.embedding[...], ("vocab", "embed"), run.dtype)
+        axes = ("batch", "norm_length", "features")
+        if run.sharder.explicit:
+            return table.at[tokens_BL].get(out_sharding=run.sharder.spec(axes))
+        return run.sharder.constrain(jnp.take(table, tokens_BL, axis=0), axes)
+
+    def stack(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
+        """All layers, one after another."""
+        definition, parameters = nnx.split(self.layers)
+
+        def layer(x, parameters):
+            return nnx.merge(definition, parameters)(x, positions_L, run), None
+
+        return jax.lax.scan(rematerialise(layer, run.layout.remat), x_BLD, parameters)[0]
+
+    def logits(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
+        """Scores over the vocabulary in the compute dtype, cut over `vocab`."""
+        x = run.sharder.constrain(self.norm(x_BLD), ("batch", "length", "features"))
+        axes = ("batch", "length", "vocab")
+        if hasattr(self, "unembedding"):
+            w = run.sharder.fetch(self.unembedding[...], ("embed", "vocab"), run.dtype)
+            return run.sharder.einsum("bld,dv->blv", x, w, axes)
+        w = run.sharder.fetch(self.embedding[...], ("vocab", "embed"), run.dtype)
+        return run.sharder.einsum("bld,vd->blv", x, w, axes)

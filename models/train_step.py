@@ -1,0 +1,180 @@
+"""The reference train step: mixed precision, AdamW with clipping, gradient accumulation; built for any layout."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from autotune.meshes.layout import Layout
+from autotune.meshes.sharding import named_sharding
+from autotune.meshes.step import Step
+from autotune.meshes.transformer import Transformer
+from autotune.models.execution import Execution, execution_of
+from autotune.models.loss import cross_entropy
+from autotune.models.network import Network
+
+LEARNING_RATE, CLIP_NORM = 3e-4, 1.0
+
+
+def optimizer() -> optax.GradientTransformation:
+    """AdamW on gradients clipped to a global norm of 1, as large models are usually trained."""
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM), optax.adamw(LEARNING_RATE, b1=0.9, b2=0.95, weight_decay=0.1)
+    )
+
+
+def build_step(
+    transformer: Transformer, batch: int, seq: int, layout: Layout, mesh: Mesh, *, dtype: str = "bfloat16"
+) -> Step:
+    """The train step of a transformer under a layout.
+
+    The state is {"parameters", "optimizer"}: float32 weights (names and global shapes the same under every layout) and
+    AdamW's two moments of the same shapes. The batch is {"tokens", "targets"}, int32 of (batch, seq).
+    Metrics: the mean loss, and the gradients' norm before clipping.
+    ValueError when the layout cannot run this model.
+    """
+    run = execution_of(layout, mesh, dtype)
+    definition, abstract, axes = abstract_network(transformer)
+    stored = place(abstract, axes, mesh, run.sharder.rules.optimizer if layout.zero else run.sharder.rules.storage)
+    state = {"parameters": stored, "optimizer": optimizer_state(stored, axes, run)}
+    rows = named_sharding(mesh, run.sharder.rules.activations, ("batch", "length"), (batch, seq))
+    tokens = {name: jax.ShapeDtypeStruct((batch, seq), jnp.int32, sharding=rows) for name in ("tokens", "targets")}
+
+    def initialise(seed: int):
+        def draw(key):
+            parameters = nnx.to_pure_dict(nnx.state(new_network(transformer, key)))
+            return {"parameters": parameters, "optimizer": optimizer().init(parameters)}
+
+        with jax.set_mesh(mesh):
+            return jax.jit(draw, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state))(jax.random.key(seed))
+
+    return Step(
+        function=functools.partial(train_step, definition=definition, axes=axes, run=run),
+        mesh=mesh,
+        state=state,
+        batch=tokens,
+        initialise=initialise,
+        make_batch=functools.partial(make_batch, transformer, batch, seq, rows),
+        parameters=lambda state: state["parameters"],
+    )
+
+
+def new_network(transformer: Transformer, key: jax.Array) -> Network:
+    """A network with fresh weights; the same key gives the same values under every layout."""
+    with nnx.use_eager_sharding(False):
+        return Network(transformer, rngs=nnx.Rngs(params=key))
+
+
+def abstract_network(transformer: Transformer) -> tuple[nnx.GraphDef, dict, dict]:
+    """(definition, shapes, logical axes): the trees are plain nested dicts with the same names."""
+    definition, state = nnx.split(nnx.eval_shape(lambda: new_network(transformer, jax.random.key(0))))
+    variables = jax.tree.map(lambda variable: variable, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    axes = jax.tree.map(
+        lambda variable: variable.get_metadata("out_sharding"),
+        variables.to_pure_dict(extract_fn=lambda variable: variable),
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )
+    return definition, nnx.to_pure_dict(state), axes
+
+
+def place(abstract: Any, axes: Any, mesh: Mesh, rules) -> Any:
+    """The abstract tree with the shardings that the rules give its logical axes."""
+    return jax.tree.map(
+        lambda leaf, names: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=named_sharding(mesh, rules, names, leaf.shape)
+        ),
+        abstract,
+        axes,
+    )
+
+
+def optimizer_state(stored: Any, axes: Any, run: Execution) -> Any:
+    """AdamW's state for these parameters, each moment cut as its parameter under the optimizer's rules."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored)
+    moments = place(shapes, axes, run.sharder.mesh, run.sharder.rules.optimizer)
+    scalar = named_sharding(run.sharder.mesh, {}, (), ())
+    return optax.tree.map_params(
+        optimizer(),
+        lambda _, moment: moment,
+        jax.eval_shape(optimizer().init, shapes),
+        moments,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=scalar),
+    )
+
+
+def make_batch(transformer: Transformer, batch: int, seq: int, rows, seed: int) -> dict[str, jax.Array]:
+    """Random tokens, each to be predicted from those before it."""
+
+    def draw(key):
+        drawn = jax.random.randint(key, (batch, seq + 1), 0, transformer.vocab, jnp.int32)
+        return {"tokens": drawn[:, :-1], "targets": drawn[:, 1:]}
+
+    return jax.jit(draw, out_shardings={"tokens": rows, "targets": rows})(jax.random.key(seed))
+
+
+def train_step(state: Any, batch: Any, *, definition: nnx.GraphDef, axes: Any, run: Execution):
+    """One optimizer step: (new state, metrics)."""
+    with jax.sharding.use_abstract_mesh(run.sharder.mesh.abstract_mesh):
+        weights = replicas(state["parameters"], axes, run)
+        loss, gradients = accumulate(functools.partial(mean_loss, definition, run), weights, batch, axes, run)
+        updates, moments = optimizer().update(gradients, state["optimizer"], state["parameters"])
+        parameters = optax.apply_updates(state["parameters"], updates)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        return {"parameters": parameters, "optimizer": moments}, metrics
+
+
+def replicas(parameters: Any, axes: Any, run: Execution) -> Any:
+    """The weights one step works with: under ZeRO, copies in the compute dtype gathered over `data` once a step."""
+    if not run.layout.zero:
+        return parameters
+    return jax.tree.map(
+        lambda leaf, names: run.sharder.constrain(_narrow(leaf, run), names, "storage"), parameters, axes
+    )
+
+
+def _narrow(leaf: jax.Array, run: Execution) -> jax.Array:
+    return leaf.astype(run.dtype) if leaf.ndim > 1 else leaf
+
+
+def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any) -> jax.Array:
+    """Mean cross-entropy over all positions of the batch."""
+    logits = nnx.merge(definition, weights)(batch["tokens"], run)
+    return cross_entropy(logits, batch["targets"]).mean()
+
+
+def accumulate(loss, weights: Any, batch: Any, axes: Any, run: Execution):
+    """(loss, float32 gradients) of the whole batch, in `layout.accumulate` passes over slices of it.
+
+    Each device keeps its own rows in every pass, so no row moves. Gradients are reduced in the compute dtype in every
+    pass and summed in float32.
+    """
+
+    def settle(gradients):
+        return jax.tree.map(
+            lambda leaf, names: run.sharder.constrain(leaf.astype(jnp.float32), names, "gradients"), gradients, axes
+        )
+
+    passes = run.layout.accumulate
+    if passes == 1:
+        value, gradients = jax.value_and_grad(loss)(weights, batch)
+        return value, settle(gradients)
+
+    def slices(leaf):
+        # rows split as (per pass, passes): the pass is the fast index, so each slice is spread over all devices
+        split = leaf.reshape(leaf.shape[0] // passes, passes, leaf.shape[1]).swapaxes(0, 1)
+        return run.sharder.constrain(split, (None, "batch", "length"))
+
+    def one_pass(carry, piece):
+        value, gradients = jax.value_and_grad(loss)(weights, piece)
+        total, sums = carry
+        return (total + value, jax.tree.map(jnp.add, sums, settle(gradients))), None
+
+    zeros = settle(jax.tree.map(jnp.zeros_like, weights))
+    (value, gradients), _ = jax.lax.scan(one_pass, (jnp.zeros(()), zeros), jax.tree.map(slices, batch))
+    return value / passes, jax.tree.map(lambda leaf: leaf / passes, gradients)
