@@ -1,0 +1,108 @@
+"""Many layouts as columns of whole numbers, one row a layout: what the vectorised price works on. JAX-free."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.meshes.layout import AXES, REMAT, SCHEDULES, WORDS, Layout
+
+CONTEXT_ATTENTION = ("gather", "ring")
+OFFLOAD = ("none", "optimizer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayoutTable:
+    """One int64 column of shape (layouts,) for each choice of a Layout.
+
+    `remat`, `schedule`, `context_attention`, `offload`, `order` hold indices: into REMAT, SCHEDULES (-1: none),
+    CONTEXT_ATTENTION, OFFLOAD and `orders`. Compiler options and rules are the same for the whole table.
+    """
+
+    data: np.ndarray
+    fsdp: np.ndarray
+    tensor: np.ndarray
+    stage: np.ndarray
+    context: np.ndarray
+    expert: np.ndarray
+    dcn_data: np.ndarray
+    dcn_fsdp: np.ndarray
+    dcn_tensor: np.ndarray
+    dcn_stage: np.ndarray
+    dcn_context: np.ndarray
+    dcn_expert: np.ndarray
+    zero: np.ndarray
+    remat: np.ndarray
+    accumulate: np.ndarray
+    microbatches: np.ndarray
+    schedule: np.ndarray
+    virtual_stages: np.ndarray
+    sequence_parallel: np.ndarray
+    context_attention: np.ndarray
+    offload: np.ndarray
+    order: np.ndarray
+    orders: tuple[tuple[str, ...], ...] = (AXES,)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @classmethod
+    def columns(cls) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(field.name for field in dataclasses.fields(cls) if field.name != "orders")
+
+    @classmethod
+    def from_layouts(cls, layouts: Sequence[Layout]) -> LayoutTable:
+        """One row a layout, in order. ValueError when compiler options or rules differ from the defaults."""
+        orders = tuple(dict.fromkeys(layout.order for layout in layouts))
+        rows = [_row(layout, orders) for layout in layouts]
+        columns = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in cls.columns()}
+        return cls(orders=orders, **columns)
+
+    def take(self, rows: np.ndarray | slice) -> LayoutTable:
+        """The rows of an index array, a mask or a slice."""
+        return LayoutTable(orders=self.orders, **{name: getattr(self, name)[rows] for name in self.columns()})
+
+    def chunks(self, size: int) -> Iterable[LayoutTable]:
+        """The table in pieces of at most `size` rows."""
+        for begin in range(0, len(self), size):
+            yield self.take(slice(begin, begin + size))
+
+    def layout(self, row: int) -> Layout:
+        """One row as a Layout."""
+        value = {name: int(getattr(self, name)[row]) for name in self.columns()}
+        schedule = value["schedule"]
+        return Layout(
+            **{name: value[name] for name in WORDS},
+            dcn=tuple((name, value[f"dcn_{name}"]) for name in WORDS),
+            zero=value["zero"],
+            remat=REMAT[value["remat"]],
+            accumulate=value["accumulate"],
+            microbatches=value["microbatches"],
+            schedule=None if schedule < 0 else SCHEDULES[schedule],
+            virtual_stages=value["virtual_stages"],
+            sequence_parallel=bool(value["sequence_parallel"]),
+            context_attention=CONTEXT_ATTENTION[value["context_attention"]],
+            offload=OFFLOAD[value["offload"]],
+            order=self.orders[value["order"]],
+        )
+
+
+def _row(layout: Layout, orders: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+    return {
+        **layout.axes,
+        **{f"dcn_{name}": factor for name, factor in layout.dcn_axes.items()},
+        "zero": layout.zero,
+        "remat": REMAT.index(layout.remat),
+        "accumulate": layout.accumulate,
+        "microbatches": layout.microbatches,
+        "schedule": -1 if layout.schedule is None else SCHEDULES.index(layout.schedule),
+        "virtual_stages": layout.virtual_stages,
+        "sequence_parallel": int(layout.sequence_parallel),
+        "context_attention": CONTEXT_ATTENTION.index(layout.context_attention),
+        "offload": OFFLOAD.index(layout.offload),
+        "order": orders.index(layout.order),
+    }
