@@ -12,31 +12,27 @@ from autotune.hlo_flops import op_work
 from autotune.hlo_groups import DeviceGrid, device_grid
 from autotune.hlo_kernels import FREE_CALLS, target_of
 from autotune.hlo_loops import Values, loop_invariants, trip_count
+from autotune.hlo_opcodes import FREE, KNOWN
+from autotune.hlo_shape import MEMORIES, dtype_name
 from autotune.hlo_text import Computation, Module, Op, read_module
 from autotune.hlo_tokens import Tokens, channel_token, rendezvous
 from autotune.hlo_work import Work
-from autotune.program import Collective, Compute, Done, Instruction, Loop, Memory, Program, Start, walk
+from autotune.program import (
+    Collective,
+    Compute,
+    Copy,
+    CopyStart,
+    Done,
+    Instruction,
+    Loop,
+    Memory,
+    Program,
+    Start,
+    walk,
+)
 
 CHECKED_VERSIONS = {"jaxlib": ("0.10.2",), "libtpu": ("0.0.42.1",), "jax-cuda12-plugin": ("0.10.2",)}
 """Compiler versions whose programs the fixtures in tests/data/hlo were made with."""
-
-FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier domain "
-    "add-dependency".split()
-)
-"""Opcodes that cost nothing: names for values that are already there."""
-
-KNOWN = frozenset(
-    "abs add and atan2 batch-norm-grad batch-norm-inference batch-norm-training bitcast-convert broadcast cbrt ceil "
-    "cholesky clamp clz compare complex concatenate convert convolution copy cosine count-leading-zeros custom-call "
-    "divide dot dynamic-reshape dynamic-slice dynamic-update-slice erf exponential exponential-minus-one fft floor "
-    "fusion gather get-dimension-size imag iota is-finite log log-plus-one logistic map maximum minimum multiply "
-    "negate not or pad popcnt power ragged-dot real reduce reduce-precision reduce-window remainder reshape reverse rng "
-    "rng-bit-generator rng-get-and-update-state round-nearest-afz round-nearest-even rsqrt scan scatter select "
-    "select-and-scatter set-dimension-size shift-left shift-right-arithmetic shift-right-logical sign sine slice sort "
-    "sqrt stochastic-convert subtract tan tanh topk transpose triangular-solve xor".split()
-)
-"""Opcodes that run on the core; any other is read as such too, and counted in the warnings."""
 
 UNKNOWN_CYCLES = 2**63 - 1
 
@@ -53,8 +49,8 @@ def read_program(
     """The program that `text` (compiled.as_text()) describes; ValueError where it is no scheduled module of that mesh.
 
     `platform`: "tpu", "cuda" or "cpu". `mesh_shape`: axis sizes, outermost first; partition i is
-    `mesh.devices.flat[i]`. `devices_per_group`: devices of one slice, NVLink domain or host. `dcn`: the factor of each axis that crosses these
-    (`layout.dcn`); without it devices fill the domains in order.
+    `mesh.devices.flat[i]`. `devices_per_group`: devices of one slice, NVLink domain or host. `dcn`: the factor of each
+    axis that crosses these (`layout.dcn`); without it devices fill the domains in order.
     """
     module = read_module(text)
     grid = device_grid(mesh_shape, _outer(mesh_shape, dcn, devices_per_group), devices_per_group, module.partitions)
@@ -126,13 +122,13 @@ class _Reader:
         if base in KINDS:
             return self.collective(computation, op)
         if base == "async":
-            return self.asynchronous(op)
+            return self.asynchronous(computation, op)
         if opcode in ("send", "recv", "send-done", "recv-done"):
             return self.transfer(computation, op)
         if opcode.endswith("-start") and base in KNOWN:
-            return [self.copy(computation, op)]
+            return self.copy(computation, op)
         if opcode.endswith("-done") and base in KNOWN:
-            return []
+            return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
         if opcode == "fusion":
             return self.fusion(computation, op)
         if opcode not in KNOWN:
@@ -169,9 +165,23 @@ class _Reader:
             self.tokens.empty.add(self.tokens.of(op.name))
         return collective
 
-    def asynchronous(self, op: Op) -> list[Instruction]:
-        """async-start, -update, -done around a computation: a collective, or work on another stream."""
-        return []
+    def asynchronous(self, computation: Computation, op: Op) -> list[Instruction]:
+        """async-start, -update, -done around a computation: a collective in flight, or work counted where it starts."""
+        if op.opcode == "async-update":
+            return []
+        if op.opcode == "async-done":
+            return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
+        token = self.tokens.of(op.name)
+        inner = self.module.computations[op.called()[0]]
+        held = [found for found in inner.ops if found.opcode in KINDS]
+        collectives = [found for found in (self.read(inner, at) for at in held) if found is not None]
+        if len(collectives) > 1:
+            self.warnings.append(f"{op.name}: of its {len(collectives)} collectives the largest is counted")
+        if collectives:
+            largest = max(collectives, key=lambda collective: collective.wire_bytes)
+            return [Start(token=token, collective=largest)]
+        self.tokens.empty.add(token)
+        return list(self.computation(inner, lambda index: None)) if not held else []
 
     def transfer(self, computation: Computation, op: Op) -> list[Instruction]:
         """Megascale send and receive: in flight from the send to the end of the receive."""
@@ -192,14 +202,25 @@ class _Reader:
         collective = dataclasses.replace(collective, source=source, scope=scope)
         return [Start(token=self.tokens.of(meeting), collective=collective)]
 
-    def copy(self, computation: Computation, op: Op) -> Compute:
-        """An asynchronous copy between memories: its bytes move while the core goes on."""
-        source, scope = self.place(computation, op)
-        moved = float(op.shapes[1].bytes if op.opcode == "slice-start" else op.shapes[0].bytes)
-        return Compute(
-            name=op.name, kernel="async_copy", flops=0.0, dtype=None, matmul=None, hbm_bytes=moved, cycles=0.0,
-            source=source, scope=scope,
-        )  # fmt: skip
+    def copy(self, computation: Computation, op: Op) -> list[Instruction]:
+        """An asynchronous copy or slice: `(target, source, flag)`, a slice `((source), target, flag)`."""
+        arrays = op.shapes
+        source, target = (arrays[0], arrays[-2]) if op.opcode != "copy-start" else (arrays[1], arrays[0])
+        memories = [MEMORIES.get(shape.space) for shape in (source, target)]
+        token = self.tokens.of(op.name)
+        if memories[0] is None or memories[1] is None or memories == ["vmem", "vmem"]:
+            self.tokens.empty.add(token)
+            return []
+        place, scope = self.place(computation, op)
+        copy = Copy(
+            name=op.name,
+            bytes=float(min(source.bytes, target.bytes)),
+            from_memory=memories[0],
+            to_memory=memories[1],
+            source=place,
+            scope=scope,
+        )
+        return [CopyStart(token=token, copy=copy)]
 
     def fusion(self, computation: Computation, op: Op) -> list[Instruction]:
         """A fusion; on TPU it may hold a collective, its start, its end, or a piece of one already in flight."""
@@ -246,7 +267,7 @@ class _Reader:
                 name=op.name,
                 kernel=_kernel(op, work),
                 flops=work.flops,
-                dtype=work.dtype,
+                dtype=dtype_name(work.dtype) if work.dtype else None,
                 matmul=work.matmul,
                 hbm_bytes=moved,
                 cycles=None if cycles is None else float(cycles),

@@ -14,7 +14,7 @@ from autotune.hlo_groups import (
     read_groups,
     read_pairs,
 )
-from autotune.hlo_shape import Shape
+from autotune.hlo_shape import Shape, dtype_name
 from autotune.hlo_text import Computation, Module, Op
 from autotune.program import Collective
 
@@ -92,7 +92,7 @@ def read_collective(
         crosses_groups=crosses,
         payload_bytes=payload,
         wire_bytes=wire_bytes(kind, payload, size),
-        dtype=widest(sent),
+        dtype=dtype_name(widest(sent)),
         source=module.source(op),
         scope=module.scope(op),
     )
@@ -134,7 +134,7 @@ def read_megascale(module: Module, send: Op, receive: Op | None, grid: DeviceGri
         crosses_groups=slices,
         payload_bytes=payload,
         wire_bytes=wire_bytes(kind, payload, size),
-        dtype=sent.dtype,
+        dtype=dtype_name(sent.dtype),
         source=module.source(send),
         scope=module.scope(send),
     )

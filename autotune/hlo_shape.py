@@ -17,8 +17,12 @@ _BITS = {
     "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
 }  # fmt: skip
 
-HBM, VMEM, HOST = 0, 1, 5
-"""Memory spaces `S(n)`: device memory is the unmarked one; on TPU 1 is the core's vector memory, 5 the host's."""
+_NAMES = {"pred": "bool", "bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
+
+HBM = 0
+MEMORIES = {HBM: "hbm", 1: "vmem", 5: "host"}
+"""Memory spaces `S(n)`: device memory is the unmarked one, on TPU 1 is the core's vector memory, 5 is the host's.
+Others (2, 4, 6) hold flags and scalars."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,3 +68,17 @@ def bits(dtype: str) -> int:
     if dtype.startswith("f8"):
         return 8
     raise ValueError(f"hlo: the dtype {dtype!r} is not known")
+
+
+def dtype_name(dtype: str) -> str:
+    """NumPy's name of an HLO dtype; all kinds of f8 are "float8".
+
+    >>> dtype_name("bf16"), dtype_name("s32"), dtype_name("f8e4m3fn")
+    ('bfloat16', 'int32', 'float8')
+    """
+    if dtype in _NAMES:
+        return _NAMES[dtype]
+    if dtype.startswith(("f8", "f4")):
+        return "float" + dtype[1]
+    kinds = {"s": "int", "u": "uint", "c": "complex"}
+    return kinds[dtype[0]] + dtype[1:] if dtype[1:].isdigit() else dtype

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Union
+
+KERNELS = ("matmul", "attention", "fusion", "copy", "gather", "custom_call")
+"""Classes of work on the core: matmuls with what is fused to them; attention kernels; fused and unfused elementwise
+work and reductions; layout changes; gathers and scatters; custom calls of unknown FLOPs."""
 
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute")
 
@@ -16,7 +19,7 @@ class Compute:
     `flops`: of its dots, convolutions and attention kernels (2 per multiply-add), done in `dtype`; 0 if it has none.
     `matmul`: (batch, m, n, k) of the largest dot inside, per device; None without one.
     `hbm_bytes`: read and written in device memory. `cycles`: the compiler's own estimate; None where it gives none.
-    `kernel`: "fusion", "custom_call", "copy", ...; `kernels`: launches it takes on a GPU.
+    `kernel`: the class of its work, one of KERNELS. `dtype`: NumPy's name ("bfloat16"), or "float8".
     `source`: "file.py:line" of the user's code; `scope`: the op_name path (jit(step)/transpose(...)/layer/...).
     """
 
@@ -35,11 +38,13 @@ class Compute:
 class Collective:
     """One collective, per device and execution.
 
-    `axes`: the mesh axes its groups run along (() if they are no axis-aligned groups: then `groups` still tells).
-    `group_size`: devices in one group. `payload_bytes`: the full array moved: gathered size, unreduced size of one
+    `axes`: the mesh axes its groups run along, outermost first; () if the groups follow no axes.
+    `group_size`: devices in one group; fewer than the axes have where it runs along a part of them (inside one TPU
+    slice, or across slices only). `payload_bytes`: the full array moved: gathered size, unreduced size of one
     device for reductions, what one device holds before an all-to-all or permute.
     `wire_bytes`: what one device sends with a bandwidth-optimal algorithm.
-    `crosses_groups`: devices of one group in distinct outer domains (slices, NVLink domains, hosts) it spans.
+    `crosses_groups`: outer domains (slices, NVLink domains, hosts) that one group spans; 1 is inside one.
+    `dtype` of the largest array, a NumPy name.
     """
 
     name: str
@@ -63,8 +68,28 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """One asynchronous copy between memories of a device: "hbm", "vmem" (a TPU core's own) and "host"."""
+
+    name: str
+    bytes: float
+    from_memory: str
+    to_memory: str
+    source: str | None
+    scope: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyStart:
+    """The copy is handed to the copy engine; `token` names it until its Done."""
+
+    token: str
+    copy: Copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The core waits for the collective of that token."""
+    """The core waits for the collective or copy of that token; for nothing, if none of that token has started."""
 
     token: str
 
@@ -75,10 +100,10 @@ class Loop:
 
     name: str
     trips: int
-    body: tuple["Instruction", ...]
+    body: tuple[Instruction, ...]
 
 
-Instruction = Union[Compute, Start, Done, Loop]
+Instruction = Compute | Start | CopyStart | Done | Loop
 """A synchronous collective is a Start directly followed by its Done."""
 
 
@@ -113,7 +138,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One compiled step, as one device runs it."""
+    """One compiled step, as one device runs it.
+
+    `warnings`: what could not be read for certain, one line each.
+    """
 
     platform: str
     mesh_shape: Mapping[str, int]
@@ -124,6 +152,17 @@ class Program:
     def flops(self) -> float:
         """FLOPs of one step on one device, loop trips counted."""
         return sum(trips * op.flops for op, trips in walk(self.instructions) if isinstance(op, Compute))
+
+    def hbm_bytes(self) -> float:
+        """Bytes one step reads and writes in the memory of one device, asynchronous copies included."""
+        total = 0.0
+        for op, trips in walk(self.instructions):
+            if isinstance(op, Compute):
+                total += trips * op.hbm_bytes
+            elif isinstance(op, CopyStart):
+                ends = (op.copy.from_memory, op.copy.to_memory)
+                total += trips * op.copy.bytes * ends.count("hbm")
+        return total
 
 
 def walk(instructions: tuple[Instruction, ...], trips: int = 1):

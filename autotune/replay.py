@@ -19,10 +19,13 @@ import numpy as np
 from autotune.core_cost import core_seconds
 from autotune.meshes.collectives import Leg
 from autotune.meshes.hardware import Hardware
-from autotune.program import Collective, Compute, Done, Instruction, Loop, Program, Start
+from autotune.program import Collective, Compute, Copy, CopyStart, Done, Instruction, Loop, Program, Start
 
 Term = tuple[str, str]
 """(resource, detail): ("matmul", "dot"), ("network:fsdp@ici", "all_gather"), ("latency", "fsdp@ici/all_gather")."""
+
+HOST_BYTES_PER_SECOND = 1.5e10
+"""One device to its host over PCIe, one way: the figure that jax-ml/scaling-book (tpus.md, question 3) reckons with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +157,9 @@ def _collect(instructions, legs, hardware, terms: dict[Term, int]) -> None:
             for leg in legs(instruction.collective):
                 for term, _ in _leg_terms(instruction.collective, leg):
                     terms.setdefault(term, len(terms))
+        elif isinstance(instruction, CopyStart):
+            _, (term, _) = copy_seconds(instruction.copy, hardware)
+            terms.setdefault(term, len(terms))
 
 
 def _leg_terms(collective: Collective, leg: Leg) -> tuple[tuple[Term, float], ...]:
@@ -162,6 +168,13 @@ def _leg_terms(collective: Collective, leg: Leg) -> tuple[tuple[Term, float], ..
         ((f"network:{where}", collective.kind), leg.bytes_seconds),
         (("latency", f"{where}/{collective.kind}"), leg.latency_seconds),
     )
+
+
+def copy_seconds(copy: Copy, hardware: Hardware) -> tuple[str, tuple[Term, float]]:
+    """The lane of an asynchronous copy, and its seconds by term: at HBM's rate, or the host link's."""
+    if "host" in (copy.from_memory, copy.to_memory):
+        return "host", (("host", "async_copy"), copy.bytes / HOST_BYTES_PER_SECOND)
+    return "dma", (("hbm", "async_copy"), copy.bytes / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency))
 
 
 def axis_name(collective: Collective) -> str:
@@ -199,6 +212,9 @@ def _fold(instructions: tuple[Instruction, ...], legs, hardware, terms) -> tuple
                 for leg in legs(instruction.collective)
             )
             folded.append(_Send(instruction.token, ridden))
+        elif isinstance(instruction, CopyStart):
+            lane, part = copy_seconds(instruction.copy, hardware)
+            folded.append(_Send(instruction.token, (_Leg((lane,), *_vector([part], terms)),)))
         else:
             folded.append(_Wait(instruction.token))
     flush()
@@ -298,6 +314,9 @@ def _busy(program: Program, legs, hardware: Hardware) -> dict[str, float]:
     for instruction, trips in _executions(program.instructions):
         if isinstance(instruction, Compute):
             busy["core"] += trips * sum(seconds for _, seconds in core_seconds(instruction, hardware))
+        elif isinstance(instruction, CopyStart):
+            lane, (_, seconds) = copy_seconds(instruction.copy, hardware)
+            busy[lane] = busy.get(lane, 0.0) + trips * seconds
         else:
             for leg in legs(instruction.collective):
                 for lane in leg.lanes:
@@ -311,6 +330,8 @@ def _serial_seconds(program: Program, legs, hardware: Hardware) -> float:
     for instruction, trips in _executions(program.instructions):
         if isinstance(instruction, Compute):
             total += trips * sum(seconds for _, seconds in core_seconds(instruction, hardware))
+        elif isinstance(instruction, CopyStart):
+            total += trips * copy_seconds(instruction.copy, hardware)[1][1]
         else:
             total += trips * sum(leg.bytes_seconds + leg.latency_seconds for leg in legs(instruction.collective))
     return total
