@@ -91,10 +91,24 @@ def test_the_screen_names_the_ends():
     assert max(len(line) for line in screen.splitlines()) <= 160
 
 
+def test_a_curve_says_why_it_stops():
+    assert "utilisation falls below 0.1%" in run("--scale", "network_bandwidth=1e-6").stdout
+    assert "no size on this curve is out of reach" in run("--months", "1e6").stdout
+
+
 def test_a_deadline_nothing_meets_is_a_result():
     assert "no size is in time" in run("--months", "1e-9").stdout
     found = document("--months", "1e-9")
     assert [row["feasible"] for row in found["rows"]] == [0]
+
+
+def test_nothing_in_time_still_draws_or_says_why_not(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "none.png"
+    assert run("--months", "1e-9", "--plot", str(path), "--beside", "").exit_code == 0
+    assert path.stat().st_size > 0
+    with pytest.raises(click.UsageError, match="no size is in time"):
+        frontier.main(["--months", "1e-9", "--plot", str(path), "--picture", "mix"], standalone_mode=False)
 
 
 @pytest.mark.parametrize(("picture", "rows"), [("utilization", 64), ("mix", 32), ("shape", 200)])

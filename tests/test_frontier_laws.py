@@ -34,7 +34,7 @@ from autotune.frontier.search import evaluate, fastest_mix
 from autotune.frontier.shapes import equal_parameters, shape
 from autotune.frontier.what_helps import CHANGES, what_helps
 
-RATES = ("network_bandwidth", "hbm_bandwidth", "on_chip_bandwidth", "arithmetic")
+RATES = ("network_bandwidth", "hbm_bandwidth", "l2_bandwidth", "arithmetic")
 LATENCIES = ("network_latency", "matmul_latency")
 
 
@@ -78,7 +78,7 @@ def test_every_rate_doubled_and_every_latency_halved_halves_the_time(h100):
     gpu = GPUS["h100"]
     # Twice the clock doubles arithmetic and shared memory together.
     fast = replace(
-        gpu.scaled(network_bandwidth=2, hbm_bandwidth=2, on_chip_bandwidth=2, network_latency=0.5, matmul_latency=0.5),
+        gpu.scaled(network_bandwidth=2, hbm_bandwidth=2, l2_bandwidth=2, network_latency=0.5, matmul_latency=0.5),
         clock_hz=2 * gpu.clock_hz,
     )
     for point in h100.points:
@@ -192,7 +192,7 @@ def test_shares_sum_to_one_and_are_derivatives(name, assumptions):
     worse = {
         ("compute",): gpu.scaled(arithmetic=1 / (1 + step)),
         ("hbm",): gpu.scaled(hbm_bandwidth=1 / (1 + step)),
-        ("l2",): gpu.scaled(on_chip_bandwidth=1 / (1 + step)),
+        ("l2",): gpu.scaled(l2_bandwidth=1 / (1 + step)),
         ("matmul-latency",): gpu.scaled(matmul_latency=1 + step),
         ("network-latency",): gpu.scaled(network_latency=1 + step),
         ("tensor-network", "data-network", "pipeline-expert-network"): gpu.scaled(network_bandwidth=1 / (1 + step)),
@@ -240,7 +240,7 @@ def test_a_gpu_short_of_one_thing_is_bound_by_it():
     gpu = GPUS["h100"]
     assert verdict(gpu) == "compute"
     assert verdict(gpu.scaled(arithmetic=1e4, hbm_bandwidth=1e-3)) == "hbm"
-    assert verdict(gpu.scaled(arithmetic=1e4, on_chip_bandwidth=1e-3)) == "l2"
+    assert verdict(gpu.scaled(arithmetic=1e4, l2_bandwidth=1e-3)) == "l2"
     assert verdict(gpu.scaled(arithmetic=1e4)) in ("l2", "shared-memory", "tensor-network")
     assert verdict(gpu.scaled(matmul_latency=1e5)) == "latency"
     assert verdict(gpu.scaled(network_bandwidth=1e-3)) == "tensor-network"

@@ -20,7 +20,7 @@ SCALES = (
     "network_latency",
     "matmul_latency",
     "hbm_bandwidth",
-    "on_chip_bandwidth",
+    "l2_bandwidth",
     "arithmetic",
     "memory",
 )
@@ -79,9 +79,10 @@ def frontier(
         raise click.UsageError(f"--picture={picture!r} must be one of {', '.join(PICTURES)}")
     gpu = _scaled(_gpu("--hardware", hardware), scale)
     others = [_gpu("--beside", name) for name in beside.split(",") if name.strip()]
-    writable(plot, "--plot")
     if plot is not None:
         _require_plotting(plot)
+        writable(plot, "--plot")
+        writable(plot.with_suffix(".csv"), "--plot")
     with bad_input():
         assumptions = Assumptions(
             sparse=sparse,
@@ -101,13 +102,14 @@ def frontier(
     if plot is not None:
         from autotune.frontier import plot as plots
 
-        if picture == "utilization":
-            curves = [computed, *(curve(other, assumptions) for other in others if other.name != gpu.name)]
-            plots.utilization_picture(curves, plot)
-        elif picture == "mix":
-            plots.mix_picture(computed, plot)
-        else:
-            plots.shape_picture(gpu, assumptions, anchor.run if anchor else assumptions.run(12288), plot)
+        with bad_input():
+            if picture == "utilization":
+                curves = [computed, *(curve(other, assumptions) for other in others if other.name != gpu.name)]
+                plots.utilization_picture(curves, plot)
+            elif picture == "mix":
+                plots.mix_picture(computed, plot)
+            else:
+                plots.shape_picture(gpu, assumptions, anchor.run if anchor else assumptions.run(12288), plot)
         click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
     if as_json:
         result = row_maker.document(

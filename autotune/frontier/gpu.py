@@ -126,11 +126,11 @@ class Gpu:
         network_latency: float = 1,
         matmul_latency: float = 1,
         hbm_bandwidth: float = 1,
-        on_chip_bandwidth: float = 1,
+        l2_bandwidth: float = 1,
         arithmetic: float = 1,
         memory: float = 1,
     ) -> Gpu:
-        """The same GPU with figures multiplied. `arithmetic` is FLOP per clock; `on_chip_bandwidth` is that of L2.
+        """The same GPU with figures multiplied. `arithmetic` is FLOP per clock; `l2_bandwidth` is that of L2.
 
         Shared memory is part of the SM and keeps its rate, as the paper's own scaled GPU does.
         """
@@ -138,7 +138,7 @@ class Gpu:
             self,
             flop_per_clock_per_thread=self.flop_per_clock_per_thread * arithmetic,
             hbm_bytes_per_second=self.hbm_bytes_per_second * hbm_bandwidth,
-            l2_bytes_per_second=self.l2_bytes_per_second * on_chip_bandwidth,
+            l2_bytes_per_second=self.l2_bytes_per_second * l2_bandwidth,
             memory_bytes=self.memory_bytes * memory,
             matmul_latency_seconds=self.matmul_latency_seconds * matmul_latency,
             levels=tuple(
@@ -248,7 +248,7 @@ H100_SUPERPOD = replace(
     ),
 )
 H100_SCALED = replace(
-    H100.scaled(network_bandwidth=10, hbm_bandwidth=10, on_chip_bandwidth=10, matmul_latency=0.1),
+    H100.scaled(network_bandwidth=10, hbm_bandwidth=10, l2_bandwidth=10, matmul_latency=0.1),
     name="h100-scaled",
     label="H100 SXM Scaled",
     # Not a tenth of 1.125 us: the paper's simulation sets it twice, and the later value is the one it runs with.

@@ -94,6 +94,8 @@ def mix_picture(curve: Curve, path: Path) -> None:
 
     rows = curve_rows(curve, bindings(curve))
     feasible = [row for row in rows if row["feasible"]]
+    if not feasible:
+        raise ValueError(f"mix picture: no size is in time within months={curve.assumptions.months}, nothing to draw")
     flop = [row["train_flop"] for row in feasible]
     used = [degree for degree in DEGREES if any(row[degree[1]] > 1 for row in feasible)]
     figure = Figure(figsize=(10, 7), layout="constrained")
@@ -207,6 +209,8 @@ def _title(curve: Curve) -> str:
 
 def _edges(flop: Sequence[float]) -> list[float]:
     """Borders between sizes, half way on a log scale; the first and last as wide as their only neighbour."""
+    if not flop:
+        return []
     if len(flop) == 1:
         return [flop[0] / 1.5, flop[0] * 1.5]
     middle = [math.sqrt(low * high) for low, high in zip(flop, flop[1:], strict=False)]

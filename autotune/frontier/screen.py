@@ -11,7 +11,7 @@ from rich.text import Text
 
 from autotune.frontier.closed_forms import DENSE_ALPHA, latency_wall_flop, linear_scaling_end_flop, step_latency_seconds
 from autotune.frontier.critical_batch import effort_over_minimum
-from autotune.frontier.curve import LINEAR_SHARE, Curve, Point
+from autotune.frontier.curve import LEAST_UTILIZATION, LINEAR_SHARE, Curve, Point
 from autotune.frontier.limits import RESOURCES, Binding
 from autotune.frontier.run import TrainingRun
 from autotune.frontier.shapes import Shape
@@ -149,7 +149,12 @@ def _ends(curve: Curve, limits: Sequence[Binding]) -> Text:
             f"{end.utilization:.1%} <= {LINEAR_SHARE:g} x {curve.gpu.large_matmul_efficiency:.0%}): {limit} binds"
         )
     if curve.wall is None:
-        lines.append("no size on this curve is out of reach")
+        lost = last is not None and last.utilization < LEAST_UTILIZATION
+        lines.append(
+            f"the curve stops where utilisation falls below {LEAST_UTILIZATION:.1%}"
+            if lost
+            else "no size on this curve is out of reach"
+        )
     elif last is None:
         lines.append(f"no size is in time: the first, {flop_text(curve.wall.flop)} FLOP, is already too large")
     else:

@@ -15,7 +15,7 @@ Change = Callable[[Gpu, Assumptions], tuple[Gpu, Assumptions]]
 CHANGES: dict[str, Change] = {
     "network bandwidth x2": lambda gpu, a: (gpu.scaled(network_bandwidth=2), a),
     "HBM bandwidth x2": lambda gpu, a: (gpu.scaled(hbm_bandwidth=2), a),
-    "L2 bandwidth x2": lambda gpu, a: (gpu.scaled(on_chip_bandwidth=2), a),
+    "L2 bandwidth x2": lambda gpu, a: (gpu.scaled(l2_bandwidth=2), a),
     "matmul latency /2": lambda gpu, a: (gpu.scaled(matmul_latency=0.5), a),
     "network latency /2": lambda gpu, a: (gpu.scaled(network_latency=0.5), a),
     "both latencies /2": lambda gpu, a: (gpu.scaled(matmul_latency=0.5, network_latency=0.5), a),
