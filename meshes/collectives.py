@@ -181,6 +181,4 @@ def _line(size: int, placement: Placement) -> Route:
 
 def seconds(kind: str, payload_bytes: float, axes: tuple[str, ...], placement: Placement, hardware: Hardware) -> float:
     """Seconds of one collective with the network to itself."""
-    return sum(
-        leg.bytes_seconds + leg.latency_seconds for leg in legs(kind, payload_bytes, axes, placement, hardware)
-    )
+    return sum(leg.bytes_seconds + leg.latency_seconds for leg in legs(kind, payload_bytes, axes, placement, hardware))

@@ -1,12 +1,13 @@
 """What one accelerator can do: rates, capacities and links, each figure with its source.
 
 The figures live in `hardware_files/*.toml`, one file a chip. A figure is either a bare value or a table
-`{value, source, others = [{value, source}], why}`: where sources disagree both are kept and `why` says which was chosen.
+`{value, source, others = [{value, source}], why}`: where sources disagree all are kept and `why` says why this one.
 All rates are per JAX device (a TPU7x chip is two devices), bytes and seconds are SI.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ class Hardware:
     `compile_fields`: what a compiler without the device must be told. GPU: the numbers of XLA's target description;
     TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
     `sources`: figure name -> where it is from, and what other sources say.
+    `faster`: resource ("matmul", "hbm", "core") -> how many times as fast as the compiler's cycles assume; 1 where not
+    named. Only `scale` sets it: a file describes the chip as the compiler knows it.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Hardware:
     tiers: tuple[Tier, ...]
     compile_fields: Mapping[str, object]
     sources: Mapping[str, str]
+    faster: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.platform not in ("tpu", "cuda", "cpu"):
@@ -110,6 +114,58 @@ class Hardware:
             if tier.name == name:
                 return tier
         raise KeyError(name)
+
+
+def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
+    """The same hardware with one resource `factor` times as good: a rate times it, a latency divided by it.
+
+    `resource`: "matmul", "hbm", "core" (the rest of the compiler's cycles), "latency" (of every tier and launch),
+    "capacity", "network:<tier>" or "network:<axis>@<tier>" (links have no axis of their own: all of the tier), or
+    "everything": all rates, the clock and all latencies, so that every time is divided by `factor`.
+
+    >>> scale(load_hardware("v5e"), "network:fsdp@ici", 2).tier("ici").bytes_per_second
+    90000000000.0
+    """
+    if not factor > 0:
+        raise ValueError(f"scale: factor={factor} must be above 0")
+    peaks = {dtype: rate * factor for dtype, rate in hardware.flops_per_second.items()}
+    quicker = tuple(
+        dataclasses.replace(
+            tier, latency_seconds=tier.latency_seconds / factor, launch_seconds=tier.launch_seconds / factor
+        )
+        for tier in hardware.tiers
+    )
+    faster = {**hardware.faster, resource: hardware.faster.get(resource, 1.0) * factor}
+    if resource == "everything":
+        return dataclasses.replace(
+            hardware,
+            flops_per_second=peaks,
+            clock_hz=hardware.clock_hz and hardware.clock_hz * factor,
+            hbm_bytes_per_second=hardware.hbm_bytes_per_second * factor,
+            launch_seconds=hardware.launch_seconds / factor,
+            tiers=tuple(dataclasses.replace(tier, bytes_per_second=tier.bytes_per_second * factor) for tier in quicker),
+        )
+    if resource == "matmul":
+        return dataclasses.replace(hardware, flops_per_second=peaks, faster=faster)
+    if resource == "hbm":
+        rate = hardware.hbm_bytes_per_second * factor
+        return dataclasses.replace(hardware, hbm_bytes_per_second=rate, faster=faster)
+    if resource == "core":
+        return dataclasses.replace(hardware, faster=faster)
+    if resource == "latency":
+        return dataclasses.replace(hardware, tiers=quicker, launch_seconds=hardware.launch_seconds / factor)
+    if resource == "capacity":
+        return dataclasses.replace(hardware, capacity_bytes=hardware.capacity_bytes * factor)
+    prefix, _, where = resource.partition(":")
+    name = where.rpartition("@")[2]
+    if prefix != "network" or name not in [tier.name for tier in hardware.tiers]:
+        known = ", ".join(f"network:{tier.name}" for tier in hardware.tiers)
+        raise ValueError(f"scale: {resource!r} is not a resource; known: matmul, hbm, core, latency, capacity, {known}")
+    tiers = tuple(
+        dataclasses.replace(tier, bytes_per_second=tier.bytes_per_second * factor) if tier.name == name else tier
+        for tier in hardware.tiers
+    )
+    return dataclasses.replace(hardware, tiers=tiers)
 
 
 @cache

@@ -64,8 +64,8 @@ class Route:
 
     `links`: links of the tier each device drives one way at the same time, as a ring collective uses them (a fraction
     where groups share them). `hops`: links or messages on the longest way through a ring all-gather. `wraps`: a circle
-    of neighbours passes all of them. `spread`: bytes over the busiest link per byte held, in an all-to-all; `far_hops`: its
-    longest way. `share`: groups that share one link in a shift by one; `near_hops`: the longest way of such a shift.
+    of neighbours passes all of them. `spread`: bytes over the busiest link per byte held, in an all-to-all;
+    `far_hops`: its longest way. `share`: groups that share one link in a shift by one; `near_hops`: its longest way.
     `lanes`: the links by name; collectives on the same lane wait for each other, on different lanes they overlap.
     """
 
@@ -129,10 +129,7 @@ class Placement:
         dimensions = len(torus(self.target))
         for dimension in range(dimensions):
             pieces = [
-                (factor, axis)
-                for axis in self.sizes
-                for factor in self.factors[axis]
-                if factor.dimension == dimension
+                (factor, axis) for axis in self.sizes for factor in self.factors[axis] if factor.dimension == dimension
             ]
             for factor, axis in sorted(pieces, key=lambda piece: -piece[0].stride):
                 cuts.append((factor.size, (1 + dimension, axis)))
@@ -288,11 +285,12 @@ def ring_links(factors: tuple[Factor, ...]) -> float:
     """Links one way that a gather or reduction over these pieces keeps busy.
 
     Whole dimensions: the array is cut in pieces that take the dimensions in different orders, so that all links work at
-    once (the TPU compiler's `StrategyND`, `UniDirectionNDRingStrategy`). The links of any subset of the dimensions carry
-    at least what those dimensions gather last: with sizes k and links b, the seconds per byte are the greatest
-    (prod k - 1) / sum b over all subsets. Parts of dimensions: one ring through all positions, both ways at once
-    (`StrategyRing`, `UniDirection1DRingStrategy`); a grid of an even number of positions has such a ring of neighbours,
-    so a 2x2 or 2x4 block is twice as fast as a line, and its slowest step goes along the most shared dimension.
+    once (`StrategyND` and `UniDirectionNDRingStrategy` in the text of libtpu 0.0.42). The links of any subset of the
+    dimensions carry at least what those dimensions gather last: with sizes k and links b, the seconds per byte are the
+    greatest (prod k - 1) / sum b over all subsets.
+    Parts of dimensions: one ring through all positions, both ways at once (`StrategyRing`,
+    `UniDirection1DRingStrategy`). A grid of an even number of positions has such a ring of neighbours, so a 2x2 or 2x4
+    block is twice as fast as a line; its slowest step goes along the most shared dimension.
     """
     if len(factors) == 1 or all(factor.size == factor.extent for factor in factors):
         slowest = max(
