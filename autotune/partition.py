@@ -1,0 +1,174 @@
+"""How every array of a user's train step is cut, for any layout: names of dimensions, and what the names mean.
+
+Plain data without JAX, so that a plan can carry it home as JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.meshes.layout import WORDS, Layout
+
+Name = str | tuple[str, ...] | None
+"""Of one dimension: a logical axis ("embed"), one or several mesh axes ("fsdp"), or None: never cut."""
+
+BATCH_AXES = ("data", "fsdp", "expert")
+
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *((name, BATCH_AXES) for name in ("batch", "activation_batch")),
+    *((name, ("context",)) for name in ("length", "sequence", "seq", "activation_length")),
+    *((name, ("expert",)) for name in ("experts", "expert", "exp", "activation_exp")),
+    *((name, ("tensor",)) for name in ("vocab", "mlp", "heads", "q_heads", "kv_heads", "joined_kv", "qkv")),
+    *((name, ("tensor",)) for name in ("activation_vocab", "activation_mlp", "activation_heads", "activation_kv_heads")),
+    *((name, ("fsdp",)) for name in ("embed", "embedding", "d_model", "model_dim")),
+    *((name, ()) for name in ("activation_embed", "activation_kv", "layers", "layer", "stack", "kv", "head_dim", "norm")),
+)
+"""Logical axes as the Flax community names them (T5X, MaxText) and the mesh axes they ride, in order of precedence: of
+two dimensions of an array that want the same mesh axis, the one named earlier here has it, as in Flax's own rules."""
+
+MESH_NAMES = {
+    "data": "data", "dp": "data", "replica": "data", "replicate": "data",
+    "fsdp": "fsdp", "dp_fsdp": "fsdp", "shard": "fsdp", "zero": "fsdp",
+    "tensor": "tensor", "tp": "tensor", "mp": "tensor", "model": "tensor",
+    "stage": "stage", "pp": "stage", "pipe": "stage", "pipeline": "stage",
+    "context": "context", "cp": "context", "sp": "context",
+    "expert": "expert", "ep": "expert",
+}  # fmt: skip
+"""What other codebases call the mesh axes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """One array: a name for each dimension, its global shape, and what it is.
+
+    `role`: "parameters", "optimizer", "batch", or "other". `guessed`: nobody named its dimensions, so an axis that does
+    not divide is left out instead of refused.
+    """
+
+    names: tuple[Name, ...]
+    shape: tuple[int, ...]
+    role: str
+    guessed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """Every array of the state and of the batch by its path, and the meaning of the logical names.
+
+    `rules`: logical name -> mesh axes, in order of precedence. `mesh_names`: our mesh axis -> what the step itself
+    calls it ("tensor" -> "tp"), where that differs.
+    """
+
+    state: Mapping[str, Leaf]
+    batch: Mapping[str, Leaf]
+    rules: tuple[tuple[str, tuple[str, ...]], ...]
+    mesh_names: Mapping[str, str]
+
+    def find(self, path: str, shape: tuple[int, ...]) -> Leaf | None:
+        """The state's array at that path, or at a path that ends so (a tree that is a part of the state)."""
+        if path in self.state and self.state[path].shape == shape:
+            return self.state[path]
+        found = [leaf for full, leaf in self.state.items() if full.endswith("/" + path) and leaf.shape == shape]
+        first = [leaf for leaf in found if leaf.role == "parameters"] or found
+        return first[0] if first and all(leaf.names == first[0].names for leaf in first) else None
+
+    def cut(self, leaf: Leaf, layout: Layout) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes (ours, larger than 1) of each dimension of that array."""
+        rules = dict(layout.rules) | {name: axes for name, axes in self.rules if name not in dict(layout.rules)}
+        order = list(rules)
+        sizes = layout.axes
+        cut: list[tuple[str, ...]] = [()] * len(leaf.names)
+        taken: set[str] = set()
+        ranked = sorted(range(len(cut)), key=lambda index: _rank(leaf.names[index], order))
+        for index in ranked:
+            axes = tuple(axis for axis in _axes(leaf.names[index], rules) if sizes[axis] > 1)
+            if leaf.guessed:
+                axes = _dividing(axes, leaf.shape[index], sizes)
+            # As Flax does it: a dimension gets all of its mesh axes or, when one is taken, none.
+            if axes and not taken & set(axes):
+                cut[index] = axes
+                taken |= set(axes)
+        if leaf.role == "optimizer" and layout.zero >= 1 and layout.data > 1 and "data" not in taken:
+            whole = [math.prod(sizes[axis] for axis in axes) for axes in cut]
+            for index in sorted(range(len(cut)), key=lambda index: -leaf.shape[index]):
+                if leaf.shape[index] % (whole[index] * layout.data) == 0:
+                    cut[index] = (*cut[index], "data")
+                    break
+        return tuple(cut)
+
+    def problem(self, layout: Layout) -> str | None:
+        """Why that layout cannot be: the first array with a dimension that its axes do not divide; None if there is none."""
+        for where, leaves in (("batch", self.batch), ("state", self.state)):
+            for path, leaf in leaves.items():
+                for index, axes in enumerate(self.cut(leaf, layout)):
+                    size = math.prod(layout.axes[axis] for axis in axes)
+                    if leaf.shape[index] % size:
+                        words = " x ".join(f"{axis}={layout.axes[axis]}" for axis in axes)
+                        name = leaf.names[index]
+                        called = f" ({name})" if isinstance(name, str) and name not in WORDS else ""
+                        return f"{words} does not divide dimension {index}{called} of {where} {path}, {leaf.shape}"
+        return None
+
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes that some array can be cut along."""
+        rules = dict(self.rules)
+        used = {axis for leaf in (*self.state.values(), *self.batch.values()) for name in leaf.names
+                for axis in _axes(name, rules)}  # fmt: skip
+        # A batch cut over `expert` alone would be data parallelism by another name.
+        experts = any("expert" in _axes(name, rules) for leaf in self.state.values() for name in leaf.names)
+        return tuple(name for name in WORDS if name in used and (name != "expert" or experts))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the inverse of `partition_from_json`."""
+        return {
+            "rules": [[name, list(axes)] for name, axes in self.rules],
+            "mesh_names": dict(self.mesh_names),
+            "state": {path: _leaf_json(leaf) for path, leaf in self.state.items()},
+            "batch": {path: _leaf_json(leaf) for path, leaf in self.batch.items()},
+        }
+
+
+def partition_from_json(values: Mapping[str, Any]) -> Partition:
+    """Read back what `Partition.to_json` wrote; ValueError, KeyError or TypeError when it is not that."""
+    return Partition(
+        rules=tuple((name, tuple(axes)) for name, axes in values["rules"]),
+        mesh_names=dict(values["mesh_names"]),
+        state={path: _leaf(leaf) for path, leaf in values["state"].items()},
+        batch={path: _leaf(leaf) for path, leaf in values["batch"].items()},
+    )
+
+
+def _leaf_json(leaf: Leaf) -> dict[str, Any]:
+    names = [list(name) if isinstance(name, tuple) else name for name in leaf.names]
+    return {"names": names, "shape": list(leaf.shape), "role": leaf.role, "guessed": leaf.guessed}
+
+
+def _leaf(values: Mapping[str, Any]) -> Leaf:
+    names = tuple(tuple(name) if isinstance(name, list) else name for name in values["names"])
+    return Leaf(names=names, shape=tuple(values["shape"]), role=values["role"], guessed=values["guessed"])
+
+
+def _axes(name: Name, rules: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    if name is None:
+        return ()
+    if isinstance(name, tuple):
+        return tuple(axis for part in name for axis in _axes(part, rules))
+    if name in rules:
+        return rules[name]
+    return (name,) if name in WORDS else ()
+
+
+def _rank(name: Name, order: list[str]) -> int:
+    """Mesh axes named outright come first, then logical names in the order of their rules."""
+    return order.index(name) if isinstance(name, str) and name in order else -1
+
+
+def _dividing(axes: tuple[str, ...], extent: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    kept: tuple[str, ...] = ()
+    for axis in axes:
+        if extent % math.prod(sizes[one] for one in (*kept, axis)) == 0:
+            kept = (*kept, axis)
+    return kept

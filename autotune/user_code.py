@@ -1,0 +1,38 @@
+"""Errors of the user's own code: kept apart from ours, with their traceback."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = str(Path(__file__).parent) + "/"
+
+
+class UserCodeError(Exception):
+    """The user's code raised: where we called it, what it raised in one line, and its own traceback as text."""
+
+    def __init__(self, doing: str, error: BaseException) -> None:
+        self.doing = doing
+        self.summary = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        self.traceback = _theirs(error)
+        super().__init__(f"{doing}: your code failed: {self.summary}")
+
+
+@contextmanager
+def user_code(doing: str) -> Iterator[None]:
+    """Inside, only the user's code runs: what it raises becomes a UserCodeError."""
+    try:
+        yield
+    except UserCodeError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserCodeError(doing, error) from error
+
+
+def _theirs(error: BaseException) -> str:
+    """The traceback without this package's frames."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(HERE)]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
+    return "".join([*lines, *traceback.format_exception_only(error)])
