@@ -1,0 +1,271 @@
+"""Which layouts a model can be cut by, and why not the others: every rule in one tuple. JAX-free.
+
+A rule is arithmetic on whole numbers, so that the same rule judges one `Layout` or a table of them, one NumPy column a
+field. What a layout needs of itself (known names, sizes of 1 or more) is checked by `Layout`; what it needs of memory
+is asked of its price or its program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from autotune.meshes.layout import REMAT, SCHEDULES, WORDS, Layout
+from autotune.meshes.target import Target
+from autotune.meshes.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Why one layout cannot run: the constraint, and by how much.
+
+    `needed`, `available`: in `unit`. `sentence`: the rule with its values. `remedy`: the smallest known change that
+    would pass this rule, in the words of a layout; None when there is none.
+    """
+
+    constraint: str
+    needed: int
+    available: int
+    unit: str
+    sentence: str
+    remedy: str | None
+
+    def __str__(self) -> str:
+        return self.sentence + (f"; {self.remedy} would" if self.remedy else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a layout is judged for. `transformer` is a Transformer, or None: then rules `of_model` are not asked."""
+
+    transformer: Any
+    batch: int
+    seq: int
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """`about`: "divisibility" (of model or sequence), "batch", or "exclusion" (choices that do not go together).
+
+    `of_model`: whether it needs the transformer's shape. `broken(columns, job)` is true where the rule is broken:
+    a bool, or an array of them where columns are arrays. `rejection(columns, job)` says why, of one layout.
+    """
+
+    constraint: str
+    about: str
+    of_model: bool
+    broken: Callable[[Any, Job], Any]
+    rejection: Callable[[Any, Job], Rejection]
+
+
+def _divides(
+    unit: str,
+    factors: tuple[str, ...],
+    size: Callable[[Any, Job], Any],
+    *,
+    times: int = 1,
+    about: str = "divisibility",
+    of_model: bool = True,
+    when: Callable[[Any, Job], Any] = lambda columns, job: True,
+) -> Rule:
+    """The product of some fields (and of `times`) must divide a size."""
+
+    def cut(columns):
+        product = times
+        for name in factors:
+            product = product * getattr(columns, name)
+        return product
+
+    def rejection(columns, job):
+        needed, available = cut(columns), size(columns, job)
+        cutting = [name for name in factors if getattr(columns, name) > 1]
+        words = " x ".join([f"{name}={getattr(columns, name)}" for name in cutting] + [str(times)] * (times > 1))
+        total = f" = {needed}" if " x " in words else ""
+        even = available % times == 0 and len(cutting) == 1
+        return Rejection(
+            constraint=f"divides({unit})",
+            needed=needed,
+            available=available,
+            unit=unit,
+            sentence=f"{words}{total} does not divide {unit}={available}",
+            remedy=f"{cutting[0]}={math.gcd(needed, available) // times}" if even else None,
+        )
+
+    return Rule(
+        constraint=f"divides({unit})",
+        about=about,
+        of_model=of_model,
+        broken=lambda columns, job: when(columns, job) & (size(columns, job) % cut(columns) != 0),
+        rejection=rejection,
+    )
+
+
+def _excludes(
+    constraint: str,
+    broken: Callable[[Any, Job], Any],
+    sentence: Callable[[Any, Job], str],
+    *,
+    needed: Callable[[Any, Job], int],
+    available: Callable[[Any, Job], int],
+    unit: str,
+    remedy: str | None = None,
+    of_model: bool = False,
+) -> Rule:
+    """Choices that do not go together, or that say the same as a plainer layout."""
+    return Rule(
+        constraint=constraint,
+        about="exclusion",
+        of_model=of_model,
+        broken=broken,
+        rejection=lambda columns, job: Rejection(
+            constraint=constraint,
+            needed=needed(columns, job),
+            available=available(columns, job),
+            unit=unit,
+            sentence=sentence(columns, job),
+            remedy=remedy,
+        ),
+    )
+
+
+CIRCULAR = SCHEDULES.index("circular")
+REMAT_OFFLOAD = REMAT.index("offload")
+LANES = 128
+"""The TPU attention kernel works on tiles of at least this many positions (Pallas splash attention, NUM_LANES)."""
+
+
+def _on(platform: str) -> Callable[[Any, Job], bool]:
+    return lambda columns, job: job.target.platform == platform
+
+
+def _causal(columns, job):
+    return (job.transformer.kind == "decoder") & (columns.context > 1)
+
+
+RULES: tuple[Rule, ...] = (
+    # What each axis cuts.
+    _divides("heads", ("tensor",), lambda c, j: j.transformer.heads),
+    _divides("kv_heads", ("tensor",), lambda c, j: j.transformer.kv_heads),
+    _divides("d_ff", ("tensor",), lambda c, j: j.transformer.d_ff),
+    _divides("vocab", ("tensor",), lambda c, j: j.transformer.vocab),
+    _divides("d_model", ("fsdp",), lambda c, j: j.transformer.d_model),
+    _divides("d_model", ("fsdp", "data"), lambda c, j: j.transformer.d_model, when=lambda c, j: c.zero > 0),
+    _divides(
+        "experts", ("expert",), lambda c, j: j.transformer.experts, when=lambda c, j: bool(j.transformer.experts)
+    ),
+    _divides("layers", ("stage", "virtual_stages"), lambda c, j: j.transformer.layers),
+    _divides("seq", ("context",), lambda c, j: j.seq, of_model=False),
+    # A causal sequence is dealt out in two pieces a device, one early and one late, so that all have the same work.
+    _divides("seq", ("context",), lambda c, j: j.seq, times=2, when=_causal),
+    _divides(
+        "seq", ("context", "tensor"), lambda c, j: j.seq, of_model=False, when=lambda c, j: c.sequence_parallel > 0
+    ),
+    _divides("seq", ("context",), lambda c, j: j.seq, times=LANES, when=_on("tpu")),
+    _divides(
+        "batch", ("data", "fsdp", "expert", "accumulate", "microbatches"), lambda c, j: j.batch,
+        about="batch", of_model=False,
+    ),
+    # What goes together with what.
+    _divides(
+        "microbatches", ("stage",), lambda c, j: c.microbatches, of_model=False, about="exclusion",
+        when=lambda c, j: c.schedule == CIRCULAR,
+    ),
+    _excludes(
+        "expert needs experts",
+        lambda c, j: (c.expert > 1) & (j.transformer.experts == 0),
+        lambda c, j: f"expert={c.expert} cuts experts, {j.transformer.name} has none",
+        needed=lambda c, j: c.expert, available=lambda c, j: 0, unit="experts", remedy="expert=1", of_model=True,
+    ),
+    _excludes(
+        "zero needs data",
+        lambda c, j: (c.zero > 0) & (c.data == 1),
+        lambda c, j: f"zero={c.zero} shards over data, which is 1",
+        needed=lambda c, j: 2, available=lambda c, j: 1, unit="data", remedy="zero=0",
+    ),
+    _excludes(
+        "ring needs context",
+        lambda c, j: (c.context_attention > 0) & (c.context == 1),
+        lambda c, j: "context_attention=ring goes round context, which is 1",
+        needed=lambda c, j: 2, available=lambda c, j: 1, unit="context", remedy="context_attention=gather",
+    ),
+    _excludes(
+        "virtual_stages needs circular",
+        lambda c, j: (c.virtual_stages > 1) & (c.schedule != CIRCULAR),
+        lambda c, j: f"virtual_stages={c.virtual_stages} needs schedule=circular",
+        needed=lambda c, j: 1, available=lambda c, j: c.virtual_stages, unit="virtual_stages",
+        remedy="virtual_stages=1",
+    ),
+    _excludes(
+        "remat=offload needs tpu",
+        lambda c, j: (c.remat == REMAT_OFFLOAD) & (j.target.platform != "tpu"),
+        lambda c, j: f"remat=offload needs host memory that XLA can address, {j.target.platform} has none here",
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="host memories", remedy="remat=full",
+    ),
+    _excludes(
+        "offload needs tpu",
+        lambda c, j: (c.offload > 0) & (j.target.platform != "tpu"),
+        lambda c, j: f"offload=optimizer needs host memory that XLA can address, {j.target.platform} has none here",
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="host memories", remedy="offload=none",
+    ),
+)  # fmt: skip
+"""Every rule, in the order in which the first broken one is reported."""
+
+
+def reject(layout: Layout, transformer: Transformer | None, batch: int, seq: int, target: Target) -> Rejection | None:
+    """The first rule that a layout breaks; None when the model can be cut by it.
+
+    >>> from autotune.meshes.layout import Layout
+    >>> from autotune.meshes.target import parse_target
+    >>> print(reject(Layout(data=16, zero=1), None, 24, 128, parse_target("h100:2x8")))
+    data=16 does not divide batch=24; data=8 would
+    """
+    columns = _columns(layout)
+    job = _job(transformer, batch, seq, target)
+    for rule in RULES:
+        if (transformer is not None or not rule.of_model) and rule.broken(columns, job):
+            return rule.rejection(columns, job)
+    return None
+
+
+def reject_codes(table: Any, transformer: Transformer | None, batch: int, seq: int, target: Target) -> np.ndarray:
+    """For each row of a table of layouts (an object with one integer array a field): the index in `RULES` of the first
+    rule it breaks, -1 where it breaks none."""
+    job = _job(transformer, batch, seq, target)
+    codes = np.full(np.shape(table.data), -1, dtype=np.int64)
+    for index, rule in reversed(list(enumerate(RULES))):
+        if transformer is not None or not rule.of_model:
+            codes[np.broadcast_to(rule.broken(table, job), codes.shape)] = index
+    return codes
+
+
+def rule_names() -> tuple[str, ...]:
+    """The constraint of every rule, in the order of `reject_codes`; rules on the same size share a name."""
+    return tuple(rule.constraint for rule in RULES)
+
+
+def rules_about(about: str) -> tuple[int, ...]:
+    """Codes of the rules on one matter: "divisibility", "batch" or "exclusion"."""
+    return tuple(index for index, rule in enumerate(RULES) if rule.about == about)
+
+
+def _job(transformer, batch: int, seq: int, target: Target) -> Job:
+    return Job(transformer=transformer, batch=batch, seq=seq, target=target)
+
+
+def _columns(layout: Layout) -> SimpleNamespace:
+    """The layout's choices as whole numbers, as a table of layouts holds them."""
+    plain = (*WORDS, "zero", "accumulate", "microbatches", "virtual_stages")
+    return SimpleNamespace(
+        **{name: getattr(layout, name) for name in plain},
+        remat=REMAT.index(layout.remat),
+        schedule=SCHEDULES.index(layout.schedule) if layout.schedule else -1,
+        sequence_parallel=int(layout.sequence_parallel),
+        context_attention=int(layout.context_attention == "ring"),
+        offload=int(layout.offload == "optimizer"),
+    )
