@@ -89,13 +89,13 @@ def tier_seconds(kind, payload_bytes, tier: Tier, *, size, links, hops, spread, 
 def tier_payloads(kind, payload_bytes, sizes):
     """What each tier moves (inner first) of a collective over all of them, whose sizes are given.
 
-    Gathers and reductions shrink by every tier inside; an all-to-all and a permute keep their size.
+    A gather or reduction shrinks by every tier inside (the outer tier works on the shards of the inner); of an
+    all-to-all, a tier carries what stays within the tiers outside it; a permute may step over any tier whole.
     """
     payloads = []
-    for size in sizes:
-        payloads.append(payload_bytes)
-        if kind in ("all_gather", "reduce_scatter", "all_reduce"):
-            payload_bytes = payload_bytes / size
+    for index in range(len(sizes)):
+        others = sizes[:index] if kind in ("all_gather", "reduce_scatter", "all_reduce") else sizes[index + 1 :]
+        payloads.append(payload_bytes if kind == "permute" else payload_bytes / np.prod(others, axis=0, initial=1))
     return payloads
 
 

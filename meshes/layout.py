@@ -91,6 +91,21 @@ class Layout:
                 raise ValueError(f"layout: {name}={getattr(self, name)!r} must be one of {listed}")
         if sorted(self.order) != sorted(AXES):
             raise ValueError(f"layout: order={self.order!r} must name each of {', '.join(AXES)} once")
+        for word, pairs in (("xla", self.compiler_options), ("rule", self.rules)):
+            names = [name for name, _ in pairs]
+            if len(set(names)) != len(names):
+                raise ValueError(f"layout: {word} names {max(names, key=names.count)!r} twice")
+        for name, value in (*self.compiler_options, *((name, "") for name, _ in self.rules)):
+            if not name or any(sign in name or sign in value for sign in ", \t\n") or "=" in name:
+                raise ValueError(f"layout: {name!r}={value!r} holds a comma or space, which no layout text can say")
+        if any(not value for _, value in self.compiler_options):
+            raise ValueError("layout: a compiler option has no value")
+        for logical, axes in self.rules:
+            for axis in axes:
+                if axis not in AXES:
+                    raise ValueError(
+                        f"layout: rule.{logical}={axis!r} is not a mesh axis; axes: {', '.join(WORDS)}, none"
+                    )
         if self.stage == 1 and (self.schedule, self.microbatches, self.virtual_stages) != (None, 1, 1):
             raise ValueError("layout: schedule, microbatches and virtual_stages need stage above 1")
         if self.stage > 1 and self.schedule is None:
@@ -140,7 +155,7 @@ class Layout:
         words |= {f"xla.{name}": value for name, value in self.compiler_options}
         if self.order != AXES:
             words["order"] = ">".join(self.order)
-        words |= {f"rule.{logical}": "+".join(axes) for logical, axes in self.rules}
+        words |= {f"rule.{logical}": "+".join(axes) or "none" for logical, axes in self.rules}
         return words
 
 

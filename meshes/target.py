@@ -6,7 +6,19 @@ import math
 import re
 from dataclasses import dataclass
 
-from autotune.meshes.hardware import Hardware, load_hardware
+from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
+
+TPU_SHAPES = {
+    "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
+    "v5e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    "v5p": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 16x16x24",
+    "v6e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    "tpu7x": "1x1x1 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
+}
+"""Shapes in chips that are offered most (docs.cloud.google.com/tpu/docs/<chip>); the compiler takes others too."""
+
+TPU_POD_CHIPS = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256, "tpu7x": 9216}
+"""The largest torus of each (docs.cloud.google.com/tpu/docs/<chip>)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +65,26 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
     128
     """
     name, _, shape_text = text.partition(":")
+    if hardware is None and name not in hardware_names():
+        raise ValueError(f"target: {text!r}: {name!r} is not known; known: {', '.join(hardware_names())}, local")
     chip = hardware or load_hardware(name)
     match = re.fullmatch(r"(\d+(?:x\d+)*)(?:\*(\d+))?", shape_text)
-    example = {"tpu": f"{name}:4x4", "cuda": f"{name}:2x8", "cpu": f"{name}:8"}[chip.platform]
+    tpu = f"{name}:4x4" if chip.torus_dimensions == 2 else f"{name}:4x4x4"
+    example = {"tpu": tpu, "cuda": f"{name}:2x8", "cpu": f"{name}:8"}[chip.platform]
     if not match:
         raise ValueError(f"target: {text!r} has no shape; write e.g. {example}")
     shape = tuple(int(size) for size in match[1].split("x"))
     slices = int(match[2] or 1)
     if min(*shape, slices, 1) < 1:
-        raise ValueError(f"target: {text!r} has a size of 0")
+        raise ValueError(f"target: {text!r} has a size of 0; each must be 1 or more")
     if chip.platform == "tpu":
         dimensions = chip.torus_dimensions
         if len(shape) != dimensions:
-            raise ValueError(f"target: {text!r}: a {chip.name} slice has {dimensions} dimensions, got {len(shape)}")
+            raise ValueError(
+                f"target: {text!r}: a {chip.name} slice has {dimensions} dimensions, got {len(shape)}; "
+                f"write e.g. {example}"
+            )
+        _check_slice(text, str(chip.compile_fields["chip"]), shape)
         return Target(name=text, hardware=chip, shape=shape, groups=slices, attached=False)
     if slices > 1:
         raise ValueError(f"target: {text!r}: *N counts TPU slices; write {name}:DOMAINSxGPUS")
@@ -76,3 +95,19 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
         raise ValueError(f"target: {text!r}: write {name}:DOMAINSxGPUS, e.g. {example}")
     groups = shape[0] if len(shape) == 2 else 1
     return Target(name=text, hardware=chip, shape=shape[-1:], groups=groups, attached=False)
+
+
+def _check_slice(text: str, chip: str, shape: tuple[int, ...]) -> None:
+    """ValueError unless the TPU compiler takes a slice of this shape and a pod holds it.
+
+    Hosts are 2x2 chips, so the first two sizes are even; a single chip is taken too.
+    """
+    side = 16 if len(shape) == 2 else None
+    whole_hosts = all(size % 2 == 0 for size in shape[:2]) or set(shape) == {1}
+    if whole_hosts and math.prod(shape) <= TPU_POD_CHIPS[chip] and (side is None or max(shape) <= side):
+        return
+    limit = f"sizes up to {side}" if side else f"at most {TPU_POD_CHIPS[chip]} chips"
+    raise ValueError(
+        f"target: {text!r}: a {chip} slice has even first two sizes (or is one chip) and {limit}; "
+        f"offered: {', '.join(TPU_SHAPES[chip].split())}"
+    )

@@ -154,11 +154,10 @@ def _tpu_topology(target: Target) -> list:
         options["num_slices"] = target.groups
     if "chip_config_name" in target.hardware.compile_fields:
         options["chip_config_name"] = target.hardware.compile_fields["chip_config_name"]
-    if any(extent % 2 for extent in target.shape[:2]):
-        options["chips_per_host_bounds"] = tuple(min(extent, 2) for extent in target.shape[:2]) + (1,)
+    if set(target.shape) == {1}:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     text = f"{chip}:{'x'.join(str(extent) for extent in target.shape)}"
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=text, **options)
-    return list(dict.fromkeys(topology.devices))
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=text, **options).devices)
 
 
 def _gpu_topology(target: Target) -> list:

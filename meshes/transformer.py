@@ -43,6 +43,8 @@ class Transformer:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"model {self.name}: {field}={value!r} must be a whole number, 0 or more")
+        if not isinstance(self.name, str) or not isinstance(self.tied_embeddings, bool):
+            raise ValueError(f"model {self.name}: name must be text and tied_embeddings true or false")
         if self.mlp not in MLPS:
             raise ValueError(f"model {self.name}: mlp={self.mlp!r} must be one of {', '.join(MLPS)}")
         if self.kind not in ("decoder", "encoder"):
