@@ -18,12 +18,13 @@ AXES = ("stage", "data", "fsdp", "context", "expert", "tensor")
 WORDS = ("data", "fsdp", "tensor", "stage", "context", "expert")
 """The order axes are written in."""
 
-REMAT = ("none", "dots", "attention", "minimal", "full", "offload")
-"""What the backward pass finds saved, most first.
+REMAT = ("none", "dots", "minimal", "attention", "full", "offload")
+"""What the backward pass finds saved of each layer besides its input, most first.
 
-none: everything; dots: outputs of every matmul; attention: as `minimal`, and of the MLP only its input projections are
-recomputed; minimal: outputs of the projections into and out of attention and the MLP; full: only each layer's input;
-offload: as `full`, the layer inputs kept in host memory.
+none: whatever it reads. dots: outputs of every weight's matmul (query, key and value after rotation, attention out, MLP
+in, MLP out) and the attention kernel's output with its softmax statistics. minimal: the same without the kernel's,
+which runs again (MaxText's `minimal`). attention: as dots, without the MLP's, which runs again. full: nothing.
+offload: nothing, and the layer's input waits in host memory. MoE layers: see `autotune.models.remat`.
 """
 
 SCHEDULES = ("gpipe", "1f1b", "circular", "zero-bubble")

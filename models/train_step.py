@@ -74,12 +74,7 @@ def new_network(transformer: Transformer, key: jax.Array) -> Network:
 def abstract_network(transformer: Transformer) -> tuple[nnx.GraphDef, dict, dict]:
     """(definition, shapes, logical axes): the trees are plain nested dicts with the same names."""
     definition, state = nnx.split(nnx.eval_shape(lambda: new_network(transformer, jax.random.key(0))))
-    variables = jax.tree.map(lambda variable: variable, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    axes = jax.tree.map(
-        lambda variable: variable.get_metadata("out_sharding"),
-        variables.to_pure_dict(extract_fn=lambda variable: variable),
-        is_leaf=lambda node: isinstance(node, nnx.Variable),
-    )
+    axes = nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("out_sharding"))
     return definition, nnx.to_pure_dict(state), axes
 
 
