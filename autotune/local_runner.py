@@ -132,9 +132,7 @@ class LocalRunner:
         thread.join(self.timeout_seconds)
         if not answer:
             self._stuck = f"{layout}, which did not end within {self.timeout_seconds:.0f} s"
-            return RunFailure(
-                kind="timeout", phase=phase[0], reason=f"did not end within {self.timeout_seconds:.0f} s"
-            )
+            return RunFailure(kind="timeout", phase=phase[0], reason=f"did not end within {self.timeout_seconds:.0f} s")
         if isinstance(answer[0], RunFailure):
             self.release(layout)
         return answer[0]

@@ -122,7 +122,9 @@ class WorkerRunner:
         except (EOFError, OSError):
             code = worker.process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            failure = RunFailure(kind="crash", phase=phase, reason=f"its process died ({how}): {_last_line(worker.log)}")
+            failure = RunFailure(
+                kind="crash", phase=phase, reason=f"its process died ({how}): {_last_line(worker.log)}"
+            )
         self.release(layout)
         return failure
 

@@ -22,6 +22,7 @@ TCP = {
     "tcp_congestion_control": "reno",
     "tcp_slow_start_after_idle": "0",
     "tcp_limit_output_bytes": "131072",
+    "tcp_autocorking": "0",
 }
 """So that the link's rate is what a message feels, and TCP's search for it is not: no pacing probes (bbr needs twice
 the time for a message both ways), no restart after each pause, and no deep queue that acknowledgements wait in."""
@@ -89,7 +90,9 @@ class TwoHosts:
                 *("rate", f"{round(bytes_per_second * 8)}bit", "burst", str(BURST_BYTES), "limit", str(QUEUE_BYTES)),
             )
 
-    def start(self, host: int, command: Sequence[str], *, core: int | None = None, log: Path | None = None, **environment):
+    def start(
+        self, host: int, command: Sequence[str], *, core: int | None = None, log: Path | None = None, **environment
+    ):
         """Start a command on one host; `core` pins it to one CPU core; its output goes to `log`, or nowhere."""
         pinned = ["taskset", "-c", str(core)] if core is not None else []
         with (log or Path(os.devnull)).open("ab") as output:
@@ -114,7 +117,9 @@ class TwoHosts:
             process.wait()
         self.started.clear()
 
-    def run(self, commands: Sequence[Sequence[str]], *, timeout_seconds: float, pin: bool = True, **environment) -> list[str]:
+    def run(
+        self, commands: Sequence[Sequence[str]], *, timeout_seconds: float, pin: bool = True, **environment
+    ) -> list[str]:
         """Run one command on each host at once; their outputs. RuntimeError with the output when one fails or hangs."""
         with tempfile.TemporaryDirectory() as folder:
             logs = [Path(folder) / f"{host}.log" for host in (0, 1)]

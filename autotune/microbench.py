@@ -1,0 +1,143 @@
+"""Seconds of single operations on the devices of this process or job: what `autotune.calibrate` fits its rates to.
+
+Every device works at once, so that what they share (a host's cores and memory) is shared as in a train step.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Agree = Callable[[float], float]
+"""Gives every process of a job process 0's number, so that all run the same programs equally often."""
+
+SAMPLES = 7
+MINIMUM_SECONDS = 0.02
+"""A sample is at least this long: well above what timing itself and a thread's wake-up take."""
+MAXIMUM_TRIPS = 4096
+
+ROW = 512
+FUSIONS = {
+    "add": (jnp.add, 2),
+    "gelu": (jax.nn.gelu, 1),
+    "silu_times": (lambda x, y: jax.nn.silu(x) * y, 2),
+    "rms_norm": (lambda x: x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6), 1),
+    "softmax": (lambda x: jax.nn.softmax(x, axis=-1), 1),
+    "moments": (lambda m, g: 0.9 * m + 0.1 * g, 2),
+}
+"""name -> (function, operands of one shape): what lies between a transformer's matmuls, each about one pass over memory."""
+
+
+class Bench:
+    """Times operations that every device of `devices` does on its own share, or all do together."""
+
+    def __init__(self, devices: Sequence[Any], agree: Agree = lambda value: value) -> None:
+        self.devices = np.array(list(devices), dtype=object)
+        self.agree = agree
+
+    def matmul_seconds(self, batch: int, m: int, n: int, k: int, dtype: str) -> float:
+        """One (batch, m, k) x (batch, k, n) matmul on every device at once."""
+
+        def operation(x, w):
+            return jnp.einsum("bmk,bkn->bmn", x, w)
+
+        return self._seconds(operation, Mesh(self.devices, ("device",)), ((batch, m, k), (batch, k, n)), dtype)
+
+    def stream_seconds(self, elements: int, dtype: str) -> float:
+        """Reading two arrays of `elements` and writing a third, on every device at once."""
+        return self._seconds(jnp.add, Mesh(self.devices, ("device",)), ((elements,), (elements,)), dtype)
+
+    def launch_seconds(self, dtype: str) -> float:
+        """One instruction that does next to nothing: a trip of the loop has two, the addition and the update.
+
+        1024 elements: XLA's CPU backend makes one instruction of a whole loop over less.
+        """
+        return self._seconds(jnp.negative, Mesh(self.devices, ("device",)), ((1024,),), dtype) / 2
+
+    def fusion_seconds(self, name: str, elements: int, dtype: str) -> tuple[float, int]:
+        """(seconds, bytes read and written) of one element-wise or row-wise step of a transformer (see FUSIONS)."""
+        operation, operands = FUSIONS[name]
+        shape = (elements // ROW, ROW)
+        seconds = self._seconds(operation, Mesh(self.devices, ("device",)), (shape,) * operands, dtype)
+        return seconds, (operands + 1) * elements * jnp.dtype(dtype).itemsize
+
+    def collective_seconds(self, kind: str, payload_bytes: int, mesh: Mesh, axes: tuple[str, ...]) -> float:
+        """One collective of float32 along `axes` of `mesh`, all its groups at once; payload as in `autotune.program`."""
+        size = int(np.prod([mesh.shape[axis] for axis in axes]))
+        elements = max(size, payload_bytes // 4 // size * size)
+        held = elements // size if kind == "all_gather" else elements
+
+        def operation(x):
+            if kind == "all_gather":
+                return jax.lax.all_gather(x, axes, tiled=True)
+            if kind == "reduce_scatter":
+                return jax.lax.psum_scatter(x, axes, tiled=True)
+            if kind == "all_reduce":
+                return jax.lax.psum(x, axes)
+            if kind == "all_to_all":
+                return jax.lax.all_to_all(x.reshape(size, -1), axes, 0, 0)
+            return jax.lax.ppermute(x, axes, [(i, (i + 1) % size) for i in range(size)])
+
+        return self._seconds(operation, mesh, ((held,),), "float32")
+
+    def _seconds(self, operation, mesh: Mesh, shapes, dtype: str) -> float:
+        """Seconds of one `operation`: a loop of many trips less a loop of two, so that what a program costs cancels."""
+        arguments = [_filled(mesh, shape, dtype) for shape in shapes]
+        few = self._compiled(operation, 2, mesh, shapes, dtype)
+        trips, seconds = 4, 0.0
+        while True:
+            many = self._compiled(operation, 2 + trips, mesh, shapes, dtype)
+            self._once(many, arguments)
+            seconds = self._once(many, arguments)
+            if seconds >= MINIMUM_SECONDS or trips >= MAXIMUM_TRIPS:
+                break
+            trips = min(MAXIMUM_TRIPS, max(4 * trips, round(1.5 * trips * MINIMUM_SECONDS / seconds)))
+        self._once(few, arguments)
+        samples = SAMPLES if seconds < 0.5 else 3
+        differences = [self._once(many, arguments) - self._once(few, arguments) for _ in range(samples)]
+        return max(statistics.median(differences), 1e-9) / trips
+
+    def _compiled(self, operation, trips: int, mesh: Mesh, shapes, dtype: str):
+        """A loop of `trips` operations, each waiting for the one before; the leading dimension counts devices.
+
+        One element of each result goes into the next operand, in place: the operation can neither be hoisted out of the
+        loop, nor fused with its neighbours, nor cut down to the elements in use (the whole result is carried along).
+        """
+        spec = PartitionSpec(tuple(mesh.axis_names))
+
+        def body(*shares):
+            x, *others = (share[0] for share in shares)
+            result = jax.eval_shape(operation, x, *others)
+
+            def trip(_, carried):
+                x, _ = carried
+                result = operation(x, *others)
+                return x.at[(0,) * x.ndim].set(result[(-1,) * result.ndim]), result
+
+            first = jnp.zeros(result.shape, result.dtype)
+            return jax.lax.fori_loop(0, trips, trip, (x, first))[1].reshape(-1)[:1][None]
+
+        mapped = jax.shard_map(body, mesh=mesh, in_specs=(spec,) * len(shapes), out_specs=spec, check_vma=False)
+        abstract = [
+            jax.ShapeDtypeStruct((mesh.size, *shape), dtype, sharding=NamedSharding(mesh, spec)) for shape in shapes
+        ]
+        return jax.jit(mapped).lower(*abstract).compile()
+
+    def _once(self, program, arguments) -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        return self.agree(time.perf_counter() - begin)
+
+
+def _filled(mesh: Mesh, shape: tuple[int, ...], dtype: str):
+    """Small numbers on every device, none of them zero: some chips multiply zeros faster."""
+    share = np.linspace(0.5, 1.5, int(np.prod(shape)), dtype=np.float32).reshape((1, *shape))
+    sharding = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
+    return jax.make_array_from_callback((mesh.size, *shape), sharding, lambda index: share.astype(jnp.dtype(dtype)))
