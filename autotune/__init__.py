@@ -1,1 +1,52 @@
-"""Which mesh and layout for a JAX train step, and what stops it from being faster."""
+"""Which mesh and layout for a JAX train step, and what stops it from being faster.
+
+    workload = autotune.Workload(step, state, batch)
+    report = autotune.tune(workload, target="v5e:4x4")
+    plan = report.plan
+
+Names are imported when they are first used: `import autotune` alone loads neither JAX nor NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autotune.meshes.layout import Layout, parse_layout
+    from autotune.plan import Plan, load_plan
+    from autotune.report import NoPlanFits, Report
+    from autotune.search import explain, tune
+    from autotune.workload import Workload, load_workload
+
+__all__ = [
+    "Layout",
+    "NoPlanFits",
+    "Plan",
+    "Report",
+    "Workload",
+    "explain",
+    "load_plan",
+    "load_workload",
+    "parse_layout",
+    "tune",
+]
+
+_HOMES = {
+    "Layout": "autotune.meshes.layout",
+    "NoPlanFits": "autotune.report",
+    "Plan": "autotune.plan",
+    "Report": "autotune.report",
+    "Workload": "autotune.workload",
+    "explain": "autotune.search",
+    "load_plan": "autotune.plan",
+    "load_workload": "autotune.workload",
+    "parse_layout": "autotune.meshes.layout",
+    "tune": "autotune.search",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autotune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -22,9 +22,10 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((name, ("context",)) for name in ("length", "sequence", "seq", "activation_length")),
     *((name, ("expert",)) for name in ("experts", "expert", "exp", "activation_exp")),
     *((name, ("tensor",)) for name in ("vocab", "mlp", "heads", "q_heads", "kv_heads", "joined_kv", "qkv")),
-    *((name, ("tensor",)) for name in ("activation_vocab", "activation_mlp", "activation_heads", "activation_kv_heads")),
+    *((f"activation_{name}", ("tensor",)) for name in ("vocab", "mlp", "heads", "kv_heads")),
     *((name, ("fsdp",)) for name in ("embed", "embedding", "d_model", "model_dim")),
-    *((name, ()) for name in ("activation_embed", "activation_kv", "layers", "layer", "stack", "kv", "head_dim", "norm")),
+    *((name, ()) for name in ("activation_embed", "activation_kv", "layers", "layer", "stack")),
+    *((name, ()) for name in ("kv", "head_dim", "norm")),
 )
 """Logical axes as the Flax community names them (T5X, MaxText) and the mesh axes they ride, in order of precedence: of
 two dimensions of an array that want the same mesh axis, the one named earlier here has it, as in Flax's own rules."""
@@ -59,13 +60,14 @@ class Partition:
     """Every array of the state and of the batch by its path, and the meaning of the logical names.
 
     `rules`: logical name -> mesh axes, in order of precedence. `mesh_names`: our mesh axis -> what the step itself
-    calls it ("tensor" -> "tp"), where that differs.
+    calls it ("tensor" -> "tp"), where that differs. `explicit`: the step is written for Explicit mesh axes.
     """
 
     state: Mapping[str, Leaf]
     batch: Mapping[str, Leaf]
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     mesh_names: Mapping[str, str]
+    explicit: bool
 
     def find(self, path: str, shape: tuple[int, ...]) -> Leaf | None:
         """The state's array at that path, or at a path that ends so (a tree that is a part of the state)."""
@@ -100,7 +102,7 @@ class Partition:
         return tuple(cut)
 
     def problem(self, layout: Layout) -> str | None:
-        """Why that layout cannot be: the first array with a dimension that its axes do not divide; None if there is none."""
+        """Why that layout cannot be: the first dimension of an array that its axes do not divide; None if all divide."""
         for where, leaves in (("batch", self.batch), ("state", self.state)):
             for path, leaf in leaves.items():
                 for index, axes in enumerate(self.cut(leaf, layout)):
@@ -126,6 +128,7 @@ class Partition:
         return {
             "rules": [[name, list(axes)] for name, axes in self.rules],
             "mesh_names": dict(self.mesh_names),
+            "explicit": self.explicit,
             "state": {path: _leaf_json(leaf) for path, leaf in self.state.items()},
             "batch": {path: _leaf_json(leaf) for path, leaf in self.batch.items()},
         }
@@ -136,6 +139,7 @@ def partition_from_json(values: Mapping[str, Any]) -> Partition:
     return Partition(
         rules=tuple((name, tuple(axes)) for name, axes in values["rules"]),
         mesh_names=dict(values["mesh_names"]),
+        explicit=bool(values["explicit"]),
         state={path: _leaf(leaf) for path, leaf in values["state"].items()},
         batch={path: _leaf(leaf) for path, leaf in values["batch"].items()},
     )

@@ -134,7 +134,7 @@ class Workload:
         """Why this step cannot run under that layout, in one line; None when nothing speaks against it."""
         for word, value in self.fixed.items():
             if str(_word(layout, word)) != value:
-                return f"{word}={_word(layout, word)}: the step does not depend on it; build it with Workload.from_builder"
+                return f"{word}={_word(layout, word)}: the step takes no notice of it (Workload.from_builder can)"
         for axis in WORDS:
             if getattr(layout, axis) > 1 and axis not in self.axes:
                 return f"{axis}={getattr(layout, axis)}: no array of the step is cut along {axis}"

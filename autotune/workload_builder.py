@@ -57,7 +57,7 @@ def takes_mesh(builder: Callable[..., Any]) -> bool:
         return False
     needed = [one for one in given if one.default is inspect.Parameter.empty and one.kind != one.VAR_KEYWORD]
     if len(needed) not in (1, 2):
-        raise ValueError(f"from_builder: the builder takes {len(needed)} arguments; it must take (layout) or (layout, mesh)")
+        raise ValueError(f"from_builder: the builder takes {len(needed)} arguments, not (layout) or (layout, mesh)")
     return len(needed) == 2
 
 
@@ -102,7 +102,7 @@ def _call(builder: Callable[..., Any], *arguments: Any) -> Any:
 
 def _fields(made: Any, options: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(made, tuple) or len(made) != 3:
-        raise ValueError(f"from_builder: the builder returned {type(made).__name__}; it must return (step, state, batch)")
+        raise ValueError(f"from_builder: the builder returned {type(made).__name__}, not (step, state, batch)")
     return plain_fields(*made, **options)
 
 

@@ -10,9 +10,7 @@ from autotune.partition import Name
 from autotune.workload_dimensions import dimensions_of
 
 
-def guess_names(
-    jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int]
-) -> dict[str, tuple[Name, ...]]:
+def guess_names(jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int]) -> dict[str, tuple[Name, ...]]:
     """Mesh axes for each dimension of each parameter.
 
     `parameters`: path -> which input of the jaxpr it is; `batch`: the inputs whose first dimension is the batch.

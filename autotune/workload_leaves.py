@@ -1,6 +1,6 @@
 """The arrays of a user's state by path, and what their own annotations call each dimension.
 
-Read are: NNX variables with `out_sharding` / `sharding` metadata (logical or mesh axis names), Linen's `Partitioned` and
+Read are: NNX variables with `out_sharding` metadata (logical or mesh axis names), Linen's `Partitioned` and
 `LogicallyPartitioned` boxes, arrays that carry a `NamedSharding`, and (regex -> axes) rules over the paths.
 """
 
@@ -63,7 +63,7 @@ def annotated(node: Any, array: Any) -> tuple[Name, ...] | None:
     rules: Any = None
     if isinstance(node, nnx.Variable):
         metadata = node.get_metadata()
-        given = next((metadata[key] for key in ("out_sharding", "sharding", "sharding_names") if metadata.get(key)), None)
+        given = metadata.get("out_sharding") or metadata.get("sharding_names")
         rules = metadata.get("sharding_rules")
     elif isinstance(node, meta.AxisMetadata):
         given, rules = getattr(node, "names", None), getattr(node, "rules", None)
@@ -88,9 +88,7 @@ def whole(names: Sequence[Any], rank: int) -> tuple[Name, ...]:
     return (*plain, *(None for _ in range(rank - len(plain))))
 
 
-def match_rules(
-    rules: Sequence[tuple[str, Any]], leaves: Mapping[str, tuple[Any, Any]]
-) -> dict[str, tuple[Name, ...]]:
+def match_rules(rules: Sequence[tuple[str, Any]], leaves: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Name, ...]]:
     """Names from (regex -> axes) rules: the first whose regex is found in the path names the dimensions.
 
     ValueError for a regex that is none or that finds no array, and for more axes than an array has dimensions.

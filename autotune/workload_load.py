@@ -28,7 +28,8 @@ def load(text: str) -> Workload:
         if not hasattr(found, part):
             own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
                    and getattr(value, "__module__", None) == module_name]  # fmt: skip
-            raise ValueError(f"workload: {module_name} has no {attribute!r}; it has: {', '.join(own) or 'no functions'}")
+            listed = ", ".join(own) or "no functions"
+            raise ValueError(f"workload: {module_name} has no {attribute!r}; it has: {listed}")
         found = getattr(found, part)
     return _made(found, text).with_recipe({"workload": text})
 

@@ -78,14 +78,14 @@ def plain_fields(
         )
     context = "context" in naming.used
     batch_leaves = {
-        path: _batch_leaf(path, node, array, naming, context) for path, (node, array) in leaves_of(adapted.batch).items()
+        path: _batch_leaf(node, array, naming, context) for path, (node, array) in leaves_of(adapted.batch).items()
     }
     partition = Partition(
-        state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names()
+        state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit
     )
     traced = summarise(closed.jaxpr, leaves, roles, adapted)
     sequences, seq = tokens_of(jax.tree.leaves(adapted.batch))
-    builder = Builder(adapted=adapted, partition=partition, explicit=explicit)
+    builder = Builder(adapted=adapted, partition=partition)
     return {
         "name": name or getattr(step, "__name__", type(step).__name__),
         "build": builder,
@@ -94,7 +94,7 @@ def plain_fields(
         "dtype": traced.dtype or "float32",
         "axes": partition.axes(),
         "fixed": FIXED,
-        "fingerprint": fingerprint(closed, adapted, partition, explicit),
+        "fingerprint": fingerprint(closed, adapted, partition),
         "guesses": (*guesses, *traced.notes),
         "traced": traced,
         "partition": partition,
@@ -140,7 +140,7 @@ class Naming:
         return ours
 
     def own(self, name: Name) -> Name:
-        """A name as partitions have it: a logical axis as it is, a mesh axis in our word, None for what nobody knows."""
+        """A name as partitions have it: a logical axis as it is, a mesh axis in our word, None where nobody knows."""
         if name is None:
             return None
         if isinstance(name, tuple):
@@ -152,7 +152,8 @@ class Naming:
             return name
         if name in self.mesh_axes or name in MESH_NAMES:
             return self._mesh(name)
-        note = f"logical axis {name!r} has no rule: nothing is cut along it; pin it with logical_rules={{{name!r}: 'tensor'}}"
+        pin = f"pin it with logical_rules={{{name!r}: 'tensor'}}"
+        note = f"logical axis {name!r} has no rule: nothing is cut along it; {pin}"
         if note not in self.notes:
             self.notes.append(note)
         return None
@@ -190,7 +191,7 @@ class Naming:
         return {path: tuple(moved(name) for name in names) for path, names in named.items()}
 
     def mesh_names(self) -> dict[str, str]:
-        """Our axis -> the step's own name, where that differs; what it calls by one of our other words is moved aside."""
+        """Our axis -> the step's own name, where that differs; an unused word of ours that it took is moved aside."""
         names = {ours: said for said, ours in self.used.items()}
         taken = set(names.values())
         for word in WORDS:
@@ -214,7 +215,8 @@ def roles_of(
     else:
         mine = {path for path, (node, _) in leaves.items() if isinstance(node, nnx.Param)}
         mine = mine or _under(leaves, ("params", "model", "weights")) or _under(leaves, ("0",))
-        mine = mine or {path for path in leaves if not re.search(r"(^|/)(opt|mu|nu|momentum|ema|step|count|rng|key)", path)}
+        usual = re.compile(r"(^|/)(opt|mu|nu|momentum|ema|step|count|rng|key)")
+        mine = mine or {path for path in leaves if not usual.search(path)}
     if not mine:
         raise ValueError("workload: no parameters found in the state; say parameters=lambda state: ...")
     shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
@@ -242,7 +244,8 @@ def parameter_of(path: str, shapes: Mapping[str, tuple[int, ...]], parameters: S
     parts = path.split("/")
     for start in range(len(parts)):
         ending = "/".join(parts[start:])
-        found = [one for one in parameters if (one == ending or one.endswith("/" + ending)) and shapes[one] == shapes[path]]
+        alike = [one for one in parameters if shapes[one] == shapes[path]]
+        found = [one for one in alike if one == ending or one.endswith("/" + ending)]
         if len(found) == 1:
             return found[0]
     return None
@@ -262,13 +265,13 @@ def summarise(jaxpr: Any, leaves: Mapping[str, tuple[Any, Any]], roles: Mapping[
     )
 
 
-def fingerprint(closed: Any, adapted: Adapted, partition: Partition, explicit: bool) -> str:
+def fingerprint(closed: Any, adapted: Adapted, partition: Partition) -> str:
     """Of the traced program, its shapes and the names of their dimensions; the same on every machine."""
     # Functions print with their address in this process.
     text = re.sub(r"0x[0-9a-f]+", "", str(closed))
     constants = [(str(one.dtype), one.shape) for one in closed.consts if hasattr(one, "dtype")]
     shapes = [(str(leaf.dtype), leaf.shape) for leaf in jax.tree.leaves((adapted.state, adapted.batch))]
-    rest = json.dumps([constants, shapes, partition.to_json(), explicit], sort_keys=True, default=str)
+    rest = json.dumps([constants, shapes, partition.to_json()], sort_keys=True, default=str)
     return hashlib.sha256((text + rest).encode()).hexdigest()[:32]
 
 
@@ -282,7 +285,7 @@ def tokens_of(batch: Sequence[Any]) -> tuple[int, int]:
     return next((array.shape[0] for array in batch if array.shape), 1), 1
 
 
-def _batch_leaf(path: str, node: Any, array: Any, naming: Naming, context: bool) -> Leaf:
+def _batch_leaf(node: Any, array: Any, naming: Naming, context: bool) -> Leaf:
     names = annotated(node, array)
     rank = len(array.shape)
     if names is None:

@@ -198,13 +198,12 @@ class Builder:
 
     adapted: Adapted
     partition: Partition
-    explicit: bool
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         problem = self.partition.problem(layout)
         if problem:
             raise ValueError(f"layout {layout}: {problem}")
-        mesh = renamed(mesh, self.partition, self.explicit)
+        mesh = renamed(mesh, self.partition)
         state = map_leaves(
             lambda path, leaf: _placed(leaf, self.partition.state[path], self.partition, layout, mesh),
             self.adapted.state,
@@ -240,12 +239,13 @@ class _WithRules:
 def flax_rules(partition: Partition, layout: Layout) -> tuple[tuple[str, Any], ...]:
     """The logical rules of a layout as Flax takes them, in the mesh's own names."""
     rules = dict(partition.rules) | dict(layout.rules)
-    return tuple((name, tuple(partition.mesh_names.get(axis, axis) for axis in axes) or None) for name, axes in rules.items())
+    own = partition.mesh_names
+    return tuple((name, tuple(own.get(axis, axis) for axis in axes) or None) for name, axes in rules.items())
 
 
-def renamed(mesh: Any, partition: Partition, explicit: bool) -> Any:
+def renamed(mesh: Any, partition: Partition) -> Any:
     """The same devices under the names that the step itself uses."""
-    kind = AxisType.Explicit if explicit else AxisType.Auto
+    kind = AxisType.Explicit if partition.explicit else AxisType.Auto
     names = tuple(partition.mesh_names.get(name, name) for name in mesh.axis_names)
     if names == mesh.axis_names and all(one == kind for one in mesh.axis_types):
         return mesh

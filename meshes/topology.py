@@ -64,7 +64,7 @@ def devices_of(target: Target) -> list:
         devices = _gpu_topology(target)
     if len(devices) != target.devices:
         raise ValueError(f"target: {target.name} has {target.devices} devices, JAX gives {len(devices)}")
-    return sorted(devices, key=_position)
+    return sorted(devices, key=position)
 
 
 def mesh_of(layout: Layout, target: Target, devices: Sequence | None = None, explicit: bool = False):
@@ -88,7 +88,7 @@ def local_target(hardware: Hardware | None = None) -> Target:
     """
     import jax
 
-    devices = sorted(jax.devices(), key=_position)
+    devices = sorted(jax.devices(), key=position)
     kind = devices[0].device_kind
     if hardware is None:
         names = [name for part, name in DEVICE_KINDS if part.lower() in kind.lower()]
@@ -97,7 +97,7 @@ def local_target(hardware: Hardware | None = None) -> Target:
         hardware = load_hardware(names[0])
     groups: dict[int, list] = {}
     for device in devices:
-        groups.setdefault(_position(device)[0], []).append(device)
+        groups.setdefault(position(device)[0], []).append(device)
     if len({len(group) for group in groups.values()}) > 1:
         raise ValueError(f"target: local groups differ in size: {sorted(len(group) for group in groups.values())}")
     first = groups[min(groups)]
@@ -111,7 +111,7 @@ def local_target(hardware: Hardware | None = None) -> Target:
     return target
 
 
-def _position(device) -> tuple[int, ...]:
+def position(device) -> tuple[int, ...]:
     """Slice, NVLink partition or host; coordinates (first dimension slowest); core; id."""
     if device.platform == "tpu":
         return (getattr(device, "slice_index", None) or 0, *device.coords, device.core_on_chip, device.id)
