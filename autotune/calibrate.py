@@ -42,7 +42,7 @@ SLOW_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One timed collective: along `route` alone, all groups of the machine at once; payload as in `autotune.program`."""
+    """One timed collective along `route` alone, all groups of the machine at once; payload as in `autotune.program`."""
 
     kind: str
     route: Route
@@ -114,7 +114,7 @@ def _matmul_figures(base: Hardware, rates, family: str, when: str, sources: dict
 
 
 def _memory_figures(base: Hardware, bench, family: str, when: str, sources: dict[str, str]) -> dict[str, object]:
-    """A CPU's peak is its best pass over memory; efficiency is the median over a transformer's fusions of rate / peak."""
+    """A CPU's peak is its best pass over memory; efficiency is the median over FUSIONS of rate / peak."""
     from autotune.microbench import FUSIONS
 
     dtype = DTYPES[family][0]

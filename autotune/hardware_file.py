@@ -38,9 +38,8 @@ def _entries(values: Mapping[str, object], path: str, sources: Mapping[str, str]
     for name, value in values.items():
         source = sources.get(f"{path}.{name}" if path else name)
         text = _literal(value)
-        entries.append(
-            f"{name} = {{ value = {text}, source = {json.dumps(source)} }}" if source else f"{name} = {text}"
-        )
+        sourced = f"{{ value = {text}, source = {json.dumps(source)} }}"
+        entries.append(f"{name} = {sourced if source else text}")
     return entries
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from autotune.compilation import Compilation
+from autotune.compile_worker import compilation_of
 from autotune.lower import compiler_options, lower_step
 from autotune.measure import Prepared, RunFailure, Turn
 from autotune.meshes.layout import Layout
@@ -41,6 +44,7 @@ class LocalRunner:
         self.timeout_seconds, self.resident = timeout_seconds, resident
         self._steps: dict[Layout, Any] = {}
         self._programs: dict[Layout, Any] = {}
+        self._seconds: dict[Layout, tuple[float, float]] = {}
         self._states: dict[Layout, Any] = {}
         self._seed = 0
         self._stuck: str | None = None
@@ -53,17 +57,22 @@ class LocalRunner:
         """One untimed step, then `steps` timed ones on fresh data."""
         return self._guarded(layout, lambda phase: self._turn(layout, steps, phase))
 
-    def text(self, layout: Layout) -> str:
-        """The optimised HLO of a prepared layout, as it runs here."""
-        return self._programs[layout].as_text()
-
-    def memory(self, layout: Layout) -> Any:
-        """XLA's memory analysis of a prepared layout."""
-        return self._programs[layout].memory_analysis()
+    def compilation(self, layout: Layout) -> Compilation:
+        """What was compiled for a prepared layout, as it runs here."""
+        lower_seconds, compile_seconds = self._seconds[layout]
+        return compilation_of(
+            self._programs[layout],
+            self._steps[layout],
+            layout,
+            self.target,
+            lower_seconds=lower_seconds,
+            compile_seconds=compile_seconds,
+            log_path=os.devnull,
+        )
 
     def release(self, layout: Layout) -> None:
         """Drop the program and the state of a layout."""
-        for held in (self._states, self._programs, self._steps):
+        for held in (self._states, self._programs, self._steps, self._seconds):
             held.pop(layout, None)
         gc.collect()
 
@@ -73,17 +82,19 @@ class LocalRunner:
             self.release(layout)
 
     def _prepare(self, layout: Layout, phase: list[str]) -> Prepared:
+        begin = time.perf_counter()
         mesh = mesh_of(layout, self.target, devices=self.devices)
         step = self.workload.build(layout, mesh)
         lowered = lower_step(step)
         phase[0] = "compile"
-        begin = time.perf_counter()
+        lowered_at = time.perf_counter()
         program = lowered.compile(compiler_options=compiler_options(layout, self.target.platform))
-        compile_seconds = time.perf_counter() - begin
+        compiled_at = time.perf_counter()
+        self._seconds[layout] = (lowered_at - begin, compiled_at - lowered_at)
         phase[0] = "run"
         self._steps[layout], self._programs[layout] = step, program
         warm = self._turn(layout, 1, phase)
-        return Prepared(compile_seconds=compile_seconds, step_seconds=warm.seconds)
+        return Prepared(compile_seconds=compiled_at - begin, step_seconds=warm.seconds)
 
     def _turn(self, layout: Layout, steps: int, phase: list[str]) -> Turn:
         phase[0] = "run"

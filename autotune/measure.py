@@ -65,7 +65,7 @@ class Measurement:
 
     @property
     def standard_error(self) -> float | None:
-        """Standard error of the median: sqrt(pi / 2) of the mean's, s / sqrt(n), as for normal noise; None for one turn."""
+        """Of the median: sqrt(pi / 2) of the mean's, s / sqrt(n), as for normal noise; None for a single turn."""
         if self.samples < 2:
             return None
         return math.sqrt(math.pi / 2) * statistics.stdev(self.turn_seconds) / math.sqrt(self.samples)
@@ -174,6 +174,7 @@ def measure(
     while live and not session.finished(live, round_number, time.perf_counter() - begin):
         round_number += 1
         on_progress(f"measure: round {round_number}, {len(live)} layouts")
+        begun: set[Layout] = set()
         for layout in _order(live, round_number):
             if layout not in live:
                 continue
@@ -185,9 +186,10 @@ def measure(
                 runner.release(layout)
             else:
                 session.add(layout, turn)
+                if layout not in begun:
+                    begun.add(layout)
+                    session.rounds[layout] = session.rounds.get(layout, 0) + 1
                 on_outcome(layout, session.measurement(layout, layouts[0]))
-        for layout in live:
-            session.rounds[layout] = session.rounds.get(layout, 0) + 1
         for layout in session.behind(live):
             on_progress(f"measure: {layout} is clearly behind, dropped after {session.rounds[layout]} rounds")
             live.remove(layout)
@@ -221,7 +223,7 @@ def from_json(values: Mapping[str, Any]) -> Outcome:
 
 
 def _order(live: list[Layout], round_number: int) -> list[Layout]:
-    """One round: the control first and last, the others between in an order that changes but repeats from run to run."""
+    """One round: the control first and last, the others between in another order each round, the same every run."""
     others = live[1:]
     random.Random(round_number).shuffle(others)
     return [live[0], *others, live[0]] if others else [live[0]]

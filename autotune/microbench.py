@@ -32,7 +32,7 @@ FUSIONS = {
     "softmax": (lambda x: jax.nn.softmax(x, axis=-1), 1),
     "moments": (lambda m, g: 0.9 * m + 0.1 * g, 2),
 }
-"""name -> (function, operands of one shape): what lies between a transformer's matmuls, each about one pass over memory."""
+"""name -> (function, operands of one shape): what lies between a transformer's matmuls, each one pass over memory."""
 
 
 class Bench:
@@ -69,7 +69,7 @@ class Bench:
         return seconds, (operands + 1) * elements * jnp.dtype(dtype).itemsize
 
     def collective_seconds(self, kind: str, payload_bytes: int, mesh: Mesh, axes: tuple[str, ...]) -> float:
-        """One collective of float32 along `axes` of `mesh`, all its groups at once; payload as in `autotune.program`."""
+        """One collective of float32 along `axes`, all its groups at once; payload as in `autotune.program`."""
         size = int(np.prod([mesh.shape[axis] for axis in axes]))
         elements = max(size, payload_bytes // 4 // size * size)
         held = elements // size if kind == "all_gather" else elements

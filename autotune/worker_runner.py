@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import cloudpickle
 
+from autotune.compile_log import last_useful_line
 from autotune.measure import Prepared, RunFailure, Turn
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
@@ -123,12 +124,9 @@ class WorkerRunner:
             code = worker.process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             failure = RunFailure(
-                kind="crash", phase=phase, reason=f"its process died ({how}): {_last_line(worker.log)}"
+                kind="crash",
+                phase=phase,
+                reason=f"its process died ({how}): {last_useful_line(worker.log) or 'it said nothing'}",
             )
         self.release(layout)
         return failure
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
