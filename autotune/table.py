@@ -19,7 +19,7 @@ class LayoutTable:
     """One int64 column of shape (layouts,) for each choice of a Layout.
 
     `remat`, `schedule`, `context_attention`, `offload`, `order` hold indices: into REMAT, SCHEDULES (-1: none),
-    CONTEXT_ATTENTION, OFFLOAD and `orders`. Compiler options and rules are the same for the whole table.
+    CONTEXT_ATTENTION, OFFLOAD and `orders`. Compiler options and rules are not held: no price looks at them.
     """
 
     data: np.ndarray
@@ -56,7 +56,7 @@ class LayoutTable:
 
     @classmethod
     def from_layouts(cls, layouts: Sequence[Layout]) -> LayoutTable:
-        """One row a layout, in order. ValueError when compiler options or rules differ from the defaults."""
+        """One row a layout, in order; their compiler options and rules are left behind."""
         orders = tuple(dict.fromkeys(layout.order for layout in layouts))
         rows = [_row(layout, orders) for layout in layouts]
         columns = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in cls.columns()}
