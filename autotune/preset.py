@@ -19,7 +19,8 @@ from autotune.workload import Workload
 
 def preset_workload(model: str, *, batch: int, seq: int, dtype: str) -> Workload:
     """The workload of a preset name or of a JSON file with a shape; ValueError when it is neither."""
-    return transformer_workload(transformer_of(model), batch=batch, seq=seq, dtype=dtype)
+    workload = transformer_workload(transformer_of(model), batch=batch, seq=seq, dtype=dtype)
+    return workload.with_recipe({"model": model, "batch": batch, "seq": seq, "dtype": dtype})
 
 
 def transformer_of(model: str) -> Transformer:
@@ -53,7 +54,7 @@ def _build(transformer, batch, seq, dtype, layout, mesh):
 def _fingerprint(transformer: Transformer, batch: int, seq: int, dtype: str) -> str:
     """Of the shape and of the source that builds the step: an edited model is another workload."""
     digest = hashlib.sha256(json.dumps([dataclasses.asdict(transformer), batch, seq, dtype], sort_keys=True).encode())
-    folders = [Path(package.__path__[0]) for package in (models, meshes)]
-    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
+    sources = [*Path(models.__path__[0]).glob("*.py"), Path(meshes.__path__[0]) / "sharding.py"]
+    for path in sorted(sources):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:32]

@@ -44,6 +44,7 @@ def program_of(compilation: Compilation, layout: Layout, target: Target) -> Prog
         mesh_shape=layout.mesh_shape,
         devices_per_group=target.devices_per_group,
         memory=read_memory(compilation),
+        dcn=layout.dcn_axes,
     )
 
 
@@ -53,7 +54,15 @@ def predict(program: Program, layout: Layout, target: Target, hardware: Hardware
 
     @functools.cache
     def ridden(collective: Collective):
-        return legs(collective, placement, hardware)
+        return legs(
+            collective.kind,
+            collective.payload_bytes,
+            collective.axes,
+            placement,
+            hardware,
+            group_size=collective.group_size,
+            crosses_groups=collective.crosses_groups,
+        )
 
     return replay(program, ridden, hardware)
 

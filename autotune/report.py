@@ -81,13 +81,14 @@ class Omitted:
 class Report:
     """Every layout of the space, listed or counted: `counts` by final status adds up to the space.
 
-    `rows`: ranked, those that can run first. `prices`: fraction of the step time saved when a resource is
+    `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those that can run first. `prices`: fraction of the step time saved when a resource is
     `limits.ARC` times as good and the layout is chosen again. `notes`: doubts that concern the whole report.
     """
 
     workload: str
     target: Target
     tokens: int
+    named: tuple[Layout, ...]
     rows: tuple[Row, ...]
     omitted: tuple[Omitted, ...]
     counts: Mapping[str, int]

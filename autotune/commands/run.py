@@ -32,13 +32,10 @@ def run_search(
 ) -> int:
     """Run `search` with these options and show its report; returns 0, or 1 when nothing fits."""
     from autotune.search import search
-    from autotune.store import Store, default_path
-
     reports = join_job(*job)
     machine = target()
     train_step = workload(machine)
-    with bad_input():
-        store = Store(store_path or default_path(), on_warning=lambda text: click.echo(f"store: {text}", err=True))
+    store = open_store(store_path)
     with progress() as on_event, bad_input():
         report = search(
             train_step,
@@ -57,7 +54,7 @@ def run_search(
     if not reports:
         return 0 if report.ranked else 1
     if out and report.ranked:
-        write_whole(out, report.plan.to_json() + "\n")
+        report.plan.save(out)
     if html:
         from autotune.report_html import render_html
 
@@ -80,6 +77,16 @@ def run_search(
         if out and report.ranked:
             click.echo(f"plan written to {out}")
     return 0 if report.ranked else 1
+
+
+def open_store(path: Path | None):
+    """The store at `path` or the default one; one clear line when it cannot be had."""
+    from autotune.store import Store, StoreError
+
+    try:
+        return Store(path, warn=lambda line: click.echo(line, err=True))
+    except StoreError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def join_job(coordinator: str | None, processes: int | None, process_id: int | None) -> bool:

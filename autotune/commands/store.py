@@ -1,0 +1,62 @@
+"""`autotune store`: list, export and prune what was compiled and measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from autotune.commands.options import json_option, store_option, writable
+from autotune.commands.run import open_store
+
+
+@click.group()
+def store() -> None:
+    """List, export and prune what was compiled and measured."""
+
+
+@store.command("list")
+@store_option
+@json_option
+def list_entries(store: Path | None, as_json: bool) -> None:
+    """Everything kept, oldest first."""
+    entries = open_store(store).entries()
+    if as_json:
+        listed = [
+            {"kind": one.kind, "created": one.created, "bytes": one.bytes, "path": str(one.path), "key": dict(one.key)}
+            for one in entries
+        ]
+        click.echo(json.dumps(listed, indent=1))
+        return
+    for one in entries:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created))
+        what = f"{one.key.get('target', '')} {one.key.get('layout', '')}".strip() or one.key.get("name", "")
+        click.echo(f"{when}  {one.kind:<11} {one.bytes / 1024:8.0f} KiB  {what}")
+    click.echo(f"{len(entries)} entries, {sum(one.bytes for one in entries) / 2**20:.1f} MiB")
+
+
+@store.command()
+@click.argument("destination", type=click.Path(path_type=Path))
+@store_option
+def export(destination: Path, store: Path | None) -> None:
+    """Write everything as JSON into DESTINATION, a .tar.gz."""
+    writable(destination, "DESTINATION")
+    click.echo(f"{open_store(store).export(destination)} entries written to {destination}")
+
+
+@store.command()
+@click.option("--older-than-days", type=click.FloatRange(0), help="Delete what is older than this.")
+@click.option("--keep-mib", type=click.FloatRange(0), help="Then delete the oldest until this much is left.")
+@store_option
+def prune(older_than_days: float | None, keep_mib: float | None, store: Path | None) -> None:
+    """Delete old entries."""
+    if older_than_days is None and keep_mib is None:
+        raise click.UsageError("prune: give --older-than-days, --keep-mib or both")
+    count, size = open_store(store).prune(
+        older_than_seconds=None if older_than_days is None else 86400 * older_than_days,
+        keep_bytes=None if keep_mib is None else int(keep_mib * 2**20),
+    )
+    click.echo(f"{count} entries deleted, {size / 2**20:.1f} MiB")
+

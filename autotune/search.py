@@ -1,0 +1,486 @@
+"""The order of the whole search: enumerate, price, compile the best, replay, measure the best of those, name the limit.
+
+The only place that knows this order. Every layout ends with one status; counts add up to the space.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autotune.chosen_again import kept_out_by, prices_of_resources
+from autotune.compilation import Compilation, CompileFailure, CompileJob
+from autotune.compile import CompileEvent, compile_all, store_key
+from autotune.evidence import Evidence
+from autotune.limits import binding_limit, elasticities
+from autotune.measure import Measurement, Runner, RunFailure, measure, tied
+from autotune.measure import from_json as measurement_from_json
+from autotune.measure import to_json as measurement_to_json
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target, parse_target
+from autotune.plan import plan_of
+from autotune.priced_space import PricedSpace, price_space
+from autotune.read_compilation import evidence_of
+from autotune.report import Omitted, Price, Report, Row
+from autotune.space import complete, enumerate_layouts, parse_fix
+from autotune.store import Store
+from autotune.table import LayoutTable
+from autotune.workload import Workload
+
+LISTED_PRICED = 100
+"""Rows of the report that were only priced (or priced as too large); the rest is counted by reason."""
+
+SLACK = 1.15
+"""Layouts priced at up to this much of the capacity are still given to the compiler, whose word is the last: the
+closed form's peak is off by 15 % at times, and a compile that does not fit fails within seconds."""
+
+PER_MESH = 2
+"""Layouts compiled of the same axis sizes before another mesh gets its turn, so that near-copies do not crowd out the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcomes:
+    """What was learned beyond prices, by layout."""
+
+    evidence: Mapping[Layout, Evidence]
+    failures: Mapping[Layout, CompileFailure]
+    measurements: Mapping[Layout, Measurement]
+    run_failures: Mapping[Layout, RunFailure]
+
+
+def tune(
+    workload: Workload,
+    target: Target | str,
+    *,
+    axes: Sequence[str] | None = None,
+    layouts: Iterable[Layout] | None = None,
+    fix: Sequence[str] = (),
+    compile: int = 6,
+    measure: int | None = None,
+    jobs: int = 2,
+    store: Store | None = None,
+    executor: Executor | None = None,
+    on_event: Callable[[CompileEvent], None] | None = None,
+) -> Report:
+    """The report on every layout of `workload` on `target`; `report.plan` is what to take home.
+
+    `compile` best-priced layouts are compiled (`jobs` at a time, or on `executor`), `measure` of them run where the
+    target has devices (None: 3 there). `axes` bounds the search, `fix` pins parts ("tensor=8"), `layouts` names them all.
+    ValueError names what is wrong with the input.
+    """
+    return search(
+        workload,
+        parse_target(target) if isinstance(target, str) else target,
+        axes=tuple(axes) if axes is not None else None,
+        layouts=tuple(layouts) if layouts is not None else None,
+        fix=tuple(fix),
+        compile_count=compile,
+        measure_count=measure,
+        jobs=jobs,
+        store=store,
+        executor=executor,
+        on_event=on_event,
+    )
+
+
+def explain(workload: Workload, target: Target | str, layout: Layout | str, **options) -> Report:
+    """The same report for one layout, without a search."""
+    from autotune.meshes.layout import parse_layout
+
+    chosen = parse_layout(layout) if isinstance(layout, str) else layout
+    return tune(workload, target, layouts=(chosen,), compile=1, **options)
+
+
+def search(
+    workload: Workload,
+    target: Target,
+    *,
+    axes: tuple[str, ...] | None,
+    layouts: tuple[Layout, ...] | None,
+    fix: tuple[str, ...],
+    compile_count: int,
+    measure_count: int | None,
+    jobs: int,
+    timeout_seconds: float = 900.0,
+    retry: bool = False,
+    store: Store | None = None,
+    executor: Executor | None = None,
+    on_event: Callable[[CompileEvent], None] | None = None,
+) -> Report:
+    """`tune` with every option; see there."""
+    clock = _Clock()
+    table, listed = _space(workload, target, axes, layouts, fix)
+    space = price_space(workload, target, table, listed)
+    clock.lap("pricing")
+    outcomes = _Outcomes(evidence={}, failures={}, measurements={}, run_failures={})
+    _compile(space, workload, target, compile_count, jobs, timeout_seconds, retry, store, executor, on_event, outcomes)
+    clock.lap("compiling and reading")
+    wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
+    if wanted and not target.measurable:
+        raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
+    if wanted:
+        _measure(workload, target, wanted, store, outcomes)
+        clock.lap("measuring")
+    return _report(workload, target, space, outcomes, clock.laps)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._since
+        self._since = now
+
+
+def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Layout, ...] | None]:
+    """The table of layouts to judge, and the same as the user named them."""
+    if layouts is not None:
+        if not layouts:
+            raise ValueError('layouts: names none; write e.g. "fsdp=8;data=4,tensor=2"')
+        completed = tuple(dict.fromkeys(complete(layout, target) for layout in layouts))
+        for layout in completed:
+            problem = workload.problem(layout)
+            if problem:
+                raise ValueError(f"layout {layout}: {problem}")
+        return LayoutTable.from_layouts(completed), completed
+    wanted = axes if axes is not None else workload.axes
+    useless = [name for name in wanted if name not in workload.axes]
+    if useless:
+        raise ValueError(
+            f"axes: {workload.name} makes no use of {useless[0]!r}; it can use {', '.join(workload.axes) or 'none'}"
+        )
+    fixed = {**parse_fix(fix), **workload.fixed}
+    layers = workload.transformer.layers if workload.transformer else None
+    return enumerate_layouts(target, wanted, workload.sequences, layers, fixed), None
+
+
+def _shortlist(space: PricedSpace, capacity: float) -> list[int]:
+    """Row numbers worth compiling, best-priced first, at most `PER_MESH` of one mesh before others had their turn."""
+    hopeful = np.flatnonzero(space.legal & (space.peak_bytes <= SLACK * capacity))
+    ranked = hopeful[np.argsort(space.seconds[hopeful], kind="stable")]
+    first: list[int] = []
+    later: list[int] = []
+    seen: dict[tuple[int, ...], int] = {}
+    for row in ranked[: 50 * LISTED_PRICED]:
+        mesh = space.mesh_of(int(row))
+        seen[mesh] = seen.get(mesh, 0) + 1
+        (first if seen[mesh] <= PER_MESH else later).append(int(row))
+    return first + later
+
+
+def _compile(
+    space, workload, target, count, jobs, timeout_seconds, retry, store, executor, on_event, outcomes: _Outcomes
+) -> None:
+    """Compile down the shortlist until `count` layouts compiled and fit, in at most 3 x `count` attempts."""
+    shortlist = _shortlist(space, target.hardware.capacity_bytes) if count else []
+    attempts = 0
+    while shortlist and len(_fitting(outcomes, target)) < count and attempts < 3 * count:
+        missing = count - len(_fitting(outcomes, target))
+        batch, shortlist = shortlist[:missing], shortlist[missing:]
+        attempts += len(batch)
+        work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
+        for job, outcome in compile_all(
+            work, workers=jobs, timeout_seconds=timeout_seconds, store=store, on_event=on_event, executor=executor,
+            retry=retry,
+        ):  # fmt: skip
+            if isinstance(outcome, Compilation):
+                outcomes.evidence[job.layout] = evidence_of(outcome, job.layout, target, store)  # type: ignore[index]
+            else:
+                outcomes.failures[job.layout] = outcome  # type: ignore[index]
+
+
+def _fits(evidence: Evidence, target: Target) -> bool:
+    """A GPU compile never fails for memory: its peak is compared with the capacity here."""
+    return evidence.memory.peak_bytes <= target.hardware.capacity_bytes
+
+
+def _fitting(outcomes: _Outcomes, target: Target) -> list[Layout]:
+    return [layout for layout, evidence in outcomes.evidence.items() if _fits(evidence, target)]
+
+
+def _measure(workload: Workload, target: Target, count: int, store: Store | None, outcomes: _Outcomes) -> None:
+    """Run the best compiled layouts in turns; what was measured before on this machine is not run again."""
+    fitting = _fitting(outcomes, target)
+    best = sorted(fitting, key=lambda layout: outcomes.evidence[layout].prediction.step_seconds)[:count]
+    keys = {layout: store_key(CompileJob(workload=workload, layout=layout, target=target)) for layout in best}
+    missing = list(best)
+    if store is not None:
+        known = {layout: store.measurements(keys[layout]) for layout in best}
+        # All or none: times of one session can be compared, those of two days cannot.
+        if all(known.values()):
+            for layout in best:
+                outcome = measurement_from_json(known[layout][-1])
+                (outcomes.measurements if isinstance(outcome, Measurement) else outcomes.run_failures)[layout] = outcome  # type: ignore[index]
+            missing = []
+    if not missing:
+        return
+    runner = _runner(workload, target)
+    try:
+        for layout, outcome in measure(runner, missing).items():
+            (outcomes.measurements if isinstance(outcome, Measurement) else outcomes.run_failures)[layout] = outcome  # type: ignore[index]
+            if store is not None:
+                store.add_measurement(keys[layout], measurement_to_json(outcome))
+    finally:
+        runner.close()
+
+
+def _runner(workload: Workload, target: Target) -> Runner:
+    """Attached devices belong to one process; simulated ones are run in processes that can be killed."""
+    if target.attached:
+        from autotune.local_runner import LocalRunner
+
+        return LocalRunner(workload, target)
+    from autotune.worker_runner import WorkerRunner
+
+    return WorkerRunner(workload, target)
+
+
+def _report(workload, target, space: PricedSpace, outcomes: _Outcomes, seconds) -> Report:
+    capacity = target.hardware.capacity_bytes
+    status = np.where(space.legal, np.where(space.peak_bytes <= capacity, "priced", "oom"), "illegal").astype("<U8")
+    rows: list[Row] = []
+    for layout in (*outcomes.evidence, *outcomes.failures):
+        row = _examined_row(workload, target, space, layout, outcomes)
+        status[space.row_of(layout)] = row.status
+        rows.append(row)
+    known = {space.row_of(row.layout) for row in rows}
+    omitted = []
+    named = space.layouts is not None
+    listed = len(status) if named else LISTED_PRICED
+    for word in ("priced", "oom", "illegal"):
+        members = [int(row) for row in np.flatnonzero(status == word) if int(row) not in known]
+        members.sort(key=lambda row: (space.seconds[row], row))
+        keep = members[: listed if word != "illegal" or named else 0]
+        rows += [_priced_row(workload, target, space, row, word) for row in keep]
+        omitted += _omit(space, members[len(keep) :], word, capacity)
+    rows = _ranked(rows)
+    runnable = [row for row in rows if row.status in ("measured", "compiled", "priced")]
+    rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
+    counts = {word: int((status == word).sum()) for word in sorted(set(status.tolist()))}
+    best = runnable[0] if runnable else None
+    closest = None if best else _closest(rows)
+    report = Report(
+        workload=workload.name,
+        target=target,
+        tokens=workload.tokens,
+        named=space.layouts or (),
+        rows=tuple(rows),
+        omitted=tuple(omitted),
+        counts=counts,
+        prices=prices_of_resources(target, space, runnable) if best else {},
+        kept_out=kept_out_by(target, space, runnable, outcomes.failures) if best else None,
+        closest=closest,
+        remedies=() if best or closest is None else _remedies(workload, target, closest),
+        tied=_ties(runnable),
+        rank_correlation=_rank_correlation(runnable),
+        notes=_notes(workload, target, space, runnable),
+        seconds=seconds,
+        plan_or_none=None,
+    )
+    return replace(report, plan_or_none=plan_of(report, workload)) if best else report
+
+
+def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes: _Outcomes) -> Row:
+    """The row of a layout that was compiled, or tried."""
+    price = space.price(space.row_of(layout))
+    evidence = outcomes.evidence.get(layout)
+    if evidence is None:
+        failure = outcomes.failures[layout]
+        word = {"oom": "oom", "timeout": "timeout"}.get(failure.kind, "failed")
+        needed = failure.needed_bytes if failure.kind == "oom" else None
+        return _row(workload, target, layout, word, price, reason=failure.reason, log=failure.log_path, peak=needed)
+    measurement, run_failure = outcomes.measurements.get(layout), outcomes.run_failures.get(layout)
+    peak = evidence.memory.peak_bytes
+    if not _fits(evidence, target):
+        word = "oom"
+        over = (peak - target.hardware.capacity_bytes) / 2**30
+        reason = f"compiled peak {peak / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
+    elif run_failure is not None:
+        word = {"oom": "oom", "timeout": "timeout"}.get(run_failure.kind, "failed")
+        reason = f"{run_failure.phase}: {run_failure.reason}"
+    else:
+        word, reason = ("measured" if measurement else "compiled"), None
+    return _row(workload, target, layout, word, price, reason=reason, log=evidence.log, peak=peak, evidence=evidence,
+                measurement=measurement)  # fmt: skip
+
+
+def _priced_row(workload, target, space: PricedSpace, row: int, word: str) -> Row:
+    layout, price = space.layout(row), space.price(row)
+    reason = None
+    if word == "illegal":
+        return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
+    if word == "oom":
+        over = (price.peak_bytes - target.hardware.capacity_bytes) / 2**30
+        reason = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
+    return _row(workload, target, layout, word, price, reason=reason, peak=price.peak_bytes, shares=space.shares(row))
+
+
+def _row(
+    workload: Workload,
+    target: Target,
+    layout: Layout,
+    status: str,
+    price: Price | None,
+    *,
+    reason: str | None = None,
+    log: str | None = None,
+    peak: float | None = None,
+    evidence: Evidence | None = None,
+    measurement: Measurement | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> Row:
+    """A row with what follows from its numbers: MFU, tokens per second, the limit, the losses."""
+    if evidence:
+        shares = elasticities(evidence.prediction.by_resource())
+    runs = status in ("measured", "compiled", "priced")
+    best = measurement.median_seconds if measurement else None
+    if best is None:
+        best = evidence.prediction.step_seconds if evidence else (price.seconds if price else None)
+    return Row(
+        layout=layout,
+        status=status,
+        reason=reason,
+        price=price,
+        evidence=evidence,
+        measurement=measurement,
+        peak_bytes=peak,
+        mfu=_mfu(workload, target, best) if runs else None,
+        tokens_per_second_per_device=workload.tokens / best / target.devices if runs and best else None,
+        limit=binding_limit(shares) if shares else None,
+        elasticities=shares or {},
+        losses_seconds=_losses(workload, target, layout, evidence, price),
+        log=log,
+    )
+
+
+def model_flops(workload: Workload) -> float | None:
+    """FLOPs of the model itself in one step, whole mesh (the numerator of MFU); None when the shape is not known."""
+    if workload.transformer is None:
+        return None
+    return workload.transformer.train_flops(workload.sequences, workload.seq)
+
+
+def _mfu(workload: Workload, target: Target, seconds: float | None) -> float | None:
+    flops = model_flops(workload)
+    if flops is None or not seconds:
+        return None
+    return flops / (seconds * target.devices * target.hardware.peak(workload.dtype))
+
+
+def _losses(workload, target, layout: Layout, evidence: Evidence | None, price: Price | None) -> dict[str, float | None]:
+    """Seconds of the step lost to the pipeline bubble, to recomputation, and to FLOPs that several devices repeat."""
+    if evidence is None:
+        terms = price.terms if price else {}
+        return {"bubble": terms.get("bubble"), "recompute": terms.get("recompute"), "redundant": None}
+    losses = evidence.prediction.losses
+    flops = model_flops(workload)
+    redundant = None
+    if flops is not None and evidence.flops:
+        useful = evidence.flops - evidence.recompute_flops
+        matmul = evidence.prediction.by_resource().get("matmul", 0.0)
+        repeated = max(0.0, 1.0 - flops / (useful * target.devices)) if useful else 0.0
+        redundant = matmul * repeated * useful / evidence.flops
+    return {"bubble": losses.get("bubble"), "recompute": losses.get("recompute"), "redundant": redundant}
+
+
+def _omit(space: PricedSpace, members: list[int], word: str, capacity: float) -> list[Omitted]:
+    if not members:
+        return []
+    if word != "illegal":
+        reason = "priced, slower than those listed" if word == "priced" else "does not fit: priced peak over the capacity"
+        best = float(min(space.seconds[row] for row in members))
+        return [Omitted(reason=reason, count=len(members), best_step_seconds=best)]
+    groups: dict[str, int] = {}
+    for row in members:
+        rule = space.rule_of(row)
+        groups[rule] = groups.get(rule, 0) + 1
+    return [
+        Omitted(reason=f"illegal: {rule}", count=count, best_step_seconds=None)
+        for rule, count in sorted(groups.items(), key=lambda item: -item[1])
+    ]
+
+
+def _ranked(rows: list[Row]) -> list[Row]:
+    """Measured before compiled before priced, the faster first; what cannot run comes last. A tie goes to the text."""
+    order = {"measured": 0, "compiled": 1, "priced": 2, "oom": 3, "timeout": 4, "failed": 5, "illegal": 6}
+    return sorted(rows, key=lambda row: (order[row.status], row.step_seconds or 0.0, str(row.layout)))
+
+
+def _with_reason(row: Row, best: Row) -> Row:
+    """The runner-up with why it lost: the resources that take longer than in the best, largest first."""
+    if row.evidence is None or best.evidence is None:
+        if row.status == "priced" and best.status != "priced":
+            return replace(row, reason="not compiled: priced slower than those that were")
+        return row
+    mine, theirs = row.evidence.prediction.by_resource(), best.evidence.prediction.by_resource()
+    change = {name: mine.get(name, 0.0) - theirs.get(name, 0.0) for name in {*mine, *theirs}}
+    total = row.evidence.prediction.step_seconds - best.evidence.prediction.step_seconds
+    parts = sorted(change.items(), key=lambda item: -abs(item[1]))[:3]
+    listed = ", ".join(f"{name} {_signed(value)}" for name, value in parts if abs(value) > 1e-3 * abs(total))
+    return replace(row, reason=f"{_signed(total)} a step (compiled): {listed}")
+
+
+def _signed(seconds: float) -> str:
+    scale, unit = (1.0, "s") if abs(seconds) >= 1 else (1e3, "ms") if abs(seconds) >= 1e-3 else (1e6, "us")
+    return f"{seconds * scale:+.3g} {unit}"
+
+
+def _closest(rows: list[Row]) -> Row | None:
+    """Of the layouts that do not fit, the one that misses the capacity by least."""
+    misses = [row for row in rows if row.status == "oom" and row.peak_bytes is not None]
+    return min(misses, key=lambda row: (row.peak_bytes, str(row.layout)), default=None)
+
+
+def _remedies(workload: Workload, target: Target, closest: Row) -> tuple[Row, ...]:
+    """The smallest changes of the job that would make a layout fit, by price: a smaller batch, shorter sequences."""
+    from autotune.priced_space import smallest_changes
+
+    return tuple(
+        _row(workload, target, layout, "priced", price, reason=text, peak=price.peak_bytes)
+        for layout, price, text in smallest_changes(workload, target, closest.layout)
+    )
+
+
+def _ties(runnable: list[Row]) -> tuple[str, ...]:
+    """Layouts whose measured time cannot be told from the best one's."""
+    if not runnable or runnable[0].measurement is None:
+        return ()
+    best = runnable[0].measurement
+    return tuple(
+        str(row.layout) for row in runnable[1:] if row.measurement is not None and tied(best, row.measurement)
+    )
+
+
+def _rank_correlation(runnable: list[Row]) -> float | None:
+    """Spearman's rank correlation of compiled against measured times; None below three layouts."""
+    pairs = [
+        (row.evidence.prediction.step_seconds, row.measurement.median_seconds)
+        for row in runnable
+        if row.evidence and row.measurement
+    ]
+    if len(pairs) < 3:
+        return None
+    ranks = [np.argsort(np.argsort(column)) for column in zip(*pairs, strict=True)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
+    notes = list(workload.guesses)
+    compiled = [row for row in runnable if row.evidence and row.price]
+    if compiled:
+        ratios = [row.evidence.prediction.step_seconds / row.price.seconds for row in compiled]
+        notes.append(
+            f"compiled time over priced time, {len(ratios)} layouts: {min(ratios):.2f} to {max(ratios):.2f}; "
+            "layouts that were only priced rank below all compiled ones"
+        )
+    elif runnable and target.platform != "cpu":
+        notes.append("nothing was compiled: these are closed-form prices")
+    notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
+    return tuple(notes)
