@@ -70,6 +70,11 @@ class LocalRunner:
             log_path=os.devnull,
         )
 
+    @property
+    def prepared(self) -> list[Layout]:
+        """Layouts that hold a program."""
+        return list(self._programs)
+
     def release(self, layout: Layout) -> None:
         """Drop the program and the state of a layout."""
         for held in (self._states, self._programs, self._steps, self._seconds):
@@ -78,7 +83,7 @@ class LocalRunner:
 
     def close(self) -> None:
         """Drop everything."""
-        for layout in list(self._programs):
+        for layout in self.prepared:
             self.release(layout)
 
     def _prepare(self, layout: Layout, phase: list[str]) -> Prepared:
