@@ -200,6 +200,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         if prediction
         else None,
         "terms_priced": dict(price.terms) if price else None,
+        "compile_seconds": evidence.compile_seconds if evidence else None,
         "warnings": list(evidence.warnings) if evidence else [],
         "log": row.log,
     }

@@ -117,8 +117,10 @@ def search(
     space = price_space(workload, target, table, listed)
     clock.lap("pricing")
     outcomes = _Outcomes(evidence={}, failures={}, measurements={}, run_failures={})
-    _compile(space, workload, target, compile_count, jobs, timeout_seconds, retry, store, executor, on_event, outcomes)
+    busy = _Busy(on_event)
+    _compile(space, workload, target, compile_count, jobs, timeout_seconds, retry, store, executor, busy, outcomes)
     clock.lap("compiling and reading")
+    clock.laps["compilers running"] = busy.seconds
     wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
     if wanted and not target.measurable:
         raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
@@ -137,6 +139,23 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = now - self._since
         self._since = now
+
+
+class _Busy:
+    """Passes events on, and adds up the wall time during which at least one compile was running."""
+
+    def __init__(self, on_event: Callable[[CompileEvent], None] | None) -> None:
+        self.seconds = 0.0
+        self._on_event = on_event
+        self._since: float | None = None
+
+    def __call__(self, event: CompileEvent) -> None:
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds += now - self._since
+        self._since = now if event.running else None
+        if self._on_event:
+            self._on_event(event)
 
 
 def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Layout, ...] | None]:
