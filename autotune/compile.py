@@ -15,7 +15,7 @@ import pickle
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,7 +112,7 @@ def compile_all(
     on_event: Callable[[CompileEvent], None] | None = None,
     executor: Executor | None = None,
     retry: bool = False,
-) -> Iterator[tuple[CompileJob, Outcome]]:
+) -> Generator[tuple[CompileJob, Outcome], None, None]:
     """Each job with its Compilation or CompileFailure, as they finish; what the store knows comes first.
 
     `timeout_seconds` is wall time of one job, from when its worker takes it up. `retry` compiles again what crashed or
@@ -236,7 +236,9 @@ def _keep(store: Store, job: CompileJob, outcome: Outcome) -> None:
         store.warn(str(error))
 
 
-def _in_processes(tasks: dict[int, _Task], workers: int, timeout_seconds: float) -> Iterator[list[Happening]]:
+def _in_processes(
+    tasks: dict[int, _Task], workers: int, timeout_seconds: float
+) -> Generator[list[Happening], None, None]:
     """What happens next, in worker processes of ours; a finished worker has its next job before anyone is told."""
     pending = deque(tasks)
     busy: dict[WorkerProcess, int] = {}
@@ -283,9 +285,8 @@ def _in_processes(tasks: dict[int, _Task], workers: int, timeout_seconds: float)
                     else:
                         idle.append(worker)
             for worker in [one for one in busy if one.overdue]:
-                finished.append(
-                    end(worker, "timeout", f"stopped after {worker.seconds:.0f} s, the limit of one compile")
-                )
+                limit = "without having started" if worker.stage == "start" else "the limit of one compile"
+                finished.append(end(worker, "timeout", f"stopped after {worker.seconds:.0f} s, {limit}"))
             if finished:
                 yield finished + start()
     finally:
@@ -293,7 +294,9 @@ def _in_processes(tasks: dict[int, _Task], workers: int, timeout_seconds: float)
             worker.kill()
 
 
-def _on_executor(tasks: dict[int, _Task], executor: Executor, timeout_seconds: float) -> Iterator[list[Happening]]:
+def _on_executor(
+    tasks: dict[int, _Task], executor: Executor, timeout_seconds: float
+) -> Generator[list[Happening], None, None]:
     """As `_in_processes`, on machines of the executor's choosing. All count as started once submitted."""
     futures = {executor.submit(compile_elsewhere, task, timeout_seconds): index for index, task in tasks.items()}
     try:

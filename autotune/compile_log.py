@@ -15,7 +15,7 @@ WARNINGS = re.compile(r"\[SPMD\] Involuntary full rematerialization|Can't reduce
 """The partitioner replicating an array because it knows no better way; XLA's own rematerialisation falling short."""
 
 TELLING = re.compile(
-    r"Check fail|^F\d{4}|Fatal Python error|terminate called|RESOURCE_EXHAUSTED|ABORTED|INTERNAL:|UNIMPLEMENTED"
+    r"Check failed|^F\d{4}|Fatal Python error|terminate called|RESOURCE_EXHAUSTED|ABORTED|INTERNAL:|UNIMPLEMENTED"
     r"|INVALID_ARGUMENT|Error\b|error:|Aborted|Segmentation"
 )
 NOISE = re.compile(

@@ -24,8 +24,8 @@ HOST_SPACE = 5
 ALIASES = ("bitcast", "opt-barrier", "optimization-barrier", "domain", "add-dependency", "async-update")
 MOVEMENT = set(
     "parameter constant tuple get-tuple-element bitcast reshape transpose copy copy-start copy-done convert slice "
-    "dynamic-slice concatenate pad broadcast all-gather all-gather-start all-gather-done collective-permute "
-    "collective-permute-start collective-permute-done partition-id add fusion".split()
+    "slice-start slice-done dynamic-slice concatenate pad broadcast all-gather all-gather-start all-gather-done "
+    "collective-permute collective-permute-start collective-permute-done partition-id add fusion".split()
 )
 """Opcodes that only move or cast an array ("add" of an index, and fusions of the others, beside them)."""
 
@@ -121,7 +121,7 @@ class _Walk:
     def new(self, array: str, op: Op, argument: int | None = None) -> int:
         size, dims, space = padded(array)
         on_device = space == 0 or (space != HOST_SPACE and not self.on_chip)
-        now, index = len(self.moments), len(self.found)
+        now, index = len(self.moments) - 1, len(self.found)
         self.parent.append(index)
         self.found.append(
             LiveBuffer(
@@ -263,6 +263,8 @@ class _Walk:
             self.found[leaves[0]].copies = self.found[self.root(largest)].copies
 
     def moves(self, op: Op) -> bool:
+        if op.opcode == "custom-call":
+            return op.word("custom_call_target") == "ConcatBitcast"
         if op.opcode != "fusion":
             return op.opcode in MOVEMENT and op.opcode not in ("add", "parameter", "constant")
         callee = op.callee("calls") or ""
@@ -306,7 +308,7 @@ class _Walk:
         given = operands if isinstance(result[place], list) and len(operands) == len(result[place]) else operands[0]
         self.union_trees(given, result[place])
         result[place] = given
-        if op.opcode in ("copy-start", "all-gather-start", "collective-permute-start"):
+        if op.opcode in MOVEMENT:
             self.note_copies(op, operands, _leaves(result[1 - place]))
         return result
 

@@ -22,7 +22,8 @@ LARGEST = 12
 BACKWARD = "transpose("
 RECOMPUTED = ("rematted_computation", "checkpoint")
 LOGITS = re.compile(r"logits|lm_head|unembed|log_softmax|logsumexp|cross_entropy", re.IGNORECASE)
-EMBEDDING = re.compile(r"embed|vocab|wte|lm_head|unembed|logits|output", re.IGNORECASE)
+EMBEDDING = re.compile(r"embed|vocab|wte|lm_head|unembed|logits", re.IGNORECASE)
+REDUCTIONS = ("reduce-scatter", "all-reduce")
 SILENT = ("parameter", "broadcast", "copy", "copy-start", "copy-done", "custom-call", "constant", "bitcast")
 
 
@@ -163,15 +164,15 @@ class _Judge:
         }
 
     def category(self, buffer: LiveBuffer) -> str:
-        scopes = [_scope(op) for op in buffer.makers]
-        like_a_parameter = _key(buffer.dims) in self.parameter_shapes
-        if not like_a_parameter and len(buffer.dims) > 1:
-            if self.vocabulary & set(buffer.dims) or any(LOGITS.search(scope) for scope in scopes):
-                return "logits"
         if self.lives.buffers[buffer.copies].argument in self.parameter_arguments:
             return "workspace"
-        if like_a_parameter and any(BACKWARD in scope and not _recomputed(scope) for scope in scopes):
+        scopes = [_scope(op) for op in buffer.makers]
+        backward = any(BACKWARD in scope and not _recomputed(scope) for scope in scopes)
+        reduced = any(op.opcode.startswith(REDUCTIONS) for op in buffer.makers)
+        if _key(buffer.dims) in self.parameter_shapes and (backward or reduced):
             return "gradients"
+        if len(buffer.dims) > 1 and self.vocabulary & set(buffer.dims) or any(map(LOGITS.search, scopes)):
+            return "logits"
         forward = any(BACKWARD not in scope for scope in scopes)
         if (forward and any(BACKWARD in _scope(op) for op in buffer.readers)) or any(map(_recomputed, scopes)):
             return "activations"
@@ -193,11 +194,12 @@ def _key(dims: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _forms(argument: Argument) -> set[tuple[int, ...]]:
-    """The shapes a parameter or its gradient can have on a device: each dimension a shard or gathered; of one layer."""
+    """The shapes a parameter or its gradient can have on a device: sharded or whole; a matrix or the part of one layer
+    also with only some dimensions gathered."""
     choices = [{one, whole} for one, whole in zip(argument.shape, argument.global_shape, strict=True)]
-    forms = {_key(dims) for dims in itertools.product(*choices)}
-    if len(choices) > 2:
-        forms |= {_key(dims) for dims in itertools.product(*choices[1:])}
+    matrix = choices[1:] if len(choices) > 2 else choices
+    forms = {_key(argument.shape), _key(argument.global_shape)}
+    forms |= {_key(dims) for dims in itertools.product(*matrix)}
     return {form for form in forms if len(form) > 1}
 
 

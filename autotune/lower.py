@@ -27,7 +27,7 @@ def lower_step(step: Step) -> jax.stages.Lowered:
         return jitted.lower(step.state, step.batch)
 
 
-def compiler_options(layout: Layout, platform: str) -> dict[str, bool | int | float | str]:
+def compiler_options(layout: Layout, platform: str) -> dict[str, Any]:
     """The backend's defaults, and the layout's own options over them."""
     defaults: dict[str, Any] = dict(LATENCY_HIDING) if platform == "cuda" else {}
     return defaults | {name: _option(value) for name, value in layout.compiler_options}

@@ -71,6 +71,15 @@ def build_hang(layout, mesh) -> Step:
     raise AssertionError("woke up")
 
 
+def build_noise(layout, mesh) -> Step:
+    import subprocess
+
+    print("noise: printed by the toy", flush=True)
+    os.write(2, b"noise: written to descriptor 2\n")
+    subprocess.run(["/bin/sh", "-c", "echo noise: said by a child"], check=True)
+    raise RuntimeError("enough")
+
+
 def build_mistake(layout, mesh) -> Step:
     raise KeyError("no such parameter: 'wte'")
 
