@@ -75,6 +75,10 @@ class Job:
             return value
         return float(self.hear())
 
+    def dismiss(self) -> None:
+        """Process 0: let the others return from `follow`, still in the job."""
+        self.tell(["dismiss"])
+
     def leave(self) -> None:
         """End the job in good order: process 0 sends the others home."""
         if self.leads:
@@ -154,7 +158,7 @@ def leave() -> None:
 
 
 def follow(workload: Workload, target: Target, *, timeout_seconds: float = 600.0) -> int:
-    """What every process but 0 does: carry out process 0's orders until it ends the job. Returns the exit code, 0."""
+    """What every process but 0 does: carry out process 0's orders until it is dismissed or the job ends. Returns 0."""
     from autotune.local_runner import LocalRunner
 
     job = _current
@@ -164,6 +168,8 @@ def follow(workload: Workload, target: Target, *, timeout_seconds: float = 600.0
         order, *arguments = job.hear()
         if order == "leave":
             leave()
+            return 0
+        if order == "dismiss":
             return 0
         if order == "calibrate":
             from autotune.calibrate import calibrate

@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -118,22 +117,24 @@ class TwoHosts:
             process.wait()
         self.started.clear()
 
-    def run(self, commands: Sequence[Sequence[str]], *, timeout_seconds: float, **environment: str) -> list[str]:
-        """Run one command on each host at once; their outputs. RuntimeError with the output when one fails or hangs."""
-        with tempfile.TemporaryDirectory() as folder:
-            logs = [Path(folder) / f"{host}.log" for host in (0, 1)]
-            processes = [
-                self.start(host, command, log=logs[host], **environment) for host, command in enumerate(commands)
-            ]
-            deadline = time.monotonic() + timeout_seconds
-            while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-                if any(process.poll() for process in processes):
-                    time.sleep(2.0)  # let the other one notice, and say so
-                    break
-                time.sleep(0.05)
-            codes = [process.poll() for process in processes]
-            self.stop()
-            outputs = [log.read_text(errors="replace") for log in logs]
+    def run(
+        self, commands: Sequence[Sequence[str]], *, folder: Path, timeout_seconds: float, **environment: str
+    ) -> list[str]:
+        """Run one command on each host at once; their outputs, which grow in `folder`/0.log and 1.log meanwhile.
+
+        RuntimeError with the output when one fails or does not end in time.
+        """
+        logs = [folder / f"{host}.log" for host in (0, 1)]
+        processes = [self.start(host, command, log=logs[host], **environment) for host, command in enumerate(commands)]
+        deadline = time.monotonic() + timeout_seconds
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if any(process.poll() for process in processes):
+                time.sleep(2.0)  # let the other one notice, and say so
+                break
+            time.sleep(0.05)
+        codes = [process.poll() for process in processes]
+        self.stop()
+        outputs = [log.read_text(errors="replace") for log in logs]
         for host, code in enumerate(codes):
             if code != 0:
                 how = "did not end in time" if code is None else f"ended with {code}"

@@ -1,0 +1,358 @@
+"""The proof on two hosts of one machine: predict every layout, measure every layout, at several rates of the link.
+
+Root on Linux (see scripts/hosts.py). Prints a table and writes every number as JSON:
+
+    python scripts/two_hosts.py [--quick] [--json out.json]
+
+Each host is one JAX process with one CPU device; between them lies a link whose rate is set by traffic control. At each
+rate the job is calibrated anew; predictions replay the compiled programs with that calibration; nothing is fitted to a
+measured step. "Chosen" is what the tuner chooses: the best measured of the three best predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hosts import TwoHosts, why_not
+
+from autotune import processes
+from autotune.limits import binding_limit, elasticities
+from autotune.measure import Budget, Measurement, Prepared, RunFailure, measure
+from autotune.meshes.hardware import Hardware
+from autotune.meshes.layout import Layout, parse_layout
+from autotune.meshes.transformer import Transformer
+from autotune.preset import transformer_workload
+from autotune.read_compilation import predict, program_of
+from autotune.replay import Prediction
+from autotune.workload import Workload
+
+MEGABIT = 1e6 / 8
+RATES = (200, 400, 4000, 8000)
+"""Mbit/s: two slow ones and two fast ones, each pair a doubling."""
+TOP = 3
+"""Layouts the tuner measures, best predicted first."""
+TOLERANCE = 0.05
+"""The chosen layout counts as found when it is within this much of the best, or tied with it."""
+
+LAYOUTS = (
+    *("data=2", "data=2,zero=1", "fsdp=2", "tensor=2", "data=2,accumulate=2", "fsdp=2,accumulate=2"),
+    *("data=2,remat=full", "fsdp=2,remat=full", "tensor=2,remat=full"),
+)
+
+
+def shape(name: str, layers: int, d_model: int, d_ff: int, vocab: int) -> Transformer:
+    heads = d_model // 64
+    return Transformer(
+        name=name, layers=layers, d_model=d_model, heads=heads, kv_heads=heads, head_dim=64, d_ff=d_ff, vocab=vocab
+    )
+
+
+WORKLOADS = {
+    "weights": (shape("weights", 4, 256, 1024, 512), 4, 64),
+    "tokens": (shape("tokens", 2, 128, 512, 256), 16, 256),
+    "balanced": (shape("balanced", 3, 256, 512, 512), 8, 128),
+    "deep": (shape("deep", 8, 128, 384, 256), 8, 128),
+}
+"""name -> (shape, sequences, tokens of each): many weights for few tokens, the reverse, both, and a deep thin one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One layout of one workload at one rate. Seconds of one step; `link_share`: of the predicted critical path."""
+
+    workload: str
+    rate_megabit: int
+    layout: str
+    predicted: float | None
+    measured: float | None
+    standard_error: float | None
+    samples: int
+    binding: str | None
+    link_share: float
+    failure: str | None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write every row here")
+    parser.add_argument("--quick", action="store_true", help="one workload, two rates, three layouts")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="names, comma separated")
+    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="Mbit/s, comma separated")
+    parser.add_argument("--logs", type=Path, help="an existing folder in which both hosts' output may be watched")
+    parser.add_argument("--process", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.process:
+        return process(**options.process)
+    reason = why_not()
+    if reason:
+        print(f"two hosts cannot be made here: {reason}", file=sys.stderr)
+        return 2
+    rates = [int(rate) for rate in options.rates.split(",")]
+    workloads = options.workloads.split(",")
+    layouts = list(LAYOUTS)
+    if options.quick:
+        rates, workloads, layouts = [200, 8000], workloads[:1], ["data=2", "fsdp=2", "tensor=2"]
+    rows = run(workloads, rates, layouts, quick=options.quick, logs=options.logs)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    print("\n".join(table(rows)))
+    return 0 if all(passed for _, passed in verdicts(rows)) else 1
+
+
+def run(
+    workloads: Sequence[str], rates: Sequence[int], layouts: Sequence[str], *, quick: bool, logs: Path | None = None
+) -> list[Row]:
+    """Every layout of every workload at every rate, in one job over the two hosts."""
+    with TwoHosts() as hosts, tempfile.TemporaryDirectory() as temporary:
+        folder = logs or Path(temporary)
+        out = folder / "rows.json"
+        order = {"names": hosts.names, "coordinator": f"{hosts.addresses[0]}:12357", "out": str(out)}
+        order |= {"workloads": list(workloads), "rates": list(rates), "layouts": list(layouts), "quick": quick}
+        commands = [
+            [sys.executable, __file__, "--process", json.dumps({**order, "process_id": index})] for index in (0, 1)
+        ]
+        root = str(Path(__file__).resolve().parents[1])
+        hosts.run(commands, folder=folder, timeout_seconds=3600, PYTHONPATH=root, JAX_PLATFORMS="cpu")
+        return [Row(**row) for row in json.loads(out.read_text())]
+
+
+def process(*, names, coordinator, out, workloads, rates, layouts, quick, process_id) -> int:
+    """One of the two processes of the job; process 0 decides, and writes the rows."""
+    from autotune.meshes.topology import local_target
+
+    hosts = TwoHosts(names=tuple(names))
+    if process_id == 0:
+        hosts.set_rate(max(rates) * MEGABIT)
+    leads = processes.join(coordinator, 2, process_id)
+    target = local_target()
+    wanted = [parse_layout(text) for text in layouts]
+    job = processes.current()
+    if not leads:
+        for name in ["calibration", *workloads]:
+            processes.follow(workload_of(name) if name in WORKLOADS else None, target)
+        job.hear()
+        processes.leave()
+        return 0
+    calibrated: dict[int, Hardware] = {}
+    for rate in rates:
+        hosts.set_rate(rate * MEGABIT)
+        calibrated[rate] = processes.calibrate_together(job, target, on_progress=say)
+        say(f"{rate} Mbit/s: {calibrated[rate].tier('network')}")
+    job.dismiss()
+    rows: list[Row] = []
+    for name in workloads:
+        hosts.set_rate(max(rates) * MEGABIT)
+        runner = processes.AgreedRunner(job, workload_of(name), target)
+        wanted = [parse_layout(text) for text in layouts]
+        kept = Kept(runner, dict(zip(wanted, runner.prepare(wanted), strict=True)))
+        programs = {
+            layout: program_of(runner.compilation(layout), layout, target)
+            for layout, outcome in kept.prepared.items()
+            if not isinstance(outcome, RunFailure)
+        }
+        for rate in rates:
+            hosts.set_rate(rate * MEGABIT)
+            machine = replace(target, hardware=calibrated[rate])
+            predictions = {
+                layout: predict(program, layout, machine, machine.hardware) for layout, program in programs.items()
+            }
+            budget = Budget(rounds=3, seconds=30, turn_seconds=0.3) if quick else Budget(rounds=9, seconds=100)
+            outcomes = measure(kept, wanted, budget, on_progress=say)
+            rows += [
+                row_of(name, rate, layout, predictions.get(layout), outcome) for layout, outcome in outcomes.items()
+            ]
+            Path(out).write_text(json.dumps([asdict(row) for row in rows]))
+            say("\n".join(table([row for row in rows if (row.workload, row.rate_megabit) == (name, rate)], full=True)))
+        runner.close()
+        job.dismiss()
+    processes.leave()
+    return 0
+
+
+def workload_of(name: str) -> Workload:
+    transformer, sequences, seq = WORKLOADS[name]
+    return transformer_workload(transformer, batch=sequences, seq=seq, dtype="float32")
+
+
+class Kept:
+    """A Runner whose layouts were prepared before and stay so: one compilation serves every rate."""
+
+    def __init__(self, runner, prepared: dict[Layout, Prepared | RunFailure]) -> None:
+        self.prepared, self.turn = prepared, runner.turn
+
+    def prepare(self, layouts: Sequence[Layout]) -> list[Prepared | RunFailure]:
+        return [self.prepared[layout] for layout in layouts]
+
+    def release(self, layout: Layout) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def row_of(name: str, rate: int, layout: Layout, prediction: Prediction | None, outcome) -> Row:
+    shares = elasticities(prediction.by_resource()) if prediction else {}
+    measured = outcome if isinstance(outcome, Measurement) else None
+    return Row(
+        workload=name,
+        rate_megabit=rate,
+        layout=str(layout),
+        predicted=prediction.step_seconds if prediction else None,
+        measured=measured.median_seconds if measured else None,
+        standard_error=measured.standard_error if measured else None,
+        samples=measured.samples if measured else 0,
+        binding=binding_limit(shares).resource if shares else None,
+        link_share=sum(share for resource, share in shares.items() if resource.endswith("@network")),
+        failure=None if measured else f"{outcome.kind}: {outcome.reason}",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One workload at one rate: what the tuner chooses (best measured of the TOP best predicted), what is best."""
+
+    workload: str
+    rate_megabit: int
+    rows: tuple[Row, ...]
+    chosen: Row
+    best: Row
+
+    @property
+    def loss(self) -> float:
+        """Measured time of the chosen layout over the best one's, less one."""
+        return self.chosen.measured / self.best.measured - 1
+
+    @property
+    def found(self) -> bool:
+        noise = 2 * math.hypot(self.chosen.standard_error or 0.0, self.best.standard_error or 0.0)
+        return self.loss <= TOLERANCE or self.chosen.measured - self.best.measured <= noise
+
+
+def cases(rows: Sequence[Row]) -> list[Case]:
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row.measured is not None and row.predicted is not None:
+            groups.setdefault((row.workload, row.rate_megabit), []).append(row)
+    found = []
+    for (workload, rate), members in groups.items():
+        top = sorted(members, key=lambda row: row.predicted)[:TOP]
+        chosen, best = (min(some, key=lambda row: row.measured) for some in (top, members))
+        found.append(Case(workload=workload, rate_megabit=rate, rows=tuple(members), chosen=chosen, best=best))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubling:
+    """One layout before and after the link's rate doubled: change of the step over the step, and its standard error."""
+
+    workload: str
+    layout: str
+    rate_megabit: int
+    measured: float
+    predicted: float
+    standard_error: float
+
+
+def doublings(rows: Sequence[Row]) -> list[Doubling]:
+    """Of every chosen layout: both changes are over the measured step at the lower rate."""
+    by_key = {(row.workload, row.rate_megabit, row.layout): row for row in rows}
+    found = []
+    for case in cases(rows):
+        slow = case.chosen
+        fast = by_key.get((slow.workload, 2 * slow.rate_megabit, slow.layout))
+        if fast is None or fast.measured is None:
+            continue
+        ratio = fast.measured / slow.measured
+        error = ratio * math.hypot(
+            (fast.standard_error or 0.0) / fast.measured, (slow.standard_error or 0.0) / slow.measured
+        )
+        found.append(
+            Doubling(
+                workload=slow.workload,
+                layout=slow.layout,
+                rate_megabit=slow.rate_megabit,
+                measured=1 - ratio,
+                predicted=(slow.predicted - fast.predicted) / slow.measured,
+                standard_error=error,
+            )
+        )
+    return found
+
+
+def verdicts(rows: Sequence[Row]) -> list[tuple[str, bool]]:
+    """What is claimed of the table, and whether it holds. The link is slow below 1 Gbit/s here, fast above."""
+    found, changes = cases(rows), doublings(rows)
+    share = sum(case.found for case in found) / len(found)
+    slow = [case for case in found if case.rate_megabit < 1000]
+    fast = [case for case in found if case.rate_megabit >= 1000]
+    named = sum(case.chosen.binding.endswith("@network") for case in slow)
+    unnamed = sum(not case.chosen.binding.endswith("@network") for case in fast)
+    errors = [abs(row.predicted / row.measured - 1) for case in found for row in case.rows]
+    lines = [
+        (f"chosen within {TOLERANCE:.0%} of the best, or tied: {share:.0%} of {len(found)} (>= 90 %)", share >= 0.9),
+        (f"slow link named as the limit: {named} of {len(slow)}", named == len(slow)),
+        (f"fast link not named: {unnamed} of {len(fast)}", unnamed == len(fast)),
+        (f"median error of {len(errors)} predicted steps: {statistics.median(errors):.1%} (<= 20 %)",
+         statistics.median(errors) <= 0.2),
+    ]  # fmt: skip
+    if changes:
+        worst = max(abs(one.measured - one.predicted) for one in changes)
+        noise = max(one.standard_error for one in changes)
+        lines += [
+            (f"rate doubled: predicted and measured change differ by at most {worst:.1%} of the step (<= 10 %)",
+             worst <= 0.1),
+            (f"standard error of those ratios: at most {noise:.1%} (< 1.5 %)", noise < 0.015),
+        ]  # fmt: skip
+    return lines
+
+
+def table(rows: Sequence[Row], *, full: bool = False) -> list[str]:
+    """The cases, the doublings and the verdicts as lines; `full`: every layout instead."""
+    if full:
+        head = (
+            f"{'workload':10s}{'Mbit/s':>7s}  {'layout':24s}{'predicted':>11s}{'measured':>11s}{'error':>8s}{'+-':>7s}"
+        )
+        return [f"{head}  binding", *(_line(row) for row in sorted(rows, key=lambda row: row.measured or math.inf))]
+    lines = [
+        f"{'workload':10s}{'Mbit/s':>7s}  {'chosen':24s}{'best':24s}{'loss':>7s}  {'binding':26s}{'median error':>12s}"
+    ]
+    for case in cases(rows):
+        error = statistics.median(abs(row.predicted / row.measured - 1) for row in case.rows)
+        lines.append(
+            f"{case.workload:10s}{case.rate_megabit:7d}  {case.chosen.layout:24s}{case.best.layout:24s}"
+            f"{case.loss:7.1%}  {case.chosen.binding:26s}{error:12.1%}"
+        )
+    lines += ["", "rate doubled: change of the chosen layout's step"]
+    lines += [
+        f"{one.workload:10s}{one.rate_megabit:7d}  {one.layout:24s} measured {one.measured:6.1%}"
+        f" +- {one.standard_error:.1%}  predicted {one.predicted:6.1%}"
+        for one in doublings(rows)
+    ]
+    return [*lines, "", *(f"{'holds ' if passed else 'FAILS '} {text}" for text, passed in verdicts(rows))]
+
+
+def _line(row: Row) -> str:
+    if row.measured is None:
+        return f"{row.workload:10s}{row.rate_megabit:7d}  {row.layout:24s}{row.failure}"
+    error = f"{row.predicted / row.measured - 1:+8.1%}" if row.predicted else f"{'':8s}"
+    noise = (row.standard_error or 0.0) / row.measured
+    return (
+        f"{row.workload:10s}{row.rate_megabit:7d}  {row.layout:24s}{row.predicted * 1e3:8.1f} ms"
+        f"{row.measured * 1e3:8.1f} ms{error}{noise:7.1%}  {row.binding} ({row.link_share:.0%} link)"
+    )
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
