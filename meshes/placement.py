@@ -213,19 +213,22 @@ def torus(target: Target) -> tuple[tuple[int, bool], ...]:
 def assign(dimensions: tuple[tuple[int, bool], ...], sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Factor of each dimension that each axis takes, axes innermost first: rows multiply to sizes, columns to extents.
 
-    Among all such tables, the one with the least sum over axes of seconds per byte of an all-gather, where each axis
-    out counts half of the one inside it (inner axes carry the activations of every layer); then the fewest hops; then
-    the table that fills the last dimensions first. There always is one: prime by prime, any way of dealing works.
+    Tables that give every axis whole dimensions come first: their collectives share no links, so they overlap. Then
+    the least sum over axes of seconds per byte of an all-gather, where each axis out counts half of the one inside it
+    (inner axes carry the activations of every layer); then the fewest hops; then the table that fills the last
+    dimensions first. There always is one: prime by prime, any way of dealing works.
     """
     extents = tuple(extent for extent, _ in dimensions)
 
-    def badness(matrix: tuple[tuple[int, ...], ...]) -> tuple[float, float, tuple[tuple[int, ...], ...]]:
+    def badness(matrix: tuple[tuple[int, ...], ...]) -> tuple[bool, float, float, tuple[tuple[int, ...], ...]]:
+        rows = pieces(dimensions, matrix)
         seconds = hops = 0.0
-        for rank, factors in enumerate(pieces(dimensions, matrix)):
+        for rank, factors in enumerate(rows):
             size = math.prod(factor.size for factor in factors)
             seconds += (size - 1) / size / ring_links(factors) / 2**rank
             hops += ring_hops(factors) / 2**rank
-        return round(seconds, 9), hops, matrix
+        cut = any(factor.size < factor.extent for factors in rows for factor in factors)
+        return cut, round(seconds, 9), hops, matrix
 
     return min(tables(extents, sizes), key=badness)
 
