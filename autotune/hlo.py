@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from autotune.hlo_bytes import Needs, op_bytes
 from autotune.hlo_collectives import KINDS, base_opcode, read_collective, read_megascale
@@ -318,6 +318,6 @@ def _nested(module: Module, computation: Computation) -> list[tuple[Computation,
     return found
 
 
-def _cost(instructions: tuple[Instruction, ...]) -> tuple[float, float]:
-    ops = [(op, trips) for op, trips in walk(instructions) if isinstance(op, Compute)]
+def _cost(instructions: Iterable[Instruction]) -> tuple[float, float]:
+    ops = [(op, trips) for op, trips in walk(tuple(instructions)) if isinstance(op, Compute)]
     return sum(op.flops * trips for op, trips in ops), sum(op.hbm_bytes * trips for op, trips in ops)

@@ -73,7 +73,7 @@ def _convolution(computation: Computation, op: Op) -> Work:
     k = right.dims[labels[2].index("i")]
     n = right.dims[labels[2].index("o")]
     m = left.dims[labels[1].index("b")] // groups.get("batch", 1)
-    batch = 1
+    batch, partial = 1, 1.0
     for spatial, (size, stride, low, left_dilation, right_dilation) in enumerate(window):
         have = left.dims[labels[1].index(str(spatial))]
         give = output.dims[labels[3].index(str(spatial))]
@@ -87,10 +87,9 @@ def _convolution(computation: Computation, op: Op) -> Work:
         elif have == give == pairs:
             batch *= pairs
         else:
-            m, k = m * give, k * pairs / give
-    k = k if isinstance(k, int) else round(k)
-    flops = 2.0 * batch * m * n * k
-    return Work(flops=flops, matmul=(batch, m, n, k), dtype=left.dtype)
+            m, partial = m * give, partial * pairs / give
+    flops = 2.0 * batch * m * n * k * partial
+    return Work(flops=flops, matmul=(batch, m, n, max(round(k * partial), 1)), dtype=left.dtype)
 
 
 def _window(op: Op, dimensions: int) -> list[tuple[int, int, int, int, int]]:

@@ -124,18 +124,30 @@ def _mesh_groups(declared: str, rest: str) -> np.ndarray | None:
 
 
 def axes_of_groups(groups: np.ndarray, grid: DeviceGrid) -> tuple[str, ...]:
-    """The mesh axes that the groups run along, outermost first; () where no set of whole axes makes these groups."""
+    """The mesh axes that the groups run along, outermost first; () where no whole axes make these groups.
+
+    Groups along a part of one axis (its size is more than theirs) are that axis.
+    """
     shape = tuple(grid.shape.values())
     if groups.size != grid.devices:
         return ()
-    coordinates = np.array(np.unravel_index(groups[0], shape))
-    along = [axis for axis in range(len(shape)) if np.ptp(coordinates[axis])]
+    coordinates = np.array(np.unravel_index(groups, shape))
+    along = [axis for axis in range(len(shape)) if (coordinates[axis] != coordinates[axis][:, :1]).any()]
+    axes = tuple(list(grid.shape)[axis] for axis in along)
+    if len(along) == 1:
+        return axes
     kept = [axis for axis in range(len(shape)) if axis not in along]
-    expected = np.arange(grid.devices).reshape(shape).transpose(kept + along).reshape(-1, groups.shape[1])
-    written = np.sort(groups, axis=1)
-    expected = np.sort(expected, axis=1)
-    same = np.array_equal(written[np.argsort(written[:, 0])], expected[np.argsort(expected[:, 0])])
-    return tuple(list(grid.shape)[axis] for axis in along) if same else ()
+    expected = np.arange(grid.devices).reshape(shape).transpose(kept + along)
+    width = int(np.prod([shape[axis] for axis in along], dtype=np.int64))
+    if width != groups.shape[1]:
+        return ()
+    return axes if np.array_equal(_in_order(groups), _in_order(expected.reshape(-1, width))) else ()
+
+
+def _in_order(groups: np.ndarray) -> np.ndarray:
+    """The same groups with members, then groups, ascending."""
+    members = np.sort(groups, axis=1)
+    return members[np.argsort(members[:, 0])]
 
 
 def read_pairs(attributes: str) -> np.ndarray:

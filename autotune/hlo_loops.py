@@ -153,7 +153,7 @@ def evaluate(module: Module, computation: Computation, op: Op, values: Values, a
             return None
         return int(_COMPARE[direction[1]](left, right))
     if op.opcode in ("fusion", "call"):
-        inner = module.computations[op.called()[0]]
+        callee = module.computations[op.called()[0]]
         given = tuple(of(index) for index in range(len(op.operands)))
-        return evaluate(module, inner, inner.root, values, given)
+        return evaluate(module, callee, callee.root, values, given)
     return None

@@ -107,7 +107,7 @@ class Module:
         return int(match[1]) if match else 1
 
     def source(self, op: Op) -> str | None:
-        """ "file.py:line" of the innermost frame outside installed packages, else of the innermost frame."""
+        """ "file.py:line" of the innermost frame outside libraries, else of the innermost frame."""
         frame = _FRAME.search(op.attributes)
         if not frame:
             written = _SOURCE.search(op.attributes)
@@ -120,7 +120,7 @@ class Module:
             if location in self.locations:
                 file, line = self.locations[location]
                 place = f"{file}:{line}"
-                if "site-packages" not in file and "dist-packages" not in file:
+                if not _is_library(file):
                     return place
                 innermost = innermost or place
         return innermost
@@ -181,6 +181,13 @@ def read_module(text: str) -> Module:
         locations=_locations(tables),
         frames=_frames(tables),
     )
+
+
+def _is_library(file: str) -> bool:
+    """Whether nobody would look for a model in that file; the reference models are one, wherever they are installed."""
+    if "autotune/models/" in file:
+        return False
+    return file.startswith("<") or any(part in file for part in ("site-packages", "dist-packages", "autotune/meshes/"))
 
 
 def _closed(lines: list[str]) -> bool:

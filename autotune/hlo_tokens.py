@@ -44,13 +44,18 @@ class Tokens:
                 if op.opcode.endswith("-done"):
                     starts = sorted(self._starts(computation, op.operands[0], set()))
                     for start in starts[1:]:
-                        self._parent[self.of(start)] = self.of(starts[0])
+                        self._join(starts[0], start)
 
     def of(self, start: str) -> str:
         """The token of a start, by its name."""
         while start in self._parent:
             start = self._parent[start]
         return start
+
+    def _join(self, one: str, other: str) -> None:
+        kept, joined = self.of(one), self.of(other)
+        if kept != joined:
+            self._parent[joined] = kept
 
     def ended_by(self, computation: Computation, done: Op) -> list[str]:
         """Tokens that `done` waits for: one, or none where its collective moves nothing."""

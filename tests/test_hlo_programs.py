@@ -1,0 +1,225 @@
+"""Programs of the three compilers against hand counts of the model they were compiled from."""
+
+import time
+from collections import Counter
+
+import pytest
+from hlo_fixtures import NAMES, NO_MEMORY, fixture
+
+from autotune.hlo import read_program
+from autotune.program import Compute, CopyStart, Done, Loop, Start, walk
+
+FULL = [name for name in NAMES if "remat=full" in fixture(name).compilation.layout]
+KEPT = [name for name in NAMES if name not in FULL]
+
+
+def flops(read, kernel):
+    """FLOPs of one step of one class of work, all devices."""
+    ops = [(op, trips) for op, trips in walk(read.program.instructions) if isinstance(op, Compute)]
+    return read.devices * sum(op.flops * trips for op, trips in ops if (op.kernel == "attention") == kernel)
+
+
+def tokens(read):
+    return read.batch * read.seq
+
+
+def attention_forward(read):
+    """FLOPs of the two matmuls of attention in one layer, every score counted."""
+    return 4 * read.batch * read.model.heads * read.seq**2 * read.model.head_dim
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_flops_of_full_recomputation(name):
+    """Forward, again, and twice that backwards; but the last matmul of a layer need not be done again.
+
+    Attention: plain matmuls (CPU, V100) once forward, once again, twice backwards. cuDNN: 2 + 2 + 5 matmuls, half of
+    each under the causal mask. Splash: 2 + 2 + 3 + 4 matmuls over whole blocks, here one block of all 1024 positions.
+    """
+    read = fixture(name)
+    model = read.model
+    layer = 2 * tokens(read) * (4 * (model.attention_parameters + model.mlp_parameters) - model.d_model * model.d_ff)
+    expected = model.layers * layer + 6 * tokens(read) * model.d_model * model.vocab
+    one = model.layers * attention_forward(read) / 2
+    if read.target.hardware.name in ("cpu", "v100-16"):
+        expected += 8 * one
+        kernels = 0.0
+    else:
+        kernels = {"cuda": 9 / 2, "tpu": 11}[read.target.platform] * one
+    assert flops(read, False) == pytest.approx(expected, rel=1e-9)
+    assert flops(read, True) == pytest.approx(kernels, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_flops_where_matmuls_are_kept(name):
+    read = fixture(name)
+    model = read.model
+    layer = 6 * tokens(read) * (model.attention_parameters + model.mlp_parameters)
+    expected = model.layers * layer + 6 * tokens(read) * model.d_model * model.vocab
+    if read.target.platform == "cpu":
+        expected += 3 * model.layers * attention_forward(read)
+    assert flops(read, False) == pytest.approx(expected, rel=1e-9)
+
+
+def elements(read, kind, axis, crossing=1):
+    """Elements of the arrays that one kind of collective moves along one axis in a step; masks and indices apart."""
+    moved = 0.0
+    for op, trips in walk(read.program.instructions):
+        if isinstance(op, Start) and op.collective.kind == kind and op.collective.payload_bytes > 2**13:
+            collective = op.collective
+            width = {"bfloat16": 2, "float16": 2, "float32": 4}.get(collective.dtype)
+            if width and collective.axes == (axis,) and collective.crosses_groups == crossing:
+                moved += trips * collective.payload_bytes / width
+    return moved
+
+
+def layer_parameters(read):
+    return read.model.layers * (read.model.attention_parameters + read.model.mlp_parameters)
+
+
+def embedding(read):
+    return read.model.vocab * read.model.d_model
+
+
+@pytest.mark.parametrize(("name", "crossing"), [("cpu-data", 1), ("h100-data", 2), ("v5e-data", 1)])
+def test_pure_data_parallel_reduces_every_gradient_once(name, crossing):
+    read = fixture(name)
+    expected = layer_parameters(read) + 2 * embedding(read)
+    assert elements(read, "all_reduce", "data", crossing) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "crossing"), [("cpu-fsdp", 1), ("h100-fsdp", 2), ("v100-fsdp", 1), ("v5e-fsdp", 1), ("v5e-windowed", 1)]
+)
+def test_pure_fsdp_gathers_weights_twice(name, crossing):
+    """Forward and backward in every layer; the embedding and the output projection once each."""
+    read = fixture(name)
+    expected = 2 * layer_parameters(read) + 2 * embedding(read)
+    assert elements(read, "all_gather", "fsdp", crossing) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "crossing"),
+    [
+        ("h100-fsdp", "reduce_scatter", 2),
+        ("v100-fsdp", "reduce_scatter", 1),
+        ("cpu-fsdp", "all_reduce", 1),  # the CPU backend has no reduce-scatter
+        ("v5e-fsdp", "all_reduce", 1),  # and libtpu takes an all-reduce and a slice here
+    ],
+)
+def test_pure_fsdp_reduces_gradients_once(name, kind, crossing):
+    """Of the layers and the output projection; the embedding's rows are exchanged by an all-to-all before."""
+    read = fixture(name)
+    expected = layer_parameters(read) + embedding(read)
+    assert elements(read, kind, "fsdp", crossing) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["h100-tensor", "v5e-tensor"])
+def test_pure_tensor_parallel_gathers_and_scatters_activations(name):
+    """Gathers of a layer: input of attention and of the MLP forward, again, and as many of gradients backwards: 6.
+
+    Scatters: after each forwards, after attention again, and of the two inputs' gradients backwards: 5. Once a step: the
+    hidden state before the logits and its gradient, the embedding and its gradient.
+    """
+    read = fixture(name)
+    activation = tokens(read) * read.model.d_model
+    gathers = (6 * read.model.layers + 1) * activation + embedding(read)
+    scatters = (5 * read.model.layers + 1) * activation + embedding(read)
+    assert elements(read, "all_gather", "tensor") == pytest.approx(gathers, rel=1e-3)
+    assert elements(read, "reduce_scatter", "tensor") == pytest.approx(scatters, rel=1e-3)
+
+
+def test_slices_exchange_what_each_has_left():
+    """Data parallel over two slices: gradients are reduced inside, and one device's 1/16 of them crosses the DCN."""
+    read = fixture("v5e-slices")
+    expected = (layer_parameters(read) + 2 * embedding(read)) / 16
+    assert elements(read, "all_reduce", "data", crossing=2) == pytest.approx(expected, rel=1e-3)
+    crossing = [
+        op.collective for op, _ in walk(read.program.instructions)
+        if isinstance(op, Start) and op.collective.crosses_groups > 1
+    ]  # fmt: skip
+    assert {(found.axes, found.group_size) for found in crossing} == {(("data",), 2)}
+
+
+def test_weights_sharded_over_slices_are_gathered_across_and_inside():
+    """FSDP over 2 slices of 16: the DCN brings one device both halves of its 1/16, then the ICI gathers the rest."""
+    read = fixture("v5e-slices-fsdp")
+    gathered = (2 * layer_parameters(read) + 2 * embedding(read)) / 16
+    assert elements(read, "all_gather", "fsdp", crossing=2) == pytest.approx(gathered, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_unread(name):
+    """No warnings: every opcode and custom call is known, all trip counts read, all groups run along mesh axes."""
+    assert fixture(name).program.warnings == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_start_has_its_done(name):
+    instructions = fixture(name).program.instructions
+    started, ended = Counter(), Counter()
+    for op, trips in walk(instructions):
+        if isinstance(op, (Start, CopyStart)):
+            started[op.token] += trips
+        elif isinstance(op, Done):
+            ended[op.token] += trips
+    assert started == ended
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_axes_and_group_sizes_agree(name):
+    read = fixture(name)
+    for op, _ in walk(read.program.instructions):
+        if isinstance(op, Start) and op.collective.kind != "permute":
+            size, spanned = 1, op.collective.crosses_groups
+            for axis in op.collective.axes:
+                size *= read.layout.mesh_shape[axis]
+            assert size % op.collective.group_size == 0 and op.collective.group_size % spanned == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_most_work_is_traced_to_a_line_of_the_model(name):
+    ops = [(op, trips) for op, trips in walk(fixture(name).program.instructions) if isinstance(op, Compute)]
+    total = sum(op.flops * trips for op, trips in ops)
+    traced = sum(op.flops * trips for op, trips in ops if op.source and op.source.startswith("autotune/models/"))
+    assert traced == total
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("v5")])
+def test_tpu_matmuls_carry_the_compilers_cycles(name):
+    """At least the time that the matmul unit needs at its peak: v5e 4 x 128 x 128, v5p 8 x 128 x 128 products a cycle."""
+    per_cycle = {"v5e": 4, "v5p": 8}[fixture(name).target.hardware.name] * 128 * 128 * 2
+    matmuls = [op for op, _ in walk(fixture(name).program.instructions) if getattr(op, "kernel", "") == "matmul"]
+    assert matmuls and all(op.cycles is not None for op in matmuls)
+    assert sum(op.cycles for op in matmuls) > sum(op.flops for op in matmuls) / per_cycle
+
+
+def test_overlap_is_what_the_compiler_scheduled():
+    """On a GPU work lies between start and done; on TPU async fusions do, and the gathers of a chain count once."""
+    for name in ("h100-fsdp", "v5e-fsdp"):
+        covered = 0.0
+        for loop in fixture(name).program.instructions:
+            if isinstance(loop, Loop):
+                open_gathers = set()
+                for op in loop.body:
+                    if isinstance(op, Start) and op.collective.kind == "all_gather":
+                        open_gathers.add(op.token)
+                    elif isinstance(op, Done):
+                        open_gathers.discard(op.token)
+                    elif isinstance(op, Compute) and open_gathers:
+                        covered += op.flops
+        assert covered > 0
+
+
+def test_reading_two_megabytes_takes_less_than_two_seconds():
+    read = fixture("v5e-slices-fsdp")
+    text = read.compilation.text
+    begin = time.perf_counter()
+    read_program(
+        text,
+        platform="tpu",
+        mesh_shape=read.layout.mesh_shape,
+        devices_per_group=16,
+        dcn=read.layout.dcn_axes,
+        memory=NO_MEMORY,
+    )
+    assert (time.perf_counter() - begin) * 2e6 / len(text) < 2.0
