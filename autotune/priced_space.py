@@ -70,20 +70,19 @@ class PricedSpace:
 
     def price(self, row: int) -> Price:
         """The price of one row with all its terms."""
-        prices = self.prices
+        found = self.prices.estimate(row)
         return Price(
-            seconds=float(prices.step_seconds[row]),
-            low_seconds=float(prices.low_seconds[row]),
-            high_seconds=float(prices.high_seconds[row]),
-            peak_bytes=float(prices.peak_bytes[row]),
-            terms={name: float(column[row]) for name, column in prices.terms.items() if column[row]},
-            memory={name: float(column[row]) for name, column in prices.memory.items() if column[row]},
+            seconds=found.step_seconds,
+            low_seconds=found.low_seconds,
+            high_seconds=found.high_seconds,
+            peak_bytes=found.peak_bytes,
+            terms={name: term.seconds for name, term in found.terms.items()},
+            memory={name: size for name, size in found.memory.items() if size},
         )
 
     def shares(self, row: int) -> dict[str, float]:
         """Elasticities of one row's price."""
-        resources = self.prices.resources
-        return elasticities({name: float(column[row]) for name, column in resources.items() if column[row] > 0})
+        return elasticities(self.prices.estimate(row).resources)
 
     def rule_of(self, row: int) -> str:
         """Name of the first rule an illegal row breaks."""
@@ -139,7 +138,11 @@ def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iter
         if found.peak_bytes > on.hardware.capacity_bytes:
             return None
         change = found.seconds / changed.tokens / (base.seconds / workload.tokens) - 1
-        return other, found, f"{words} -> {found.peak_bytes / 2**30:.2f} GiB ({100 * change:+.0f} % time a token; priced)"
+        return (
+            other,
+            found,
+            f"{words} -> {found.peak_bytes / 2**30:.2f} GiB ({100 * change:+.0f} % time a token; priced)",
+        )
 
     attempts: list[Iterator[tuple[str, Workload, Target, Layout]]] = [
         (

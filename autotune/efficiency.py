@@ -1,0 +1,79 @@
+"""Seconds of one matmul on one device, by shape and dtype: how much of the peak a shape can reach, and why. NumPy only.
+
+TPU: the time at the best rate, plus a start that no size avoids, plus the part of the traffic that nothing hides
+(filling the first tiles, draining the last). Fitted on the published size curve of a TPU7x core
+(AI-Hypercomputer/tpu-recipes, microbenchmarks/ironwood, bfloat16, m=n=k from 128 to 32768).
+
+GPU: whole tiles in whole waves over the multiprocessors, each tile at the rate that the L2 cache can feed, plus the
+filling and emptying of each wave. Nothing fitted: tile sizes are cuBLAS's (NVIDIA, "Matrix multiplication background"),
+the ceiling is the largest rate measured (`Hardware.matmul_efficiency`).
+
+CPU: the measured rate of `Hardware`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.meshes.hardware import Hardware
+
+TPU_START_CYCLES = 3500
+"""1.6 us at 2.2 GHz: what a 128^3 matmul takes on a TPU7x core beyond its bytes and FLOPs."""
+
+TPU_EXPOSED_BYTES = 22e6
+"""Most bytes of one matmul that its own compute cannot hide: about a third of the 64 MiB of on-chip memory. The curve
+from 512 to 4096 asks for 20e6 to 26e6."""
+
+GPU_TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (64, 256), (128, 64), (64, 128), (64, 64))
+"""Output tiles of cuBLAS's tensor-core kernels (NVIDIA, "Matrix multiplication background user's guide", section 3)."""
+
+GPU_L2_BYTES_PER_CYCLE = 64.0
+"""Bytes a cycle that the L2 cache gives each multiprocessor ("Dissecting the Ampere GPU architecture through
+microbenchmarking", GTC 2021: 64 B/clk/SM of L2 read bandwidth; NVIDIA A100 white paper: 5120 B/clk for 108)."""
+
+GPU_FILL_BYTES = 3 * 32
+"""Depth in k of the software pipeline (3 stages of 32) that a tile loads before its first multiply-add."""
+
+
+def matmul_seconds(hardware: Hardware, dtype: str, bytes_per_element: float, m, n, k, count=1.0):
+    """Seconds of `count` independent (m, k) x (k, n) matmuls on one device, without the launch. Arrays broadcast.
+
+    >>> from autotune.meshes.hardware import load_hardware
+    >>> seconds = matmul_seconds(load_hardware("tpu7x"), "bfloat16", 2, 4096, 4096, 4096)
+    >>> round(float(2 * 4096**3 / seconds / 1e12))  # published: 893
+    886
+    """
+    m, n, k, count = (np.asarray(value, dtype=np.float64) for value in (m, n, k, count))
+    peak = hardware.peak(dtype)
+    byte_seconds = bytes_per_element * count * (m * k + k * n + m * n)
+    byte_seconds = byte_seconds / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
+    if hardware.platform == "tpu":
+        busy = 2.0 * count * m * n * k / (peak * _tpu_ceiling(hardware))
+        exposed = TPU_EXPOSED_BYTES / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
+        start = TPU_START_CYCLES / hardware.clock_hz if hardware.clock_hz else 0.0
+        return np.maximum(busy, byte_seconds - exposed) + start + np.minimum(byte_seconds, exposed)
+    if hardware.platform == "cuda":
+        return np.maximum(_gpu_seconds(hardware, peak, bytes_per_element, m, n, k, count), byte_seconds)
+    return np.maximum(2.0 * count * m * n * k / (peak * hardware.matmul_efficiency), byte_seconds)
+
+
+def _tpu_ceiling(hardware: Hardware) -> float:
+    """Share of the peak that the largest matmuls reach."""
+    return hardware.matmul_efficiency
+
+
+def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count):
+    """The fastest of the tile shapes: waves x (fill + k steps + writing the tile)."""
+    cores = float(str(hardware.compile_fields["core_count"]))
+    clock = 1e9 * float(str(hardware.compile_fields["clock_rate_ghz"]))
+    per_core = peak / cores
+    hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
+    best = None
+    for rows, columns in GPU_TILES:
+        step = 2.0 * rows * columns / (per_core * hardware.matmul_efficiency)
+        feed = width * (rows + columns) / (GPU_L2_BYTES_PER_CYCLE * clock)
+        waves = np.ceil(count * np.ceil(m / rows) * np.ceil(n / columns) / cores)
+        drain = width * rows * columns * cores / hbm
+        seconds = waves * ((k + GPU_FILL_BYTES) * max(step, feed) + drain)
+        best = seconds if best is None else np.minimum(best, seconds)
+    return best

@@ -1,0 +1,222 @@
+"""What the closed form takes for granted of a training stack: kernels, precisions, what hides behind what.
+
+Everything a data sheet or a layout does not say is here, one value with one reason each. `XLA_TPU`, `XLA_GPU` and
+`XLA_CPU` are our own models as XLA compiles them; the published stacks stand in `scripts/published_stacks.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from autotune.meshes.hardware import Hardware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Device-memory traffic of everything that is no matmul, in bytes, (forward, backward) passes.
+
+    `stream`: per token and d_model element, of norms, residuals and dropout: cut along `tensor` only under sequence
+    parallelism. `heads`: per token and element of queries, keys and values; `hidden`: per token and element of the
+    MLP's hidden width; `gate`: the same, more, where the MLP has a gate; `scores`: per attention score (plain attention
+    only); `logits`: per logit, of the loss. `kernels`: separate launches a layer, beside its matmuls.
+    """
+
+    stream: tuple[float, float]
+    heads: tuple[float, float]
+    hidden: tuple[float, float]
+    gate: tuple[float, float]
+    scores: tuple[float, float]
+    logits: tuple[float, float]
+    kernels: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Bytes kept for the backward pass when nothing is recomputed.
+
+    `stream`: per token and d_model element, beside the layer's input (2): cut along `tensor` only under sequence
+    parallelism; `whole`: the matmuls' inputs, cut only where the stack gathers them again in the backward pass;
+    `heads`: per element of queries, keys and values; `context`: per element of attention's output; `hidden` and `gate`:
+    per element of the MLP's hidden width, for each of the two-matrix MLP and what a gate adds; `scores`: per attention
+    score. `logits`: bytes per logit alive at once around the loss. `statistics`: bytes per token and head of a flash
+    kernel's softmax statistics.
+    """
+
+    stream: float
+    whole: float
+    heads: float
+    context: float
+    hidden: float
+    gate: float
+    scores: float
+    logits: float
+    statistics: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Bytes per parameter: `weights` kept between steps, `gradients` at the end of a step, `optimizer` (moments and any
+    master copy), `compute` (the dtype that matmuls and gathers use), `reduced` (the dtype gradients are reduced in).
+
+    `update_traffic`: bytes read and written per parameter of an optimizer step. `casts`: weights are cast to the
+    compute dtype in every pass. `accumulates`: every pass adds its gradients to a buffer.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    compute: float
+    reduced: float
+    update_traffic: float
+    casts: bool
+    accumulates: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """One training stack.
+
+    `flash`: attention never stores its scores; `flash_efficiency`: share of the peak its kernel reaches, (forward,
+    backward); `batched_efficiency`: the same of plain attention's batched matmuls. `skips_masked`: the kernel leaves
+    out the masked half of a causal score matrix. `fused_qkv`: queries, keys and values come from one matmul.
+    `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing).
+    `transfer_hidden`: share of the pipeline's sends that is hidden. `gradients_per_pass`: gradients are reduced in
+    every pass of an accumulation, not once a step. `head_everywhere`: every stage computes the logits of the whole
+    batch, else the last stage only. `lighter_ends`: layers that the first and last stage have fewer than the others.
+    `scatter_transfers`: a stage sends 1/tensor of its output and the receiver gathers it along `tensor`.
+    `gathers_again`: matmul inputs stay cut under sequence parallelism and are gathered again in the backward pass;
+    `regather_hidden`: share of those gathers hidden behind other backward work. `keeps_gathered`: without recomputation
+    the weights gathered over fsdp stay in memory for the backward pass. `reruns_unread`: a checkpointed layer is run
+    again whole, what nothing reads included.
+    `shards_zero_weights`: under ZeRO the weights kept between steps are cut along `data` too; `zero1_scatters`: ZeRO-1
+    reduces gradients onto their shards (else they are reduced whole). `gradients_from_start`: gradient buffers live
+    through the whole step, else from the backward pass on.
+    `zero_bubble`: which of `schedules.NAMES` a Layout's "zero-bubble" is.
+    `fixed_bytes`: memory taken before the first array (runtime, communicators). `allocator`: bytes reserved per byte
+    asked for.
+    """
+
+    name: str
+    flash: bool
+    flash_efficiency: tuple[float, float]
+    batched_efficiency: float
+    skips_masked: bool
+    fused_qkv: bool
+    traffic: Traffic
+    saved: Saved
+    state: State
+    hidden_share: dict[str, float]
+    transfer_hidden: float
+    gradients_per_pass: bool
+    head_everywhere: bool
+    lighter_ends: int
+    scatter_transfers: bool
+    gathers_again: bool
+    keeps_gathered: bool
+    reruns_unread: bool
+    shards_zero_weights: bool
+    zero1_scatters: bool
+    gradients_from_start: bool
+    regather_hidden: float
+    zero_bubble: str
+    fixed_bytes: float
+    allocator: float
+
+
+_XLA_TRAFFIC = Traffic(
+    # Each norm reads its input and writes its output (4), each residual addition reads one operand and writes (4; the
+    # other is still in the matmul's epilogue); backward: twice the norms' and the additions' sums of gradients.
+    stream=(16.0, 28.0),
+    heads=(8.0, 8.0),  # rotary positions: read and write; a transposition into the kernel's layout
+    hidden=(4.0, 8.0),
+    gate=(2.0, 6.0),
+    scores=(20.0, 24.0),  # float32 scores written, read, exponentiated, written in the compute dtype and read
+    logits=(6.0, 6.0),  # written and read twice in the compute dtype (models/loss.py keeps no float32 copy)
+    kernels=(8.0, 16.0),
+)
+
+_XLA_SAVED = Saved(
+    stream=2.0,  # the residual between the halves
+    whole=4.0,  # outputs of the two norms
+    heads=2.0,
+    context=2.0,
+    hidden=4.0,
+    gate=4.0,
+    scores=6.0,
+    logits=8.0,  # logits, their gradient, and one float32 temporary
+    statistics=4.0,
+)
+
+_XLA_STATE = State(
+    weights=4.0, gradients=4.0, optimizer=8.0, compute=2.0, reduced=2.0,
+    update_traffic=32.0,  # AdamW: parameter, two moments read and written, gradient read; and its norm read once more
+    casts=True, accumulates=False,
+)  # fmt: skip
+
+XLA_TPU = Assumptions(
+    name="xla-tpu",
+    flash=True,
+    # Splash attention on v5e and v5p: 40 to 60 % of peak reported for long sequences; an assumption, not a fit.
+    flash_efficiency=(0.5, 0.45),
+    batched_efficiency=0.5,
+    skips_masked=True,
+    fused_qkv=False,
+    traffic=_XLA_TRAFFIC,
+    saved=_XLA_SAVED,
+    state=_XLA_STATE,
+    hidden_share={"fsdp": 0.9, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
+    transfer_hidden=0.0,
+    gradients_per_pass=True,
+    head_everywhere=True,
+    lighter_ends=0,
+    scatter_transfers=False,
+    gathers_again=False,
+    keeps_gathered=True,
+    reruns_unread=False,
+    shards_zero_weights=True,
+    zero1_scatters=False,
+    gradients_from_start=False,
+    regather_hidden=0.0,
+    zero_bubble="zero-bubble-1p",
+    fixed_bytes=0.0,
+    allocator=1.0,
+)
+
+XLA_GPU = Assumptions(
+    name="xla-gpu",
+    flash=True,
+    # FlashAttention-2 on A100, head dim 128, causal: up to 73 % forward, 63 % backward (Dao 2023)
+    flash_efficiency=(0.60, 0.50),
+    batched_efficiency=0.5,
+    skips_masked=True,
+    fused_qkv=False,
+    traffic=_XLA_TRAFFIC,
+    saved=_XLA_SAVED,
+    state=_XLA_STATE,
+    hidden_share={"fsdp": 0.8, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
+    transfer_hidden=0.0,
+    gradients_per_pass=True,
+    head_everywhere=True,
+    lighter_ends=0,
+    scatter_transfers=False,
+    gathers_again=False,
+    keeps_gathered=True,
+    reruns_unread=False,
+    shards_zero_weights=True,
+    zero1_scatters=False,
+    gradients_from_start=False,
+    regather_hidden=0.0,
+    zero_bubble="zero-bubble-1p",
+    fixed_bytes=0.0,
+    allocator=1.0,
+)
+
+
+def assumptions_of(hardware: Hardware, dtype: str) -> Assumptions:
+    """The stack that our own models run on that hardware: the attention kernel is the one `models.execution` picks."""
+    if hardware.platform == "tpu":
+        return XLA_TPU
+    flash = hardware.platform == "cuda" and dtype in ("bfloat16", "float16") and not hardware.name.startswith("v100")
+    overlap = XLA_GPU.hidden_share if hardware.platform == "cuda" else dict.fromkeys(XLA_GPU.hidden_share, 0.0)
+    return dataclasses.replace(XLA_GPU, flash=flash, hidden_share=overlap, name=f"xla-{hardware.platform}")

@@ -1,0 +1,104 @@
+"""Named seconds of a chunk of layouts, and how they add up to a step, an interval and shares of resources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+UNITS = ("layer", "head", "pass", "step")
+"""How often an entry counts: per layer and pass of the busiest stage, per pass where that stage has the head, per pass,
+once a step."""
+
+COMPUTE = ("matmul", "hbm", "launch")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`seconds`: what is exposed; `full`: without anything to hide behind. One per unit, an array over the rows."""
+
+    name: str
+    resource: str
+    unit: str
+    seconds: np.ndarray
+    full: np.ndarray
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All entries of a chunk, how often each unit counts, the bubble in seconds, and memory by category in bytes."""
+
+    rows: int
+    entries: list[Entry] = field(default_factory=list)
+    times: dict[str, np.ndarray] = field(default_factory=dict)
+    bubble: np.ndarray | float = 0.0
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
+        self.entries.append(Entry(name, resource, unit, seconds, seconds if full is None else full))
+
+    def unit_seconds(self, unit: str, *, full: bool = False) -> np.ndarray:
+        """Sum of all entries of one unit."""
+        total = np.zeros(self.rows)
+        for entry in self.entries:
+            if entry.unit == unit:
+                total += entry.full if full else entry.seconds
+        return total
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(step seconds, low, high, peak bytes) of every row.
+
+        low: the busier of compute with its bubble and each axis's links; high: no collective hidden.
+        """
+        exposed = {unit: np.zeros(self.rows) for unit in UNITS}
+        full = {unit: np.zeros(self.rows) for unit in UNITS}
+        compute = {unit: np.zeros(self.rows) for unit in UNITS}
+        lanes: dict[str, np.ndarray] = {}
+        for entry in self.entries:
+            exposed[entry.unit] += entry.seconds
+            full[entry.unit] += entry.full
+            if entry.resource in COMPUTE:
+                compute[entry.unit] += entry.seconds
+            elif entry.resource != "latency":
+                lane = entry.full * self.times[entry.unit]
+                lanes[entry.resource] = lanes[entry.resource] + lane if entry.resource in lanes else lane
+        work = self._weigh(exposed)
+        step = work + self.bubble
+        low = self._weigh(compute)
+        low += self.bubble * np.divide(low, work, out=np.zeros(self.rows), where=work > 0)
+        for lane in lanes.values():
+            np.maximum(low, lane, out=low)
+        np.minimum(low, step, out=low)
+        peak = np.zeros(self.rows)
+        for values in self.memory.values():
+            peak += values
+        return step, low, self._weigh(full) + self.bubble, peak
+
+    def terms(self) -> list[tuple[str, str | None, np.ndarray]]:
+        """(name, resource, seconds a step) of every entry and of the bubble; they add up to the step."""
+        found: list[tuple[str, str | None, np.ndarray]] = [
+            (entry.name, public(entry.resource), entry.seconds * self.times[entry.unit]) for entry in self.entries
+        ]
+        return [*found, ("bubble", None, self.bubble * np.ones(self.rows))]
+
+    def resources(self) -> dict[str, np.ndarray]:
+        """Seconds of the step by resource. The bubble is other stages' passes, so it goes to what a pass is made of."""
+        passes = sum(self.unit_seconds(unit) * self.times[unit] for unit in UNITS if unit != "step")
+        stretch = 1.0 + np.divide(self.bubble, passes, out=np.zeros(self.rows), where=passes > 0)
+        found: dict[str, np.ndarray] = {}
+        for entry in self.entries:
+            seconds = entry.seconds * self.times[entry.unit] * (1.0 if entry.unit == "step" else stretch)
+            name = public(entry.resource)
+            found[name] = found.get(name, 0.0) + seconds
+        return found
+
+    def _weigh(self, by_unit: dict[str, np.ndarray]) -> np.ndarray:
+        total = by_unit["step"] * self.times["step"]
+        for unit in UNITS[:-1]:
+            total = total + by_unit[unit] * self.times[unit]
+        return total
+
+
+def public(resource: str) -> str:
+    """The resource as reports name it: launches are latency."""
+    return "latency" if resource == "launch" else resource

@@ -1,0 +1,230 @@
+"""Seconds per byte and latency of every collective on every mesh of a table, with the formulas of `meshes.collectives`.
+
+Meshes are few where layouts are many: what depends on axis sizes, outer factors and order alone is worked out once a
+mesh and looked up. On a torus each axis, innermost first, takes the pieces that serve it best (`meshes.placement.place`
+weighs all axes at once; the two agree but for some meshes of many axes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from autotune.meshes.collectives import link_bytes, messages
+from autotune.meshes.hardware import Hardware
+from autotune.meshes.layout import WORDS
+from autotune.meshes.placement import Factor, Route, splits, switch_route, torus, torus_route
+from autotune.meshes.target import Target
+from autotune.table import LayoutTable
+
+FIELDS = ("size", "links", "hops", "spread", "far_hops", "share", "near_hops")
+_NOWHERE = Route(
+    tier="", size=1, links=1.0, wraps=True, hops=0, spread=0.0, far_hops=0, share=1, near_hops=0, lanes=()
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meshes:
+    """The meshes of a table: `of_row` maps its rows to them.
+
+    `routes[axis][tier]` is an array (fields of `FIELDS`, meshes) for each tier of the hardware, inner first.
+    """
+
+    hardware: Hardware
+    of_row: np.ndarray
+    routes: dict[str, tuple[np.ndarray, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveCost:
+    """One kind of collective along one axis, on every mesh: seconds = bytes x per_byte + latency, tier by tier.
+
+    `per_byte` (tiers, meshes): seconds a payload byte; `latency` (tiers, meshes): hops. `tree_*`: the same of NCCL's
+    tree, where an all_reduce on a switch has that choice; None elsewhere. `launch` (tiers, meshes): paid once a
+    collective: where the tiers work as one pipeline (GPUs) by the slowest tier only, else by each.
+    `wire` (tiers, meshes): bytes a device sends per payload byte.
+    """
+
+    kind: str
+    axis: str
+    tiers: tuple[str, ...]
+    pipelined: bool
+    per_byte: np.ndarray
+    latency: np.ndarray
+    launch: np.ndarray
+    tree_per_byte: np.ndarray | None
+    tree_latency: np.ndarray | None
+
+    def seconds(self, mesh: np.ndarray, payload_bytes: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """(seconds of bytes on each tier, seconds of latency) of one collective, network to itself, per row."""
+        parts, waits, launches = [], [], []
+        for tier in range(len(self.tiers)):
+            bytes_seconds = payload_bytes * self.per_byte[tier][mesh]
+            wait = self.latency[tier][mesh]
+            if self.tree_per_byte is not None and self.tree_latency is not None:
+                tree_bytes = payload_bytes * self.tree_per_byte[tier][mesh]
+                tree_wait = self.tree_latency[tier][mesh]
+                tree = tree_bytes + tree_wait < bytes_seconds + wait
+                bytes_seconds = np.where(tree, tree_bytes, bytes_seconds)
+                wait = np.where(tree, tree_wait, wait)
+            parts.append(bytes_seconds)
+            waits.append(wait)
+            launches.append(self.launch[tier][mesh])
+        latency = waits[0] + launches[0]
+        for wait, launch in zip(waits[1:], launches[1:], strict=True):
+            latency = latency + wait + launch
+        if self.pipelined and len(parts) > 1:
+            slowest = parts[0]
+            for part in parts[1:]:
+                slowest = np.maximum(slowest, part)
+            left = np.ones_like(slowest)
+            for index, part in enumerate(parts):
+                mine = (part >= slowest) * left
+                left = left - mine
+                parts[index] = part * mine
+        return parts, latency
+
+
+def meshes_of(table: LayoutTable, target: Target) -> Meshes:
+    """The distinct meshes of a table and the routes of their axes on the target."""
+    columns = [getattr(table, name) for name in WORDS] + [getattr(table, f"dcn_{name}") for name in WORDS]
+    first, of_row = distinct([*columns, table.order])
+    sizes = {name: getattr(table, name)[first] for name in WORDS}
+    outer = {name: getattr(table, f"dcn_{name}")[first] for name in WORDS}
+    hardware = target.hardware
+    tiers = [tier.name for tier in hardware.tiers]
+    routes = {axis: tuple(np.empty((len(FIELDS), len(first))) for _ in tiers) for axis in WORDS}
+    inner = {axis: sizes[axis] // outer[axis] for axis in WORDS}
+    if target.platform == "tpu" or hardware.devices_per_chip > 1:
+        for mesh in range(len(first)):
+            order = table.orders[table.order[first[mesh]]]
+            names = tuple(reversed(order))
+            extents = tuple(int(inner[axis][mesh]) for axis in names)
+            found = _placed(torus(target), hardware.devices_per_chip, len(tiers), extents)
+            for axis, row in zip(names, found, strict=True):
+                for tier, values in enumerate(row):
+                    routes[axis][tier][:, mesh] = values
+    else:
+        for axis in WORDS:
+            routes[axis][0][:] = _switch(inner[axis])
+    for axis in WORDS:
+        routes[axis][-1][:] = _switch(outer[axis])
+    return Meshes(hardware=hardware, of_row=of_row, routes=routes)
+
+
+def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
+    """The cost of one kind of collective along one axis on all meshes (0 where the axis has size 1)."""
+    tiers = meshes.hardware.tiers
+    payload: np.ndarray | float = 1.0
+    per_byte, latency, launch, tree_per_byte, tree_latency = [], [], [], [], []
+    for tier, route in zip(tiers, meshes.routes[axis], strict=True):
+        size, links, hops, spread, far_hops, share, near_hops = route
+        used = size > 1
+        per_byte.append(link_bytes(kind, payload, size, links, spread, share) / tier.rate(kind))
+        latency.append(messages(kind, hops, far_hops, near_hops) * tier.latency_seconds * used)
+        launch.append(tier.launch(kind) * used)
+        if kind == "all_reduce":
+            switch = tier.kind == "switch"
+            tree_per_byte.append(np.where(used, 2 * payload / tier.rate(kind), 0.0) if switch else per_byte[-1])
+            tree_latency.append(2 * np.ceil(np.log2(size)) * tier.latency_seconds if switch else latency[-1])
+        if kind in ("all_gather", "reduce_scatter", "all_reduce"):
+            payload = payload / size
+    pipelined = meshes.hardware.platform != "tpu" or kind == "permute"
+    launches = np.stack(launch)
+    if pipelined:
+        launches = np.where(np.arange(len(tiers))[:, None] == launches.argmax(axis=0), launches, 0.0)
+    return CollectiveCost(
+        kind=kind,
+        axis=axis,
+        tiers=tuple(tier.name for tier in tiers),
+        pipelined=pipelined,
+        per_byte=np.stack(per_byte),
+        latency=np.stack(latency),
+        launch=launches,
+        tree_per_byte=np.stack(tree_per_byte) if tree_per_byte else None,
+        tree_latency=np.stack(tree_latency) if tree_latency else None,
+    )
+
+
+def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(one row of each distinct combination, combination of each row) of integer columns of equal length.
+
+    Rows are told apart by a 64-bit sum of columns times fixed odd numbers: two combinations share one with a chance of
+    2^-64 a pair.
+    """
+    key = np.zeros(len(columns[0]), dtype=np.uint64)
+    for column, factor in zip(columns, _FACTORS[: len(columns)], strict=True):
+        key += column.astype(np.uint64) * factor
+    _, first, of_row = np.unique(key, return_index=True, return_inverse=True)
+    return first, of_row
+
+
+_FACTORS = np.random.default_rng(2411).integers(1, 2**63, size=64, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def _switch(size: np.ndarray) -> np.ndarray:
+    """Fields of a route over a switch (the array form of `meshes.placement.switch_route`)."""
+    one = np.ones(len(size))
+    return np.stack([size, one, size - 1, (size - 1) / size, (size > 1) * 1.0, one, (size > 1) * 1.0])
+
+
+@lru_cache(maxsize=100_000)
+def _placed(
+    dimensions: tuple[tuple[int, bool], ...], cores_a_chip: int, tiers: int, sizes: tuple[int, ...]
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Per axis (innermost first) and tier, the fields of its route inside one slice."""
+    cores_left = cores_a_chip
+    left = tuple(extent for extent, _ in dimensions)
+    inner = 1 if cores_a_chip > 1 else 0
+    rows = []
+    for size in sizes:
+        cores = math.gcd(size, cores_left)
+        cores_left //= cores
+        factors, left = _best_pieces(dimensions, left, size // cores)
+        found = [_NOWHERE] * tiers
+        if cores > 1:
+            found[0] = switch_route("", cores)
+        if factors:
+            found[inner] = torus_route("", factors)
+        rows.append(tuple(tuple(float(getattr(route, field)) for field in FIELDS) for route in found))
+    return tuple(rows)
+
+
+@lru_cache(maxsize=100_000)
+def _best_pieces(
+    dimensions: tuple[tuple[int, bool], ...], left: tuple[int, ...], size: int
+) -> tuple[tuple[Factor, ...], tuple[int, ...]]:
+    """The pieces one axis takes of what is left of each dimension: fastest all-gather, then fewest hops.
+
+    A size that what is left cannot make takes one long line: such a mesh does not exist, its price is never used.
+    """
+    if size == 1:
+        return (), left
+    best: tuple[tuple[float, float, tuple[int, ...]], tuple[Factor, ...], tuple[int, ...]] | None = None
+    for row, factors in _ways(dimensions, left, size):
+        route = torus_route("", factors)
+        badness = (round(1 / route.links, 9), float(route.hops), row)
+        if best is None or badness < best[0]:
+            remaining = tuple(extent // factor for extent, factor in zip(left, row, strict=True))
+            best = (badness, factors, remaining)
+    if best is None:
+        return (Factor(dimension=len(left) - 1, size=size, stride=1, extent=size, wraps=False),), left
+    return best[1], best[2]
+
+
+def _ways(
+    dimensions: tuple[tuple[int, bool], ...], left: tuple[int, ...], size: int
+) -> Iterator[tuple[tuple[int, ...], tuple[Factor, ...]]]:
+    for row in splits(size, left):
+        yield (
+            row,
+            tuple(
+                Factor(dimension=index, size=factor, stride=extent // rest, extent=extent, wraps=wraps)
+                for index, (factor, rest, (extent, wraps)) in enumerate(zip(row, left, dimensions, strict=True))
+                if factor > 1
+            ),
+        )

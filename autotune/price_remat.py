@@ -1,0 +1,57 @@
+"""What each recomputation policy keeps and runs again, as shares of the parts of a layer. Rows follow `POLICIES`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.meshes.layout import REMAT
+
+POLICIES = (*REMAT, "selective")
+"""A Layout's `remat`, and Megatron's "selective", which runs only attention's core again (arXiv 2205.05198)."""
+
+KEPT_PARTS = ("input", "stream", "whole", "heads", "context", "outputs", "scores", "hidden_in", "hidden_rest")
+"""Layer input; norm statistics and residuals; the matmuls' gathered inputs; queries, keys, values; attention's output;
+outputs of the projections back to d_model; scores; outputs of the MLP's first matmuls; the rest of the MLP."""
+
+_KEPT = {
+    "none": (1, 1, 1, 1, 1, 0, 1, 1, 1),
+    "dots": (1, 0, 0, 1, 1, 2, 1, 1, 0),
+    "attention": (1, 0, 0, 1, 1, 1, 1, 0, 0),
+    "minimal": (1, 0, 0, 1, 0, 2, 0, 1, 0),
+    "full": (1, 0, 0, 0, 0, 0, 0, 0, 0),
+    "offload": (0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "selective": (1, 1, 1, 1, 1, 0, 0, 1, 1),
+}
+
+RUN_PARTS = ("heads", "context", "out", "hidden_in", "hidden_out", "elementwise", "gathers", "scatters")
+"""Forward work: projections to heads, attention's core, projection back, the MLP's first and last matmuls, everything
+elementwise, and of the collectives along `tensor` the gathers before and the reductions behind the matmuls (each half
+of a layer's)."""
+
+_RUN = {
+    "none": (0, 0, 0, 0, 0, 0, 0, 0),
+    "dots": (0, 0, 0, 0, 0, 1, 1, 0),
+    "attention": (0, 0, 0, 1, 0, 1, 1, 0),
+    "minimal": (0, 1, 0, 0, 0, 1, 1, 0),
+    # XLA drops what nothing reads: the MLP's last matmul, and with it one of two reductions (Megatron runs all)
+    "full": (1, 1, 1, 1, 0, 1, 1, 0.5),
+    "offload": (1, 1, 1, 1, 0, 1, 1, 0.5),
+    "selective": (0, 1, 0, 0, 0, 0, 0, 0),
+}
+
+_EVERYTHING = (1, 1, 1, 1, 1, 1, 1, 1)
+
+
+def kept() -> dict[str, np.ndarray]:
+    """Part -> share kept, by policy."""
+    table = np.array([_KEPT[name] for name in POLICIES], dtype=np.float64)
+    return dict(zip(KEPT_PARTS, table.T, strict=True))
+
+
+def run_again(reruns_unread: bool) -> dict[str, np.ndarray]:
+    """Part of the forward pass -> share run again in the backward pass, by policy.
+
+    `reruns_unread`: the stack runs a whole checkpointed layer again, what nothing reads included.
+    """
+    rows = [_EVERYTHING if reruns_unread and name in ("full", "offload") else _RUN[name] for name in POLICIES]
+    return dict(zip(RUN_PARTS, np.array(rows, dtype=np.float64).T, strict=True))

@@ -1,0 +1,60 @@
+"""Pipeline schedules: how long a step takes beyond its busiest stage, and how many microbatches wait in memory.
+
+Every stage runs `passes` microbatches; one takes `forward`, `backward_input` and `backward_weight` seconds of compute
+(B and W of Qi et al. 2024, arXiv 2401.10241) and `transfer` to the next stage. The bubble is what the busiest stage
+waits for the others while the pipeline fills and drains:
+
+    gpipe, 1f1b      the time of one microbatch on every other stage (Narayanan et al. 2021, arXiv 2104.04473)
+    circular         that over `virtual_stages`: each stage holds so many thin slices (the same paper, section 2.2)
+    zero-bubble-1p   (p - 1) (F + B - W): W fills what memory of 1F1B allows (ZB-H1)
+    zero-bubble-2p   max(0, (p - 1) (F + B) - passes x W): the last B must travel back through all stages while their
+                     own weight gradients, saved up, keep the later stages busy; with few microbatches there are not
+                     enough of them. (Derived here; the paper's handcrafted ZB-H2, (p - 1) (F + B - 2 W), is its bound
+                     for microbatches that cannot be reordered freely.)
+    zero-bubble-v    as 2p, with each stage folded to hold two slices (arXiv 2405.15362), memory of 1F1B
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+NAMES = ("none", "gpipe", "1f1b", "circular", "zero-bubble-1p", "zero-bubble-2p", "zero-bubble-v")
+
+
+def bubble_seconds(
+    name: str, *, stages, passes, virtual_stages, others, forward, backward_input, backward_weight, transfer
+):
+    """Seconds the busiest stage idles in one step. Arrays broadcast.
+
+    `others`: seconds of one microbatch (forward and backward) summed over the other stages; `forward` and the rest are
+    of one microbatch on an average stage.
+    """
+    trips = 2.0 * (stages - 1) * transfer
+    if name in ("gpipe", "1f1b"):
+        return others + trips
+    if name == "circular":
+        return others / virtual_stages + trips
+    if name == "zero-bubble-1p":
+        return np.maximum((stages - 1) * (forward + backward_input - backward_weight), 0.0) + trips
+    if name in ("zero-bubble-2p", "zero-bubble-v"):
+        slices = 2.0 if name == "zero-bubble-v" else 1.0
+        fill = (stages - 1) * (forward + backward_input) / slices + trips
+        return np.maximum(fill - passes * backward_weight, 0.0)
+    return 0.0 * others
+
+
+def waiting_microbatches(name: str, *, stages, passes, virtual_stages):
+    """Microbatches whose activations the first stage holds at the worst moment (in microbatches of a whole stage).
+
+    gpipe: all; 1f1b: as many as stages; interleaved: p (1 + (p - 1) / (p v)) (Korthikanti et al. 2022, arXiv
+    2205.05198, section 4.2.3); zero-bubble: p or 2 p (arXiv 2401.10241, table 1).
+    """
+    if name == "gpipe":
+        return passes * 1.0
+    if name in ("1f1b", "zero-bubble-1p", "zero-bubble-v"):
+        return np.minimum(passes, stages) * 1.0
+    if name == "zero-bubble-2p":
+        return np.minimum(passes, 2.0 * stages)
+    if name == "circular":
+        return np.minimum(passes, stages + (stages - 1) / virtual_stages)
+    return np.ones_like(passes * 1.0)
