@@ -93,7 +93,7 @@ v100 = devices_of(parse_target("v100-16:1x4"))
 result = {
     "ids": [[d.id for d in row] for row in mesh.devices.reshape(2, 8)],
     "kinds": [mesh.devices.flat[0].device_kind, v100[0].device_kind],
-    "text": "all-gather" in compiled(mesh),
+    "text": "replica_groups" in compiled(mesh),
     "rack": len(devices_of(parse_target("gb200:2x72"))),
 }
 """
@@ -123,7 +123,7 @@ result = {
 """
     )
     assert result["shape"] == {"stage": 1, "data": 1, "fsdp": 4, "context": 1, "expert": 1, "tensor": 2}
-    assert result["types"] == ["Auto", "Explicit"]
+    assert result["types"] == ["AxisType.Auto", "AxisType.Explicit"]
     assert result["local"] == ["local", "cpu", [8], 1, True]
     assert re.search("cpu:16 needs 16 simulated devices, JAX was already started with 8", result["late"])
 
