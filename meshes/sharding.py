@@ -7,8 +7,9 @@ be cut over `data` too (ZeRO). So the same logical name means different mesh axe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +36,14 @@ ACTIVATIONS = {
     "length": ("context",),
     "norm_length": ("context", "tensor"),
     "features": (),
+    "slots": ("context",),
+    "slot_features": ("tensor",),
 }
 """Logical axes of activations that no weight has.
 
-`expert_batch`: the batch where experts are cut over `expert`. `norm_length`: the sequence of norms and residuals under
-sequence parallelism. `features`: d_model of an activation (of a weight it is `embed`).
+`norm_length`: the sequence of norms and residuals under sequence parallelism. `features`: d_model of an activation (of
+a weight it is `embed`). Where experts are cut over `expert`: `expert_batch` is the batch, `slots` the places of one
+expert, `slot_features` d_model while tokens travel.
 """
 
 
@@ -144,6 +148,14 @@ class Sharder:
         if self.explicit:
             return jnp.einsum(formula, x, y, out_sharding=self.spec(logical_axes))
         return self.constrain(jnp.einsum(formula, x, y), logical_axes)
+
+    def map(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """`function` on each device's part, by hand along every axis that a surrounding shard_map does not handle."""
+        free = set(self.mesh.axis_names) - set(jax.sharding.get_abstract_mesh().manual_axes)
+        # check_vma off: Pallas kernels do not say along which axes their results vary
+        return jax.shard_map(
+            function, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False
+        )
 
     def fetch(self, weight: jax.Array, logical_axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
         """A weight as its matmul wants it: cast to `dtype`, then gathered over fsdp.

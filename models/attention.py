@@ -67,12 +67,7 @@ def attend(
 
     queries = run.sharder.spec(("batch", "length", "heads", "head_dim"))
     keys = run.sharder.spec(("batch", "length", "kv_heads", "head_dim"))
-    free = set(run.sharder.mesh.axis_names) - set(jax.sharding.get_abstract_mesh().manual_axes)
-    mapped = jax.shard_map(
-        local,
-        in_specs=(queries, keys, keys, run.sharder.spec(("length",))),
-        out_specs=queries,
-        axis_names=free,
-        check_vma=False,  # Pallas kernels do not say along which axes their results vary
+    mapped = run.sharder.map(
+        local, in_specs=(queries, keys, keys, run.sharder.spec(("length",))), out_specs=queries
     )
     return mapped(q_BLNH, k_BLKH, v_BLKH, positions_L)

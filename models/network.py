@@ -9,6 +9,7 @@ from flax import nnx
 from autotune.meshes.transformer import Transformer
 from autotune.models.attention import Attention
 from autotune.models.execution import Execution
+from autotune.models.experts import Experts
 from autotune.models.mlp import MLP
 from autotune.models.parameters import Norm, weight
 from autotune.models.remat import LAYER_INPUT, keep, rematerialise
@@ -21,15 +22,21 @@ class Layer(nnx.Module):
         self.attention_norm = Norm(shape.d_model)
         self.attention = Attention(shape, rngs=rngs)
         self.mlp_norm = Norm(shape.d_model)
-        self.mlp = MLP(shape, rngs=rngs)
+        self.mlp = Experts(shape, rngs=rngs) if shape.experts else MLP(shape, rngs=rngs)
 
-    def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
-        """Under sequence parallelism x and its norms are cut along `tensor` over the length, the matmuls' inputs not:
+    def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
+        """(x, load-balance loss of its experts).
+
+        Under sequence parallelism x and its norms are cut along `tensor` over the length, the matmuls' inputs not:
         XLA puts an all-gather before the projections and a reduce-scatter behind them."""
         x = keep(x_BLD, LAYER_INPUT)
         whole = ("batch", "length", "features")
         x = x + self.attention(run.sharder.constrain(self.attention_norm(x), whole), positions_L, run)
-        return x + self.mlp(run.sharder.constrain(self.mlp_norm(x), whole), run)
+        y = run.sharder.constrain(self.mlp_norm(x), whole)
+        if isinstance(self.mlp, Experts):
+            out, balance = self.mlp(y, positions_L, run)
+            return x + out, balance
+        return x + self.mlp(y, run), jnp.zeros(())
 
 
 class Network(nnx.Module):
@@ -47,10 +54,11 @@ class Network(nnx.Module):
         if not shape.tied_embeddings:
             self.unembedding = weight(rngs, (shape.d_model, shape.vocab), ("embed", "vocab"), fan_in=shape.d_model)
 
-    def __call__(self, tokens_BL: jax.Array, run: Execution) -> jax.Array:
-        """Logits, BxLxV."""
+    def __call__(self, tokens_BL: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
+        """(logits BxLxV, load-balance loss)."""
         positions = run.sharder.constrain(jnp.arange(tokens_BL.shape[1]), ("length",))
-        return self.logits(self.stack(self.embed(tokens_BL, run), positions, run), run)
+        x, balance = self.stack(self.embed(tokens_BL, run), positions, run)
+        return self.logits(x, run), balance
 
     def embed(self, tokens_BL: jax.Array, run: Execution) -> jax.Array:
         """The residual stream at the bottom, BxLxD."""
@@ -60,14 +68,15 @@ class Network(nnx.Module):
             return table.at[tokens_BL].get(out_sharding=run.sharder.spec(axes))
         return run.sharder.constrain(jnp.take(table, tokens_BL, axis=0), axes)
 
-    def stack(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
-        """All layers, one after another."""
+    def stack(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
+        """All layers, one after another: (x, sum of their load-balance losses)."""
         definition, parameters = nnx.split(self.layers)
 
         def layer(x, parameters):
-            return nnx.merge(definition, parameters)(x, positions_L, run), None
+            return nnx.merge(definition, parameters)(x, positions_L, run)
 
-        return jax.lax.scan(rematerialise(layer, run.layout.remat), x_BLD, parameters)[0]
+        x, balance = jax.lax.scan(rematerialise(layer, run.layout.remat), x_BLD, parameters)
+        return x, balance.sum()
 
     def logits(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
         """Scores over the vocabulary in the compute dtype, cut over `vocab`."""

@@ -4,12 +4,13 @@ Values with a name (`keep(x, name)`) are the candidates:
 
     projections   outputs of every weight's matmul: query, key, value (rotated), attention out, MLP in, MLP out
     attention     the attention kernel's output and its softmax statistics
+    tokens        an expert's tokens after their all-to-all
 
 and each policy saves, besides the layer's input:
 
     none        whatever the backward pass reads
-    dots        projections and attention       (MaxText `minimal_with_context`)
-    minimal     projections; the attention kernel runs again         (MaxText `minimal`)
+    dots        projections, attention and tokens                    (MaxText `minimal_with_context`)
+    minimal     projections and tokens; the attention kernel runs again         (MaxText `minimal`)
     attention   attention and its projections; the MLP runs again    (MaxText `save_dot_with_context_except_mlp`)
     full        nothing                                              (MaxText `full`)
     offload     nothing, and the layer's input waits in host memory
@@ -20,21 +21,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-from jax.ad_checkpoint import checkpoint_name as keep
+from jax.ad_checkpoint import checkpoint_name
 
-__all__ = ["ATTENTION", "ATTENTION_PROJECTIONS", "LAYER_INPUT", "MLP_PROJECTIONS", "keep", "rematerialise"]
 
 ATTENTION = "attention"
 ATTENTION_PROJECTIONS = "attention_projections"
 MLP_PROJECTIONS = "mlp_projections"
+EXPERT_TOKENS = "expert_tokens"
 LAYER_INPUT = "layer_input"
 
 SAVED = {
-    "dots": (ATTENTION, ATTENTION_PROJECTIONS, MLP_PROJECTIONS),
-    "minimal": (ATTENTION_PROJECTIONS, MLP_PROJECTIONS),
+    "dots": (ATTENTION, ATTENTION_PROJECTIONS, MLP_PROJECTIONS, EXPERT_TOKENS),
+    "minimal": (ATTENTION_PROJECTIONS, MLP_PROJECTIONS, EXPERT_TOKENS),
     "attention": (ATTENTION, ATTENTION_PROJECTIONS),
     "full": (),
 }
+
+
+def keep(x: jax.Array, name: str) -> jax.Array:
+    """`x`, saved for the backward pass by the policies that list `name`."""
+    return checkpoint_name(x, name)
 
 
 def rematerialise(layer: Callable, policy: str) -> Callable:

@@ -134,13 +134,13 @@ def replicas(parameters: Any, axes: Any, run: Execution) -> Any:
 
 
 def _narrow(leaf: jax.Array, run: Execution) -> jax.Array:
-    return leaf.astype(run.dtype) if leaf.ndim > 1 else leaf
+    return leaf.astype(run.dtype)
 
 
 def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any) -> jax.Array:
-    """Mean cross-entropy over all positions of the batch."""
-    logits = nnx.merge(definition, weights)(batch["tokens"], run)
-    return cross_entropy(logits, batch["targets"]).mean()
+    """Mean cross-entropy over all positions of the batch, and what the experts' imbalance costs."""
+    logits, balance = nnx.merge(definition, weights)(batch["tokens"], run)
+    return cross_entropy(logits, batch["targets"]).mean() + balance
 
 
 def accumulate(loss, weights: Any, batch: Any, axes: Any, run: Execution):

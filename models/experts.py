@@ -1,0 +1,205 @@
+"""Mixture of experts: top-k routing, a fixed capacity per sequence, dispatch by all-to-all over `expert`.
+
+Letters: Batch, Length, D model, F hidden, Experts, K experts a token, Capacity. The slots of one sequence are ExC rows,
+filled in the order of the tokens (so no token's fate depends on a later one); a token beyond an expert's capacity passes
+it by. Capacity belongs to a sequence, not to a device, so that no layout changes which tokens are dropped.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from autotune.meshes.transformer import Transformer
+from autotune.models.execution import Execution
+from autotune.models.mlp import MLP
+from autotune.models.parameters import weight
+from autotune.models.remat import EXPERT_TOKENS, MLP_PROJECTIONS, keep
+
+CAPACITY_FACTOR = 1.25
+"""Slots over the mean load (Fedus et al. 2021, arXiv 2101.03961, section 2.2)."""
+
+BALANCE = 0.01
+"""Weight of the load-balance loss in the loss (the same, section 2.2)."""
+
+
+class Experts(nnx.Module):
+    """Router, routed experts, and shared experts as one wide MLP. Returns (output, load-balance loss)."""
+
+    def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
+        self.per_token = shape.experts_per_token
+        e, d, f = shape.experts, shape.d_model, shape.d_ff
+        self.router = weight(rngs, (d, e), ("embed", None), fan_in=d)
+        if shape.mlp == "swiglu-3mat":
+            self.gate = weight(rngs, (e, d, f), ("experts", "embed", "mlp"), fan_in=d)
+        self.up = weight(rngs, (e, d, f), ("experts", "embed", "mlp"), fan_in=d)
+        self.down = weight(rngs, (e, f, d), ("experts", "mlp", "embed"), fan_in=f)
+        if shape.shared_experts:
+            self.shared = MLP(shape, rngs=rngs, width=f * shape.shared_experts)
+
+    def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
+        router = run.sharder.fetch(self.router[...], ("embed", None), jnp.dtype(jnp.float32))
+        scores = run.sharder.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router, ("batch", "length", None))
+        probabilities = jax.nn.softmax(scores, axis=-1)
+        gates, chosen = jax.lax.top_k(probabilities, self.per_token)
+        gates = gates / gates.sum(axis=-1, keepdims=True)
+        slots, places, owners, load = dispatch(x_BLD, chosen, positions_L, self.router.shape[-1], run)
+        out = self._experts(keep(slots, EXPERT_TOKENS), run)
+        mixed = combine(out, gates, places, owners, run)
+        # load x probability, averaged over tokens: 1 when balanced (Fedus et al. 2021, eq. 4, here per sequence)
+        balance = jnp.einsum("be,ble->bl", load, probabilities).mean()
+        if hasattr(self, "shared"):
+            mixed = mixed + self.shared(x_BLD, run)
+        return mixed, BALANCE * balance
+
+    def _experts(self, slots_BECD: jax.Array, run: Execution) -> jax.Array:
+        """Every expert's MLP on its slots; results cut over `tensor` along D, the sums over F reduced into that."""
+        hidden_axes = ("expert_batch", "experts", "slots", "mlp")
+
+        def widen(parameter):
+            w = run.sharder.fetch(parameter[...], ("experts", "embed", "mlp"), run.dtype)
+            return keep(run.sharder.einsum("becd,edf->becf", slots_BECD, w, hidden_axes), MLP_PROJECTIONS)
+
+        up = widen(self.up)
+        hidden = jax.nn.silu(widen(self.gate)) * up if hasattr(self, "gate") else jax.nn.gelu(up)
+        w = run.sharder.fetch(self.down[...], ("experts", "mlp", "embed"), run.dtype)
+        out_axes = ("expert_batch", "experts", "slots", "slot_features")
+        return keep(run.sharder.einsum("becf,efd->becd", hidden, w, out_axes), MLP_PROJECTIONS)
+
+
+def capacity(length: int, experts: int, per_token: int) -> int:
+    """Slots of one expert for one sequence."""
+    return math.ceil(CAPACITY_FACTOR * length * per_token / experts)
+
+
+def dispatch(x_BLD, chosen_BLK, positions_L, experts: int, run: Execution):
+    """Tokens into slots: (BxExCxD, cut over `expert` along E; slot of each choice BxLxK; choice in each slot BxEC; load
+    BxE). Slots of one sequence are dealt out over `context`, rows of D over `tensor`, so that no copy is sent twice."""
+    context = run.layout.context
+    per_token = chosen_BLK.shape[-1]
+
+    def local(x, chosen, positions):
+        x, chosen, positions = (
+            jax.lax.all_gather(value, "context", axis=axis, tiled=True)
+            for value, axis in ((x, 1), (chosen, 1), (positions, 0))
+        )
+        size = capacity(x.shape[1], experts, per_token)
+        size += -size % context  # slots past the capacity stay empty
+        plan = jax.vmap(lambda one: assign(one, positions, experts, size))
+        places, owners, load = plan(chosen)
+        tokens = jnp.where(owners < 0, -1, owners // per_token)
+        rows = x.shape[1]
+        mine = _context_part(tokens.reshape(-1, experts, size), context)
+        own = _local_places(places, size, context)
+        slots = take_rows(x, mine.reshape(mine.shape[0], -1), own.reshape(own.shape[0], rows, per_token))
+        slots = slots.reshape(*mine.shape, x.shape[-1])
+        slots = jax.lax.all_to_all(slots, "expert", split_axis=1, concat_axis=0, tiled=True)
+        return slots, places, owners, load
+
+    spec = run.sharder.spec
+    return run.sharder.map(
+        local,
+        in_specs=(
+            spec(("batch", "length", "slot_features")),
+            spec(("batch", "length", None)),
+            spec(("length",)),
+        ),
+        out_specs=(
+            spec(("expert_batch", "experts", "slots", "slot_features")),
+            spec(("batch", None, None)),
+            spec(("batch", None)),
+            spec(("batch", None)),
+        ),
+    )(x_BLD, chosen_BLK, positions_L)
+
+
+def combine(out_BECD, gates_BLK, places_BLK, owners_BS, run: Execution) -> jax.Array:
+    """Slots back to tokens, each choice weighted by its gate: the way of `dispatch` in reverse, BxLxD."""
+    context = run.layout.context
+
+    def local(out, gates, places, owners):
+        out = jax.lax.all_to_all(out, "expert", split_axis=0, concat_axis=1, tiled=True)
+        batch, experts, part, width = out.shape
+        length, per_token = places.shape[1:]
+        gates = jax.lax.all_gather(gates, "context", axis=1, tiled=True)
+        own = _local_places(places, part * context, context).reshape(batch, -1)
+        mine = _context_part(owners.reshape(batch, experts, -1), context).reshape(batch, -1, 1)
+        rows = take_rows(out.reshape(batch, -1, width), own, mine).reshape(batch, length, per_token, width)
+        mixed = jnp.einsum("blkd,blk->bld", rows, gates.astype(rows.dtype))
+        return jax.lax.psum_scatter(mixed, "context", scatter_dimension=1, tiled=True)
+
+    spec = run.sharder.spec
+    mixed = run.sharder.map(
+        local,
+        in_specs=(
+            spec(("expert_batch", "experts", "slots", "slot_features")),
+            spec(("batch", "length", None)),
+            spec(("batch", None, None)),
+            spec(("batch", None)),
+        ),
+        out_specs=spec(("batch", "length", "slot_features")),
+    )(out_BECD, gates_BLK, places_BLK, owners_BS)
+    return run.sharder.constrain(mixed, ("batch", "norm_length", "features"))
+
+
+def assign(chosen_LK: jax.Array, positions_L: jax.Array, experts: int, size: int):
+    """One sequence's plan: (slot of each choice LxK or -1, choice in each slot or -1, load of each expert).
+
+    Choices are numbered row * K + k. An expert takes the earliest positions first; load is its share of the choices
+    times the number of experts, 1 when balanced.
+    """
+    length, per_token = chosen_LK.shape
+    limit = capacity(length, experts, per_token)
+    choices = chosen_LK.reshape(-1)
+    order_key = (choices * length + jnp.repeat(positions_L, per_token)) * per_token
+    order = jnp.argsort(order_key + jnp.tile(jnp.arange(per_token), length))
+    counts = jnp.zeros(experts, jnp.int32).at[choices].add(1)
+    starts = jnp.cumsum(counts) - counts
+    rank = jnp.argsort(order) - starts[choices]
+    places = jnp.where(rank < limit, choices * size + rank, -1)
+    slot = jnp.arange(size)[None, :]
+    filled = slot < jnp.minimum(counts, limit)[:, None]
+    owners = jnp.where(filled, order[jnp.where(filled, starts[:, None] + slot, 0)], -1)
+    load = counts.astype(jnp.float32) * (experts / choices.size)
+    return places.reshape(length, per_token), owners.reshape(-1), load
+
+
+def _context_part(slots_BEC: jax.Array, context: int) -> jax.Array:
+    """This device's slots of every expert."""
+    part = slots_BEC.shape[-1] // context
+    return jax.lax.dynamic_slice_in_dim(slots_BEC, jax.lax.axis_index("context") * part, part, axis=2)
+
+
+def _local_places(places: jax.Array, size: int, context: int) -> jax.Array:
+    """Places among this device's slots; -1 for those of another."""
+    part = size // context
+    expert, slot = places // size, places % size
+    here = (places >= 0) & (slot // part == jax.lax.axis_index("context"))
+    return jnp.where(here, expert * part + slot % part, -1)
+
+
+@jax.custom_vjp
+def take_rows(x_BND: jax.Array, index_BM: jax.Array, inverse_BNR: jax.Array) -> jax.Array:
+    """x[b, index[b, m]], or zeros where the index is -1. `inverse`: the results that each row of x went to, or -1.
+
+    With the inverse at hand the backward pass is a gather too; autodiff would make it a scatter-add.
+    """
+    rows = jnp.take_along_axis(x_BND, jnp.maximum(index_BM, 0)[..., None], axis=1)
+    return jnp.where(index_BM[..., None] >= 0, rows, jnp.zeros((), x_BND.dtype))
+
+
+def _take_rows_forward(x, index, inverse):
+    return take_rows(x, index, inverse), (index, inverse)
+
+
+def _take_rows_backward(saved, gradient):
+    index, inverse = saved
+    batch, rows, copies = inverse.shape
+    back = take_rows(gradient, inverse.reshape(batch, -1), index[..., None])
+    return back.reshape(batch, rows, copies, -1).sum(axis=2), None, None
+
+
+take_rows.defvjp(_take_rows_forward, _take_rows_backward)
