@@ -25,12 +25,10 @@ from autotune.preset import transformer_workload
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "data" / "hlo"
 
-MODEL = Transformer(
-    name="fixture", layers=4, d_model=1024, heads=8, kv_heads=8, head_dim=128, d_ff=4096, vocab=8192
-)  # fmt: skip
+MODEL = Transformer(name="fixture", layers=4, d_model=1024, heads=8, kv_heads=8, head_dim=128, d_ff=4096, vocab=8192)
 BATCH, SEQ = 32, 1024
 
-PLAIN = "xla.xla_tpu_enable_windowed_einsum_for_all_gather=false,xla.xla_tpu_enable_windowed_einsum_for_reduce_scatter=false"
+PLAIN = ",".join(f"xla.xla_tpu_enable_windowed_einsum_for_{kind}=false" for kind in ("all_gather", "reduce_scatter"))
 """Below 64 TPU devices XLA turns gathers into loops of permutes; without that the collectives are those of a pod."""
 
 FIXTURES = {

@@ -117,8 +117,8 @@ def test_pure_fsdp_reduces_gradients_once(name, kind, crossing):
 def test_pure_tensor_parallel_gathers_and_scatters_activations(name):
     """Gathers of a layer: input of attention and of the MLP forward, again, and as many of gradients backwards: 6.
 
-    Scatters: after each forwards, after attention again, and of the two inputs' gradients backwards: 5. Once a step: the
-    hidden state before the logits and its gradient, the embedding and its gradient.
+    Scatters: after each forwards, after attention again, and of the two inputs' gradients backwards: 5. Once a step:
+    the hidden state before the logits and its gradient, the embedding and its gradient.
     """
     read = fixture(name)
     activation = tokens(read) * read.model.d_model
@@ -186,7 +186,7 @@ def test_most_work_is_traced_to_a_line_of_the_model(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("v5")])
 def test_tpu_matmuls_carry_the_compilers_cycles(name):
-    """At least the time that the matmul unit needs at its peak: v5e 4 x 128 x 128, v5p 8 x 128 x 128 products a cycle."""
+    """At least the time that the matmul unit needs at its peak: 4 (v5e) or 8 (v5p) times 128 x 128 products a cycle."""
     per_cycle = {"v5e": 4, "v5p": 8}[fixture(name).target.hardware.name] * 128 * 128 * 2
     matmuls = [op for op, _ in walk(fixture(name).program.instructions) if getattr(op, "kernel", "") == "matmul"]
     assert matmuls and all(op.cycles is not None for op in matmuls)

@@ -24,7 +24,7 @@ StackFrames
 
 %inner (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
-  ROOT %kernel.1 = (f32[8]{0:T(8,128)S(1)}, u32[]) custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  ROOT %kernel.1 = (f32[8]{0:T(8,128)S(1)}, u32[]) custom-call(%p), custom_call_target="tpu_custom_call", attributes={metadata={
 "nested":{
 "text":"a } brace, \\"quoted\\""
 }
