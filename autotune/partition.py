@@ -102,7 +102,7 @@ class Partition:
         return tuple(cut)
 
     def problem(self, layout: Layout) -> str | None:
-        """Why that layout cannot be: the first dimension of an array that its axes do not divide; None if all divide."""
+        """Why that layout cannot be: the first dimension that its axes do not divide; None if all divide."""
         for where, leaves in (("batch", self.batch), ("state", self.state)):
             for path, leaf in leaves.items():
                 for index, axes in enumerate(self.cut(leaf, layout)):

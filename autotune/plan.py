@@ -67,7 +67,7 @@ class Plan:
 
     `device_order`: for each place of the mesh (in `layout.order`, last axis fastest) which device of the machine sits
     there, counted as `autotune.meshes.topology.devices_of` does. `versions`: of the packages that made it.
-    `workload`, `fingerprint`, `recipe`, `tokens`: what is trained, and the words that build it again. `partition`: how
+    `workload`, `fingerprint`, `recipe`, `sequences` of `seq` tokens: what is trained, and the words that build it again. `partition`: how
     its arrays are cut; None for the reference models.
     `binding`: resource, elasticity, runner_up, margin; `kept_out_by`: constraint, layout, gain. `runners_up`: layout,
     status, step_seconds and the reason it lost.
@@ -84,7 +84,8 @@ class Plan:
     workload: str
     fingerprint: str
     recipe: Mapping[str, str | int]
-    tokens: int
+    sequences: int
+    seq: int
     partition: Partition | None
     figures: Figures
     binding: Mapping[str, Any] | None
@@ -149,7 +150,8 @@ class Plan:
             "workload": self.workload,
             "fingerprint": self.fingerprint,
             "recipe": dict(self.recipe),
-            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "seq": self.seq,
             "figures": {name: getattr(self.figures, name) for name in FIGURES},
             "binding": self.binding,
             "kept_out_by": self.kept_out_by,
@@ -206,7 +208,8 @@ def plan_of(report: Report, workload: Workload) -> Plan:
         workload=workload.name,
         fingerprint=workload.fingerprint,
         recipe=dict(workload.recipe),
-        tokens=workload.tokens,
+        sequences=workload.sequences,
+        seq=workload.seq,
         partition=workload.partition,
         figures=figures_of(row, workload),
         binding=_values(report.best().limit, "resource", "elasticity", "runner_up", "margin"),
@@ -314,7 +317,8 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
         workload=read("workload", str),
         fingerprint=read("fingerprint", str),
         recipe=read.mapping("recipe", (str, int)),
-        tokens=read("tokens", int),
+        sequences=read("sequences", int),
+        seq=read("seq", int),
         partition=_partition(read),
         figures=figures,
         binding=read("binding", (dict, type(None))),

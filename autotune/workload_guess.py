@@ -46,7 +46,8 @@ def guess_names(jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int])
         free = [index for index, one in enumerate(axes) if one not in chosen and one not in stacked]
         matrix = sum(one not in stacked for one in axes) >= 2
         if matrix and free:
-            cut[max(free, key=lambda index: (shapes[path][index], -index))] = "fsdp"
+            # A dimension that some matmul sums over, rather than one that is only looked up (a vocabulary).
+            cut[max(free, key=lambda index: (axes[index] in saved, shapes[path][index], -index))] = "fsdp"
         names[path] = tuple(cut)
     return names
 

@@ -96,7 +96,7 @@ def match_rules(rules: Sequence[tuple[str, Any]], leaves: Mapping[str, tuple[Any
     compiled = []
     for rule in rules:
         try:
-            pattern, axes = rule
+            pattern, axes = (None,) if isinstance(rule, str) else rule
             compiled.append((re.compile(pattern), axes))
         except re.error as error:
             raise ValueError(f"rules: {rule[0]!r} is not a regular expression: {error}") from None

@@ -219,7 +219,7 @@ class Builder:
             state=state,
             batch=batch,
             initialise=lambda seed: _initial(self.adapted, self.partition, state, seed),
-            make_batch=lambda seed: _random(batch, seed, 1.0),
+            make_batch=_random(batch, 1.0),
             parameters=lambda tree: [jax.tree.leaves(tree)[index] for index in chosen],
         )
 
@@ -230,6 +230,11 @@ class _WithRules:
 
     function: Callable[[Any, Any], tuple[Any, Any]]
     rules: tuple[tuple[str, Any], ...]
+
+    @property
+    def __name__(self) -> str:
+        """What JAX calls the program."""
+        return "step"
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
         with logical_axis_rules(self.rules):
@@ -268,15 +273,16 @@ def _placed(leaf: Any, named: Leaf, partition: Partition, layout: Layout, mesh: 
 
 def _initial(adapted: Adapted, partition: Partition, state: Any, seed: int) -> Any:
     """The user's own initial state, made where it will live; else small random parameters and zeros."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    if adapted.initialise is not None:
-        mesh = jax.tree.leaves(state)[0].sharding.mesh
-        with user_code("making the state"), jax.set_mesh(mesh):
-            return jax.jit(adapted.initialise, out_shardings=shardings)()
-    roles = [leaf.role for leaf in partition.state.values()]
     leaves, structure = jax.tree.flatten(state)
+    if adapted.initialise is not None:
+        make = adapted.initialise
+        # As a list: made anew, a tree can differ in what it carries beside its arrays (the functions of a TrainState).
+        flat = jax.jit(lambda: jax.tree.leaves(make()), out_shardings=[leaf.sharding for leaf in leaves])
+        with user_code("making the state"), jax.set_mesh(leaves[0].sharding.mesh):
+            return jax.tree.unflatten(structure, flat())
+    roles = [leaf.role for leaf in partition.state.values()]
     chosen = [leaf for leaf, role in zip(leaves, roles, strict=True) if role == "parameters"]
-    made = iter(jax.tree.leaves(_random(chosen, seed, 0.02)))
+    made = iter(_random(chosen, 0.02)(seed))
     zeros = iter(_zeros([leaf for leaf, role in zip(leaves, roles, strict=True) if role != "parameters"]))
     return jax.tree.unflatten(structure, [next(made if role == "parameters" else zeros) for role in roles])
 
@@ -298,17 +304,21 @@ def _zeros(leaves: list[Any]) -> list[Any]:
     return jax.jit(make, out_shardings=[leaf.sharding for leaf in leaves])()
 
 
-def _random(tree: Any, seed: int, scale: float) -> Any:
-    """Normal floats, small whole numbers (0 or 1: valid as any index), False."""
+def _random(tree: Any, scale: float) -> Callable[[int], Any]:
+    """Makes such a tree from a seed: normal floats, small whole numbers (0 or 1: valid as any index), False."""
     leaves, structure = jax.tree.flatten(tree)
 
-    def make(key: Any) -> list[Any]:
+    def draw(key: Any) -> list[Any]:
         keys = jax.random.split(key, len(leaves))
         return [_random_array(one, leaf, scale) for one, leaf in zip(keys, leaves, strict=True)]
 
-    with jax.set_mesh(leaves[0].sharding.mesh):
-        made = jax.jit(make, out_shardings=[leaf.sharding for leaf in leaves])(jax.random.key(seed))
-    return jax.tree.unflatten(structure, made)
+    program = jax.jit(draw, out_shardings=[leaf.sharding for leaf in leaves])
+
+    def make(seed: int) -> Any:
+        with jax.set_mesh(leaves[0].sharding.mesh):
+            return jax.tree.unflatten(structure, program(jax.random.key(seed)))
+
+    return make
 
 
 def _random_array(key: Any, leaf: Any, scale: float) -> Any:

@@ -54,8 +54,10 @@ def devices_of(target: Target) -> list:
     """The JAX devices of a target, in the order `Placement.device_order` counts them."""
     import jax
 
-    if target.attached or (target.platform == "cpu" and jax.distributed.is_initialized()):
+    if target.attached:
         devices = jax.devices()
+    elif target.platform == "cpu" and jax.distributed.is_initialized():
+        devices = jax.devices("cpu")
     elif target.platform == "cpu":
         devices = _simulated(target)
     elif target.platform == "tpu":
@@ -131,7 +133,8 @@ def _simulated(target: Target) -> list:
     import jax
 
     try:
-        jax.config.update("jax_num_cpu_devices", target.devices)
+        if jax.config.read("jax_num_cpu_devices") < target.devices:  # never fewer than someone else asked for
+            jax.config.update("jax_num_cpu_devices", target.devices)
     except RuntimeError:  # the backend is already up; what it has must do
         pass
     devices = jax.devices("cpu")
