@@ -218,30 +218,35 @@ def assign(dimensions: tuple[tuple[int, bool], ...], sizes: tuple[int, ...]) -> 
     (inner axes carry the activations of every layer); then the fewest hops; then the table that fills the last
     dimensions first. There always is one: prime by prime, any way of dealing works.
     """
-    extents = tuple(extent for extent, _ in dimensions)
-
-    def badness(matrix: tuple[tuple[int, ...], ...]) -> tuple[bool, float, float, tuple[tuple[int, ...], ...]]:
-        rows = pieces(dimensions, matrix)
-        seconds = hops = 0.0
-        for rank, factors in enumerate(rows):
-            size = math.prod(factor.size for factor in factors)
-            seconds += (size - 1) / size / ring_links(factors) / 2**rank
-            hops += ring_hops(factors) / 2**rank
-        cut = any(factor.size < factor.extent for factors in rows for factor in factors)
-        return cut, round(seconds, 9), hops, matrix
-
-    return min(tables(extents, sizes), key=badness)
+    nothing_taken = (1,) * len(dimensions)
+    best = _cheapest(dimensions, sizes, nothing_taken, True) or _cheapest(dimensions, sizes, nothing_taken, False)
+    assert best is not None, "the sizes multiply to the extents"
+    return best[2]
 
 
-def tables(extents: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Every table of factors whose rows multiply to `sizes` and whose columns multiply to `extents`."""
+@lru_cache(maxsize=65536)
+def _cheapest(
+    dimensions: tuple[tuple[int, bool], ...], sizes: tuple[int, ...], taken: tuple[int, ...], whole: bool
+) -> tuple[float, float, tuple[tuple[int, ...], ...]] | None:
+    """(seconds, hops, rows) of the best way to place these axes, outside the factors that inner ones have `taken`.
+
+    Both add up, so the best rest after each first row makes the best whole. None if `whole` and there is no such way.
+    """
     if not sizes:
-        yield ()
-        return
-    for row in splits(sizes[0], extents):
-        left = tuple(extent // factor for extent, factor in zip(extents, row, strict=True))
-        for rest in tables(left, sizes[1:]):
-            yield (row, *rest)
+        return 0.0, 0.0, ()
+    best = None
+    for row in splits(sizes[0], tuple(extent // factor for (extent, _), factor in zip(dimensions, taken, strict=True))):
+        if whole and any(factor not in (1, extent) for factor, (extent, _) in zip(row, dimensions, strict=True)):
+            continue
+        outside = tuple(factor * size for factor, size in zip(taken, row, strict=True))
+        rest = _cheapest(dimensions, sizes[1:], outside, whole)
+        if rest is None:
+            continue
+        factors = row_factors(dimensions, row, taken)
+        seconds = round((sizes[0] - 1) / sizes[0] / ring_links(factors) + rest[0] / 2, 12)
+        found = (seconds, ring_hops(factors) + rest[1] / 2, (row, *rest[2]))
+        best = found if best is None else min(best, found)
+    return best
 
 
 def splits(size: int, extents: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -256,19 +261,24 @@ def splits(size: int, extents: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             yield (factor, *rest)
 
 
+def row_factors(
+    dimensions: tuple[tuple[int, bool], ...], row: tuple[int, ...], taken: tuple[int, ...]
+) -> tuple[Factor, ...]:
+    """One axis's factors, outside what inner axes have taken of each dimension."""
+    return tuple(
+        Factor(dimension=dimension, size=size, stride=stride, extent=extent, wraps=wraps)
+        for dimension, (size, stride, (extent, wraps)) in enumerate(zip(row, taken, dimensions, strict=True))
+        if size > 1
+    )
+
+
 def pieces(dimensions: tuple[tuple[int, bool], ...], matrix: tuple[tuple[int, ...], ...]) -> list[tuple[Factor, ...]]:
     """The table as factors with strides, axes innermost first: the inner axis of a dimension takes its neighbours."""
-    strides = [1] * len(dimensions)
+    taken = (1,) * len(dimensions)
     rows = []
     for row in matrix:
-        factors = []
-        for dimension, (size, (extent, wraps)) in enumerate(zip(row, dimensions, strict=True)):
-            if size > 1:
-                factors.append(
-                    Factor(dimension=dimension, size=size, stride=strides[dimension], extent=extent, wraps=wraps)
-                )
-            strides[dimension] *= size
-        rows.append(tuple(factors))
+        rows.append(row_factors(dimensions, row, taken))
+        taken = tuple(factor * size for factor, size in zip(taken, row, strict=True))
     return rows
 
 
