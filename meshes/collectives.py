@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.meshes.hardware import Hardware, Tier
-from autotune.meshes.placement import Factor, Placement, Route, switch_route, torus_route
+from autotune.meshes.placement import Placement
+from autotune.meshes.route import Factor, Route, switch_route, torus_route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
