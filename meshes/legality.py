@@ -46,7 +46,7 @@ class Job:
     transformer: Any
     batch: int
     seq: int
-    target: Target
+    platform: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +134,7 @@ def _excludes(
     )
 
 
+GPIPE = SCHEDULES.index("gpipe")
 CIRCULAR = SCHEDULES.index("circular")
 REMAT_OFFLOAD = REMAT.index("offload")
 LANES = 128
@@ -141,7 +142,7 @@ LANES = 128
 
 
 def _on(platform: str) -> Callable[[Any, Job], bool]:
-    return lambda columns, job: job.target.platform == platform
+    return lambda columns, job: job.platform == platform
 
 
 def _causal(columns, job):
@@ -172,9 +173,10 @@ RULES: tuple[Rule, ...] = (
         about="batch", of_model=False,
     ),
     # What goes together with what.
+    # Our pipeline deals the microbatches out over the stages outside its loop, and circulates them in groups of S.
     _divides(
         "microbatches", ("stage",), lambda c, j: c.microbatches, of_model=False, about="exclusion",
-        when=lambda c, j: c.schedule == CIRCULAR,
+        when=lambda c, j: (c.schedule == GPIPE) | (c.schedule == CIRCULAR),
     ),
     _excludes(
         "expert needs experts",
@@ -203,14 +205,14 @@ RULES: tuple[Rule, ...] = (
     ),
     _excludes(
         "remat=offload needs tpu",
-        lambda c, j: (c.remat == REMAT_OFFLOAD) & (j.target.platform != "tpu"),
-        lambda c, j: f"remat=offload needs host memory that XLA can address, {j.target.platform} has none here",
+        lambda c, j: (c.remat == REMAT_OFFLOAD) & (j.platform != "tpu"),
+        lambda c, j: f"remat=offload needs host memory that XLA can address, {j.platform} has none here",
         needed=lambda c, j: 1, available=lambda c, j: 0, unit="host memories", remedy="remat=full",
     ),
     _excludes(
         "offload needs tpu",
-        lambda c, j: (c.offload > 0) & (j.target.platform != "tpu"),
-        lambda c, j: f"offload=optimizer needs host memory that XLA can address, {j.target.platform} has none here",
+        lambda c, j: (c.offload > 0) & (j.platform != "tpu"),
+        lambda c, j: f"offload=optimizer needs host memory that XLA can address, {j.platform} has none here",
         needed=lambda c, j: 1, available=lambda c, j: 0, unit="host memories", remedy="offload=none",
     ),
 )  # fmt: skip
@@ -225,10 +227,14 @@ def reject(layout: Layout, transformer: Transformer | None, batch: int, seq: int
     >>> print(reject(Layout(data=16, zero=1), None, 24, 128, parse_target("h100:2x8")))
     data=16 does not divide batch=24; data=8 would
     """
+    return reject_for(layout, Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform))
+
+
+def reject_for(layout: Layout, job: Job) -> Rejection | None:
+    """The first rule that a layout breaks for a job."""
     columns = _columns(layout)
-    job = _job(transformer, batch, seq, target)
     for rule in RULES:
-        if (transformer is not None or not rule.of_model) and rule.broken(columns, job):
+        if (job.transformer is not None or not rule.of_model) and rule.broken(columns, job):
             return rule.rejection(columns, job)
     return None
 
@@ -236,7 +242,7 @@ def reject(layout: Layout, transformer: Transformer | None, batch: int, seq: int
 def reject_codes(table: Any, transformer: Transformer | None, batch: int, seq: int, target: Target) -> np.ndarray:
     """For each row of a table of layouts (an object with one integer array a field): the index in `RULES` of the first
     rule it breaks, -1 where it breaks none."""
-    job = _job(transformer, batch, seq, target)
+    job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform)
     codes = np.full(np.shape(table.data), -1, dtype=np.int64)
     for index, rule in reversed(list(enumerate(RULES))):
         if transformer is not None or not rule.of_model:
@@ -252,10 +258,6 @@ def rule_names() -> tuple[str, ...]:
 def rules_about(about: str) -> tuple[int, ...]:
     """Codes of the rules on one matter: "divisibility", "batch" or "exclusion"."""
     return tuple(index for index, rule in enumerate(RULES) if rule.about == about)
-
-
-def _job(transformer, batch: int, seq: int, target: Target) -> Job:
-    return Job(transformer=transformer, batch=batch, seq=seq, target=target)
 
 
 def _columns(layout: Layout) -> SimpleNamespace:

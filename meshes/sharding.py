@@ -27,10 +27,16 @@ WEIGHTS = {
     "vocab": ("tensor",),
     "experts": ("expert",),
     "norm": (),
+    "router": (),
 }
-"""Logical axes of parameters at rest. `norm` is the width of a norm's scale: too small to be worth a gather."""
+"""Logical axes of parameters at rest. `norm` is the width of a norm's scale: too small to be worth a gather. `router`
+counts the experts in the router's own weight, which every device needs whole."""
+
+PRECISE = ("norm", "router")
+"""Parameters with such an axis are used in float32 whatever the compute dtype."""
 
 ACTIVATIONS = {
+    "microbatch": ("stage",),
     "batch": ("data", "fsdp", "expert"),
     "expert_batch": ("data", "fsdp"),
     "length": ("context",),
@@ -41,9 +47,9 @@ ACTIVATIONS = {
 }
 """Logical axes of activations that no weight has.
 
-`norm_length`: the sequence of norms and residuals under sequence parallelism. `features`: d_model of an activation (of
-a weight it is `embed`). Where experts are cut over `expert`: `expert_batch` is the batch, `slots` the places of one
-expert, `slot_features` d_model while tokens travel.
+`microbatch`: pieces of the batch outside the pipeline's loop. `norm_length`: the sequence of norms and residuals under
+sequence parallelism. `features`: d_model of an activation (of a weight it is `embed`). Where experts are cut over
+`expert`: `expert_batch` is the batch, `slots` the places of one expert, `slot_features` d_model while tokens travel.
 """
 
 
@@ -153,18 +159,20 @@ class Sharder:
         """`function` on each device's part, by hand along every axis that a surrounding shard_map does not handle."""
         free = set(self.mesh.axis_names) - set(jax.sharding.get_abstract_mesh().manual_axes)
         # check_vma off: Pallas kernels do not say along which axes their results vary
-        return jax.shard_map(
-            function, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False
-        )
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False)
+
+    def narrow(self, weight: jax.Array, logical_axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
+        """A weight in the compute dtype; float32 where it is one of the `PRECISE`."""
+        return weight if set(PRECISE) & set(logical_axes) else weight.astype(dtype)
 
     def fetch(self, weight: jax.Array, logical_axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
-        """A weight as its matmul wants it: cast to `dtype`, then gathered over fsdp.
+        """A weight as its matmul wants it: cast to the compute dtype, then gathered over fsdp.
 
         In this order the gather moves `dtype` and not float32. The gradient comes back in `dtype` too and is reduced
         straight onto its shards: without the second constraint it would be summed whole on every device.
         """
         if self.explicit:
-            return self.constrain(weight.astype(dtype), logical_axes, "weights")
+            return self.constrain(self.narrow(weight, logical_axes, dtype), logical_axes, "weights")
 
         @jax.custom_vjp
         def gather(weight):
@@ -174,4 +182,4 @@ class Sharder:
             lambda weight: (gather(weight), None),
             lambda _, gradient: (self.constrain(gradient, logical_axes, "gradients"),),
         )
-        return gather(self.constrain(weight.astype(dtype), logical_axes, "storage"))
+        return gather(self.constrain(self.narrow(weight, logical_axes, dtype), logical_axes, "storage"))

@@ -10,7 +10,8 @@ from autotune.meshes.transformer import Transformer
 from autotune.models import kernels
 from autotune.models.execution import Execution
 from autotune.models.parameters import weight
-from autotune.models.remat import ATTENTION_PROJECTIONS, keep
+from autotune.models.remat import ATTENTION, ATTENTION_PROJECTIONS, keep
+from autotune.models.ring import in_order, ring_attention
 
 ROTARY_BASE = 500_000.0
 """Llama 3's base frequency (arXiv 2407.21783, section 3.2)."""
@@ -57,17 +58,21 @@ def attend(
 ) -> jax.Array:
     """Attention between positions, each device on its own heads and queries."""
 
+    context = run.layout.context
+
     def local(q, k, v, positions):
+        if run.layout.context_attention == "ring" and context > 1:
+            return keep(ring_attention(q, k, v, context, causal), ATTENTION)
+        if context > 1:
+            k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, causal) for x in (k, v))
         if run.kernel == "splash":
-            return kernels.splash_attention(q, k, v, causal)
-        if run.kernel == "cudnn":
+            return kernels.splash_attention(q, k, v, causal, context)
+        if run.kernel == "cudnn" and context == 1:
             return kernels.cudnn_attention(q, k, v, causal)
-        mask = positions[:, None] >= positions[None, :] if causal else None
-        return kernels.xla_attention(q, k, v, mask)
+        plain = kernels.xla_attention if context == 1 else kernels.blocked_attention
+        return plain(q, k, v, positions if causal else None)
 
     queries = run.sharder.spec(("batch", "length", "heads", "head_dim"))
     keys = run.sharder.spec(("batch", "length", "kv_heads", "head_dim"))
-    mapped = run.sharder.map(
-        local, in_specs=(queries, keys, keys, run.sharder.spec(("length",))), out_specs=queries
-    )
+    mapped = run.sharder.map(local, in_specs=(queries, keys, keys, run.sharder.spec(("length",))), out_specs=queries)
     return mapped(q_BLNH, k_BLKH, v_BLKH, positions_L)

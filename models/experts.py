@@ -1,8 +1,8 @@
 """Mixture of experts: top-k routing, a fixed capacity per sequence, dispatch by all-to-all over `expert`.
 
 Letters: Batch, Length, D model, F hidden, Experts, K experts a token, Capacity. The slots of one sequence are ExC rows,
-filled in the order of the tokens (so no token's fate depends on a later one); a token beyond an expert's capacity passes
-it by. Capacity belongs to a sequence, not to a device, so that no layout changes which tokens are dropped.
+filled in the order of the tokens (so no token's fate depends on a later one); a token beyond an expert's capacity
+passes it by. Capacity belongs to a sequence, not to a device, so that no layout changes which tokens are dropped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Experts(nnx.Module):
     def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
         self.per_token = shape.experts_per_token
         e, d, f = shape.experts, shape.d_model, shape.d_ff
-        self.router = weight(rngs, (d, e), ("embed", None), fan_in=d)
+        self.router = weight(rngs, (d, e), ("embed", "router"), fan_in=d)
         if shape.mlp == "swiglu-3mat":
             self.gate = weight(rngs, (e, d, f), ("experts", "embed", "mlp"), fan_in=d)
         self.up = weight(rngs, (e, d, f), ("experts", "embed", "mlp"), fan_in=d)
@@ -41,7 +41,7 @@ class Experts(nnx.Module):
             self.shared = MLP(shape, rngs=rngs, width=f * shape.shared_experts)
 
     def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
-        router = run.sharder.fetch(self.router[...], ("embed", None), jnp.dtype(jnp.float32))
+        router = run.sharder.fetch(self.router[...], ("embed", "router"), run.dtype)
         scores = run.sharder.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router, ("batch", "length", None))
         probabilities = jax.nn.softmax(scores, axis=-1)
         gates, chosen = jax.lax.top_k(probabilities, self.per_token)

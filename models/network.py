@@ -48,16 +48,16 @@ class Network(nnx.Module):
         def stack(rngs):
             return Layer(shape, rngs=rngs)
 
+        self.causal = shape.kind == "decoder"
         self.embedding = weight(rngs, (shape.vocab, shape.d_model), ("vocab", "embed"), fan_in=shape.d_model)
         self.layers = stack(rngs)
         self.norm = Norm(shape.d_model)
         if not shape.tied_embeddings:
             self.unembedding = weight(rngs, (shape.d_model, shape.vocab), ("embed", "vocab"), fan_in=shape.d_model)
 
-    def __call__(self, tokens_BL: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
-        """(logits BxLxV, load-balance loss)."""
-        positions = run.sharder.constrain(jnp.arange(tokens_BL.shape[1]), ("length",))
-        x, balance = self.stack(self.embed(tokens_BL, run), positions, run)
+    def __call__(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
+        """(logits BxLxV, load-balance loss); `positions_L`: where in the sequence each column stands."""
+        x, balance = self.stack(self.embed(tokens_BL, run), positions_L, run)
         return self.logits(x, run), balance
 
     def embed(self, tokens_BL: jax.Array, run: Execution) -> jax.Array:

@@ -23,7 +23,6 @@ from collections.abc import Callable
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-
 ATTENTION = "attention"
 ATTENTION_PROJECTIONS = "attention_projections"
 MLP_PROJECTIONS = "mlp_projections"

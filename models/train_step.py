@@ -12,12 +12,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from autotune.meshes.layout import Layout
+from autotune.meshes.legality import Job, reject_for
 from autotune.meshes.sharding import named_sharding
 from autotune.meshes.step import Step
 from autotune.meshes.transformer import Transformer
 from autotune.models.execution import Execution, execution_of
 from autotune.models.loss import cross_entropy
 from autotune.models.network import Network
+from autotune.models.pipeline import RUNNABLE, pipelined
+from autotune.models.ring import zigzag
 
 LEARNING_RATE, CLIP_NORM = 3e-4, 1.0
 
@@ -39,6 +42,12 @@ def build_step(
     Metrics: the mean loss, and the gradients' norm before clipping.
     ValueError when the layout cannot run this model.
     """
+    platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
+    rejection = reject_for(layout, Job(transformer=transformer, batch=batch, seq=seq, platform=platform))
+    if rejection:
+        raise ValueError(f"layout {layout}: {rejection}")
+    if layout.schedule not in (None, *RUNNABLE):
+        raise ValueError(f"layout {layout}: schedule={layout.schedule} can be priced but not run; {RUNNABLE} can")
     run = execution_of(layout, mesh, dtype)
     definition, abstract, axes = abstract_network(transformer)
     stored = place(abstract, axes, mesh, run.sharder.rules.optimizer if layout.zero else run.sharder.rules.storage)
@@ -129,24 +138,47 @@ def replicas(parameters: Any, axes: Any, run: Execution) -> Any:
     if not run.layout.zero:
         return parameters
     return jax.tree.map(
-        lambda leaf, names: run.sharder.constrain(_narrow(leaf, run), names, "storage"), parameters, axes
+        lambda leaf, names: run.sharder.constrain(run.sharder.narrow(leaf, names, run.dtype), names, "storage"),
+        parameters,
+        axes,
     )
 
 
-def _narrow(leaf: jax.Array, run: Execution) -> jax.Array:
-    return leaf.astype(run.dtype)
-
-
 def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any) -> jax.Array:
-    """Mean cross-entropy over all positions of the batch, and what the experts' imbalance costs."""
-    logits, balance = nnx.merge(definition, weights)(batch["tokens"], run)
-    return cross_entropy(logits, batch["targets"]).mean() + balance
+    """Mean cross-entropy over all positions of the batch, and what the experts' imbalance costs.
+
+    The sequence is put in the order in which it lies over `context`: the mean does not mind.
+    """
+    network = nnx.merge(definition, weights)
+    order = zigzag(batch["tokens"].shape[1], run.layout.context, network.causal)
+    positions = run.sharder.constrain(jnp.asarray(order), ("length",))
+    if run.layout.context > 1:
+        batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf[:, order], ("batch", "length")), batch)
+    if run.layout.stage == 1:
+        logits, balance = network(batch["tokens"], positions, run)
+        return cross_entropy(logits, batch["targets"]).mean() + balance
+
+    def over_stages(function):  # its constraints get the microbatches' axis in front
+        return jax.vmap(function, spmd_axis_name="stage")
+
+    pieces = jax.tree.map(lambda leaf: slices(leaf, run.layout.microbatches, "microbatch", run), batch)
+    x = over_stages(lambda tokens: network.embed(tokens, run))(pieces["tokens"])
+    x, balance = pipelined(network.layers, x, positions, run)
+    losses = over_stages(lambda x, targets: cross_entropy(network.logits(x, run), targets))(x, pieces["targets"])
+    return losses.mean() + balance
+
+
+def slices(leaf_BL: jax.Array, count: int, name: str | None, run: Execution) -> jax.Array:
+    """The batch as `count` slices on a leading axis. The slice is the fast index of a row, so that each slice is spread
+    over all devices and no row moves."""
+    split = leaf_BL.reshape(-1, count, leaf_BL.shape[1]).swapaxes(0, 1)
+    return run.sharder.constrain(split, (name, "batch", "length"))
 
 
 def accumulate(loss, weights: Any, batch: Any, axes: Any, run: Execution):
     """(loss, float32 gradients) of the whole batch, in `layout.accumulate` passes over slices of it.
 
-    Each device keeps its own rows in every pass, so no row moves. Gradients are reduced in the compute dtype in every
+    Gradients are reduced in the compute dtype in every
     pass and summed in float32.
     """
 
@@ -160,16 +192,12 @@ def accumulate(loss, weights: Any, batch: Any, axes: Any, run: Execution):
         value, gradients = jax.value_and_grad(loss)(weights, batch)
         return value, settle(gradients)
 
-    def slices(leaf):
-        # rows split as (per pass, passes): the pass is the fast index, so each slice is spread over all devices
-        split = leaf.reshape(leaf.shape[0] // passes, passes, leaf.shape[1]).swapaxes(0, 1)
-        return run.sharder.constrain(split, (None, "batch", "length"))
-
     def one_pass(carry, piece):
         value, gradients = jax.value_and_grad(loss)(weights, piece)
         total, sums = carry
         return (total + value, jax.tree.map(jnp.add, sums, settle(gradients))), None
 
+    pieces = jax.tree.map(lambda leaf: slices(leaf, passes, None, run), batch)
     zeros = settle(jax.tree.map(jnp.zeros_like, weights))
-    (value, gradients), _ = jax.lax.scan(one_pass, (jnp.zeros(()), zeros), jax.tree.map(slices, batch))
+    (value, gradients), _ = jax.lax.scan(one_pass, (jnp.zeros(()), zeros), pieces)
     return value / passes, jax.tree.map(lambda leaf: leaf / passes, gradients)
