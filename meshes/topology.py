@@ -133,8 +133,8 @@ def _simulated(target: Target) -> list:
     import jax
 
     try:
-        if jax.config.read("jax_num_cpu_devices") < target.devices:  # never fewer than someone else asked for
-            jax.config.update("jax_num_cpu_devices", target.devices)
+        asked_for: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", max(asked_for, target.devices))
     except RuntimeError:  # the backend is already up; what it has must do
         pass
     devices = jax.devices("cpu")
