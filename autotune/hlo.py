@@ -193,7 +193,7 @@ class _Reader:
         receive = next(
             (o for o in computation.ops if o.opcode == "recv" and meeting and rendezvous(o) == meeting), None
         )
-        collective = read_megascale(self.module, op, receive, self.grid)
+        collective = read_megascale(self.module, op, receive, self.grid, self.warnings)
         if collective is None or meeting is None:
             self.tokens.empty.add(self.tokens.of(meeting or op.name))
             self.warnings.append(f"{op.name}: a send that is no transfer between slices is not counted")

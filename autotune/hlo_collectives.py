@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable
 
+import numpy as np
+
 from autotune.hlo_groups import (
     DeviceGrid,
     axes_of_groups,
@@ -103,7 +105,9 @@ def widest(shapes: Iterable[Shape]) -> str:
     return max(shapes, key=lambda shape: shape.bytes).dtype
 
 
-def read_megascale(module: Module, send: Op, receive: Op | None, grid: DeviceGrid) -> Collective | None:
+def read_megascale(
+    module: Module, send: Op, receive: Op | None, grid: DeviceGrid, warnings: list[str]
+) -> Collective | None:
     """A transfer between TPU slices: a send and receive through the host, without replica groups.
 
     Its bytes are one device's: what the slice's own collectives left to it. The target `"{1,2}x{0:15}"` lists slices,
@@ -114,14 +118,14 @@ def read_megascale(module: Module, send: Op, receive: Op | None, grid: DeviceGri
     if kind is None or not target:
         return None
     if target[1] is not None:
-        slices = size = sum(_count(part) for part in target[1].split(","))
-        axes = tuple(axis for axis, factor in grid.outer.items() if factor > 1)
+        slices = [number for part in target[1].split(",") for number in _numbers(part)]
+        size = len(slices)
     else:
         devices = [int(device) for device in target[2].split(",")]
-        slices, size = len({device // _SLICE_IDS for device in devices}), len(devices)
-        # The ids are physical, so the axes are certain only where everyone takes part.
-        whole = size == grid.devices * math.prod(grid.outer.values())
-        axes = tuple(axis for axis in grid.shape if grid.shape[axis] * grid.outer[axis] > 1) if whole else ()
+        slices, size = sorted({device // _SLICE_IDS for device in devices}), len(devices)
+    axes = _axes_across(slices, size // len(slices), grid)
+    if not axes:
+        warnings.append(f"{send.name}: its slices {slices}, {size} devices, run along no whole mesh axes")
     sent = send.shapes[0]
     payload = float(sent.bytes)
     if kind == "all_gather":
@@ -131,7 +135,7 @@ def read_megascale(module: Module, send: Op, receive: Op | None, grid: DeviceGri
         kind=kind,
         axes=axes,
         group_size=size,
-        crosses_groups=slices,
+        crosses_groups=len(slices),
         payload_bytes=payload,
         wire_bytes=wire_bytes(kind, payload, size),
         dtype=dtype_name(sent.dtype),
@@ -140,6 +144,23 @@ def read_megascale(module: Module, send: Op, receive: Op | None, grid: DeviceGri
     )
 
 
-def _count(part: str) -> int:
+def _numbers(part: str) -> range:
     low, _, high = part.partition(":")
-    return int(high) - int(low) + 1 if high else 1
+    return range(int(low), int(high or low) + 1)
+
+
+def _axes_across(slices: list[int], inside: int, grid: DeviceGrid) -> tuple[str, ...]:
+    """The mesh axes of a group in these slices (counted from one, in the mesh's order) with `inside` devices in each.
+
+    Device ids inside a slice are physical ones, so what the group does there is known by its size alone: the inner part
+    of the same axes, or everyone. () where neither fits.
+    """
+    outer = tuple(grid.outer.values())
+    coordinates = np.array(np.unravel_index(np.array(slices) - 1, outer))
+    across = [axis for axis, place in zip(grid.outer, coordinates, strict=True) if np.ptp(place)]
+    if math.prod(grid.outer[axis] for axis in across) != len(slices):
+        return ()
+    if inside == 1 or inside == math.prod(grid.shape[axis] for axis in across):
+        return tuple(across)
+    everyone = [axis for axis in grid.shape if grid.shape[axis] > 1 or axis in across]
+    return tuple(everyone) if inside == grid.devices else ()

@@ -137,6 +137,21 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Total:
+    """What one class of instructions adds up to in one step on one device, loop trips counted.
+
+    `bytes`: HBM bytes of work on the core, payload bytes of collectives. `cycles`: the compiler's, of those that have
+    them; `uncounted`: executions that have none.
+    """
+
+    count: int = 0
+    flops: float = 0.0
+    bytes: float = 0.0
+    cycles: float = 0.0
+    uncounted: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """One compiled step, as one device runs it.
 
@@ -163,6 +178,33 @@ class Program:
                 ends = (op.copy.from_memory, op.copy.to_memory)
                 total += trips * op.copy.bytes * ends.count("hbm")
         return total
+
+
+def by_kernel(program: Program) -> dict[str, Total]:
+    """Work on the core by class, in the order of KERNELS; classes without work are left out."""
+    totals: dict[str, Total] = {}
+    for op, trips in walk(program.instructions):
+        if isinstance(op, Compute):
+            sofar = totals.get(op.kernel, Total())
+            totals[op.kernel] = Total(
+                count=sofar.count + trips,
+                flops=sofar.flops + trips * op.flops,
+                bytes=sofar.bytes + trips * op.hbm_bytes,
+                cycles=sofar.cycles + trips * (op.cycles or 0.0),
+                uncounted=sofar.uncounted + trips * (op.cycles is None),
+            )
+    return {kernel: totals[kernel] for kernel in KERNELS if kernel in totals}
+
+
+def by_collective(program: Program) -> dict[tuple[str, tuple[str, ...]], Total]:
+    """Collectives by (kind, mesh axes), most bytes first."""
+    totals: dict[tuple[str, tuple[str, ...]], Total] = {}
+    for op, trips in walk(program.instructions):
+        if isinstance(op, Start):
+            key = (op.collective.kind, op.collective.axes)
+            sofar = totals.get(key, Total())
+            totals[key] = Total(count=sofar.count + trips, bytes=sofar.bytes + trips * op.collective.payload_bytes)
+    return dict(sorted(totals.items(), key=lambda item: (-item[1].bytes, item[0])))
 
 
 def walk(instructions: tuple[Instruction, ...], trips: int = 1):

@@ -48,6 +48,7 @@ FIXTURES = {
     "v5e-mixed": ("v5e:4x4", "data=2,fsdp=4,tensor=2,remat=none", "bfloat16"),
     "v5e-slices": ("v5e:4x4*2", "data=2,dcn.data=2,fsdp=16,remat=full", "bfloat16"),
     "v5e-slices-fsdp": ("v5e:4x4*2", "fsdp=32,dcn.fsdp=2,remat=full", "bfloat16"),
+    "v5e-slices-both": ("v5e:2x4*4", "data=4,dcn.data=2,fsdp=8,dcn.fsdp=2,remat=full", "bfloat16"),
     "v5p-slices-tensor": ("v5p:2x2x2*2", "fsdp=4,dcn.fsdp=2,tensor=4,remat=full", "bfloat16"),
 }
 """Name -> (target, layout in words, dtype)."""

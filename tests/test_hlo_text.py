@@ -24,7 +24,7 @@ StackFrames
 
 %inner (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
-  ROOT %kernel.1 = (f32[8]{0:T(8,128)S(1)}, u32[]) custom-call(%p), custom_call_target="tpu_custom_call", attributes={metadata={
+  ROOT %kernel.1 = (f32[8]{0:T(8,128)S(1)}, u32[]) custom-call(%p), custom_call_target="kernel", attributes={metadata={
 "nested":{
 "text":"a } brace, \\"quoted\\""
 }
@@ -44,7 +44,7 @@ def test_an_instruction_ends_where_its_braces_close():
     assert set(module.computations) == {"inner", "main"} and module.entry == "main"
     assert [op.name for op in module.computations["inner"].ops] == ["p", "kernel.1"]
     kernel = module.computations["inner"].root
-    assert kernel.word("custom_call_target") == "tpu_custom_call"
+    assert kernel.word("custom_call_target") == "kernel"
     assert module.scope(kernel) == "jit(step)/kernel"
 
 
