@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from autotune.meshes.target import Target
 from autotune.partition import Partition, partition_from_json
 
 if TYPE_CHECKING:
+    from autotune.replay import LedgerRow
     from autotune.report import Report, Row
     from autotune.workload import Workload
 
@@ -67,8 +68,8 @@ class Plan:
 
     `device_order`: for each place of the mesh (in `layout.order`, last axis fastest) which device of the machine sits
     there, counted as `autotune.meshes.topology.devices_of` does. `versions`: of the packages that made it.
-    `workload`, `fingerprint`, `recipe`, `sequences` of `seq` tokens: what is trained, and the words that build it again. `partition`: how
-    its arrays are cut; None for the reference models.
+    `workload`, `fingerprint`, `recipe`: what is trained, and the words that build it again; `sequences` of `seq` tokens
+    make one step. `partition`: how its arrays are cut; None for the reference models.
     `binding`: resource, elasticity, runner_up, margin; `kept_out_by`: constraint, layout, gain. `runners_up`: layout,
     status, step_seconds and the reason it lost.
     """
@@ -231,19 +232,12 @@ def figures_of(row: Row, workload: Workload) -> Figures:
     """What one row of a report says, as a plan keeps it."""
     evidence, measured = row.evidence, row.measurement
     prediction = evidence.prediction if evidence else None
-    axis_bytes: dict[str, float] = {}
-    collectives: dict[str, int] = {}
-    for line in prediction.ledger if prediction else ():
-        place = f"{line.axis}@{line.tier}"
-        axis_bytes[place] = axis_bytes.get(place, 0.0) + line.wire_bytes
-        kind = f"{line.kind} {place}"
-        collectives[kind] = collectives.get(kind, 0) + line.count
     if workload.transformer:
         model_flops: float | None = workload.transformer.train_flops(workload.sequences, workload.seq)
     else:
         model_flops = workload.traced.flops if workload.traced else None
     return Figures(
-        priced_seconds=row.price.seconds if row.price else None,
+        priced_seconds=row.price.step_seconds if row.price else None,
         compiled_seconds=prediction.step_seconds if prediction else None,
         compiled_low_seconds=prediction.low_seconds if prediction else None,
         compiled_high_seconds=prediction.high_seconds if prediction else None,
@@ -254,9 +248,27 @@ def figures_of(row: Row, workload: Workload) -> Figures:
         model_flops=model_flops,
         peak_bytes=row.peak_bytes,
         flops=evidence.flops if evidence else None,
-        axis_bytes=axis_bytes if prediction else None,
-        collectives=collectives if prediction else None,
+        axis_bytes=axis_bytes_of(prediction.ledger) if prediction else None,
+        collectives=collectives_of(prediction.ledger) if prediction else None,
     )
+
+
+def axis_bytes_of(ledger: Iterable[LedgerRow]) -> dict[str, float]:
+    """What one device sends along each mesh axis and tier in a step: "fsdp@ici" -> bytes."""
+    found: dict[str, float] = {}
+    for line in ledger:
+        place = f"{line.axis}@{line.tier}"
+        found[place] = found.get(place, 0.0) + line.wire_bytes
+    return found
+
+
+def collectives_of(ledger: Iterable[LedgerRow]) -> dict[str, int]:
+    """How many collectives of each kind run in a step: "all_gather fsdp@ici" -> count."""
+    found: dict[str, int] = {}
+    for line in ledger:
+        kind = f"{line.kind} {line.axis}@{line.tier}"
+        found[kind] = found.get(kind, 0) + line.count
+    return found
 
 
 def installed_versions() -> dict[str, str]:

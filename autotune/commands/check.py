@@ -1,0 +1,52 @@
+"""`autotune check`: a CI gate over a plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from autotune.commands.options import bad_input, json_option, target_of, workload_of
+
+
+@click.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--tolerance", type=click.FloatRange(0), default=0.02, show_default=True, help="Growth that passes.")
+@click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML).")
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
+)  # noqa: E501
+@json_option
+def check(plan: Path, tolerance: float, hardware: Path | None, timeout: float, as_json: bool) -> int:
+    """Recompile a plan; exit 1 when FLOPs, bytes on an axis, peak memory or collectives grew."""
+    from autotune.check import CheckFailed, check_plan
+    from autotune.plan import load_plan
+
+    with bad_input():
+        saved = load_plan(plan)
+        target = saved.machine() if saved.target == "local" and not hardware else target_of(saved.target, hardware)
+    recipe = saved.recipe
+    workload = workload_of(
+        recipe.get("model"), recipe.get("workload"), recipe.get("batch"), recipe.get("seq"), recipe.get("dtype"), target
+    )  # type: ignore[arg-type]
+    try:
+        with bad_input():
+            grown = check_plan(saved, workload, target=target, tolerance=tolerance, timeout_seconds=timeout)
+        lines = [str(growth) for growth in grown]
+    except CheckFailed as error:
+        grown, lines = None, [str(error)]
+    if as_json:
+        listed = [
+            {"figure": one.figure, "before": one.before, "now": one.now, "sources": list(one.sources)}
+            for one in grown or ()
+        ]
+        click.echo(
+            json.dumps(
+                {"schema": 1, "holds": not lines, "grown": listed, "failure": None if grown is not None else lines[0]},
+                indent=1,
+            )
+        )  # noqa: E501
+    else:
+        click.echo("\n".join(lines) if lines else f"{plan}: {saved.layout} on {saved.target} holds")
+    return 1 if lines else 0

@@ -1,0 +1,24 @@
+"""`autotune emit`: a plan in another codebase's own words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from autotune.commands.options import bad_input, json_option
+
+
+@click.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--for", "codebase", required=True, help="maxtext, levanter, easylm, axlearn or flax.")
+@json_option
+def emit(plan: Path, codebase: str, as_json: bool) -> None:
+    """Print a plan as another codebase's flags, YAML or code."""
+    from autotune.emit import emit as emitted
+    from autotune.plan import load_plan
+
+    with bad_input():
+        text = emitted(load_plan(plan), codebase)
+    click.echo(json.dumps({"schema": 1, "for": codebase, "text": text}, indent=1) if as_json else text, nl=as_json)
