@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,13 +56,15 @@ def build_step(
     rows = named_sharding(mesh, run.sharder.rules.activations, ("batch", "length"), (batch, seq))
     tokens = {name: jax.ShapeDtypeStruct((batch, seq), jnp.int32, sharding=rows) for name in ("tokens", "targets")}
 
-    def initialise(seed: int):
-        def draw(key):
-            parameters = nnx.to_pure_dict(nnx.state(new_network(transformer, key)))
-            return {"parameters": parameters, "optimizer": optimizer().init(parameters)}
+    def draw(key):
+        parameters = nnx.to_pure_dict(nnx.state(new_network(transformer, key)))
+        return {"parameters": parameters, "optimizer": optimizer().init(parameters)}
 
+    drawn = jax.jit(draw, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state))
+
+    def initialise(seed: int):
         with jax.set_mesh(mesh):
-            return jax.jit(draw, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state))(jax.random.key(seed))
+            return drawn(jax.random.key(seed))
 
     return Step(
         function=functools.partial(train_step, definition=definition, axes=axes, run=run),
@@ -69,7 +72,7 @@ def build_step(
         state=state,
         batch=tokens,
         initialise=initialise,
-        make_batch=functools.partial(make_batch, transformer, batch, seq, rows),
+        make_batch=batch_maker(transformer, batch, seq, rows),
         parameters=lambda state: state["parameters"],
     )
 
@@ -112,14 +115,15 @@ def optimizer_state(stored: Any, axes: Any, run: Execution) -> Any:
     )
 
 
-def make_batch(transformer: Transformer, batch: int, seq: int, rows, seed: int) -> dict[str, jax.Array]:
-    """Random tokens, each to be predicted from those before it."""
+def batch_maker(transformer: Transformer, batch: int, seq: int, rows) -> Callable[[int], dict[str, jax.Array]]:
+    """seed -> random tokens, each to be predicted from those before it. Compiled at the first call only."""
 
     def draw(key):
         drawn = jax.random.randint(key, (batch, seq + 1), 0, transformer.vocab, jnp.int32)
         return {"tokens": drawn[:, :-1], "targets": drawn[:, 1:]}
 
-    return jax.jit(draw, out_shardings={"tokens": rows, "targets": rows})(jax.random.key(seed))
+    drawn = jax.jit(draw, out_shardings={"tokens": rows, "targets": rows})
+    return lambda seed: drawn(jax.random.key(seed))
 
 
 def train_step(state: Any, batch: Any, *, definition: nnx.GraphDef, axes: Any, run: Execution):
