@@ -36,6 +36,9 @@ CHECKED_VERSIONS = {"jaxlib": ("0.10.2",), "libtpu": ("0.0.42.1",), "jax-cuda12-
 
 UNKNOWN_CYCLES = 2**63 - 1
 
+SYNCHRONOUS = '"is_sync":true'
+"""GPU collectives that are written as start and done but run on the main stream."""
+
 
 def read_program(
     text: str,
@@ -157,7 +160,10 @@ class _Reader:
         if collective is None:
             return []
         start = Start(token=self.tokens.of(op.name), collective=collective)
-        return [start] if op.opcode.endswith("-start") else [start, Done(token=start.token)]
+        if op.opcode.endswith("-start") and SYNCHRONOUS not in op.attributes:
+            return [start]
+        self.tokens.empty.add(start.token)
+        return [start, Done(token=start.token)]
 
     def read(self, computation: Computation, op: Op) -> Collective | None:
         collective = read_collective(self.module, computation, op, self.grid, self.warnings)

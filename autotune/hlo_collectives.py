@@ -27,9 +27,9 @@ KINDS = {
     "all-to-all": "all_to_all",
     "ragged-all-to-all": "all_to_all",
     "collective-permute": "permute",
-    "collective-broadcast": "permute",
+    "collective-broadcast": "all_gather",
 }
-"""HLO's names, less `-start` and `-done`."""
+"""HLO's names, less `-start` and `-done`. A broadcast costs what gathering its array from shards would."""
 
 _MEGASCALE = {
     "ALL_REDUCE": "all_reduce",
@@ -63,10 +63,17 @@ def read_collective(
     module: Module, computation: Computation, op: Op, grid: DeviceGrid, warnings: list[str]
 ) -> Collective | None:
     """The collective that `op` carries out; None where every group is a single device."""
-    kind = KINDS[base_opcode(op)]
-    sent = [shape for name in op.operands for shape in computation.by_name[name].shapes]
+    base = base_opcode(op)
+    kind = KINDS[base]
+    # A ragged all-to-all has its data first; then where it goes, and offsets and sizes.
+    operands = op.operands[:1] if base == "ragged-all-to-all" else op.operands
+    sent = [shape for name in operands for shape in computation.by_name[name].shapes]
     if kind == "permute":
         pairs = read_pairs(op.attributes)
+        if not len(pairs):
+            raise ValueError(
+                f"hlo: the source_target_pairs of {op.name} are in no known spelling: {op.attributes[:200]}"
+            )
         axes = axes_of_pairs(pairs, grid)
         if not axes:
             return None
@@ -84,7 +91,7 @@ def read_collective(
         if not axes:
             warnings.append(f"{op.name}: its groups of {size} run along no whole mesh axes")
     payload = float(sum(shape.bytes for shape in sent))
-    if kind == "all_gather":
+    if base == "all-gather":
         payload *= size
     return Collective(
         name=op.name,

@@ -63,10 +63,11 @@ def kernel_work(computation: Computation, op: Op) -> Work:
     cost = _COST.search(op.attributes)
     arrays = [shape for name in op.operands for shape in computation.by_name[name].shapes]
     wide = [shape for shape in arrays if shape.dtype in ("bf16", "f16", "f32") and len(shape.dims) >= 3]
-    if cost:
-        return Work(flops=float(cost[1]), dtype=wide[0].dtype if wide else None)
     name = f"{op.name} {op.word('kernel_name') or ''} {(op.word('op_name') or '').rsplit('/', 3)[-1]}"
-    if len(wide) >= 3 and (_ATTENTION.search(name) or _ATTENTION.search(op.word("op_name") or "")):
+    attention = bool(_ATTENTION.search(name) or _ATTENTION.search(op.word("op_name") or ""))
+    if cost:
+        return Work(flops=float(cost[1]), dtype=wide[0].dtype if wide else None, attention=attention)
+    if len(wide) >= 3 and attention:
         splash = dict(_BLOCKS.findall(op.attributes))
         if "splash" in op.name or splash:
             return _splash(op, wide, arrays, splash)

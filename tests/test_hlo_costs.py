@@ -306,3 +306,80 @@ ENTRY %main (a: f32[8]) -> f32[4] {{
     start, between, done = found.instructions
     assert start.collective.kind == "reduce_scatter" and start.collective.payload_bytes == 32
     assert isinstance(between, Compute) and done.token == start.token
+
+
+def test_a_kernels_own_estimate_is_believed():
+    op = only(
+        """  %q = bf16[2,512,128]{2,1,0} parameter(0)
+  ROOT %c = bf16[2,512,128]{2,1,0} custom-call(%q), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzvUg","cost_estimate":{"flops":"12345","transcendentals":"1","bytes_accessed":"2"}}}""",
+        platform="tpu",
+    )
+    assert (op.flops, op.kernel) == (12345, "matmul")
+
+
+def collectives(body, *, platform="cuda", extra="", devices=4):
+    """Instructions of a module over four devices, two to a domain, named data (2) and tensor (2)."""
+    text = (
+        f"HloModule m, is_scheduled=true, num_partitions={devices}\n\n{extra}\nENTRY %main () -> f32[] {{\n{body}\n}}\n"
+    )
+    mesh_shape = {"data": devices // 2, "tensor": 2}
+    return read_program(text, platform=platform, mesh_shape=mesh_shape, devices_per_group=2, memory=NO_MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "payload", "wire"),
+    [
+        ("f32[8]{0} all-gather(%a), replica_groups={{0,1},{2,3}}, dimensions={0}", "all_gather", 32, 16),
+        ("f32[2]{0} reduce-scatter(%a), replica_groups={{0,1},{2,3}}, to_apply=%add", "reduce_scatter", 16, 8),
+        ("f32[4]{0} all-reduce(%a), replica_groups={{0,1},{2,3}}, to_apply=%add", "all_reduce", 16, 16),
+        ("f32[4]{0} all-to-all(%a), replica_groups={{0,1},{2,3}}, dimensions={0}", "all_to_all", 16, 8),
+        ("f32[4]{0} ragged-all-to-all(%a, %b, %i, %i, %i, %i), replica_groups={{0,1},{2,3}}", "all_to_all", 16, 8),
+        ("f32[4]{0} collective-permute(%a), source_target_pairs={{0,1},{1,0},{2,3},{3,2}}", "permute", 16, 16),
+        ("f32[4]{0} collective-broadcast(%a), replica_groups={{0,1},{2,3}}", "all_gather", 16, 8),
+        ("(f32[4]{0}, f32[8]{0}) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}", "all_reduce", 48, 48),
+    ],
+)
+def test_bytes_of_every_kind(line, kind, payload, wire):
+    start, _ = collectives(f"""  %a = f32[4]{{0}} parameter(0)
+  %b = f32[8]{{0}} parameter(1)
+  %i = s32[2]{{0}} parameter(2)
+  ROOT %c = {line}""").instructions
+    found = start.collective
+    assert (found.kind, found.axes, found.group_size, found.crosses_groups) == (kind, ("tensor",), 2, 1)
+    assert (found.payload_bytes, found.wire_bytes) == (payload, wire)
+
+
+def test_an_all_reduce_fused_with_its_slice_is_a_reduce_scatter():
+    extra = """%scatter (p: f32[8]) -> f32[4] {
+  %p = f32[8]{0} parameter(0)
+  %r = f32[8]{0} all-reduce(%p), channel_id=1, replica_groups={{0,2},{1,3}}, to_apply=%add
+  %z = s32[] constant(0)
+  ROOT %s = f32[4]{0} dynamic-slice(%r, %z), dynamic_slice_sizes={4}
+}
+"""
+    found = collectives(
+        """  %a = f32[8]{0} parameter(0)
+  ROOT %f = f32[4]{0} fusion(%a), kind=kCustom, calls=%scatter""",
+        extra=extra,
+        platform="tpu",
+    ).instructions
+    collective = found[0].collective
+    assert (collective.kind, collective.axes, collective.crosses_groups) == ("reduce_scatter", ("data",), 2)
+    assert (collective.payload_bytes, collective.wire_bytes) == (32, 16)
+    assert found[-1].token == found[0].token
+
+
+@pytest.mark.parametrize(("sync", "last"), [("true", "negate"), ("false", "done")])
+def test_a_synchronous_start_ends_before_what_follows(sync, last):
+    found = collectives(f"""  %a = f32[4]{{0}} parameter(0)
+  %s = f32[4]{{0}} all-reduce-start(%a), replica_groups={{{{0,1}},{{2,3}}}}, to_apply=%add, backend_config={{"collective_backend_config":{{"is_sync":{sync}}}}}
+  %n = f32[4]{{0}} negate(%a)
+  ROOT %d = f32[4]{{0}} all-reduce-done(%s)""").instructions
+    assert len(found) == 3
+    assert isinstance(found[-1], Compute) == (last == "negate")
+
+
+def test_groups_along_no_axes_are_said():
+    program = collectives("""  %a = f32[4]{0} parameter(0)
+  ROOT %c = f32[4]{0} all-reduce(%a), replica_groups={{0,3},{1,2}}, to_apply=%add""")
+    assert program.instructions[0].collective.axes == () and len(program.warnings) == 1

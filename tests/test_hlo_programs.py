@@ -223,3 +223,24 @@ def test_reading_two_megabytes_takes_less_than_two_seconds():
         memory=NO_MEMORY,
     )
     assert (time.perf_counter() - begin) * 2e6 / len(text) < 2.0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if fixture(name).compilation.cost])
+def test_xlas_own_count_with_loops_taken_once(name):
+    """XLA's cost analysis counts a loop's body once, elementwise FLOPs too, and no Pallas kernels.
+
+    Its bytes include those of collectives and, on TPU, of vector memory: only the CPU's compare.
+    """
+    read = fixture(name)
+
+    def once(instructions):
+        for op in instructions:
+            if isinstance(op, Loop):
+                yield from once(op.body)
+            elif isinstance(op, Compute) and op.kernel != "attention":
+                yield op
+
+    ops = list(once(read.program.instructions))
+    assert 0.97 < sum(op.flops for op in ops) / read.compilation.cost["flops"] <= 1.0
+    if read.target.platform == "cpu":
+        assert 0.8 < sum(op.hbm_bytes for op in ops) / read.compilation.cost["bytes accessed"] < 1.0
