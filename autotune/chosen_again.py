@@ -30,7 +30,7 @@ def prices_of_resources(
     """Fraction of the step time saved when each resource is `ARC` times as good and the layout is chosen again."""
     best = runnable[0]
     base = _model_seconds(best)
-    trust = base / best.price.seconds if best.price else 1.0
+    trust = base / best.price.step_seconds if best.price else 1.0
     fits = space.legal & (space.peak_bytes <= target.hardware.capacity_bytes)
     for row in runnable:
         if row.evidence:
@@ -66,7 +66,7 @@ def kept_out_by(
     """
     best = runnable[0]
     base = _model_seconds(best)
-    trust = base / best.price.seconds if best.price else 1.0
+    trust = base / best.price.step_seconds if best.price else 1.0
     capacity = target.hardware.capacity_bytes
     too_large = space.legal & (space.peak_bytes > capacity) & (space.peak_bytes <= ARC * capacity)
     for layout, failure in failures.items():
@@ -92,4 +92,4 @@ def _model_seconds(row: Row) -> float:
     if row.evidence:
         return row.evidence.prediction.step_seconds
     assert row.price is not None
-    return row.price.seconds
+    return row.price.step_seconds

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.limits import elasticities
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import REMAT, WORDS, Layout
 from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
-from autotune.price import Prices, price
-from autotune.report import Price
+from autotune.price import Estimate, Prices, price
 from autotune.table import LayoutTable
 from autotune.workload import Workload
 
@@ -68,21 +66,9 @@ class PricedSpace:
         """The axis sizes of a row."""
         return tuple(int(getattr(self.table, name)[row]) for name in WORDS)
 
-    def price(self, row: int) -> Price:
+    def price(self, row: int) -> Estimate:
         """The price of one row with all its terms."""
-        found = self.prices.estimate(row)
-        return Price(
-            seconds=found.step_seconds,
-            low_seconds=found.low_seconds,
-            high_seconds=found.high_seconds,
-            peak_bytes=found.peak_bytes,
-            terms={name: term.seconds for name, term in found.terms.items()},
-            memory={name: size for name, size in found.memory.items() if size},
-        )
-
-    def shares(self, row: int) -> dict[str, float]:
-        """Elasticities of one row's price."""
-        return elasticities(self.prices.estimate(row).resources)
+        return self.prices.estimate(row)
 
     def rule_of(self, row: int) -> str:
         """Name of the first rule an illegal row breaks."""
@@ -121,7 +107,7 @@ def _price(workload: Workload, target: Target, table: LayoutTable, hardware: Har
     return price(workload, table, dataclasses.replace(target, hardware=hardware))
 
 
-def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iterator[tuple[Layout, Price, str]]:
+def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iterator[tuple[Layout, Estimate, str]]:
     """Single changes to a layout that does not fit, or to its job, each taken as far as it needs to go to fit.
 
     More recomputation, smaller pieces of the batch, a smaller batch, shorter sequences, a larger machine.
@@ -131,13 +117,13 @@ def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iter
         return
     base = _one(workload, target, layout)
 
-    def tell(words: str, changed: Workload, on: Target, other: Layout) -> tuple[Layout, Price, str] | None:
+    def tell(words: str, changed: Workload, on: Target, other: Layout) -> tuple[Layout, Estimate, str] | None:
         if why_illegal(changed, on, other):
             return None
         found = _one(changed, on, other)
         if found.peak_bytes > on.hardware.capacity_bytes:
             return None
-        change = found.seconds / changed.tokens / (base.seconds / workload.tokens) - 1
+        change = found.step_seconds / changed.tokens / (base.step_seconds / workload.tokens) - 1
         return (
             other,
             found,
@@ -177,7 +163,7 @@ def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iter
                 break
 
 
-def _one(workload: Workload, target: Target, layout: Layout) -> Price:
+def _one(workload: Workload, target: Target, layout: Layout) -> Estimate:
     return price_space(workload, target, LayoutTable.from_layouts([layout]), [layout]).price(0)
 
 

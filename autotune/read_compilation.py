@@ -11,6 +11,7 @@ from autotune.compilation import Compilation
 from autotune.evidence import Evidence, evidence_from_json, evidence_to_json
 from autotune.hlo import read_program
 from autotune.hlo_memory import read_memory
+from autotune.hlo_warnings import readable_warnings
 from autotune.limits import ARC
 from autotune.meshes.collectives import legs
 from autotune.meshes.hardware import Hardware, scale
@@ -85,7 +86,7 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
         improved_seconds=improved,
         lower_seconds=compilation.lower_seconds,
         compile_seconds=compilation.compile_seconds,
-        warnings=(*compilation.warnings, *program.warnings),
+        warnings=(*readable_warnings(compilation), *program.warnings),
         log=compilation.log_path,
     )
 
@@ -103,7 +104,7 @@ def _reader() -> str:
     here = Path(__file__).parent
     names = ("hlo*.py", "replay.py", "core_cost.py", "efficiency.py", "evidence.py", "program.py", Path(__file__).name)
     paths = [path for name in names for path in here.glob(name)]
-    paths += [Path(meshes.__path__[0]) / name for name in ("placement.py", "collectives.py", "hardware.py")]
+    paths += [Path(meshes.__path__[0]) / name for name in ("placement.py", "route.py", "collectives.py", "hardware.py")]
     for path in sorted(paths):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from autotune.measure import Measurement
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.plan import Plan
+from autotune.price import Estimate
 
 STATUSES = ("measured", "compiled", "priced", "oom", "illegal", "failed", "timeout")
 
@@ -25,18 +26,6 @@ class NoPlanFits(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """The closed form's figures for one layout, per device and step. `memory` and `terms` keep their names."""
-
-    seconds: float
-    low_seconds: float
-    high_seconds: float
-    peak_bytes: float
-    terms: Mapping[str, float]
-    memory: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One layout and all that is known of it; what was not done is None.
 
@@ -47,7 +36,7 @@ class Row:
     layout: Layout
     status: str
     reason: str | None
-    price: Price | None
+    price: Estimate | None
     evidence: Evidence | None
     measurement: Measurement | None
     peak_bytes: float | None
@@ -65,7 +54,7 @@ class Row:
             return self.measurement.median_seconds
         if self.evidence is not None:
             return self.evidence.prediction.step_seconds
-        return self.price.seconds if self.price else None
+        return self.price.step_seconds if self.price else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +141,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         "status": row.status,
         "reason": row.reason,
         "step_seconds": {
-            "priced": price.seconds if price else None,
+            "priced": price.step_seconds if price else None,
             "priced_low": price.low_seconds if price else None,
             "priced_high": price.high_seconds if price else None,
             "compiled": prediction.step_seconds if prediction else None,
@@ -199,7 +188,9 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         ]
         if prediction
         else None,
-        "terms_priced": dict(price.terms) if price else None,
+        "terms_priced": {name: {"seconds": term.seconds, "resource": term.resource} for name, term in price.terms.items()}
+        if price
+        else None,
         "compile_seconds": evidence.compile_seconds if evidence else None,
         "warnings": list(evidence.warnings) if evidence else [],
         "log": row.log,

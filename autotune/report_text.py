@@ -89,7 +89,7 @@ def _ranking(report: Report) -> Table:
             str(row.layout),
             seconds_text(prediction.step_seconds) if prediction else "-",
             f"{seconds_text(prediction.low_seconds)} .. {seconds_text(prediction.high_seconds)}" if prediction else "-",
-            seconds_text(row.price.seconds) if row.price else "-",
+            seconds_text(row.price.step_seconds) if row.price else "-",
         ]
         if measured:
             cells.append(_measured(row))

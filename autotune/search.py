@@ -25,7 +25,8 @@ from autotune.meshes.target import Target, parse_target
 from autotune.plan import plan_of
 from autotune.priced_space import PricedSpace, price_space
 from autotune.read_compilation import evidence_of
-from autotune.report import Omitted, Price, Report, Row
+from autotune.price import Estimate
+from autotune.report import Omitted, Report, Row
 from autotune.space import complete, enumerate_layouts, parse_fix
 from autotune.store import Store
 from autotune.table import LayoutTable
@@ -338,7 +339,7 @@ def _priced_row(workload, target, space: PricedSpace, row: int, word: str) -> Ro
     if word == "oom":
         over = (price.peak_bytes - target.hardware.capacity_bytes) / 2**30
         reason = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
-    return _row(workload, target, layout, word, price, reason=reason, peak=price.peak_bytes, shares=space.shares(row))
+    return _row(workload, target, layout, word, price, reason=reason, peak=price.peak_bytes, shares=price.elasticities)
 
 
 def _row(
@@ -346,7 +347,7 @@ def _row(
     target: Target,
     layout: Layout,
     status: str,
-    price: Price | None,
+    price: Estimate | None,
     *,
     reason: str | None = None,
     log: str | None = None,
@@ -361,7 +362,7 @@ def _row(
     runs = status in ("measured", "compiled", "priced")
     best = measurement.median_seconds if measurement else None
     if best is None:
-        best = evidence.prediction.step_seconds if evidence else (price.seconds if price else None)
+        best = evidence.prediction.step_seconds if evidence else (price.step_seconds if price else None)
     return Row(
         layout=layout,
         status=status,
@@ -393,11 +394,11 @@ def _mfu(workload: Workload, target: Target, seconds: float | None) -> float | N
     return flops / (seconds * target.devices * target.hardware.peak(workload.dtype))
 
 
-def _losses(workload, target, layout: Layout, evidence: Evidence | None, price: Price | None) -> dict[str, float | None]:
+def _losses(workload, target, layout: Layout, evidence: Evidence | None, price: Estimate | None) -> dict[str, float | None]:
     """Seconds of the step lost to the pipeline bubble, to recomputation, and to FLOPs that several devices repeat."""
     if evidence is None:
-        terms = price.terms if price else {}
-        return {"bubble": terms.get("bubble"), "recompute": terms.get("recompute"), "redundant": None}
+        waiting = [term.seconds for term in price.terms.values() if term.resource is None] if price else []
+        return {"bubble": sum(waiting) if price else None, "recompute": None, "redundant": None}
     losses = evidence.prediction.losses
     flops = model_flops(workload)
     redundant = None
@@ -494,7 +495,7 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
     notes = list(workload.guesses)
     compiled = [row for row in runnable if row.evidence and row.price]
     if compiled:
-        ratios = [row.evidence.prediction.step_seconds / row.price.seconds for row in compiled]
+        ratios = [row.evidence.prediction.step_seconds / row.price.step_seconds for row in compiled]
         notes.append(
             f"compiled time over priced time, {len(ratios)} layouts: {min(ratios):.2f} to {max(ratios):.2f}; "
             "layouts that were only priced rank below all compiled ones"

@@ -1,0 +1,107 @@
+"""The space against a brute-force enumeration written to be read."""
+
+import itertools
+import math
+
+import pytest
+
+from autotune.meshes.hardware import load_hardware
+from autotune.meshes.layout import WORDS, Layout, parse_layout
+from autotune.meshes.target import Target, parse_target
+from autotune.space import axis_sizes, complete, divisors, enumerate_layouts, outer_factors, parse_fix
+
+
+def test_divisors_by_trial():
+    for number in range(1, 200):
+        assert divisors(number) == tuple(d for d in range(1, number + 1) if number % d == 0)
+
+
+@pytest.mark.parametrize("devices", [1, 6, 8, 12, 64])
+def test_axis_sizes_by_trial(devices):
+    axes = ("data", "fsdp", "tensor")
+    found = [tuple(sizes[name] for name in axes) for sizes in axis_sizes(devices, axes, {})]
+    expected = [
+        sizes for sizes in itertools.product(range(1, devices + 1), repeat=3) if math.prod(sizes) == devices
+    ]
+    assert found == expected
+
+
+def test_outer_factors_divide_the_axes_and_multiply_to_the_groups():
+    found = list(outer_factors({"data": 4, "fsdp": 6, "tensor": 1}, 4, {}))
+    assert found == [{"data": 2, "fsdp": 2}, {"data": 4, "fsdp": 1}]
+
+
+def brute_force(target: Target, batch: int) -> set[str]:
+    """Every layout over data, fsdp, tensor, by loops over all values of every choice."""
+    found = set()
+    remats = [name for name in ("none", "dots", "attention", "minimal", "full", "offload") if name != "offload" or target.platform == "tpu"]  # noqa: E501
+    for data, fsdp, tensor in itertools.product(range(1, target.devices + 1), repeat=3):
+        if data * fsdp * tensor != target.devices:
+            continue
+        for zero, remat, power in itertools.product((0, 1, 2), remats, range(10)):
+            if (zero and data == 1) or (power and 2**power * data * fsdp > batch):
+                continue
+            layout = Layout(data=data, fsdp=fsdp, tensor=tensor, zero=zero, remat=remat, accumulate=2**power)
+            found.add(str(layout))
+    return found
+
+
+@pytest.mark.parametrize("name", ["cpu:8", "v5e:2x2"])
+def test_space_is_the_brute_force_one(name):
+    target = parse_target(name)
+    table = enumerate_layouts(target, ("data", "fsdp", "tensor"), 16, 2, {})
+    found = [str(table.layout(row)) for row in range(len(table))]
+    assert len(set(found)) == len(found)
+    assert set(found) == brute_force(target, 16)
+
+
+def test_every_layout_of_two_slices_crosses_them():
+    target = parse_target("v5e:2x2*2")
+    table = enumerate_layouts(target, WORDS, 16, 4, {})
+    layouts = [table.layout(row) for row in range(len(table))]
+    assert {math.prod(layout.dcn_axes.values()) for layout in layouts} == {2}
+    assert {layout.devices for layout in layouts} == {8}
+    assert any(layout.stage == 2 and layout.schedule == "circular" for layout in layouts)
+
+
+def test_fixed_words_are_kept_by_every_layout():
+    target = parse_target("cpu:8")
+    fixed = parse_fix(("tensor=2,remat=full", "zero=1"))
+    table = enumerate_layouts(target, ("data", "fsdp", "tensor"), 16, 2, fixed)
+    layouts = [table.layout(row) for row in range(len(table))]
+    assert layouts and all((one.tensor, one.remat, one.zero) == (2, "full", 1) for one in layouts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "complaint"),
+    [
+        (("tensor",), "name=value"),
+        (("tenser=2",), "'tenser' is not known"),
+        (("remat=most",), "remat='most' must be one of"),
+        (("dcn.speed=2",), "dcn.speed"),
+        (("schedule=fast",), "schedule='fast' must be one of"),
+    ],
+)
+def test_bad_fix_names_the_word(texts, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_fix(texts)
+
+
+def test_a_pin_that_no_mesh_can_keep_is_refused():
+    with pytest.raises(ValueError, match="8 devices with these pinned: tensor=3"):
+        enumerate_layouts(parse_target("cpu:8"), ("data", "tensor"), 16, 2, {"tensor": "3"})
+
+
+def test_complete_fills_in_the_outer_tier_outermost_first():
+    target = parse_target("h100:4x8")
+    assert complete(parse_layout("fsdp=32"), target).dcn == (("fsdp", 4),)
+    assert complete(parse_layout("data=2,fsdp=4,tensor=4"), target).dcn == (("data", 2), ("fsdp", 2))
+    with pytest.raises(ValueError, match="= 8 devices, h100:4x8 has 32"):
+        complete(parse_layout("data=8"), target)
+    with pytest.raises(ValueError, match="must multiply to the 4 outer domains"):
+        complete(parse_layout("data=8,fsdp=4,dcn.data=2"), target)
+
+
+def test_complete_says_when_axes_cannot_be_split():
+    target = Target(name="three", hardware=load_hardware("cpu"), shape=(2,), groups=3, attached=False)
+    assert complete(parse_layout("data=6"), target).dcn == (("data", 3),)
