@@ -31,9 +31,6 @@ from autotune.program import (
     walk,
 )
 
-CHECKED_VERSIONS = {"jaxlib": ("0.10.2",), "libtpu": ("0.0.42.1",), "jax-cuda12-plugin": ("0.10.2",)}
-"""Compiler versions whose programs the fixtures in tests/data/hlo were made with."""
-
 UNKNOWN_CYCLES = 2**63 - 1
 
 SYNCHRONOUS = '"is_sync":true'
@@ -169,6 +166,9 @@ class _Reader:
         collective = read_collective(self.module, computation, op, self.grid, self.warnings)
         if collective is None:
             self.tokens.empty.add(self.tokens.of(op.name))
+        elif collective.source is None:
+            source, scope = self.place(computation, op)
+            collective = dataclasses.replace(collective, source=source, scope=scope)
         return collective
 
     def asynchronous(self, computation: Computation, op: Op) -> list[Instruction]:
@@ -250,13 +250,21 @@ class _Reader:
         together: list[Instruction] = []
         for place, found in held:
             collective = self.read(place, found)
-            if collective is not None:
-                if collective.kind == "all_reduce" and op.bytes * 2 <= found.bytes:
-                    half = collective.wire_bytes / 2
-                    collective = dataclasses.replace(collective, kind="reduce_scatter", wire_bytes=half)
-                together.append(Start(token=found.name, collective=collective))
+            if collective is None:
+                continue
+            if collective.kind == "all_reduce" and op.bytes * 2 <= found.bytes:
+                # Only a slice of the sum leaves the fusion: TPU's reduce-scatter.
+                half = collective.wire_bytes / 2
+                collective = dataclasses.replace(collective, kind="reduce_scatter", wire_bytes=half)
+            if collective.source is None:
+                source, scope = self.place(computation, op)
+                collective = dataclasses.replace(collective, source=source, scope=scope)
+            together.append(Start(token=found.name, collective=collective))
         ends = [Done(token=start.token) for start in together if isinstance(start, Start)]
-        return together + self.compute(computation, op) + ends
+        work = self.compute(computation, op)
+        # A fusion of nothing but a collective and its slice moves its bytes as part of the collective.
+        busy = any(isinstance(part, Compute) and (part.flops or part.cycles) for part in work)
+        return together + (work if busy or not together else []) + ends
 
     def compute(self, computation: Computation, op: Op) -> list[Instruction]:
         work = op_work(self.module, computation, op, self.works)

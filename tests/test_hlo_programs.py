@@ -7,6 +7,7 @@ import pytest
 from hlo_fixtures import NAMES, NO_MEMORY, fixture
 
 from autotune.hlo import read_program
+from autotune.hlo_versions import CHECKED_VERSIONS, unchecked
 from autotune.program import Compute, CopyStart, Done, Loop, Start, walk
 
 FULL = [name for name in NAMES if "remat=full" in fixture(name).compilation.layout]
@@ -244,3 +245,13 @@ def test_xlas_own_count_with_loops_taken_once(name):
     assert 0.97 < sum(op.flops for op in ops) / read.compilation.cost["flops"] <= 1.0
     if read.target.platform == "cpu":
         assert 0.8 < sum(op.hbm_bytes for op in ops) / read.compilation.cost["bytes accessed"] < 1.0
+
+
+def test_the_versions_said_to_be_checked_are_those_of_the_fixtures():
+    found: dict[str, set[str]] = {}
+    for name in NAMES:
+        for package, version in fixture(name).compilation.versions.items():
+            found.setdefault(package, set()).add(version)
+    assert {package: set(checked) for package, checked in CHECKED_VERSIONS.items()}.items() <= found.items()
+    assert all(unchecked(fixture(name).compilation.versions) == () for name in NAMES)
+    assert unchecked({"jaxlib": "0.9.0"}) and not unchecked({"numpy": "1.0"})
