@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import cloudpickle
@@ -138,13 +139,14 @@ def compile_all(
                 )
             )
 
-    logs = store.logs if store else Path(tempfile.mkdtemp(prefix="autotune-logs-"))
+    writable = store is not None and os.access(store.logs, os.W_OK)
+    logs = store.logs if store and writable else Path(tempfile.mkdtemp(prefix="autotune-logs-"))
     fresh: dict[int, _Task] = {}
     for index, job in enumerate(listed):
         known = _stored(store, job, timeout_seconds, retry) if store else None
         if known is None:
             log = logs / f"{store_key(job).digest}-{os.getpid()}-{index}.log"
-            fresh[index] = _Task(payload=cloudpickle.dumps(job), layout=str(job.layout), target=job.target, log=log)
+            fresh[index] = _Task(payload=_pickled(job), layout=str(job.layout), target=job.target, log=log)
             continue
         done += 1
         tell("stored", job, known, 0.0)
@@ -184,19 +186,32 @@ def store_key(job: CompileJob) -> Key:
         "tiers": [(tier.name, tier.kind) for tier in hardware.tiers],
         "shape": [job.target.shape, job.target.groups, job.target.attached],
     }
-    versions = {}
-    for package in COMPILERS[job.target.platform]:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     flags = {name: os.environ[name] for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if os.environ.get(name)}
     return Key(
         workload=job.workload.fingerprint,
         layout=str(job.layout),
         target=job.target.name,
         hardware=hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16],
-        versions=versions,
+        versions=_versions(job.target.platform),
         flags=flags | _settings(),
     )
+
+
+@cache
+def _versions(platform: str) -> dict[str, str]:
+    """Installed packages that make up the compiler of this platform."""
+    versions = {}
+    for package in COMPILERS[platform]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _pickled(job: CompileJob) -> bytes:
+    try:
+        return cloudpickle.dumps(job)
+    except Exception as error:
+        raise ValueError(f"workload {job.workload.name}: cannot be sent to a worker process: {error}") from error
 
 
 def _settings() -> dict[str, str]:

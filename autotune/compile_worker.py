@@ -6,6 +6,7 @@ and `cost_analysis`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -113,7 +114,8 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
         )
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
-        print(trace, file=sys.stderr)
+        with contextlib.suppress(OSError):  # a disk too full for the log
+            print(trace, file=sys.stderr)
         message = str(error)
         needed, available = memory_needed(message)
         out_of_memory = stage == "compile" and "RESOURCE_EXHAUSTED" in message

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from autotune import compile as compiling
 from autotune.compilation import compilation_from_json, failure_from_json, to_json
 from autotune.compile import Compilation, CompileFailure, CompileJob, compile_all, store_key
 from autotune.compile_log import last_useful_line, memory_needed, warnings_in
+from autotune.hlo_warnings import readable_warnings
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.store import Store
@@ -293,6 +295,13 @@ def test_the_key_follows_what_changes_the_program(monkeypatch):
     assert store_key(job()) != base
 
 
+def test_a_workload_that_cannot_travel_is_bad_input():
+    lock = threading.Lock()
+    stuck = dataclasses.replace(job(), workload=toy_steps.toy(toy_steps.build_mlp, lock=lock))
+    with pytest.raises(ValueError, match="workload build_mlp-lock.*cannot be sent to a worker process"):
+        list(compile_all([stuck]))
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="workers=0 must be 1 or more"):
         next(compile_all([], workers=0))
@@ -343,3 +352,28 @@ def test_warnings_are_kept_once(tmp_path):
     line = "W1 spmd_partitioner.cc:656] [SPMD] Involuntary full rematerialization. The compiler cannot go"
     log.write_text(f"noise\n{line} 1\n{line} 2\n{line} 1\n")
     assert warnings_in(log) == (f"{line} 1", f"{line} 2")
+
+
+def test_warnings_name_the_line_of_source(everything):
+    """The frame number of the weights' update in the toy, looked up in the module it was compiled to."""
+    compiled = everything[0]["mlp", "fsdp=2"]
+    assert isinstance(compiled, Compilation) and readable_warnings(compiled) == ()
+    update = next(line for line in compiled.text.splitlines() if 'op_name="jit(step)/sub"' in line)
+    frame = re.search(r"stack_frame_id=(\d+)", update)
+    assert frame is not None
+    start = (
+        "W1121 07:37:32.770201   18523 spmd_partitioner.cc:656] [SPMD] Involuntary full rematerialization. The compiler"
+    )
+    middle = "cannot go from sharding {devices=[2,1]<=[2]} to {devices=[1,2]<=[2]} efficiently for HLO operation"
+    lines = (
+        f"{start} {middle} %fake.2 = f32[4,8]{{1,0}} parameter(2), sharding={{devices=[2,1]<=[2]}}. As the last resort",
+        f'{start} {middle} %sub.3 = f32[4,8]{{1,0}} copy(%b), metadata={{op_name="jit(step)/sub" {frame[0]}}}. As the',
+        "W1121 07:37:32.770201   18523 hlo_remat.cc:9] Can't reduce memory use below 5GiB",
+    )
+    source = Path(toy_steps.__file__).read_text().splitlines()
+    number = 1 + next(index for index, line in enumerate(source) if "new = {**state" in line)
+    assert readable_warnings(dataclasses.replace(compiled, warnings=lines)) == (
+        f"{toy_steps.__file__}:{number} (jit(step)/sub): f32[4,8] is gathered whole to get from sharding "
+        "{devices=[2,1]<=[2]} to {devices=[1,2]<=[2]}",
+        "Can't reduce memory use below 5GiB",
+    )
