@@ -141,11 +141,24 @@ def test_slices_exchange_what_each_has_left():
     assert {(found.axes, found.group_size) for found in crossing} == {(("data",), 2)}
 
 
-def test_weights_sharded_over_slices_are_gathered_across_and_inside():
-    """FSDP over 2 slices of 16: the DCN brings one device both halves of its 1/16, then the ICI gathers the rest."""
-    read = fixture("v5e-slices-fsdp")
-    gathered = (2 * layer_parameters(read) + 2 * embedding(read)) / 16
+@pytest.mark.parametrize(
+    ("name", "inside"), [("v5e-slices-fsdp", 16), ("v5e-slices-both", 4), ("v5p-slices-tensor", 8)]
+)
+def test_weights_sharded_over_slices_are_gathered_across_first(name, inside):
+    """The DCN brings one device both slices' halves of its share of the slice, then the ICI gathers the rest."""
+    read = fixture(name)
+    gathered = (2 * layer_parameters(read) + 2 * embedding(read)) / inside
     assert elements(read, "all_gather", "fsdp", crossing=2) == pytest.approx(gathered, rel=1e-3)
+
+
+def test_four_slices_are_told_apart_by_axis():
+    """data and fsdp cross two slices each: gradients of one fsdp half meet along data, and some sums in all four."""
+    spans = {
+        (op.collective.axes, op.collective.crosses_groups)
+        for op, _ in walk(fixture("v5e-slices-both").program.instructions)
+        if isinstance(op, Start) and op.collective.crosses_groups > 1
+    }
+    assert spans == {(("data",), 2), (("fsdp",), 2), (("data", "fsdp"), 4)}
 
 
 @pytest.mark.parametrize("name", NAMES)
