@@ -1,0 +1,64 @@
+"""Does a checkpoint fit a plan, array by array? `python scripts/reshard.py plan.json checkpoints/` says so beforehand.
+
+With `--out FOLDER` the newest good checkpoint is also written anew, cut for the plan's mesh. (`scripts/train.py` needs no
+such step: it restores any checkpoint under any plan.)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="CHECKPOINTS", type=click.Path(path_type=Path))
+@click.option("--step", type=int, help="Of which step [the newest good one].")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the checkpoint here, cut for the plan.")
+def main(plan_path: Path, folder: Path, step: int | None, out: Path | None) -> None:
+    """Compare a checkpoint with a plan; exit 1 when it does not fit."""
+    try:
+        fits = reshard(plan_path, folder, step, out)
+    except ValueError as error:
+        click.echo(f"reshard: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    sys.exit(0 if fits else 1)
+
+
+def reshard(plan_path: Path, folder: Path, step: int | None, out: Path | None) -> bool:
+    """Print one line an array; True when all fit."""
+    from train import planned, step_here
+
+    from autotune.checkpoints import Checkpoints
+
+    if not folder.is_dir():
+        raise ValueError(f"checkpoints {folder}: no such folder")
+    plan, workload = planned(plan_path)
+    wanted = step_here(plan, workload)
+    source = Checkpoints(folder)
+    good = [one for one in source.steps() if source.damage(one) is None]
+    for one in source.steps():
+        if one not in good:
+            click.echo(f"checkpoint {one} refused: {source.damage(one)}")
+    if not good or (step is not None and step not in good):
+        raise ValueError(f"checkpoints {folder}: no good checkpoint" + (f" of step {step}" if step is not None else ""))
+    chosen = good[0] if step is None else step
+    fits = source.fits(chosen, wanted.state)
+    for fit in fits:
+        click.echo(f"{fit.name}  {fit.saved or '-'}  {fit.problem or f'fits, cut as {fit.sharding}'}")
+    bad = [fit for fit in fits if fit.problem]
+    click.echo(f"step {chosen}: {len(fits) - len(bad)} of {len(fits)} arrays fit {plan.layout} on {plan.target}")
+    if out is not None and not bad:
+        restored = source.restore(wanted.state)
+        assert restored is not None
+        target = Checkpoints(out)
+        target.save(restored.step, restored.state, {**restored.about, "layout": str(plan.layout)})
+        target.close()
+        click.echo(f"written to {out}")
+    return not bad
+
+
+if __name__ == "__main__":
+    main()
