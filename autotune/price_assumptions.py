@@ -60,7 +60,7 @@ class State:
     master copy), `compute` (the dtype that matmuls and gathers use), `reduced` (the dtype gradients are reduced in).
 
     `update_traffic`: bytes read and written per parameter of an optimizer step. `casts`: weights are cast to the
-    compute dtype in every pass. `accumulates`: every pass adds its gradients to a buffer.
+    compute dtype in every pass. `accumulate_traffic`: bytes per parameter and pass of adding gradients to a buffer.
     """
 
     weights: float
@@ -70,7 +70,7 @@ class State:
     reduced: float
     update_traffic: float
     casts: bool
-    accumulates: bool
+    accumulate_traffic: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +78,8 @@ class Assumptions:
     """One training stack.
 
     `flash`: attention never stores its scores; `flash_efficiency`: share of the peak its kernel reaches, (forward,
-    backward); `batched_efficiency`: the same of plain attention's batched matmuls. `skips_masked`: the kernel leaves
-    out the masked half of a causal score matrix. `fused_qkv`: queries, keys and values come from one matmul.
+    backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix. `fused_qkv`: queries,
+    keys and values come from one matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
     `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing).
     `transfer_hidden`: share of the pipeline's sends that is hidden. `gradients_per_pass`: gradients are reduced in
     every pass of an accumulation, not once a step. `head_everywhere`: every stage computes the logits of the whole
@@ -100,9 +100,9 @@ class Assumptions:
     name: str
     flash: bool
     flash_efficiency: tuple[float, float]
-    batched_efficiency: float
     skips_masked: bool
     fused_qkv: bool
+    gathers_logits: bool
     traffic: Traffic
     saved: Saved
     state: State
@@ -151,7 +151,7 @@ _XLA_SAVED = Saved(
 _XLA_STATE = State(
     weights=4.0, gradients=4.0, optimizer=8.0, compute=2.0, reduced=2.0,
     update_traffic=32.0,  # AdamW: parameter, two moments read and written, gradient read; and its norm read once more
-    casts=True, accumulates=False,
+    casts=True, accumulate_traffic=0.0,
 )  # fmt: skip
 
 XLA_TPU = Assumptions(
@@ -159,9 +159,9 @@ XLA_TPU = Assumptions(
     flash=True,
     # Splash attention on v5e and v5p: 40 to 60 % of peak reported for long sequences; an assumption, not a fit.
     flash_efficiency=(0.5, 0.45),
-    batched_efficiency=0.5,
     skips_masked=True,
     fused_qkv=False,
+    gathers_logits=False,
     traffic=_XLA_TRAFFIC,
     saved=_XLA_SAVED,
     state=_XLA_STATE,
@@ -188,9 +188,9 @@ XLA_GPU = Assumptions(
     flash=True,
     # FlashAttention-2 on A100, head dim 128, causal: up to 73 % forward, 63 % backward (Dao 2023)
     flash_efficiency=(0.60, 0.50),
-    batched_efficiency=0.5,
     skips_masked=True,
     fused_qkv=False,
+    gathers_logits=False,
     traffic=_XLA_TRAFFIC,
     saved=_XLA_SAVED,
     state=_XLA_STATE,

@@ -343,7 +343,6 @@ class Chunk:
         traffic = state.update_traffic * (own + routed) / cut
         hbm = self.hardware.hbm_bytes_per_second * self.hardware.hbm_efficiency
         book.add("optimizer", "hbm", "step", traffic / hbm)
-        if state.accumulates:
-            # every pass adds its gradients to those before: read both, write one
-            sums = (2.0 * state.gradients + state.reduced) * (own + routed) / np.where(zero == 2, size["data"], 1.0)
+        if state.accumulate_traffic:
+            sums = state.accumulate_traffic * (own + routed) / np.where(zero == 2, size["data"], 1.0)
             book.add("accumulation", "hbm", "step", self.passes * sums / hbm)

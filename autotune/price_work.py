@@ -118,7 +118,12 @@ def work_of(
         core_hbm = (np.zeros_like(tokens), np.zeros_like(tokens))
         kernels = (1.0, 2.0)
     else:
-        core = tuple(flops * scores * h / (peak * assumptions.batched_efficiency) for flops in (4.0, 8.0))
+        # scores = q k^T and probabilities x v; backward two matmuls for each
+        length = seq / context
+        batches = sequences * heads
+        one_way = matmul_seconds(hardware, dtype, width, length, float(seq), h, batches)
+        other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
+        core = (one_way + other_way, 2.0 * (one_way + other_way))
         core_hbm = tuple(scores * scale * bytes_each / hbm for bytes_each in traffic.scores)
         kernels = (4.0, 8.0)
     cut = np.where(sequence_parallel > 0, tensor, 1)
@@ -138,7 +143,7 @@ def work_of(
     launches = tuple(
         (traffic.kernels[way] + kernels[way] + (1.0 + way) * matmuls) * hardware.launch_seconds for way in (0, 1)
     )
-    logits = tokens * (shape.vocab / tensor)
+    logits = tokens * (shape.vocab / (1.0 if assumptions.gathers_logits else tensor))
     kept = {
         "input": 2.0 * tokens * d / cut,
         "stream": saved.stream * tokens * d / cut,

@@ -1,0 +1,290 @@
+"""Published measurements as things we can predict: model, target, layout, stack. Knows the format of the data files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from validation import stacks
+
+from autotune.meshes.hardware import load_hardware
+from autotune.meshes.layout import Layout
+from autotune.meshes.placement import default_dcn
+from autotune.meshes.target import Target
+from autotune.meshes.transformer import Transformer
+from autotune.price_assumptions import Assumptions, assumptions_of
+
+CHIPS = {
+    "a100-40gb": "a100-40", "a100-80gb": "a100-80", "a100": "a100-80", "h100": "h100", "h200": "h200",
+    "gb200": "gb200", "b200": "b200", "v100-16gb": "v100-16", "v100-32gb": "v100-32", "v100": "v100-16",
+    "tpu v4": "v4", "tpu v5e": "v5e", "tpu v5p": "v5p", "tpu v6e": "v6e", "tpu7x": "tpu7x",
+}  # fmt: skip
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "mixed fp16/bf16": "float16"}
+
+UNKNOWN_VOCAB = 32000
+"""Where a vocabulary is not given: SentencePiece's usual size. Of the Zero Bubble models' names (1.5B, 6.2B, 14.6B,
+28.3B) it is the only common one whose embedding, counted once, makes all four parameter counts round to their names."""
+
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One published row. `measured_seconds` is of `quantity`: a whole step, or one layer of one microbatch.
+
+    `remat` is a name of `autotune.price_remat.POLICIES` (Megatron's "selective" is not a Layout's word).
+    `oom`: whether it ran out of memory; None where nothing is said.
+    """
+
+    id: str
+    rank_set: str | None
+    quantity: str
+    measured_seconds: float | None
+    measured_bubble: float | None
+    oom: bool | None
+    transformer: Transformer
+    batch: int
+    seq: int
+    dtype: str
+    layout: Layout
+    remat: str
+    target: Target
+    stack: Assumptions
+    causal_counted: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A row that cannot be predicted, and why."""
+
+    id: str
+    rank_set: str | None
+    reason: str
+
+
+def read_cases(path: Path) -> list[Case | Skipped]:
+    """Every row of one file; ValueError names the file when it is not a list of rows."""
+    try:
+        rows = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"cases {path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"cases {path}: not JSON: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "id" in row for row in rows):
+        raise ValueError(f"cases {path}: must hold a JSON list of objects with an id")
+    return [_read(row) for row in rows]
+
+
+def _read(row: dict) -> Case | Skipped:
+    try:
+        return _case(row)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        return Skipped(id=str(row["id"]), rank_set=row.get("rank_set"), reason=reason)
+
+
+def _case(row: dict) -> Case:
+    told, model = row["layout"], row["model"]
+    seq = int(model["seq"])
+    transformer = _transformer(model)
+    batch = int(row["batch"]["sequences"])
+    devices = int(row["devices"])
+    stack = _stack(row)
+    layout, remat = _layout(told, batch, devices)
+    if layout.devices != devices:
+        raise ValueError(f"its axes multiply to {layout.devices}, it ran on {devices} devices: layout not fully given")
+    target = _target(row, layout, devices)
+    layout = default_dcn(layout, target)
+    if "one fewer layer" in str(model.get("note", "")) and layout.stage > 1:
+        stack = dataclasses.replace(stack, lighter_ends=1)
+    if layout.schedule == "zero-bubble":
+        stack = dataclasses.replace(stack, zero_bubble=_zero_bubble(str(told["schedule"])))
+    hardware = target.hardware
+    dtype = DTYPES[next((name for name in DTYPES if name in str(row.get("precision", "fp16"))), "fp16")]
+    if stack.name.startswith("xla"):
+        stack = assumptions_of(hardware, dtype)
+    one_layer = row.get("scope") == "single layer"
+    quantity = "layer_seconds" if one_layer else "step_seconds"
+    return Case(
+        id=str(row["id"]),
+        rank_set=row.get("rank_set"),
+        quantity=quantity,
+        measured_seconds=_seconds(row, transformer, batch, seq, devices, hardware.peak(dtype)),
+        measured_bubble=row.get("model_predicted_bubble_rate"),
+        oom=row.get("measured", {}).get("oom"),
+        transformer=transformer,
+        batch=batch,
+        seq=seq,
+        dtype=dtype,
+        layout=layout,
+        remat=remat,
+        target=target,
+        stack=stack,
+        causal_counted=row.get("measured", {}).get("flops_convention"),
+    )
+
+
+def _transformer(model: dict) -> Transformer:
+    """The model of a row; what is not said: as many key heads as heads, width of a head, GELU, `UNKNOWN_VOCAB`."""
+    heads = int(model["heads"])
+    return Transformer(
+        name=str(model.get("name", "published")),
+        layers=int(model["layers"]),
+        d_model=int(model["d_model"]),
+        heads=heads,
+        kv_heads=int(model.get("kv_heads") or heads),
+        head_dim=int(model.get("head_dim") or model["d_model"] // heads),
+        d_ff=int(model["d_ff"]),
+        vocab=int(model.get("vocab") or UNKNOWN_VOCAB),
+        mlp=str(model.get("mlp") or "gelu-2mat"),
+        experts=int(model.get("experts") or 0),
+        experts_per_token=int(model.get("experts_per_token") or 0),
+        # GPT ties its tables; the LLaMA shapes do not
+        tied_embeddings=str(model.get("mlp") or "gelu-2mat") == "gelu-2mat",
+    )
+
+
+def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
+    """(layout, recomputation policy) of a row."""
+    axes = {
+        "data": _count(told.get("dp")),
+        "fsdp": _count(told.get("fsdp")),
+        "tensor": _count(told.get("tp")),
+        "stage": _count(told.get("pp")),
+        "context": _count(told.get("cp")),
+        "expert": _count(told.get("ep")),
+    }
+    if math.prod(axes.values()) * devices == 0:
+        raise ValueError("an axis has size 0")
+    zero = _count(str(told.get("zero") or 0)[0])
+    if zero == 3 and axes["fsdp"] == 1:
+        axes["fsdp"], axes["data"] = axes["data"], 1
+    shards = axes["data"] * axes["fsdp"] * axes["expert"]
+    each = told.get("microbatch")
+    if told.get("per_device_batch"):
+        each = told["per_device_batch"] * devices / shards
+    method = str(told.get("method", ""))
+    if method.startswith("parax") or each is None:
+        # Alpa's microbatch is the whole mesh's
+        passes = max(1, round(batch / each)) if each else 1
+    else:
+        passes = int(told.get("num_microbatches") or max(1, round(batch / (shards * each))))
+    staged = axes["stage"] > 1
+    virtual = _count(told.get("vpp") or told.get("virtual_stages") or 1) if staged else 1
+    schedule = _schedule(str(told.get("schedule") or ""), virtual) if staged else None
+    recompute = str(told.get("recompute") or "none").lower()
+    remat = next((name for name in ("selective", "minimal", "full", "none") if name in recompute), None)
+    if remat is None:
+        remat = "full" if recompute.startswith(("yes", "true")) else "none"
+    layout = Layout(
+        **axes,
+        dcn=(("data", axes["data"]),) if told.get("dp_axis") == "DCN" else (),
+        zero=min(zero, 2),
+        remat="minimal" if remat == "selective" else remat,
+        accumulate=1 if staged else passes,
+        microbatches=passes if staged else 1,
+        schedule=schedule,
+        virtual_stages=virtual,
+        sequence_parallel=bool(told.get("sequence_parallel", told.get("dp_axis") == "DCN")),
+    )
+    return layout, remat
+
+
+def _count(value) -> int:
+    return 1 if value is None else int(value)
+
+
+def _schedule(text: str, virtual: int) -> str:
+    if text.lower().startswith("zb"):
+        return "zero-bubble"
+    if text.lower() == "gpipe":
+        return "gpipe"
+    return "circular" if virtual > 1 else "1f1b"
+
+
+def _zero_bubble(text: str) -> str:
+    """The name of `autotune.schedules` for a zero-bubble schedule as the papers write it."""
+    text = text.lower().replace("_", "-")
+    if "v" in text.removeprefix("zb"):
+        return "zero-bubble-v"
+    return "zero-bubble-2p" if "2" in text else "zero-bubble-1p"
+
+
+def _target(row: dict, layout: Layout, devices: int) -> Target:
+    """The machine: DGX-like nodes of 8 GPUs on one NVLink switch each, or the slices that the row names."""
+    told = row["hardware"]
+    name = str(told["name"]).lower()
+    chip = next((CHIPS[key] for key in sorted(CHIPS, key=len, reverse=True) if key in name), None)
+    if chip is None:
+        raise ValueError(f"hardware {told['name']!r} has no hardware file")
+    hardware = load_hardware(chip)
+    if hardware.platform == "cuda":
+        inner = min(devices, 72 if chip == "gb200" else GPUS_PER_NODE)
+        if devices % inner:
+            raise ValueError(f"{devices} GPUs are no whole number of nodes of {inner}")
+        return Target(name=f"{chip}:{devices // inner}x{inner}", hardware=hardware, shape=(inner,),
+                      groups=devices // inner, attached=False)  # fmt: skip
+    groups = layout.dcn_axes["data"]
+    chips = devices // groups // hardware.devices_per_chip
+    shape = re.match(r"[\dx]+", str(told.get("topology", "")))
+    sizes = tuple(int(size) for size in shape[0].split("x")) if shape else _torus(chips, hardware.torus_dimensions)
+    if math.prod(sizes) != chips:
+        sizes = _torus(chips, hardware.torus_dimensions)
+    text = "x".join(str(size) for size in sizes)
+    return Target(name=f"{chip}:{text}*{groups}", hardware=hardware, shape=sizes, groups=groups, attached=False)
+
+
+def _torus(chips: int, dimensions: int) -> tuple[int, ...]:
+    """The most cubic power-of-two shape of a slice, smallest first."""
+    sizes = [1] * dimensions
+    while math.prod(sizes) < chips:
+        sizes[sizes.index(min(sizes))] *= 2
+    if math.prod(sizes) != chips:
+        raise ValueError(f"a slice of {chips} chips has no shape that is known")
+    return tuple(sorted(sizes))
+
+
+def _stack(row: dict) -> Assumptions:
+    """Whose code ran: told by the kernel, method, schedule or source of the row."""
+    told = row["layout"]
+    source = " ".join(str(value) for value in row.get("source", {}).values()).lower()
+    if told.get("kernel") in stacks.BY_KERNEL:
+        return stacks.BY_KERNEL[told["kernel"]]
+    if str(told.get("method", "")).startswith("parax") or "alpa " in source:
+        return stacks.ALPA
+    if "tpu" in str(row["hardware"]["name"]).lower():
+        return assumptions_of(load_hardware("v5p"), "bfloat16")
+    if str(told.get("zero") or 0)[0] == "3":
+        return stacks.DEEPSPEED_ZERO3
+    if "zero bubble" in source or "2401.10241" in source:
+        return stacks.ZERO_BUBBLE
+    if "2104.04473" in source or "sc21" in source:
+        return stacks.MEGATRON_2021
+    return stacks.MEGATRON_2022
+
+
+def _seconds(
+    row: dict, transformer: Transformer, batch: int, seq: int, devices: int, peak: float
+) -> float | None:
+    """What was measured, in seconds; from FLOP rates by the convention the row names."""
+    measured = row.get("measured", {})
+    if measured.get("latency_ms") is not None:
+        return measured["latency_ms"] / 1e3
+    for place in (measured, row.get("derived") or {}):
+        if place.get("step_time_s") is not None:
+            return float(place["step_time_s"])
+    convention = str(measured.get("flops_convention", ""))
+    if measured.get("tflops_per_device") is not None:
+        flops = transformer.train_flops(batch, seq)
+        if "recompute" in convention:
+            h, layers = transformer.d_model, transformer.layers
+            flops = 96.0 * batch * seq * layers * h**2 * (1 + seq / (6 * h) + transformer.vocab / (16 * layers * h))
+        return flops / (measured["tflops_per_device"] * 1e12 * devices)
+    if measured.get("mfu") is not None:
+        return transformer.train_flops(batch, seq) / (measured["mfu"] * peak * devices)
+    return None

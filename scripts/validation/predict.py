@@ -1,0 +1,75 @@
+"""Our prediction of one published case."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from validation.cases import Case
+
+from autotune.price import Estimate, price_transformer
+from autotune.price_remat import POLICIES
+from autotune.table import LayoutTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """`seconds` of the case's quantity; `fits`: whether the memory of one device suffices.
+
+    `bubble`: share of the step that stages wait for each other. `source`: "priced" or "compiled".
+    """
+
+    seconds: float
+    bubble: float
+    peak_bytes: float
+    fits: bool
+    source: str
+    estimate: Estimate
+
+
+def compiled_prediction(case: Case) -> float | None:
+    """Step seconds from a saved compiled program of this case; None where there is none."""
+    return None
+
+
+def predict(case: Case) -> Predicted:
+    """The closed form's answer, or the compiled program's where one is at hand."""
+    table = LayoutTable.from_layouts([case.layout])
+    table = dataclasses.replace(table, remat=np.array([POLICIES.index(case.remat)]))
+    prices = price_transformer(
+        case.transformer, case.batch, case.seq, case.dtype, table, case.target, case.stack
+    )
+    found = prices.estimate(0)
+    seconds, source = found.step_seconds, "priced"
+    if case.quantity == "layer_seconds":
+        seconds = _layer_seconds(case, found)
+    compiled = compiled_prediction(case)
+    if compiled is not None:
+        seconds, source = compiled, "compiled"
+    bubble = found.terms["bubble"].seconds / found.step_seconds if "bubble" in found.terms else 0.0
+    return Predicted(
+        seconds=seconds,
+        bubble=bubble,
+        peak_bytes=found.peak_bytes,
+        fits=found.peak_bytes <= capacity_bytes(case),
+        source=source,
+        estimate=found,
+    )
+
+
+def capacity_bytes(case: Case) -> float:
+    """What one process can have: all of the device's memory under PyTorch; XLA sets its own limit."""
+    hardware = case.target.hardware
+    return hardware.capacity_bytes if case.stack.name.startswith("xla") else hardware.hbm_bytes
+
+
+OF_THE_STEP = ("matmul.logits", "loss", "optimizer", "accumulation", "bubble")
+"""Terms that are not a layer's."""
+
+
+def _layer_seconds(case: Case, found: Estimate) -> float:
+    """One layer, forward and backward, of one microbatch."""
+    parts = {name: term.seconds for name, term in found.terms.items() if name not in OF_THE_STEP}
+    passes = case.layout.accumulate * case.layout.microbatches
+    return sum(parts.values()) / passes / case.transformer.layers * case.layout.stage

@@ -1,0 +1,191 @@
+"""The training stacks of published measurements, as assumptions of the closed form. Every value with its source.
+
+Bytes of traffic are counted from the kernels that each code base runs (r: read, w: written, per 2-byte element).
+Sources: Megatron-LM megatron/model/transformer.py and fused_kernels (2021 to 2023); Korthikanti et al. 2022 (arXiv
+2205.05198) for saved activations; Aleph-Alpha/scaling (the code of the layout sweep, src/scaling/core/nn); Alpa
+(OSDI 2022). Nothing here is fitted to the rows that are judged by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from autotune.price_assumptions import XLA_GPU, Assumptions, Saved, State, Traffic
+
+A100_BYTES_IN_USE = 1.0e9
+"""CUDA context, cuBLAS workspace and NCCL buffers of a PyTorch process on an A100: about 0.5 GB and 4 MB a channel and
+peer (NCCL_BUFFSIZE); taken as 1 GB."""
+
+MEGATRON_TRAFFIC = Traffic(
+    # two LayerNorms r2 w2; two bias-dropout-adds r2 r2 w2 and a 1-byte mask
+    # backward: LayerNorm r2 r2 w2 and r4 for its own weights; dropout r2 r1 w2; residual sums r4 w2; bias sums r2
+    stream=(22.0, 46.0),
+    # bias r2 w2, split into contiguous q, k, v r2 w2, and the context's transposition (a third of the elements) r2 w2
+    heads=(9.3, 8.0),
+    hidden=(4.0, 8.0),  # bias-GELU r2 w2; backward r2 r2 w2, bias sum r2
+    gate=(0.0, 0.0),
+    scores=(9.0, 11.0),  # fused softmax r2 w2, dropout r2 w2 w1; backward r2 r1 w2 and r2 r2 w2
+    # to float32 r2 w4, maximum r4, subtract r4 w4, exponential r4 w4, sum r4, divide r4 w4; backward r4 w4, to half r4 w2
+    logits=(38.0, 14.0),
+    kernels=(14.0, 20.0),
+)
+
+MEGATRON_SAVED = Saved(
+    # Korthikanti et al., section 4.1: s b h (10 + 24/t + 5 a s / (h t)), of which 2 are the layer's input
+    stream=4.0, whole=4.0, heads=2.0, context=2.0, hidden=2.0, gate=0.0, scores=5.0,
+    logits=14.0,  # half, float32, softmax in place of it, and the gradient in float32 before it is halved
+    statistics=0.0,
+)  # fmt: skip
+
+MEGATRON_2021 = Assumptions(
+    name="megatron-2021",
+    flash=False,
+    flash_efficiency=(1.0, 1.0),
+    skips_masked=False,
+    fused_qkv=True,
+    gathers_logits=False,
+    traffic=MEGATRON_TRAFFIC,
+    saved=MEGATRON_SAVED,
+    state=State(
+        weights=2.0, gradients=2.0, optimizer=12.0, compute=2.0, reduced=2.0,
+        update_traffic=40.0,  # gradient r2 w4, norm r4, master and moments r12 w12, master to half r4 w2
+        casts=False,
+        accumulate_traffic=6.0,  # autograd adds the new half gradient to the old: r2 r2 w2
+    ),
+    hidden_share={},
+    transfer_hidden=0.0,
+    gradients_per_pass=False,
+    head_everywhere=False,
+    lighter_ends=0,
+    scatter_transfers=True,  # Narayanan et al. 2021, section 4.1
+    gathers_again=True,
+    keeps_gathered=False,
+    reruns_unread=True,
+    shards_zero_weights=False,
+    zero1_scatters=True,
+    gradients_from_start=True,
+    regather_hidden=1.0,  # Korthikanti et al., section 4.2.2: overlapped with the gradient of the weights
+    zero_bubble="zero-bubble-1p",
+    fixed_bytes=A100_BYTES_IN_USE,
+    allocator=1.0,
+)  # fmt: skip
+
+MEGATRON_2022 = dataclasses.replace(
+    MEGATRON_2021,
+    name="megatron-2022",
+    # weight gradients are added into float32 buffers by the matmul's epilogue (gradient_accumulation_fusion): r4 w4
+    state=dataclasses.replace(MEGATRON_2021.state, gradients=4.0, reduced=4.0, accumulate_traffic=8.0),
+)
+
+ZERO_BUBBLE = dataclasses.replace(
+    MEGATRON_2022, name="megatron-zero-bubble", lighter_ends=0, scatter_transfers=False
+)
+
+DEEPSPEED_ZERO3 = dataclasses.replace(
+    MEGATRON_2021,
+    name="deepspeed-zero3",
+    hidden_share={"fsdp": 1.0},  # overlap_comm and prefetching are on by default
+    gradients_per_pass=True,
+)
+
+ALEPH_RMS = Assumptions(
+    name="aleph-flash2-rms",
+    flash=True,
+    # FlashAttention-2 on A100, causal, head dim 128, 2k tokens: 62 and 56 % of 312 TFLOP/s (Dao 2023, figures 5 and 6)
+    flash_efficiency=(0.60, 0.52),
+    skips_masked=True,
+    fused_qkv=True,
+    gathers_logits=True,  # ColumnParallelLinear of TransformerLMHead gathers its output; the loss is not parallel
+    traffic=Traffic(
+        # RMS kernel r2 w2 twice, two residual additions r4 w2; backward r4 w2 r4 twice, sums r4 w2 three times
+        stream=(20.0, 38.0),
+        # rotary in plain PyTorch: q cos r2 w2, rotate r3 w3, sin r2 w2, add r4 w2 on two thirds; copies r2 w2
+        heads=(17.0, 21.0),
+        hidden=(4.0, 6.0),  # silu r2 w2
+        gate=(6.0, 12.0),  # product r4 w2; backward two products
+        scores=(0.0, 0.0),
+        # float32 copy r2 w4, log-softmax r8 w4, argmax r4; backward w4, r12 w4, to bfloat16 r4 w2
+        logits=(22.0, 26.0),
+        kernels=(24.0, 40.0),
+    ),
+    saved=Saved(
+        stream=2.0,  # the residual between the blocks
+        whole=4.0,
+        heads=3.3,  # the fused projection stays for its values (6), rotated queries and keys (4): 10 of 3
+        context=4.0,  # the kernel's output and its transposed copy
+        hidden=2.0, gate=2.0,  # silu's output and the product
+        scores=0.0,
+        logits=18.0,  # bfloat16, gathered copy, float32, log-softmax, gradients in float32 (two) and bfloat16
+        statistics=4.0,
+    ),
+    state=State(
+        weights=2.0, gradients=2.0, optimizer=12.0, compute=2.0,
+        reduced=4.0,  # all-reduced in float32 (optimizer/allreduce.py)
+        update_traffic=40.0, casts=False, accumulate_traffic=6.0,
+    ),
+    hidden_share={},
+    transfer_hidden=0.0,
+    gradients_per_pass=False,
+    head_everywhere=False,
+    lighter_ends=0,
+    scatter_transfers=False,
+    gathers_again=False,
+    keeps_gathered=False,
+    reruns_unread=True,
+    shards_zero_weights=False,
+    zero1_scatters=False,  # all-reduce, then each rank keeps its part (optimizer/optimizer.py)
+    gradients_from_start=True,
+    regather_hidden=0.0,
+    zero_bubble="zero-bubble-1p",
+    fixed_bytes=A100_BYTES_IN_USE,
+    allocator=1.0,
+)  # fmt: skip
+
+ALEPH_FLASH2 = dataclasses.replace(
+    ALEPH_RMS,
+    name="aleph-flash2",
+    # RMSNorm in plain PyTorch (nn/norm/rms_norm.py): square r2 w2, mean r2, scale r2 w2, to float32 and back r2 w4 r4 w2,
+    # weight r2 w2: 24 a norm; backward about twice
+    traffic=dataclasses.replace(ALEPH_RMS.traffic, stream=(60.0, 118.0), kernels=(36.0, 64.0)),
+    saved=dataclasses.replace(ALEPH_RMS.saved, stream=6.0),  # each norm keeps its scaled input besides
+)
+
+ALEPH_FLASH1 = dataclasses.replace(
+    ALEPH_FLASH2,
+    name="aleph-flash1",
+    # FlashAttention 1 on A100, causal, head dim 128, 2k tokens: 35 and 30 % (Dao 2023, figures 5 and 6)
+    flash_efficiency=(0.35, 0.30),
+)
+
+ALEPH_FUSED = dataclasses.replace(
+    ALEPH_FLASH2,
+    name="aleph-fused-softmax",
+    flash=False,
+    skips_masked=False,
+    traffic=dataclasses.replace(ALEPH_FLASH2.traffic, scores=MEGATRON_TRAFFIC.scores),
+    saved=dataclasses.replace(ALEPH_FLASH2.saved, context=2.0, scores=5.0, statistics=0.0),
+)
+
+ALEPH_TORCH = dataclasses.replace(
+    ALEPH_FUSED,
+    name="aleph-torch",
+    # mask r2 w2 r1, softmax r2 w2, dropout r2 w2 w1, each its own kernel; backward r2 r1 w2, r4 w2, r2 w2 r1
+    traffic=dataclasses.replace(ALEPH_FUSED.traffic, scores=(14.0, 16.0)),
+)
+
+ALPA = dataclasses.replace(
+    XLA_GPU,
+    name="alpa",
+    flash=False,
+    # XLA of 2021 has no asynchronous collectives
+    hidden_share={},
+)
+
+BY_KERNEL = {
+    "flash_attention2 + RMS kernel": ALEPH_RMS,
+    "flash_attention2": ALEPH_FLASH2,
+    "flash_attentionv1.0.8": ALEPH_FLASH1,
+    "fused": ALEPH_FUSED,
+    "torch": ALEPH_TORCH,
+}
+"""Attention kernels by the names of the layout sweep."""
