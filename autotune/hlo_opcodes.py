@@ -11,7 +11,7 @@ KNOWN = frozenset(
     "ceil cholesky clamp clz compare complex concatenate convert convolution copy cosine count-leading-zeros "
     "custom-call divide dot dynamic-reshape dynamic-slice dynamic-update-slice erf exponential exponential-minus- "
     "one fft floor fusion gather get-dimension-size imag iota is-finite log log-plus-one logistic map maximum "
-    "minimum multiply negate not or pad popcnt power ragged-dot real reduce reduce-precision reduce-window "
+    "minimum multiply negate not or pad popcnt power real reduce reduce-precision reduce-window "
     "remainder reshape reverse rng rng-bit-generator round-nearest-afz round-nearest-even rsqrt scan scatter "
     "select select-and-scatter set-dimension-size shift-left shift-right-arithmetic shift-right-logical sign sine "
     "slice sort sqrt stochastic-convert subtract tan tanh topk transpose triangular-solve xor".split()
