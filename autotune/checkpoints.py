@@ -56,7 +56,8 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 3) -> None:
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, about: Mapping[str, Any]) -> None:
         """Begin to save the state after `step` steps; returns before it is on disk."""
@@ -70,7 +71,7 @@ class Checkpoints:
             return
         notes = self.folder / VERIFIED
         notes.mkdir(exist_ok=True)
-        steps = set(self._manager.all_steps(read=True))
+        steps = set(self.steps())
         for note in notes.glob("*.json"):
             if int(note.stem) not in steps:
                 note.unlink()
@@ -89,7 +90,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Finished checkpoints, newest first."""
-        return sorted(self._manager.all_steps(read=True), reverse=True)
+        self._manager.reload()  # without it, one that is still being written is listed too
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def restore(self, wanted: Any) -> Restored | None:
         """The newest good checkpoint in the shapes and shardings of `wanted`; None when there is none at all.
