@@ -8,7 +8,7 @@ from hlo_fixtures import NAMES, NO_MEMORY, fixture
 
 from autotune.hlo import read_program
 from autotune.hlo_versions import CHECKED_VERSIONS, unchecked
-from autotune.program import Compute, CopyStart, Done, Loop, Start, walk
+from autotune.program import Compute, CopyStart, Done, Loop, Start, by_collective, by_kernel, walk
 
 FULL = [name for name in NAMES if "remat=full" in fixture(name).compilation.layout]
 KEPT = [name for name in NAMES if name not in FULL]
@@ -268,3 +268,17 @@ def test_the_versions_said_to_be_checked_are_those_of_the_fixtures():
     assert {package: set(checked) for package, checked in CHECKED_VERSIONS.items()}.items() <= found.items()
     assert all(unchecked(fixture(name).compilation.versions) == () for name in NAMES)
     assert unchecked({"jaxlib": "0.9.0"}) and not unchecked({"numpy": "1.0"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_totals_by_class_add_up_to_the_program(name):
+    program = fixture(name).program
+    work = by_kernel(program)
+    assert sum(total.flops for total in work.values()) == pytest.approx(program.flops(), rel=1e-12)
+    copied = sum(
+        trips * op.copy.bytes for op, trips in walk(program.instructions)
+        if isinstance(op, CopyStart) and "hbm" in (op.copy.from_memory, op.copy.to_memory)
+    )  # fmt: skip
+    assert sum(total.bytes for total in work.values()) + copied == pytest.approx(program.hbm_bytes(), rel=1e-12)
+    started = [(op, trips) for op, trips in walk(program.instructions) if isinstance(op, Start)]
+    assert sum(total.count for total in by_collective(program).values()) == sum(trips for _, trips in started)
