@@ -21,6 +21,8 @@ Tree = Any
 """A value's buffers: a number for an array, a list of Trees for a tuple."""
 
 HOST_SPACE = 5
+NAMING = ("get-tuple-element", "tuple", "bitcast")
+"""Give a value another name and read nothing."""
 ALIASES = ("bitcast", "opt-barrier", "optimization-barrier", "domain", "add-dependency", "async-update")
 MOVEMENT = set(
     "parameter constant tuple get-tuple-element bitcast reshape transpose copy copy-start copy-done convert slice "
@@ -29,9 +31,16 @@ MOVEMENT = set(
 )
 """Opcodes that only move or cast an array ("add" of an index, and fusions of the others, beside them)."""
 
+UPDATES = ("dynamic-update-slice", "scatter")
+ELEMENTWISE = ("all-reduce", "add", "multiply", "subtract", "select", "maximum", "convert")
+MOVES_ELEMENTS = set(
+    "transpose copy broadcast reduce reduce-window dot convolution slice dynamic-slice gather concatenate pad reverse "
+    "sort iota constant custom-call".split()
+)
+"""What puts elements elsewhere: a result behind one of these cannot be written over what lies before it."""
+
 _ALIASED = re.compile(r"\{([\d, ]*)\}: \((\d+), \{([\d, ]*)\}")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([\d,]*)(?::((?:T\([\d,]+\)|\([\d,]+\))*)(.*))?\})?")
-_ELEMENTWISE = ("kind=kLoop", "kind=kInput")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,6 +99,7 @@ class _Walk:
         self.moments: list[Op] = []
         self.reuses: list[tuple[int, int, int]] = []
         self.moving: dict[str, bool] = {}
+        self.fused: dict[str, list[list[int]]] = {}
 
     def run(self) -> Liveness:
         entry = self.module.computations[self.module.entry]
@@ -177,8 +187,9 @@ class _Walk:
             now = len(self.moments)
             self.moments.append(op)
             operands = [values[name] for name in op.operands if name in values]
-            for leaf in _leaves(operands):
-                self.touch(leaf, now)
+            if op.opcode not in NAMING:
+                for leaf in _leaves(operands):
+                    self.touch(leaf, now)
             values[op.name] = self.value(op, operands, given, now)
         return values[computation.root.name]
 
@@ -218,40 +229,27 @@ class _Walk:
             for output, operand, inside in _ALIASED.findall(op.attributes[declared:].split("}}")[0] + "}"):
                 self.union_trees(_at(operands[int(operand)], inside), _at(result, output))
             return result
-        leaves = [leaf for leaf in _leaves(result)]
+        leaves = _leaves(result)
         self.note_copies(op, operands, leaves)
-        written = self.updated(op)
-        for position, leaf in enumerate(leaves):
-            if written and written[min(position, len(written) - 1)] is not None:
-                targets = _leaves(operands[written[min(position, len(written) - 1)] or 0])
-            elif op.opcode in ("all-reduce", "add", "multiply", "subtract", "select", "maximum", "convert") or (
-                op.opcode == "fusion" and any(kind in op.attributes for kind in _ELEMENTWISE)
-            ):
-                targets = _leaves(operands)
-            else:
-                continue
-            self.reuses += [(now, leaf, target) for target in targets]
+        for leaf, positions in zip(leaves, self.overwrites(op, len(leaves)), strict=False):
+            for position in positions:
+                self.reuses += [(now, leaf, target) for target in _leaves(operands[position])]
         return result
 
-    def updated(self, op: Op) -> list[int | None]:
-        """Of each result, the operand that it updates in place; [] where it does not."""
-        if op.opcode in ("dynamic-update-slice", "scatter"):
-            return [0]
-        callee = op.callee("calls") if op.opcode == "fusion" else None
-        computation = self.module.computations.get(callee or "")
-        if computation is None:
+    def overwrites(self, op: Op, results: int) -> list[list[int]]:
+        """Of each result, the operands that it may be written over, should they die there."""
+        if op.opcode in UPDATES:
+            return [[0]]
+        if op.opcode in ELEMENTWISE:
+            return [list(range(len(op.operands)))] * results
+        computation = self.module.computations.get(op.callee("calls") or "") if op.opcode == "fusion" else None
+        if computation is None or "kind=kOutput" in op.attributes:  # a matmul's result is never seen over an operand
             return []
-        root = computation.root
-        roots = [computation.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        found: list[int | None] = []
-        for one in roots:
-            while one.opcode in ("bitcast", "copy", "convert") and one.operands:
-                one = computation.by_name[one.operands[0]]
-            target = computation.by_name[one.operands[0]] if one.opcode in ("dynamic-update-slice", "scatter") else None
-            while target is not None and target.opcode in ("bitcast", "copy", "convert", "fusion") and target.operands:
-                target = computation.by_name[target.operands[0]]
-            found.append(int(target.arguments) if target is not None and target.opcode == "parameter" else None)
-        return found if any(one is not None for one in found) else []
+        if computation.name not in self.fused:
+            root = computation.root
+            roots = [computation.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+            self.fused[computation.name] = [sorted(_in_place(computation, one)) for one in roots]
+        return self.fused[computation.name]
 
     def note_copies(self, op: Op, operands: list[Tree], leaves: list[int]) -> None:
         """A result that only moves its largest operand is a copy of what that is a copy of."""
@@ -322,6 +320,21 @@ class _Walk:
         if op.opcode == "all-reduce-done" or not isinstance(begun, list):
             return begun if begun is not None else self.fresh(op.type, op)
         return begun[1]
+
+
+def _in_place(computation: Computation, result: Op) -> set[int]:
+    """The parameters of a fusion whose elements a result has in the same places: updates, and element-wise paths."""
+    found, seen, waiting = set(), set(), [result]
+    while waiting:
+        op = waiting.pop()
+        if op.name in seen or op.opcode in MOVES_ELEMENTS:
+            continue
+        seen.add(op.name)
+        if op.opcode == "parameter":
+            found.add(int(op.arguments))
+        names = op.operands[:1] if op.opcode in UPDATES else op.operands
+        waiting += [computation.by_name[name] for name in names if name in computation.by_name]
+    return found
 
 
 def _leaves(tree: Tree) -> list[int]:
