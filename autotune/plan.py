@@ -11,6 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,12 @@ class Plan:
         from autotune.plan_apply import jit
 
         return jit(self, step, mesh, options)
+
+    def use(self, mesh: Any = None) -> AbstractContextManager[Any]:
+        """A context with the plan's mesh set (`jax.set_mesh`) and its rules for Flax's logical axes; gives the mesh."""
+        from autotune.plan_apply import use
+
+        return use(self, mesh)
 
     def machine(self) -> Target:
         """The target it was made for."""

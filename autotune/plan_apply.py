@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,9 +53,11 @@ def shardings(plan: Plan, tree: Any, on: Mesh | None) -> Any:
 
     def place(path: str, leaf: Any) -> NamedSharding:
         assert plan.partition is not None
-        known = plan.partition.find(path, tuple(leaf.shape))
+        known = plan.partition.find(path, np.shape(leaf))
         if known is None:
-            raise ValueError(f"plan: {path} {list(leaf.shape)} is no array of {plan.workload}, for which it was made")
+            raise ValueError(
+                f"plan: {path} {list(np.shape(leaf))} is no array of {plan.workload}, for which it was made"
+            )
         return NamedSharding(on, partition_spec(plan.partition, known, plan.layout))
 
     return map_leaves(place, tree)
@@ -68,11 +70,11 @@ def batch_shardings(plan: Plan, batch: Any, on: Mesh | None) -> Any:
 
     def place(path: str, leaf: Any) -> NamedSharding:
         known = plan.partition.batch.get(path) if plan.partition else None
-        if plan.partition is not None and known is not None and len(known.shape) == len(leaf.shape):
-            here = Leaf(names=known.names, shape=tuple(leaf.shape), role="batch", guessed=False)
+        if plan.partition is not None and known is not None and len(known.shape) == np.ndim(leaf):
+            here = Leaf(names=known.names, shape=np.shape(leaf), role="batch", guessed=False)
             return NamedSharding(on, partition_spec(plan.partition, here, plan.layout))
         cut = tuple(own.get(axis, axis) for axis in BATCH_AXES if plan.layout.axes[axis] > 1)
-        return NamedSharding(on, PartitionSpec(cut or None) if leaf.shape else PartitionSpec())
+        return NamedSharding(on, PartitionSpec(cut or None) if np.ndim(leaf) else PartitionSpec())
 
     return map_leaves(place, batch)
 
@@ -82,12 +84,45 @@ def jit(plan: Plan, step: Callable[..., Any], on: Mesh | None, options: dict[str
     on = on if on is not None else mesh(plan)
     platform = on.devices.flat[0].platform
     chosen = compiler_options(plan.layout, "cuda" if platform == "gpu" else platform)
-    compiled = jax.jit(step, compiler_options=chosen or None, **options)
-    rules = flax_rules(plan.partition, plan.layout) if plan.partition else ()
+    programs: dict[Any, Callable[..., Any]] = {}
 
     @functools.wraps(step)
     def call(*arguments: Any, **named: Any) -> Any:
-        with jax.set_mesh(on), logical_axis_rules(rules) if rules else contextlib.nullcontext():
-            return compiled(*arguments, **named)
+        with use(plan, on):
+            kind = jax.tree.structure((arguments, named))
+            if kind not in programs:
+                given = {"out_shardings": returned(step, arguments, named), **options}
+                programs[kind] = jax.jit(step, compiler_options=chosen or None, **given)
+            return programs[kind](*arguments, **named)
 
     return call
+
+
+def returned(step: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Shardings of what a step returns: a part built like one of its arguments stays where that one was.
+
+    Left to itself the compiler gives a new state back as it came about: under ZeRO the parameters would come back cut
+    like the optimizer's state, and the next step would be another program.
+    """
+    places = {}
+    for argument in (*arguments, *named.values()):
+        if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(argument)):
+            shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), argument)
+            places[str(shapes)] = jax.tree.map(lambda leaf: leaf.sharding, argument)
+
+    def place(part: Any) -> Any:
+        return places.get(str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), part)))
+
+    result = jax.eval_shape(step, *arguments, **named)
+    if type(result) is tuple and place(result) is None:
+        return tuple(place(part) for part in result)
+    return place(result)
+
+
+@contextlib.contextmanager
+def use(plan: Plan, on: Mesh | None) -> Iterator[Mesh]:
+    """The plan's mesh and the meaning of its logical axes, set."""
+    on = on if on is not None else mesh(plan)
+    rules = flax_rules(plan.partition, plan.layout) if plan.partition else ()
+    with jax.set_mesh(on), logical_axis_rules(rules) if rules else contextlib.nullcontext():
+        yield on

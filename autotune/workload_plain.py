@@ -93,7 +93,8 @@ def plain_fields(
         "seq": seq,
         "dtype": traced.dtype or "float32",
         "axes": partition.axes(),
-        "fixed": FIXED,
+        # What changes NNX objects in place cannot be told where to leave them: ZeRO's parameters would drift.
+        "fixed": FIXED | ({"zero": "0"} if adapted.in_place else {}),
         "fingerprint": fingerprint(closed, adapted, partition),
         "guesses": (*guesses, *traced.notes),
         "traced": traced,

@@ -24,12 +24,14 @@ from autotune.workload_leaves import map_leaves, path_of
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapted:
     """The user's step in our shape. `function(state, batch) -> (state, metrics)` is pure; `state` and `batch` are trees
-    of `jax.ShapeDtypeStruct`; `initialise()` makes a real state, None when the user gave only shapes."""
+    of `jax.ShapeDtypeStruct`; `initialise()` makes a real state, None when the user gave only shapes. `in_place`: the
+    user's own step changes NNX objects."""
 
     function: Callable[[Any, Any], tuple[Any, Any]]
     state: Any
     batch: Any
     initialise: Callable[[], Any] | None
+    in_place: bool
 
 
 def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> Adapted:
@@ -59,7 +61,8 @@ def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> A
     if pure.graph is not None:
         call = _ObjectStep(step=step, graph=pure.graph, spread=spread)
     initialise = _Initialise(make=pure.make) if pure.make is not None else None
-    return Adapted(function=call, state=tree, batch=batch, initialise=initialise)
+    in_place = pure.graph is not None
+    return Adapted(function=call, state=tree, batch=batch, initialise=initialise, in_place=in_place)
 
 
 class _PureState:
