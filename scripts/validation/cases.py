@@ -268,9 +268,7 @@ def _stack(row: dict) -> Assumptions:
     return stacks.MEGATRON_2022
 
 
-def _seconds(
-    row: dict, transformer: Transformer, batch: int, seq: int, devices: int, peak: float
-) -> float | None:
+def _seconds(row: dict, transformer: Transformer, batch: int, seq: int, devices: int, peak: float) -> float | None:
     """What was measured, in seconds; from FLOP rates by the convention the row names."""
     measured = row.get("measured", {})
     if measured.get("latency_ms") is not None:

@@ -37,9 +37,7 @@ def predict(case: Case) -> Predicted:
     """The closed form's answer, or the compiled program's where one is at hand."""
     table = LayoutTable.from_layouts([case.layout])
     table = dataclasses.replace(table, remat=np.array([POLICIES.index(case.remat)]))
-    prices = price_transformer(
-        case.transformer, case.batch, case.seq, case.dtype, table, case.target, case.stack
-    )
+    prices = price_transformer(case.transformer, case.batch, case.seq, case.dtype, table, case.target, case.stack)
     found = prices.estimate(0)
     seconds, source = found.step_seconds, "priced"
     if case.quantity == "layer_seconds":

@@ -77,9 +77,7 @@ MEGATRON_2022 = dataclasses.replace(
     state=dataclasses.replace(MEGATRON_2021.state, gradients=4.0, reduced=4.0, accumulate_traffic=8.0),
 )
 
-ZERO_BUBBLE = dataclasses.replace(
-    MEGATRON_2022, name="megatron-zero-bubble", lighter_ends=0, scatter_transfers=False
-)
+ZERO_BUBBLE = dataclasses.replace(MEGATRON_2022, name="megatron-zero-bubble", lighter_ends=0, scatter_transfers=False)
 
 DEEPSPEED_ZERO3 = dataclasses.replace(
     MEGATRON_2021,

@@ -1,0 +1,113 @@
+"""Ours beside the published measurements: `python scripts/validate.py --cases FILE... [--json]`.
+
+Prints every row, worst first, with the score of each published set. Exit 1 when a set is over its thresholds; a row
+that cannot be predicted is listed with its reason. Without --cases: all sets in tests/data/published.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from validation.cases import read_cases  # noqa: E402
+from validation.score import Row, Score, row_of, score  # noqa: E402
+
+DATA = Path(__file__).parents[1] / "tests" / "data" / "published"
+SETS = (
+    "korthikanti2022", "megatron_sc21", "zero_bubble", "aleph_alpha_13b_64gpu", "alpa_osdi22_2_4_gpu", "maxtext_tpu",
+)  # fmt: skip
+
+THRESHOLDS: dict[str, dict[str, float]] = {
+    "kort-t5": {"mean_error": 0.05},
+    "sc21-t1": {"mean_error": 0.08},
+    "zb": {"mean_error": 0.08, "bubble_error": 0.03, "order_wrong": 0},
+    "aleph": {"spearman": 0.8, "regret": 0.05, "oom_right": 0.95},
+}
+"""Group -> what its score must reach: at least for `spearman` and `oom_right`, at most for the others."""
+
+AT_LEAST = ("spearman", "oom_right")
+
+
+def misses(found: Score) -> list[str]:
+    """The thresholds that a score does not meet, each in words."""
+    told = []
+    for name, limit in THRESHOLDS.get(found.group, {}).items():
+        value = getattr(found, name)
+        if value is not None and (value < limit if name in AT_LEAST else value > limit):
+            told.append(f"{found.group}: {name} {value:.3g}, {'at least' if name in AT_LEAST else 'at most'} {limit:g}")
+    return told
+
+
+def lines(rows: list[Row], scores: list[Score]) -> list[str]:
+    """The report: rows worst first, then one line a set."""
+    told = [f"{'case':44}{'measured s':>11}{'ours s':>11}{'error':>8}  {'memory':12}{'ours GiB':>9}"]
+    ranked = sorted(rows, key=lambda row: (row.skipped is not None, row.error is None, -abs(row.error or 0.0), row.id))
+    for row in ranked:
+        if row.skipped is not None:
+            told.append(f"{row.id:44}skipped: {row.skipped}")
+            continue
+        measured = f"{row.measured:11.4g}" if row.measured is not None else f"{'-':>11}"
+        error = f"{100 * row.error:+7.1f}%" if row.error is not None else f"{'-':>8}"
+        verdict = "-"
+        if row.oom_measured is not None:
+            verdict = (
+                "agrees"
+                if row.oom_measured == row.oom_predicted
+                else "ours: too large"
+                if row.oom_predicted
+                else "ours: fits"
+            )  # noqa: E501
+        peak = (row.peak_bytes_predicted or 0.0) / 2**30
+        told.append(f"{row.id:44}{measured}{row.predicted:11.4g}{error}  {verdict:12}{peak:9.1f}")
+    told.append("")
+    told.append(
+        f"{'set':14}{'rows':>5}{'|error|':>9}{'bias':>8}{'rank':>7}{'regret':>8}{'memory':>8}{'bubble':>8}{'order':>7}"
+    )
+    for found in scores:
+        figures = [
+            _percent(found.mean_error, 9), _percent(found.bias, 8, sign=True),
+            f"{found.spearman:7.2f}" if found.spearman is not None else f"{'-':>7}", _percent(found.regret, 8),
+            _percent(found.oom_right, 8), _percent(found.bubble_error, 8),
+            f"{found.order_wrong:7d}" if found.order_wrong is not None else f"{'-':>7}",
+        ]  # fmt: skip
+        told.append(f"{found.group:14}{found.rows:5}{''.join(figures)}")
+    return told
+
+
+def _percent(value: float | None, width: int, *, sign: bool = False) -> str:
+    if value is None:
+        return f"{'-':>{width}}"
+    return f"{100 * value:{'+' if sign else ''}{width - 1}.1f}%"
+
+
+@click.command()
+@click.option("--cases", "files", type=click.Path(path_type=Path), multiple=True, help="Files of published rows.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list of rows.")
+@click.argument("more", nargs=-1, type=click.Path(path_type=Path))
+def main(files: tuple[Path, ...], as_json: bool, more: tuple[Path, ...]) -> None:
+    """Predict published measurements and compare."""
+    chosen = [*files, *more] or [DATA / f"{name}.json" for name in SETS]
+    try:
+        rows = [row_of(case) for path in chosen for case in read_cases(path)]
+    except ValueError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    groups = dict.fromkeys(row.group for row in rows)
+    scores = [score(group, [row for row in rows if row.group == group]) for group in groups]
+    missed = [miss for found in scores for miss in misses(found)]
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in rows], indent=1))
+    else:
+        click.echo("\n".join(lines(rows, scores)))
+    for miss in missed:
+        click.echo(f"over its threshold: {miss}", err=True)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
