@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -110,7 +111,7 @@ def _price(workload: Workload, target: Target, table: LayoutTable, hardware: Har
 def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iterator[tuple[Layout, Estimate, str]]:
     """Single changes to a layout that does not fit, or to its job, each taken as far as it needs to go to fit.
 
-    More recomputation, smaller pieces of the batch, a smaller batch, shorter sequences, a larger machine.
+    More recomputation, smaller pieces of the batch, a smaller batch, shorter sequences, more devices.
     """
     transformer = workload.transformer
     if transformer is None:
@@ -149,11 +150,6 @@ def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iter
             (f"sequence {workload.seq} -> {workload.seq // by}", _resized(workload, workload.sequences, workload.seq // by), target, layout)  # noqa: E501
             for by in (2, 4, 8, 16, 32, 64) if workload.seq % by == 0
         ),
-        (
-            (f"{times} x the devices (fsdp={layout.fsdp * times})", workload, _larger(target, times),
-             dataclasses.replace(layout, fsdp=layout.fsdp * times, dcn=()))
-            for times in (2, 4, 8, 16, 32, 64)
-        ),
     ]  # fmt: skip
     for attempt in attempts:
         for words, changed, on, other in attempt:
@@ -161,6 +157,12 @@ def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iter
             if found is not None:
                 yield found
                 break
+    state = sum(base.memory.get(name, 0.0) for name in ("parameters", "gradients", "optimizer_state"))
+    whole = state * layout.fsdp * layout.tensor * layout.stage * layout.expert
+    least = math.ceil(whole / target.hardware.capacity_bytes)
+    if least > target.devices:
+        words = "parameters, gradients and optimizer state alone are"
+        yield layout, base, f"{least} devices of this kind or more: {words} {whole / 2**30:,.0f} GiB in all (priced)"
 
 
 def _one(workload: Workload, target: Target, layout: Layout) -> Estimate:
@@ -171,10 +173,3 @@ def _resized(workload: Workload, sequences: int, seq: int) -> Workload:
     """The same step on another batch, to be priced only: its `build` still makes the old one."""
     fields = {name: getattr(workload, name) for name in workload.__slots__}
     return Workload.of(**fields | {"sequences": sequences, "seq": seq})
-
-
-def _larger(target: Target, times: int) -> Target:
-    """The same chips, `times` as many along the first dimension of each domain."""
-    return dataclasses.replace(
-        target, name=f"{times} x {target.name}", shape=(target.shape[0] * times, *target.shape[1:])
-    )

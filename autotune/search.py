@@ -114,21 +114,31 @@ def search(
 ) -> Report:
     """`tune` with every option; see there."""
     clock = _Clock()
+    wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
+    if wanted and not target.measurable:
+        raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
     table, listed = _space(workload, target, axes, layouts, fix)
     space = price_space(workload, target, table, listed)
     clock.lap("pricing")
+    if not space.legal.any():
+        raise ValueError(_nothing_legal(workload, target, space))
     outcomes = _Outcomes(evidence={}, failures={}, measurements={}, run_failures={})
     busy = _Busy(on_event)
     _compile(space, workload, target, compile_count, jobs, timeout_seconds, retry, store, executor, busy, outcomes)
     clock.lap("compiling and reading")
     clock.laps["compilers running"] = busy.seconds
-    wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
-    if wanted and not target.measurable:
-        raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
     if wanted:
         _measure(workload, target, wanted, store, outcomes)
         clock.lap("measuring")
     return _report(workload, target, space, outcomes, clock.laps)
+
+
+def _nothing_legal(workload: Workload, target: Target, space: PricedSpace) -> str:
+    """One line: the rule that most layouts break, and what one of them says."""
+    rules, counts = np.unique(space.broken, return_counts=True)
+    row = int(np.flatnonzero(space.broken == rules[np.argmax(counts)])[0])
+    every = f"none of {len(space.table)} layouts is legal; e.g. " if len(space.table) > 1 else ""
+    return f"{workload.name} on {target.name}: {every}{space.layout(row)}: {space.why_illegal(row)}"
 
 
 class _Clock:
