@@ -140,8 +140,9 @@ def _verdict(report: Report) -> Text:
     )
     if report.kept_out:
         lines.append(
-            f"what keeps better layouts out: {report.kept_out.constraint}; without it {report.kept_out.layout} "
-            f"would be {100 * report.kept_out.gain:.1f} % faster"
+            f"what keeps better layouts out: {report.kept_out.constraint}; "
+            + (f"with {ARC:g} times the memory " if report.kept_out.constraint == "capacity" else "without it ")
+            + f"{report.kept_out.layout} would be {100 * report.kept_out.gain:.1f} % faster (priced)"
         )
     else:
         lines.append("what keeps better layouts out: nothing")
