@@ -95,7 +95,7 @@ class Partition:
                 taken |= set(axes)
         if leaf.role == "optimizer" and layout.zero >= 1 and layout.data > 1 and "data" not in taken:
             whole = [math.prod(sizes[axis] for axis in axes) for axes in cut]
-            for index in sorted(range(len(cut)), key=lambda index: -leaf.shape[index]):
+            for index in sorted(range(len(cut)), key=lambda index: (bool(cut[index]), -leaf.shape[index])):
                 if leaf.shape[index] % (whole[index] * layout.data) == 0:
                     cut[index] = (*cut[index], "data")
                     break
