@@ -45,13 +45,14 @@ def seconds_text(value: float | None) -> str:
 
 
 def bytes_text(value: float | None) -> str:
-    """GiB, MiB or KiB with three significant digits; a dash when unknown."""
+    """GiB, MiB, KiB or B with three significant digits; a dash when unknown."""
     if value is None:
         return "-"
-    for unit, scale in (("GiB", GIB), ("MiB", 2**20)):
+    for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 1024)):
         if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value / 1024:.3g} KiB"
+            size = value / scale
+            return f"{size:.0f} {unit}" if size >= 100 else f"{size:.3g} {unit}"
+    return f"{value:.0f} B"
 
 
 def percent(value: float | None) -> str:
@@ -70,7 +71,7 @@ def _heading(report: Report) -> Text:
 
 
 def _ranking(report: Report) -> Table:
-    table = Table(title="best layouts, seconds and bytes per device and step", title_justify="left")
+    table = Table(title="best layouts, seconds and bytes per device and step (in brackets: priced)", title_justify="left")
     table.add_column("#", justify="right")
     table.add_column("layout", overflow="fold")
     measured = any(row.measurement for row in report.ranked)
@@ -93,8 +94,8 @@ def _ranking(report: Report) -> Table:
         ]
         if measured:
             cells.append(_measured(row))
-        cells += [percent(row.mfu), _against_capacity(report, row), _limit(row)]
-        table.add_row(*cells)
+        known = [percent(row.mfu), _against_capacity(report, row), _limit(row)]
+        table.add_row(*cells, *(known if row.evidence else [f"({cell})" for cell in known]))
     return table
 
 
