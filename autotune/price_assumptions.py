@@ -81,7 +81,7 @@ class Assumptions:
     backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix. `fused_qkv`: queries,
     keys and values come from one matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
     `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing).
-    `transfer_hidden`: share of the pipeline's sends that is hidden. `gradients_per_pass`: gradients are reduced in
+    `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its bytes. `gradients_per_pass`: gradients are reduced in
     every pass of an accumulation, not once a step. `head_everywhere`: every stage computes the logits of the whole
     batch, else the last stage only. `lighter_ends`: layers that the first and last stage have fewer than the others.
     `scatter_transfers`: a stage sends 1/tensor of its output and the receiver gathers it along `tensor`.
@@ -108,6 +108,7 @@ class Assumptions:
     state: State
     hidden_share: dict[str, float]
     transfer_hidden: float
+    transfer_wait: float
     gradients_per_pass: bool
     head_everywhere: bool
     lighter_ends: int
@@ -167,6 +168,7 @@ XLA_TPU = Assumptions(
     state=_XLA_STATE,
     hidden_share={"fsdp": 0.9, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
     transfer_hidden=0.0,
+    transfer_wait=0.0,
     gradients_per_pass=True,
     head_everywhere=True,
     lighter_ends=0,
@@ -196,6 +198,7 @@ XLA_GPU = Assumptions(
     state=_XLA_STATE,
     hidden_share={"fsdp": 0.8, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
     transfer_hidden=0.0,
+    transfer_wait=0.0,
     gradients_per_pass=True,
     head_everywhere=True,
     lighter_ends=0,

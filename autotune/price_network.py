@@ -22,6 +22,11 @@ from autotune.meshes.target import Target
 from autotune.table import LayoutTable
 
 FIELDS = ("size", "links", "hops", "spread", "far_hops", "share", "near_hops")
+NCCL_RAMP_BYTES = 17e6
+"""Bytes that one device could have sent while NCCL fills its pipeline of chunks: an all-reduce of 32, 64, 128 and 256
+MiB on 8 H200 takes 195, 318, 567 and 1063 us where its 482 GB/s, launch and hops come to 163, 285, 528 and 1016
+(stas00/ml-engineering, network/benchmarks/README.md): 32 to 47 us more, 15 to 23 MB at that rate."""
+
 _NOWHERE = Route(
     tier="", size=1, links=1.0, wraps=True, hops=0, spread=0.0, far_hops=0, share=1, near_hops=0, lanes=()
 )  # fmt: skip
@@ -45,8 +50,8 @@ class CollectiveCost:
 
     `per_byte` (tiers, meshes): seconds a payload byte; `latency` (tiers, meshes): hops. `tree_*`: the same of NCCL's
     tree, where an all_reduce on a switch has that choice; None elsewhere. `launch` (tiers, meshes): paid once a
-    collective: where the tiers work as one pipeline (GPUs) by the slowest tier only, else by each.
-    `wire` (tiers, meshes): bytes a device sends per payload byte.
+    collective: where the tiers work as one pipeline (GPUs) by the slowest tier only, else by each. `ramp_seconds`
+    (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is not how it works.
     """
 
     kind: str
@@ -58,12 +63,15 @@ class CollectiveCost:
     launch: np.ndarray
     tree_per_byte: np.ndarray | None
     tree_latency: np.ndarray | None
+    ramp_seconds: tuple[float, ...] | None
 
     def seconds(self, mesh: np.ndarray, payload_bytes: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """(seconds of bytes on each tier, seconds of latency) of one collective, network to itself, per row."""
         parts, waits, launches = [], [], []
         for tier in range(len(self.tiers)):
             bytes_seconds = payload_bytes * self.per_byte[tier][mesh]
+            if self.ramp_seconds is not None:
+                bytes_seconds = bytes_seconds + np.minimum(0.5 * bytes_seconds, self.ramp_seconds[tier])
             wait = self.latency[tier][mesh]
             if self.tree_per_byte is not None and self.tree_latency is not None:
                 tree_bytes = payload_bytes * self.tree_per_byte[tier][mesh]
@@ -134,6 +142,7 @@ def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
         if kind in ("all_gather", "reduce_scatter", "all_reduce"):
             payload = payload / size
     pipelined = meshes.hardware.platform != "tpu" or kind == "permute"
+    ramps = meshes.hardware.platform == "cuda" and kind in ("all_gather", "reduce_scatter", "all_reduce")
     launches = np.stack(launch)
     if pipelined:
         launches = np.where(np.arange(len(tiers))[:, None] == launches.argmax(axis=0), launches, 0.0)
@@ -147,6 +156,7 @@ def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
         launch=launches,
         tree_per_byte=np.stack(tree_per_byte) if tree_per_byte else None,
         tree_latency=np.stack(tree_latency) if tree_latency else None,
+        ramp_seconds=tuple(NCCL_RAMP_BYTES / tier.rate(kind) for tier in tiers) if ramps else None,
     )
 
 

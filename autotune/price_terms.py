@@ -298,6 +298,8 @@ class Chunk:
         self._move("stage", "permute", "pass", payload, exposed)
         if self.stack.scatter_transfers and not self.parallel.all() and self.used["tensor"]:
             self._move("tensor", "all_gather", "pass", self.stream_bytes, exposed * ~self.parallel)
+        if self.stack.transfer_wait:
+            book.add("latency[stage]", "latency", "pass", self.stack.transfer_wait * exposed)
         one_way = book.unit_seconds("pass") / np.maximum(2.0 * virtual, 1.0)
         communication = layer - forward - backward - weight
         bubble = np.zeros(book.rows)

@@ -45,7 +45,9 @@ def predict(case: Case) -> Predicted:
     compiled = compiled_prediction(case)
     if compiled is not None:
         seconds, source = compiled, "compiled"
-    bubble = found.terms["bubble"].seconds / found.step_seconds if "bubble" in found.terms else 0.0
+    # The paper's bubble is all time that is no compute, so transfers between stages count.
+    waits = [term.seconds for name, term in found.terms.items() if name == "bubble" or "[stage]" in name]
+    bubble = sum(waits) / found.step_seconds
     return Predicted(
         seconds=seconds,
         bubble=bubble,

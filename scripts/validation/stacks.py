@@ -12,9 +12,15 @@ import dataclasses
 
 from autotune.price_assumptions import XLA_GPU, Assumptions, Saved, State, Traffic
 
-A100_BYTES_IN_USE = 1.0e9
-"""CUDA context, cuBLAS workspace and NCCL buffers of a PyTorch process on an A100: about 0.5 GB and 4 MB a channel and
-peer (NCCL_BUFFSIZE); taken as 1 GB."""
+A100_BYTES_IN_USE = 1.9e9
+"""What a PyTorch process holds before its first array: CUDA kernels 1.3 GiB (Hugging Face transformers, "Methods and
+tools for efficient training on a single GPU"), and about 0.5 GiB of NCCL's buffers for its communicators (4 MiB a
+channel and connection, NCCL_BUFFSIZE)."""
+
+SYNCHRONOUS_TRANSFER = 0.25e-3
+"""Megatron's p2p_communication ends each exchange with a device synchronisation, after which the host must queue work
+anew. Qi et al. 2024 (appendix, quoted from memory) profile 0.38 to 0.60 ms for 10 to 28 MB: about this much beside the
+bytes."""
 
 MEGATRON_TRAFFIC = Traffic(
     # two LayerNorms r2 w2; two bias-dropout-adds r2 r2 w2 and a 1-byte mask
@@ -25,7 +31,8 @@ MEGATRON_TRAFFIC = Traffic(
     hidden=(4.0, 8.0),  # bias-GELU r2 w2; backward r2 r2 w2, bias sum r2
     gate=(0.0, 0.0),
     scores=(9.0, 11.0),  # fused softmax r2 w2, dropout r2 w2 w1; backward r2 r1 w2 and r2 r2 w2
-    # to float32 r2 w4, maximum r4, subtract r4 w4, exponential r4 w4, sum r4, divide r4 w4; backward r4 w4, to half r4 w2
+    # to float32 r2 w4, maximum r4, subtract r4 w4, exponential r4 w4, sum r4, divide r4 w4;
+    # backward r4 w4, to half r4 w2
     logits=(38.0, 14.0),
     kernels=(14.0, 20.0),
 )
@@ -54,6 +61,7 @@ MEGATRON_2021 = Assumptions(
     ),
     hidden_share={},
     transfer_hidden=0.0,
+    transfer_wait=SYNCHRONOUS_TRANSFER,
     gradients_per_pass=False,
     head_everywhere=False,
     lighter_ends=0,
@@ -123,6 +131,7 @@ ALEPH_RMS = Assumptions(
     ),
     hidden_share={},
     transfer_hidden=0.0,
+    transfer_wait=SYNCHRONOUS_TRANSFER,
     gradients_per_pass=False,
     head_everywhere=False,
     lighter_ends=0,
@@ -142,8 +151,8 @@ ALEPH_RMS = Assumptions(
 ALEPH_FLASH2 = dataclasses.replace(
     ALEPH_RMS,
     name="aleph-flash2",
-    # RMSNorm in plain PyTorch (nn/norm/rms_norm.py): square r2 w2, mean r2, scale r2 w2, to float32 and back r2 w4 r4 w2,
-    # weight r2 w2: 24 a norm; backward about twice
+    # RMSNorm in plain PyTorch (nn/norm/rms_norm.py): square r2 w2, mean r2, scale r2 w2, to float32 and back
+    # r2 w4 r4 w2, weight r2 w2: 24 a norm; backward about twice
     traffic=dataclasses.replace(ALEPH_RMS.traffic, stream=(60.0, 118.0), kernels=(36.0, 64.0)),
     saved=dataclasses.replace(ALEPH_RMS.saved, stream=6.0),  # each norm keeps its scaled input besides
 )
