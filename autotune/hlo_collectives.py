@@ -15,6 +15,7 @@ from autotune.hlo_groups import (
     domains_spanned,
     read_groups,
     read_pairs,
+    shift_of_pairs,
 )
 from autotune.hlo_shape import Shape, dtype_name
 from autotune.hlo_text import Computation, Module, Op
@@ -68,6 +69,7 @@ def read_collective(
     # A ragged all-to-all has its data first; then where it goes, and offsets and sizes.
     operands = op.operands[:1] if base == "ragged-all-to-all" else op.operands
     sent = [shape for name in operands for shape in computation.by_name[name].shapes]
+    shift = None
     if kind == "permute":
         pairs = read_pairs(op.attributes)
         if not len(pairs):
@@ -77,6 +79,7 @@ def read_collective(
         axes = axes_of_pairs(pairs, grid)
         if not axes:
             return None
+        shift = shift_of_pairs(pairs, axes, grid)
         size = math.prod(grid.shape[axis] for axis in axes)
         crosses = 2 if (grid.domain[pairs[:, 0]] != grid.domain[pairs[:, 1]]).any() else 1
     else:
@@ -104,6 +107,7 @@ def read_collective(
         dtype=dtype_name(widest(sent)),
         source=module.source(op),
         scope=module.scope(op),
+        shift=shift,
     )
 
 

@@ -164,6 +164,20 @@ def axes_of_pairs(pairs: np.ndarray, grid: DeviceGrid) -> tuple[str, ...]:
     return tuple(axis for axis, moved in zip(grid.shape, (source != target).any(axis=1), strict=True) if moved)
 
 
+def shift_of_pairs(pairs: np.ndarray, axes: tuple[str, ...], grid: DeviceGrid) -> int | None:
+    """Places that every device sends further along its one axis, the shorter way around; None when they differ."""
+    if len(axes) != 1:
+        return None
+    shape = tuple(grid.shape.values())
+    index = tuple(grid.shape).index(axes[0])
+    size = shape[index]
+    moved = (np.unravel_index(pairs[:, 1], shape)[index] - np.unravel_index(pairs[:, 0], shape)[index]) % size
+    if (moved != moved[0]).any():
+        return None
+    step = int(moved[0])
+    return step if 2 * step <= size else step - size
+
+
 def domains_spanned(groups: np.ndarray, grid: DeviceGrid) -> int:
     """Outer domains that the widest group reaches into."""
     domains = grid.domain[groups]

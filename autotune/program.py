@@ -44,7 +44,8 @@ class Collective:
     device for reductions, what one device holds before an all-to-all or permute.
     `wire_bytes`: what one device sends with a bandwidth-optimal algorithm.
     `crosses_groups`: outer domains (slices, NVLink domains, hosts) that one group spans; 1 is inside one.
-    `dtype` of the largest array, a NumPy name.
+    `dtype` of the largest array, a NumPy name. `shift`: of a permute by which every device sends to the one that many
+    places further along its one axis (around the end, the shorter way); None otherwise.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Collective:
     dtype: str
     source: str | None
     scope: str | None
+    shift: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

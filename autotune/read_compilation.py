@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from autotune.hlo import read_program
 from autotune.hlo_memory import read_memory
 from autotune.hlo_warnings import readable_warnings
 from autotune.limits import ARC
-from autotune.meshes.collectives import legs
+from autotune.meshes.collectives import Leg, legs
 from autotune.meshes.hardware import Hardware, scale
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import place
@@ -54,8 +55,8 @@ def predict(program: Program, layout: Layout, target: Target, hardware: Hardware
     placement = place(layout, target)
 
     @functools.cache
-    def ridden(collective: Collective):
-        return legs(
+    def ridden(collective: Collective) -> tuple[Leg, ...]:
+        found = legs(
             collective.kind,
             collective.payload_bytes,
             collective.axes,
@@ -64,8 +65,20 @@ def predict(program: Program, layout: Layout, target: Target, hardware: Hardware
             group_size=collective.group_size,
             crosses_groups=collective.crosses_groups,
         )
+        return tuple(_one_way(leg, collective.shift, hardware) for leg in found)
 
     return replay(program, ridden, hardware)
+
+
+def _one_way(leg: Leg, shift: int | None, hardware: Hardware) -> Leg:
+    """The leg on lanes with a direction, where links are a torus: a shift holds its own way, all else both.
+
+    The compiler sends halves of a matmul's operand both ways around a ring at once; on one lane they would queue.
+    """
+    if hardware.tier(leg.tier).kind != "torus":
+        return leg
+    ways = ("+", "-") if shift is None else ("+",) if shift > 0 else ("-",)
+    return dataclasses.replace(leg, lanes=tuple(lane + way for lane in leg.lanes for way in ways))
 
 
 def evidence_of_program(program: Program, compilation: Compilation, layout: Layout, target: Target) -> Evidence:
@@ -102,7 +115,17 @@ def _reader() -> str:
     """Of the source that reads and replays: a mended reader answers anew."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    names = ("hlo*.py", "replay.py", "core_cost.py", "efficiency.py", "evidence.py", "program.py", Path(__file__).name)
+    names = (
+        "hlo*.py",
+        "replay.py",
+        "core_cost.py",
+        "attention_cost.py",
+        "cycle_residuals.py",
+        "efficiency.py",
+        "evidence.py",
+        "program.py",
+        Path(__file__).name,
+    )
     paths = [path for name in names for path in here.glob(name)]
     paths += [Path(meshes.__path__[0]) / name for name in ("placement.py", "route.py", "collectives.py", "hardware.py")]
     for path in sorted(paths):

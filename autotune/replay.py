@@ -49,7 +49,8 @@ class LedgerRow:
 class Prediction:
     """Seconds of one step on one device, replayed from its compiled program.
 
-    `low_seconds`: every lane perfectly overlapped (the busiest lane alone). `high_seconds`: nothing overlapped.
+    `low_seconds`: every lane perfectly overlapped (the busiest lane alone), work on the core at the fast end of what
+    its microbenchmarks leave open. `high_seconds`: nothing overlapped, work on the core at the slow end.
     `critical`: seconds on the critical path by term; they add up to `step_seconds`. `busy`: seconds each lane works.
     `losses`: seconds of `step_seconds` spent on recomputation and in pipeline bubbles, by the program's own marks.
     """
@@ -136,8 +137,8 @@ def replay(program: Program, legs: Callable[[Collective], tuple[Leg, ...]], hard
     busy = _busy(program, legs, hardware)
     return Prediction(
         step_seconds=end.seconds,
-        low_seconds=max(busy.values(), default=0.0),
-        high_seconds=_serial_seconds(program, legs, hardware),
+        low_seconds=min(end.seconds, max(_busy(program, legs, hardware, "low").values(), default=0.0)),
+        high_seconds=max(end.seconds, _serial_seconds(program, legs, hardware)),
         critical=critical,
         busy=busy,
         ledger=_ledger(program, legs, critical),
@@ -308,12 +309,12 @@ def _executions(instructions: tuple[Instruction, ...], trips: int = 1):
             yield instruction, trips
 
 
-def _busy(program: Program, legs, hardware: Hardware) -> dict[str, float]:
+def _busy(program: Program, legs, hardware: Hardware, bound: str = "expected") -> dict[str, float]:
     """Seconds each lane works in one step; a lane held by several collectives adds them up."""
     busy: dict[str, float] = {"core": 0.0}
     for instruction, trips in _executions(program.instructions):
         if isinstance(instruction, Compute):
-            busy["core"] += trips * sum(seconds for _, seconds in core_seconds(instruction, hardware))
+            busy["core"] += trips * sum(seconds for _, seconds in core_seconds(instruction, hardware, bound))
         elif isinstance(instruction, CopyStart):
             lane, (_, seconds) = copy_seconds(instruction.copy, hardware)
             busy[lane] = busy.get(lane, 0.0) + trips * seconds
@@ -325,11 +326,11 @@ def _busy(program: Program, legs, hardware: Hardware) -> dict[str, float]:
 
 
 def _serial_seconds(program: Program, legs, hardware: Hardware) -> float:
-    """Seconds of one step with nothing overlapped: every duration, one after another."""
+    """Seconds of one step with nothing overlapped: every duration at its longest, one after another."""
     total = 0.0
     for instruction, trips in _executions(program.instructions):
         if isinstance(instruction, Compute):
-            total += trips * sum(seconds for _, seconds in core_seconds(instruction, hardware))
+            total += trips * sum(seconds for _, seconds in core_seconds(instruction, hardware, "high"))
         elif isinstance(instruction, CopyStart):
             total += trips * copy_seconds(instruction.copy, hardware)[1][1]
         else:
