@@ -81,8 +81,8 @@ def _ranking(report: Report) -> Table:
     if measured:
         table.add_column("measured", justify="right")
     table.add_column("MFU", justify="right")
-    table.add_column("memory", justify="right")
-    table.add_column("binds (elasticity, margin)", overflow="fold")
+    table.add_column("memory, of usable", justify="right")
+    table.add_column("binds: elasticity, margin", overflow="fold")
     for number, row in enumerate(report.ranked[:LISTED], 1):
         prediction = row.evidence.prediction if row.evidence else None
         cells = [
@@ -110,15 +110,15 @@ def _against_capacity(report: Report, row: Row) -> str:
     if row.peak_bytes is None:
         return "-"
     share = row.peak_bytes / report.target.hardware.capacity_bytes
-    flag = " near limit" if share > NEAR_CAPACITY else ""
-    return f"{bytes_text(row.peak_bytes)} ({100 * share:.0f} %){flag}"
+    flag = ", near limit" if share > NEAR_CAPACITY else ""
+    return f"{bytes_text(row.peak_bytes)}, {100 * share:.0f} %{flag}"
 
 
 def _limit(row: Row) -> str:
     if row.limit is None:
         return "-"
     margin = "" if row.limit.margin is None else f", +{100 * row.limit.margin:.0f} over {row.limit.runner_up}"
-    return f"{row.limit.resource} ({100 * row.limit.elasticity:.0f} %{margin})"
+    return f"{row.limit.resource} {100 * row.limit.elasticity:.0f} %{margin}"
 
 
 def _verdict(report: Report) -> Text:
