@@ -32,9 +32,9 @@ GPU_L2_BYTES_PER_CYCLE = 64.0
 microbenchmarking", GTC 2021: 64 B/clk/SM of L2 read bandwidth; NVIDIA A100 white paper: 5120 B/clk for 108)."""
 
 GPU_SUSTAINED = 0.98
-"""Ordinary data draw more power than the best case of `matmul_efficiency`, and the clock gives way: 8192^3 with normally
-distributed operands is 258 TFLOP/s on an A100 (thonking.ai, "Strangely, matrix multiplications on GPUs run faster when
-given predictable data", 2024), 263 by the tiles below without this factor."""
+"""Ordinary data draw more power than the best case of `matmul_efficiency`, and the clock gives way: 8192^3 with
+normally distributed operands is 258 TFLOP/s on an A100 (thonking.ai, "Strangely, matrix multiplications on GPUs run
+faster when given predictable data", 2024), 263 by the tiles below without this factor."""
 
 GPU_FILL_STEPS = 3 * 32
 """Depth in k of the software pipeline (3 stages of 32) that a tile loads before its first multiply-add."""

@@ -81,9 +81,10 @@ class Assumptions:
     backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix. `fused_qkv`: queries,
     keys and values come from one matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
     `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing).
-    `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its bytes. `gradients_per_pass`: gradients are reduced in
-    every pass of an accumulation, not once a step. `head_everywhere`: every stage computes the logits of the whole
-    batch, else the last stage only. `lighter_ends`: layers that the first and last stage have fewer than the others.
+    `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
+    bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step.
+    `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only. `lighter_ends`:
+    layers that the first and last stage have fewer than the others.
     `scatter_transfers`: a stage sends 1/tensor of its output and the receiver gathers it along `tensor`.
     `gathers_again`: matmul inputs stay cut under sequence parallelism and are gathered again in the backward pass;
     `regather_hidden`: share of those gathers hidden behind other backward work. `keeps_gathered`: without recomputation

@@ -294,13 +294,18 @@ class Chunk:
         virtual = table.virtual_stages.astype(np.float64)
         cut = np.where(self.parallel | self.stack.scatter_transfers, size["tensor"], 1.0)
         payload = self.stream_bytes / cut
-        exposed = 2.0 * virtual * (1.0 - self.stack.transfer_hidden) * staged
-        self._move("stage", "permute", "pass", payload, exposed)
-        if self.stack.scatter_transfers and not self.parallel.all() and self.used["tensor"]:
-            self._move("tensor", "all_gather", "pass", self.stream_bytes, exposed * ~self.parallel)
+        # 1F1B exchanges twice a microbatch and waits for both; the circular schedule sends both ways at once, for each
+        # of its slices; zero-bubble schedules have other work to do meanwhile.
+        circular, zero = (table.schedule == SCHEDULES.index(name) for name in ("circular", "zero-bubble"))
+        waits = staged * np.where(zero, 0.0, np.where(circular, virtual, 2.0)) * (1.0 - self.stack.transfer_hidden)
+        parts, latency = self.prepared.costs["stage", "permute"].seconds(self.mesh, payload)
+        one_way = sum(parts) + latency + self.stack.transfer_wait
+        self._move("stage", "permute", "pass", payload, waits)
         if self.stack.transfer_wait:
-            book.add("latency[stage]", "latency", "pass", self.stack.transfer_wait * exposed)
-        one_way = book.unit_seconds("pass") / np.maximum(2.0 * virtual, 1.0)
+            book.add("latency[stage]", "latency", "pass", self.stack.transfer_wait * waits)
+        if self.stack.scatter_transfers and not self.parallel.all() and self.used["tensor"]:
+            gathers = np.where(self.parallel, 0.0, 2.0 * virtual) * staged
+            self._move("tensor", "all_gather", "pass", self.stream_bytes, gathers)
         communication = layer - forward - backward - weight
         bubble = np.zeros(book.rows)
         for code, schedule in enumerate(SCHEDULES):

@@ -45,8 +45,9 @@ def predict(case: Case) -> Predicted:
     compiled = compiled_prediction(case)
     if compiled is not None:
         seconds, source = compiled, "compiled"
-    # The paper's bubble is all time that is no compute, so transfers between stages count.
-    waits = [term.seconds for name, term in found.terms.items() if name == "bubble" or "[stage]" in name]
+    # In 1F1B a stage waits for its neighbours' transfers in every microbatch: that is part of its bubble.
+    counted = ("bubble", "[stage]") if case.layout.schedule == "1f1b" else ("bubble",)
+    waits = [term.seconds for name, term in found.terms.items() if any(part in name for part in counted)]
     bubble = sum(waits) / found.step_seconds
     return Predicted(
         seconds=seconds,

@@ -44,8 +44,8 @@ MEGATRON_SAVED = Saved(
     statistics=0.0,
 )  # fmt: skip
 
-MEGATRON_2021 = Assumptions(
-    name="megatron-2021",
+MEGATRON_2022 = Assumptions(
+    name="megatron-2022",
     flash=False,
     flash_efficiency=(1.0, 1.0),
     skips_masked=False,
@@ -54,10 +54,11 @@ MEGATRON_2021 = Assumptions(
     traffic=MEGATRON_TRAFFIC,
     saved=MEGATRON_SAVED,
     state=State(
-        weights=2.0, gradients=2.0, optimizer=12.0, compute=2.0, reduced=2.0,
+        weights=2.0, gradients=4.0, optimizer=12.0, compute=2.0, reduced=4.0,
         update_traffic=40.0,  # gradient r2 w4, norm r4, master and moments r12 w12, master to half r4 w2
         casts=False,
-        accumulate_traffic=6.0,  # autograd adds the new half gradient to the old: r2 r2 w2
+        # weight gradients are added into float32 buffers by the matmul's epilogue (gradient_accumulation_fusion): r4 w4
+        accumulate_traffic=8.0,
     ),
     hidden_share={},
     transfer_hidden=0.0,
@@ -78,11 +79,14 @@ MEGATRON_2021 = Assumptions(
     allocator=1.0,
 )  # fmt: skip
 
-MEGATRON_2022 = dataclasses.replace(
-    MEGATRON_2021,
-    name="megatron-2022",
-    # weight gradients are added into float32 buffers by the matmul's epilogue (gradient_accumulation_fusion): r4 w4
-    state=dataclasses.replace(MEGATRON_2021.state, gradients=4.0, reduced=4.0, accumulate_traffic=8.0),
+MEGATRON_2021 = dataclasses.replace(
+    MEGATRON_2022,
+    name="megatron-2021",
+    # PyTorch 1.8's fuser leaves dropout out (its autodiff calls _fused_dropout), so bias r2 w2, dropout r2 w2 w1 and
+    # addition r4 w2 are kernels of their own
+    traffic=dataclasses.replace(MEGATRON_TRAFFIC, stream=(38.0, 46.0)),
+    # half-precision gradients: autograd adds the new one to the old, r2 r2 w2
+    state=dataclasses.replace(MEGATRON_2022.state, gradients=2.0, reduced=2.0, accumulate_traffic=6.0),
 )
 
 ZERO_BUBBLE = dataclasses.replace(MEGATRON_2022, name="megatron-zero-bubble", lighter_ends=0, scatter_transfers=False)
