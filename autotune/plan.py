@@ -278,10 +278,10 @@ def collectives_of(ledger: Iterable[LedgerRow]) -> dict[str, int]:
     return found
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide what a plan is worth."""
+def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions of `packages`: unless said, those that decide what a plan is worth."""
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

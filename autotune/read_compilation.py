@@ -12,6 +12,7 @@ from autotune.compilation import Compilation
 from autotune.evidence import Evidence, evidence_from_json, evidence_to_json
 from autotune.hlo import read_program
 from autotune.hlo_memory import read_memory
+from autotune.hlo_versions import unchecked
 from autotune.hlo_warnings import readable_warnings
 from autotune.limits import ARC
 from autotune.meshes.collectives import Leg, legs
@@ -99,7 +100,7 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
         improved_seconds=improved,
         lower_seconds=compilation.lower_seconds,
         compile_seconds=compilation.compile_seconds,
-        warnings=(*readable_warnings(compilation), *program.warnings),
+        warnings=(*readable_warnings(compilation), *program.warnings, *unchecked(compilation.versions)),
         log=compilation.log_path,
     )
 

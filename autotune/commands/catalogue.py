@@ -74,14 +74,20 @@ def models(as_json: bool) -> None:
 @json_option
 def selftest(as_json: bool) -> None:
     """Which compiler versions the reader of compiled programs has been checked with, and those installed here."""
-    from autotune.selftest import compiler_versions
+    from autotune.hlo_versions import CHECKED_VERSIONS, unchecked
+    from autotune.plan import installed_versions
 
-    found = compiler_versions()
+    here = installed_versions(tuple(CHECKED_VERSIONS))
     if as_json:
+        found = {
+            name: {"installed": here.get(name), "checked": list(checked)} for name, checked in CHECKED_VERSIONS.items()
+        }
         click.echo(json.dumps(found, indent=1))
         return
-    for name, entry in found.items():
-        click.echo(f"{name}: installed {entry['installed'] or 'none'}, checked with {', '.join(entry['checked'])}")
+    for name, checked in CHECKED_VERSIONS.items():
+        click.echo(f"{name}: installed {here.get(name, 'none')}, programs checked of {', '.join(checked)}")
+    for line in unchecked(here):
+        click.echo(f"warning: {line}")
 
 
 def _plain(chip) -> dict:
