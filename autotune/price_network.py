@@ -17,7 +17,8 @@ import numpy as np
 from autotune.meshes.collectives import link_bytes, messages
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import WORDS
-from autotune.meshes.placement import Factor, Route, splits, switch_route, torus, torus_route
+from autotune.meshes.placement import splits, torus
+from autotune.meshes.route import Factor, Route, switch_route, torus_route
 from autotune.meshes.target import Target
 from autotune.table import LayoutTable
 
@@ -107,15 +108,21 @@ def meshes_of(table: LayoutTable, target: Target) -> Meshes:
     tiers = [tier.name for tier in hardware.tiers]
     routes = {axis: tuple(np.empty((len(FIELDS), len(first))) for _ in tiers) for axis in WORDS}
     inner = {axis: sizes[axis] // outer[axis] for axis in WORDS}
-    if target.platform == "tpu" or hardware.devices_per_chip > 1:
-        for mesh in range(len(first)):
-            order = table.orders[table.order[first[mesh]]]
-            names = tuple(reversed(order))
-            extents = tuple(int(inner[axis][mesh]) for axis in names)
-            found = _placed(torus(target), hardware.devices_per_chip, len(tiers), extents)
-            for axis, row in zip(names, found, strict=True):
-                for tier, values in enumerate(row):
-                    routes[axis][tier][:, mesh] = values
+    if hardware.platform == "tpu" or hardware.devices_per_chip > 1:
+        order = table.order[first]
+        some, place_of_mesh = distinct([*inner.values(), order])
+        dimensions = torus(target)
+        for code in np.unique(order):
+            axes = table.orders[code][::-1]
+            places = np.flatnonzero(order[some] == code)
+            cuts = np.stack([inner[axis][some[places]] for axis in axes], axis=1).tolist()
+            fields = np.array([_placed(dimensions, hardware.devices_per_chip, len(tiers), tuple(cut)) for cut in cuts])
+            lookup = np.zeros(len(some), dtype=np.int64)
+            lookup[places] = np.arange(len(places))
+            rows = np.flatnonzero(order == code)
+            for axis, values in zip(axes, fields.transpose(1, 2, 3, 0), strict=True):
+                for tier in range(len(tiers)):
+                    routes[axis][tier][:, rows] = values[tier][:, lookup[place_of_mesh[rows]]]
     else:
         for axis in WORDS:
             routes[axis][0][:] = _switch(inner[axis])
@@ -194,36 +201,39 @@ def _placed(
     for size in sizes:
         cores = math.gcd(size, cores_left)
         cores_left //= cores
-        factors, left = _best_pieces(dimensions, left, size // cores)
-        found = [_NOWHERE] * tiers
+        fields, left = _best_pieces(dimensions, left, size // cores)
+        found = [_fields(_NOWHERE)] * tiers
         if cores > 1:
-            found[0] = switch_route("", cores)
-        if factors:
-            found[inner] = torus_route("", factors)
-        rows.append(tuple(tuple(float(getattr(route, field)) for field in FIELDS) for route in found))
+            found[0] = _fields(switch_route("", cores))
+        found[inner] = fields
+        rows.append(tuple(found))
     return tuple(rows)
+
+
+def _fields(route: Route) -> tuple[float, ...]:
+    return tuple(float(getattr(route, field)) for field in FIELDS)
 
 
 @lru_cache(maxsize=100_000)
 def _best_pieces(
     dimensions: tuple[tuple[int, bool], ...], left: tuple[int, ...], size: int
-) -> tuple[tuple[Factor, ...], tuple[int, ...]]:
-    """The pieces one axis takes of what is left of each dimension: fastest all-gather, then fewest hops.
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """(fields of the route, what is left) of the pieces one axis takes: fastest all-gather, then fewest hops.
 
     A size that what is left cannot make takes one long line: such a mesh does not exist, its price is never used.
     """
     if size == 1:
-        return (), left
-    best: tuple[tuple[float, float, tuple[int, ...]], tuple[Factor, ...], tuple[int, ...]] | None = None
+        return _fields(_NOWHERE), left
+    best: tuple[tuple[float, float, tuple[int, ...]], Route, tuple[int, ...]] | None = None
     for row, factors in _ways(dimensions, left, size):
         route = torus_route("", factors)
         badness = (round(1 / route.links, 9), float(route.hops), row)
         if best is None or badness < best[0]:
-            remaining = tuple(extent // factor for extent, factor in zip(left, row, strict=True))
-            best = (badness, factors, remaining)
+            best = (badness, route, tuple(extent // factor for extent, factor in zip(left, row, strict=True)))
     if best is None:
-        return (Factor(dimension=len(left) - 1, size=size, stride=1, extent=size, wraps=False),), left
-    return best[1], best[2]
+        line = Factor(dimension=len(left) - 1, size=size, stride=1, extent=size, wraps=False)
+        return _fields(torus_route("", (line,))), left
+    return _fields(best[1]), best[2]
 
 
 def _ways(
