@@ -42,7 +42,9 @@ def pipelined(layers: nnx.Module, x_MBLD: jax.Array, positions_L: jax.Array, run
     """(x after all layers, sum of load-balance losses); x is microbatches, cut over `stage` along the first axis."""
     definition, parameters = nnx.split(layers)
     axes = nnx.to_pure_dict(parameters, extract_fn=lambda variable: variable.get_metadata("out_sharding"))
-    weights = jax.tree.map(run.sharder.narrow, nnx.to_pure_dict(parameters), axes, run.dtype)
+    weights = jax.tree.map(
+        lambda leaf, names: run.sharder.narrow(leaf, names, run.dtype), nnx.to_pure_dict(parameters), axes
+    )
     rules, sizes = run.sharder.rules, {name: run.sharder.mesh.shape[name] for name in BY_HAND}
 
     def spec(names, table=rules.activations):

@@ -85,9 +85,16 @@ def new_network(transformer: Transformer, key: jax.Array) -> Network:
 
 def abstract_network(transformer: Transformer) -> tuple[nnx.GraphDef, dict, dict]:
     """(definition, shapes, logical axes): the trees are plain nested dicts with the same names."""
-    definition, state = nnx.split(nnx.eval_shape(lambda: new_network(transformer, jax.random.key(0))))
-    axes = nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("out_sharding"))
-    return definition, nnx.to_pure_dict(state), axes
+    static: list[Any] = []  # not nnx.eval_shape: under a mesh it takes logical axes for the mesh's
+
+    def trace():
+        definition, state = nnx.split(new_network(transformer, jax.random.key(0)))
+        axes = nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("out_sharding"))
+        static.extend((definition, axes))
+        return nnx.to_pure_dict(state)
+
+    shapes = jax.eval_shape(trace)
+    return static[0], shapes, static[1]
 
 
 def place(abstract: Any, axes: Any, mesh: Mesh, rules) -> Any:
@@ -102,9 +109,19 @@ def place(abstract: Any, axes: Any, mesh: Mesh, rules) -> Any:
 
 
 def optimizer_state(stored: Any, axes: Any, run: Execution) -> Any:
-    """AdamW's state for these parameters, each moment cut as its parameter under the optimizer's rules."""
+    """AdamW's state for these parameters, each moment cut as its parameter under the optimizer's rules.
+
+    With offload=optimizer the moments lie in host memory between steps.
+    """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored)
     moments = place(shapes, axes, run.sharder.mesh, run.sharder.rules.optimizer)
+    if run.layout.offload == "optimizer":
+        moments = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=leaf.sharding.with_memory_kind("pinned_host")
+            ),
+            moments,
+        )
     scalar = named_sharding(run.sharder.mesh, {}, (), ())
     return optax.tree.map_params(
         optimizer(),
@@ -123,7 +140,12 @@ def batch_maker(transformer: Transformer, batch: int, seq: int, rows) -> Callabl
         return {"tokens": drawn[:, :-1], "targets": drawn[:, 1:]}
 
     drawn = jax.jit(draw, out_shardings={"tokens": rows, "targets": rows})
-    return lambda seed: drawn(jax.random.key(seed))
+
+    def make(seed: int):
+        with jax.set_mesh(rows.mesh):
+            return drawn(jax.random.key(seed))
+
+    return make
 
 
 def train_step(state: Any, batch: Any, *, definition: nnx.GraphDef, axes: Any, run: Execution):
@@ -131,7 +153,10 @@ def train_step(state: Any, batch: Any, *, definition: nnx.GraphDef, axes: Any, r
     with jax.sharding.use_abstract_mesh(run.sharder.mesh.abstract_mesh):
         weights = replicas(state["parameters"], axes, run)
         loss, gradients = accumulate(functools.partial(mean_loss, definition, run), weights, batch, axes, run)
-        updates, moments = optimizer().update(gradients, state["optimizer"], state["parameters"])
+        moments = state["optimizer"]
+        if run.layout.offload == "optimizer":  # the new ones go back where the state's shardings say
+            moments = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), moments)
+        updates, moments = optimizer().update(gradients, moments, state["parameters"])
         parameters = optax.apply_updates(state["parameters"], updates)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return {"parameters": parameters, "optimizer": moments}, metrics
