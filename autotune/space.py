@@ -7,6 +7,7 @@ Nothing is left out silently: what this file does not enumerate is listed in `DE
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 
 from autotune.meshes.layout import AXES, REMAT, SCHEDULES, WORDS, Layout, layout_from_words
 from autotune.meshes.target import Target
-from autotune.table import LayoutTable
+from autotune.table import CONTEXT_ATTENTION, OFFLOAD, LayoutTable
 
 DEFAULTS = {"sequence_parallel": "1", "offload": "none", "order": ">".join(AXES)}
 """Choices the search keeps at one value unless they are pinned to another."""
@@ -57,11 +58,11 @@ def parse_fix(texts: tuple[str, ...]) -> dict[str, str]:
             if not equals:
                 raise ValueError(f"fix: {part!r} must be written name=value")
             words[key.strip()] = value.strip()
-    pipeline = {"schedule", "microbatches", "virtual_stages"}
+    pipeline = {"stage", "schedule", "microbatches", "virtual_stages"}
     probe = {key: value for key, value in words.items() if key not in pipeline and not key.startswith("dcn.")}
     layout_from_words(probe)
     for key in words.keys() & pipeline:
-        layout_from_words({"stage": "2", "schedule": "gpipe", key: words[key]})
+        layout_from_words({"stage": "2", "schedule": "gpipe"} | ({} if words[key] == "1" else {key: words[key]}))
     for key, value in words.items():
         if key.startswith("dcn.") and (key[4:] not in WORDS or not value.isdigit() or value == "0"):
             raise ValueError(f"fix: {key}={value} must name a mesh axis and a whole number")
@@ -80,29 +81,50 @@ def enumerate_layouts(
     unknown = [name for name in axes if name not in WORDS]
     if unknown:
         raise ValueError(f"axes: {unknown[0]!r} is not a mesh axis; axes: {', '.join(WORDS)}")
-    pinned = {name: int(fixed[name]) for name in WORDS if name in fixed}
-    wanted = tuple(name for name in WORDS if name in axes or name in pinned)
-    meshes = [
-        (sizes, outer)
-        for sizes in axis_sizes(target.devices, wanted, pinned)
-        for outer in outer_factors(sizes, target.groups, fixed)
-    ]
-    if not meshes:
+    meshes = meshes_over(target, axes, fixed)
+    if not meshes["data"].size:
         listed = ", ".join(f"{key}={value}" for key, value in fixed.items()) or "none"
+        wanted = [name for name in WORDS if name in axes or name in fixed]
         raise ValueError(
             f"target {target.name}: no mesh over {', '.join(wanted)} multiplies to its {target.devices} devices "
             f"with these pinned: {listed}"
         )
-    base = {name: np.array([sizes.get(name, 1) for sizes, _ in meshes]) for name in WORDS}
-    base |= {f"dcn_{name}": np.array([outer.get(name, 1) for _, outer in meshes]) for name in WORDS}
-    tables = []
-    for staged in (False, True):
-        rows = np.flatnonzero((base["stage"] > 1) == staged)
-        if rows.size:
-            tables.append(_choices(staged, base, rows, batch, layers, fixed, target))
-    columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    order = tuple(fixed["order"].split(">")) if "order" in fixed else AXES
-    return LayoutTable(orders=(order,), order=np.zeros(len(columns["data"]), dtype=np.int64), **columns)
+    return with_passes(with_choices(meshes, fixed, target), batch, layers, fixed)
+
+
+def meshes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Every way the axes (and those pinned) cut the devices of `target`: a column a size and a `dcn_` factor.
+
+    A mesh is a split of one domain times a split of the domains; rows rise by sizes, then by outer factors.
+    """
+    pinned = {name: int(fixed[name]) for name in WORDS if name in fixed}
+    wanted = tuple(name for name in WORDS if name in axes or name in pinned)
+    inner = np.array(_splits(target.devices_per_group, len(wanted)), dtype=np.int64).reshape(-1, 1, len(wanted))
+    outer = np.array(_splits(target.groups, len(wanted)), dtype=np.int64).reshape(1, -1, len(wanted))
+    sizes = (inner * outer).reshape(-1, len(wanted))
+    crossing = np.broadcast_to(outer, (len(inner), *outer.shape[1:])).reshape(-1, len(wanted))
+    keep = np.ones(len(sizes), dtype=bool)
+    for column, name in enumerate(wanted):
+        if name in pinned:
+            keep &= sizes[:, column] == pinned[name]
+        if f"dcn.{name}" in fixed:
+            keep &= (sizes[:, column] == 1) | (crossing[:, column] == int(fixed[f"dcn.{name}"]))
+    sizes, crossing = sizes[keep], crossing[keep]
+    rising = np.lexsort((*crossing.T[::-1], *sizes.T[::-1]))
+    one = np.ones(len(rising), dtype=np.int64)
+    columns = {name: one for name in WORDS} | {f"dcn_{name}": one for name in WORDS}
+    for column, name in enumerate(wanted):
+        columns[name] = sizes[rising, column]
+        columns[f"dcn_{name}"] = crossing[rising, column]
+    return columns
+
+
+@functools.cache
+def _splits(number: int, parts: int) -> tuple[tuple[int, ...], ...]:
+    """Every way to write a number as a product of so many factors, in order."""
+    if parts == 0:
+        return ((),) if number == 1 else ()
+    return tuple((first, *rest) for first in divisors(number) for rest in _splits(number // first, parts - 1))
 
 
 def outer_factors(sizes: Mapping[str, int], groups: int, fixed: Mapping[str, str]) -> Iterator[dict[str, int]]:
@@ -119,56 +141,90 @@ def outer_factors(sizes: Mapping[str, int], groups: int, fixed: Mapping[str, str
             yield dict(zip(names, factors, strict=True))
 
 
-def _choices(staged, base, rows, batch, layers, fixed, target) -> dict[str, np.ndarray]:
-    """The cross product of some meshes with every other choice, without those that mean the same layout twice."""
-
-    def options(name: str, values: list[int]) -> np.ndarray:
-        if name not in fixed:
-            return np.array(values)
-        known = {"remat": REMAT, "schedule": SCHEDULES, "context_attention": ("gather", "ring"),
-                 "offload": ("none", "optimizer")}.get(name)  # fmt: skip
-        return np.array([known.index(fixed[name]) if known else int(fixed[name])])
-
-    doubling = [2**power for power in range(batch.bit_length())]
+def with_choices(meshes: Mapping[str, np.ndarray], fixed: Mapping[str, str], target: Target) -> dict[str, np.ndarray]:
+    """Meshes times every choice that does not cut the batch, without those that mean the same layout twice."""
     remats = [index for index, name in enumerate(REMAT) if name != "offload" or target.platform == "tpu"]
-    parts = {
-        "mesh": rows,
-        "remat": options("remat", remats),
-        "zero": options("zero", [0, 1, 2]),
-        "context_attention": options("context_attention", [0, 1]),
-        "accumulate": options("accumulate", [1] if staged else doubling),
-        "sequence_parallel": options("sequence_parallel", [1]),
-        "offload": options("offload", [0]),
-    }
-    if staged:
-        parts["per_stage"] = options("microbatches", [1, 2, 4, 8])
-        parts["schedule"] = options("schedule", [SCHEDULES.index(name) for name in RUNNABLE_SCHEDULES])
-        parts["virtual_stages"] = options("virtual_stages", [1, 2, 4, 8])
-    grid = np.indices([len(values) for values in parts.values()]).reshape(len(parts), -1)
-    columns = {name: values[index] for (name, values), index in zip(parts.items(), grid, strict=True)}
-    mesh = columns.pop("mesh")
-    columns |= {name: column[mesh] for name, column in base.items()}
-    keep = np.ones(mesh.size, dtype=bool)
+    columns = _times(
+        meshes,
+        remat=_options(fixed, "remat", remats, REMAT),
+        zero=_options(fixed, "zero", [0, 1, 2]),
+        context_attention=_options(fixed, "context_attention", [0, 1], CONTEXT_ATTENTION),
+        sequence_parallel=_options(fixed, "sequence_parallel", [1]),
+        offload=_options(fixed, "offload", [0], OFFLOAD),
+    )
+    keep = np.ones(len(columns["data"]), dtype=bool)
     if "zero" not in fixed:
         keep &= (columns["zero"] == 0) | (columns["data"] > 1)
     if "context_attention" not in fixed:
         keep &= (columns["context_attention"] == 0) | (columns["context"] > 1)
+    return _where(columns, keep)
+
+
+def with_passes(
+    columns: Mapping[str, np.ndarray], batch: int, layers: int | None, fixed: Mapping[str, str]
+) -> LayoutTable:
+    """Those choices times every way to cut the batch into passes: accumulation, or microbatches of a pipeline."""
+    staged = columns["stage"] > 1
+    parts = [_accumulated(_where(columns, ~staged), batch, fixed), _pipelined(_where(columns, staged), layers, fixed)]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = tuple(fixed["order"].split(">")) if "order" in fixed else AXES
+    return LayoutTable(orders=(order,), order=np.zeros(len(columns["data"]), dtype=np.int64), **columns)
+
+
+def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
+    doubling = [2**power for power in range(batch.bit_length())]
+    columns = _times(
+        columns,
+        accumulate=_options(fixed, "accumulate", doubling),
+        microbatches=np.array([1]),
+        schedule=np.array([-1]),
+        virtual_stages=np.array([1]),
+    )
+    keep = np.full(len(columns["data"]), not fixed.keys() & {"schedule", "microbatches", "virtual_stages"})
     if "accumulate" not in fixed:
         shards = columns["data"] * columns["fsdp"] * columns["expert"]
         keep &= (columns["accumulate"] == 1) | (columns["accumulate"] * shards <= batch)
-    if staged:
-        per_stage = columns.pop("per_stage")
-        columns["microbatches"] = per_stage if "microbatches" in fixed else per_stage * columns["stage"]
-        circular = columns["schedule"] == SCHEDULES.index("circular")
-        if "virtual_stages" not in fixed:
-            keep &= circular == (columns["virtual_stages"] > 1)
-            if layers is not None:
-                keep &= columns["virtual_stages"] * columns["stage"] <= layers
-    else:
-        columns |= {"microbatches": np.ones_like(mesh), "virtual_stages": np.ones_like(mesh)}
-        columns["schedule"] = np.full_like(mesh, -1)
-        if fixed.keys() & {"schedule", "microbatches", "virtual_stages"}:
-            keep &= False
+    return _where(columns, keep)
+
+
+def _pipelined(columns: dict[str, np.ndarray], layers: int | None, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
+    columns = _times(
+        columns,
+        accumulate=_options(fixed, "accumulate", [1]),
+        microbatches=_options(fixed, "microbatches", [1, 2, 4, 8]),
+        schedule=_options(fixed, "schedule", [SCHEDULES.index(name) for name in RUNNABLE_SCHEDULES], SCHEDULES),
+        virtual_stages=_options(fixed, "virtual_stages", [1, 2, 4, 8]),
+    )
+    if "microbatches" not in fixed:
+        columns["microbatches"] = columns["microbatches"] * columns["stage"]
+    keep = np.ones(len(columns["data"]), dtype=bool)
+    if "virtual_stages" not in fixed:
+        keep &= (columns["schedule"] == SCHEDULES.index("circular")) == (columns["virtual_stages"] > 1)
+        if layers is not None:
+            keep &= columns["virtual_stages"] * columns["stage"] <= layers
+    return _where(columns, keep)
+
+
+def _options(
+    fixed: Mapping[str, str], name: str, values: list[int], known: tuple[str, ...] | None = None
+) -> np.ndarray:
+    """The values of one choice, or the one it is pinned to (an index into `known` where it is a word)."""
+    if name not in fixed:
+        return np.array(values)
+    return np.array([known.index(fixed[name]) if known else int(fixed[name])])
+
+
+def _times(columns: Mapping[str, np.ndarray], **choices: np.ndarray) -> dict[str, np.ndarray]:
+    """Every row with every combination of the choices; the last choice runs fastest."""
+    rows = len(columns["data"])
+    combinations = np.meshgrid(*choices.values(), indexing="ij")
+    count = combinations[0].size
+    return {name: np.repeat(column, count) for name, column in columns.items()} | {
+        name: np.tile(grid.ravel(), rows) for name, grid in zip(choices, combinations, strict=True)
+    }
+
+
+def _where(columns: Mapping[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
     return {name: column[keep] for name, column in columns.items()}
 
 
