@@ -12,6 +12,8 @@ import traceback
 
 import click
 
+from autotune.user_code import UserCodeError
+
 COMMANDS = {
     "tune": ("autotune.commands.tune", "Choose the layout of a train step on a target, and say what binds."),
     "explain": ("autotune.commands.explain", "The same report for one layout or a plan, without a search."),
@@ -74,6 +76,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except UserCodeError as error:
+        click.echo(error.traceback, err=True, nl=False)
+        click.echo(f"autotune: {' '.join(str(error).split())}", err=True)
+        return 2
     except Exception:
         traceback.print_exc()
         click.echo("autotune: the tool itself broke; the lines above say where", err=True)

@@ -1,14 +1,14 @@
 """Emitted plans, read back by each codebase's own rules: the same mesh and the same meaning of every axis.
 
 The rules, as each codebase's source has them:
-MaxText    configs/base.yml: flags `ici_*_parallelism` and `dcn_*_parallelism` by mesh axis; the products are the devices
-           of a slice and the slices (max_utils.create_device_mesh). The global batch is per_device_batch_size x devices x
-           gradient_accumulation_steps (pyconfig.calculate_global_batch_sizes).
-Levanter   utils/mesh.py MeshConfig.axis_shapes: `axes` inside a slice default to data=-1, replica=1, model=1, `dcn_axes`
-           to replica_dcn=-1; no name in both; products must be exact. Mappings give mesh axes to logical axes.
+MaxText    configs/base.yml: flags `ici_*_parallelism` and `dcn_*_parallelism` by mesh axis; the products are the
+           devices of a slice and the slices (max_utils.create_device_mesh). The global batch is per_device_batch_size x
+           devices x gradient_accumulation_steps (pyconfig.calculate_global_batch_sizes).
+Levanter   utils/mesh.py MeshConfig.axis_shapes: `axes` inside a slice default to data=-1, replica=1, model=1,
+           `dcn_axes` to replica_dcn=-1; no name in both; products must be exact. Mappings: logical -> mesh axes.
 EasyLM     jax_utils.get_jax_mesh: "name:size,..." naming each of dp, fsdp, mp once.
-AXLearn    experiments/text/gpt/common.py mesh_shape_from_axes: keyword sizes, 1 by default, in the order pipeline, data,
-           expert, fsdp, seq, model; common/utils.py HybridMeshShape holds one such shape inside a slice and one between.
+AXLearn    experiments/text/gpt/common.py mesh_shape_from_axes: keyword sizes, 1 by default, in the order pipeline,
+           data, expert, fsdp, seq, model; common/utils.py HybridMeshShape: one such shape in a slice, one between.
 Flax       is installed, so the emitted code is run.
 """
 
@@ -49,7 +49,7 @@ def split(plan):
 def test_maxtext(plan):
     text = emit(plan, "maxtext")
     flags = dict(re.findall(r"^  (\w+)=(\S+?)(?: \\)?$", text, re.M))
-    own = {"data": "data", "pipeline": "stage", "fsdp": "fsdp", "context": "context", "tensor": "tensor", "expert": "expert"}
+    own = {name: name for name in ("data", "fsdp", "context", "tensor", "expert")} | {"pipeline": "stage"}
     for tier, expected in zip(("ici", "dcn"), split(plan), strict=True):
         found = {own[name]: int(flags[f"{tier}_{name}_parallelism"]) for name in own}
         assert found == sizes(expected)

@@ -1,4 +1,4 @@
-"""Workloads from the user's own step: what is read from annotations, what is guessed, and that the step stays theirs."""
+"""Workloads from the user's own step: what is read from annotations, what is guessed; the step stays theirs."""
 
 import cloudpickle
 import jax
@@ -15,7 +15,6 @@ from autotune.user_code import UserCodeError
 from autotune.workload import Workload
 
 CPU = parse_target("cpu:8")
-
 
 
 def build(workload: Workload, text: str):
