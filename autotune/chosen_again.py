@@ -24,9 +24,7 @@ WORTH_SAYING = 0.01
 """Gains below one per cent are within what prices cannot tell."""
 
 
-def prices_of_resources(
-    target: Target, space: PricedSpace, runnable: Sequence[Row]
-) -> dict[str, float]:
+def prices_of_resources(target: Target, space: PricedSpace, runnable: Sequence[Row]) -> dict[str, float]:
     """Fraction of the step time saved when each resource is `ARC` times as good and the layout is chosen again."""
     best = runnable[0]
     base = _model_seconds(best)

@@ -21,7 +21,9 @@ def seconds_by_resource(first: Row, second: Row) -> dict[str, tuple[float, float
     return dict(sorted(both.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), item[0])))
 
 
-def bytes_by_collective(first: Row, second: Row) -> dict[tuple[str, str, str], tuple[LedgerRow | None, LedgerRow | None]]:
+def bytes_by_collective(
+    first: Row, second: Row
+) -> dict[tuple[str, str, str], tuple[LedgerRow | None, LedgerRow | None]]:
     """The ledger lines of both layouts by (axis, tier, kind), the largest difference in bytes sent first."""
     assert first.evidence is not None and second.evidence is not None
     a, b = (
@@ -56,16 +58,17 @@ def render_comparison(report: Report, first: Row, second: Row) -> RenderableType
     if first.evidence is None or second.evidence is None:
         failed = [row for row in (first, second) if row.evidence is None]
         return Text("\n".join(f"{row.layout}: {row.status}: {row.reason}" for row in failed))
-    head = f"{report.workload} on {report.target.name}, per device and step (compiled)\nA = {first.layout}\nB = {second.layout}"
+    head = f"{report.workload} on {report.target.name}, per device and step (compiled)"
+    head += f"\nA = {first.layout}\nB = {second.layout}"
     seconds = _table("seconds on the critical path", "resource")
     _line(seconds, "step", first.step_seconds, second.step_seconds, seconds_text)
     for name, pair in seconds_by_resource(first, second).items():
         _line(seconds, name, *pair, seconds_text)
     traffic = _table("bytes one device sends", "collective")
-    for (axis, tier, kind), pair in bytes_by_collective(first, second).items():
-        sent = [line.wire_bytes if line else 0.0 for line in pair]
-        count = " / ".join(str(line.count) if line else "0" for line in pair)
-        _line(traffic, f"{kind} {axis}@{tier} (x {count})", *sent, bytes_text)
+    for (axis, tier, kind), (a, b) in bytes_by_collective(first, second).items():
+        count = f"{a.count if a else 0} / {b.count if b else 0}"
+        name = f"{kind} {axis}@{tier} (x {count})"
+        _line(traffic, name, a.wire_bytes if a else 0.0, b.wire_bytes if b else 0.0, bytes_text)
     memory = _table("memory at the peak", "category")
     _line(memory, "peak", first.peak_bytes, second.peak_bytes, bytes_text)
     for name, pair in _memory(first, second).items():

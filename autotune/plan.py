@@ -85,7 +85,7 @@ class Plan:
     versions: Mapping[str, str]
     workload: str
     fingerprint: str
-    recipe: Mapping[str, str | int]
+    recipe: Mapping[str, Any]
     sequences: int
     seq: int
     partition: Partition | None

@@ -70,8 +70,9 @@ class Omitted:
 class Report:
     """Every layout of the space, listed or counted: `counts` by final status adds up to the space.
 
-    `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those that can run first. `prices`: fraction of the step time saved when a resource is
-    `limits.ARC` times as good and the layout is chosen again. `notes`: doubts that concern the whole report.
+    `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those
+    that can run first. `prices`: fraction of the step time saved when a resource is `limits.ARC` times as good and the
+    layout is chosen again. `notes`: doubts that concern the whole report.
     """
 
     workload: str
@@ -188,7 +189,9 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         ]
         if prediction
         else None,
-        "terms_priced": {name: {"seconds": term.seconds, "resource": term.resource} for name, term in price.terms.items()}
+        "terms_priced": {
+            name: {"seconds": term.seconds, "resource": term.resource} for name, term in price.terms.items()
+        }
         if price
         else None,
         "compile_seconds": evidence.compile_seconds if evidence else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -21,7 +21,7 @@ LISTED = 12
 
 def render(report: Report) -> Group:
     """The whole screen, as `tune` and `explain` show it."""
-    parts: list[RenderableType] = [_heading(report)]
+    parts: list[RenderableType | None] = [_heading(report)]
     if report.ranked:
         parts += [_ranking(report), _verdict(report), _why_others_lost(report)]
         if report.ranked[0].evidence:
@@ -71,7 +71,9 @@ def _heading(report: Report) -> Text:
 
 
 def _ranking(report: Report) -> Table:
-    table = Table(title="best layouts, seconds and bytes per device and step (in brackets: priced)", title_justify="left")
+    table = Table(
+        title="best layouts, seconds and bytes per device and step (in brackets: priced)", title_justify="left"
+    )
     table.add_column("#", justify="right")
     table.add_column("layout", overflow="fold")
     measured = any(row.measurement for row in report.ranked)
@@ -129,6 +131,11 @@ def _verdict(report: Report) -> Text:
         lines[0] += f", {best.tokens_per_second_per_device:,.0f} tokens/s/device"
     if report.tied:
         lines.append(f"tied with it, closer than the noise: {'; '.join(report.tied)}")
+    if report.rank_correlation is not None:
+        count = sum(1 for row in report.ranked if row.evidence and row.measurement)
+        lines.append(
+            f"rank correlation of compiled against measured times, {count} layouts: {report.rank_correlation:.2f}"
+        )
     if best.limit:
         lines.append(
             f"what binds: {best.limit.resource}; shares of the critical path: "
@@ -179,21 +186,29 @@ def _losses(row: Row) -> Text | None:
     known = {name: value for name, value in row.losses_seconds.items() if value}
     if not known:
         return None
-    return Text("losses within the step: " + ", ".join(f"{name} {seconds_text(value)}" for name, value in known.items()))
+    return Text(
+        "losses within the step: " + ", ".join(f"{name} {seconds_text(value)}" for name, value in known.items())
+    )
 
 
 def _memory(report: Report) -> Text:
     row = report.ranked[0]
     capacity = report.target.hardware.capacity_bytes
+    parts: Mapping[str, float]
+    total: float
     if row.evidence:
         parts, word, total = row.evidence.memory.by_category, "compiled", row.evidence.memory.peak_bytes
     else:
         assert row.price is not None
         parts, word, total = row.price.memory, "priced", row.price.peak_bytes
     listed = ", ".join(f"{name} {bytes_text(value)}" for name, value in parts.items() if value)
-    text = f"memory ({word}): {bytes_text(total)} of {bytes_text(capacity)}, {bytes_text(capacity - total)} left: {listed}"
+    text = (
+        f"memory ({word}): {bytes_text(total)} of {bytes_text(capacity)}, {bytes_text(capacity - total)} left: {listed}"
+    )
     if total > NEAR_CAPACITY * capacity:
-        text += "\n  within 5 % of the limit: the compiler may have begun to rematerialise; expect the time to be less sure"
+        text += (
+            "\n  within 5 % of the limit: the compiler may have begun to rematerialise; expect the time to be less sure"
+        )
     return Text(text)
 
 

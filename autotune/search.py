@@ -17,15 +17,15 @@ from autotune.compilation import Compilation, CompileFailure, CompileJob
 from autotune.compile import CompileEvent, compile_all, store_key
 from autotune.evidence import Evidence
 from autotune.limits import binding_limit, elasticities
-from autotune.measure import Measurement, Runner, RunFailure, measure, tied
+from autotune.measure import Measurement, RunFailure, Runner, measure, tied
 from autotune.measure import from_json as measurement_from_json
 from autotune.measure import to_json as measurement_to_json
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.plan import plan_of
+from autotune.price import Estimate
 from autotune.priced_space import PricedSpace, price_space
 from autotune.read_compilation import evidence_of
-from autotune.price import Estimate
 from autotune.report import Omitted, Report, Row
 from autotune.space import complete, enumerate_layouts, parse_fix
 from autotune.store import Store
@@ -40,7 +40,7 @@ SLACK = 1.15
 closed form's peak is off by 15 % at times, and a compile that does not fit fails within seconds."""
 
 PER_MESH = 2
-"""Layouts compiled of the same axis sizes before another mesh gets its turn, so that near-copies do not crowd out the rest."""
+"""Layouts compiled of the same axis sizes before another mesh has its turn: near-copies must leave room for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def tune(
     """The report on every layout of `workload` on `target`; `report.plan` is what to take home.
 
     `compile` best-priced layouts are compiled (`jobs` at a time, or on `executor`), `measure` of them run where the
-    target has devices (None: 3 there). `axes` bounds the search, `fix` pins parts ("tensor=8"), `layouts` names them all.
+    target has devices (None: 3 there). `axes` bounds the search, `fix` pins parts ("tensor=8"), `layouts` names all.
     ValueError names what is wrong with the input.
     """
     return search(
@@ -404,7 +404,9 @@ def _mfu(workload: Workload, target: Target, seconds: float | None) -> float | N
     return flops / (seconds * target.devices * target.hardware.peak(workload.dtype))
 
 
-def _losses(workload, target, layout: Layout, evidence: Evidence | None, price: Estimate | None) -> dict[str, float | None]:
+def _losses(
+    workload, target, layout: Layout, evidence: Evidence | None, price: Estimate | None
+) -> dict[str, float | None]:
     """Seconds of the step lost to the pipeline bubble, to recomputation, and to FLOPs that several devices repeat."""
     if evidence is None:
         waiting = [term.seconds for term in price.terms.values() if term.resource is None] if price else []
@@ -424,7 +426,9 @@ def _omit(space: PricedSpace, members: list[int], word: str, capacity: float) ->
     if not members:
         return []
     if word != "illegal":
-        reason = "priced, slower than those listed" if word == "priced" else "does not fit: priced peak over the capacity"
+        reason = (
+            "priced, slower than those listed" if word == "priced" else "does not fit: priced peak over the capacity"
+        )
         best = float(min(space.seconds[row] for row in members))
         return [Omitted(reason=reason, count=len(members), best_step_seconds=best)]
     groups: dict[str, int] = {}
@@ -483,9 +487,7 @@ def _ties(runnable: list[Row]) -> tuple[str, ...]:
     if not runnable or runnable[0].measurement is None:
         return ()
     best = runnable[0].measurement
-    return tuple(
-        str(row.layout) for row in runnable[1:] if row.measurement is not None and tied(best, row.measurement)
-    )
+    return tuple(str(row.layout) for row in runnable[1:] if row.measurement is not None and tied(best, row.measurement))
 
 
 def _rank_correlation(runnable: list[Row]) -> float | None:
@@ -497,15 +499,16 @@ def _rank_correlation(runnable: list[Row]) -> float | None:
     ]
     if len(pairs) < 3:
         return None
-    ranks = [np.argsort(np.argsort(column)) for column in zip(*pairs, strict=True)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    compiled, measured = (np.argsort(np.argsort(column)) for column in zip(*pairs, strict=True))
+    return float(np.corrcoef(compiled, measured)[0, 1])
 
 
 def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
     notes = list(workload.guesses)
-    compiled = [row for row in runnable if row.evidence and row.price]
-    if compiled:
-        ratios = [row.evidence.prediction.step_seconds / row.price.step_seconds for row in compiled]
+    ratios = [
+        row.evidence.prediction.step_seconds / row.price.step_seconds for row in runnable if row.evidence and row.price
+    ]
+    if ratios:
         notes.append(
             f"compiled time over priced time, {len(ratios)} layouts: {min(ratios):.2f} to {max(ratios):.2f}; "
             "layouts that were only priced rank below all compiled ones"

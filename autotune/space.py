@@ -167,8 +167,12 @@ def with_passes(
     staged = columns["stage"] > 1
     parts = [_accumulated(_where(columns, ~staged), batch, fixed), _pipelined(_where(columns, staged), layers, fixed)]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = tuple(fixed["order"].split(">")) if "order" in fixed else AXES
-    return LayoutTable(orders=(order,), order=np.zeros(len(columns["data"]), dtype=np.int64), **columns)
+    return LayoutTable(orders=(order_of(fixed),), order=np.zeros(len(columns["data"]), dtype=np.int64), **columns)
+
+
+def order_of(fixed: Mapping[str, str]) -> tuple[str, ...]:
+    """The physical order of the axes, outermost first: as pinned, or the default."""
+    return tuple(fixed["order"].split(">")) if "order" in fixed else AXES
 
 
 def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:

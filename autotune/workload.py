@@ -42,7 +42,7 @@ class Workload:
     guesses: tuple[str, ...]
     traced: Traced | None
     partition: Partition | None
-    recipe: Mapping[str, str | int]
+    recipe: Mapping[str, Any]
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Workload:
         guesses: tuple[str, ...] = (),
         traced: Traced | None = None,
         partition: Partition | None = None,
-        recipe: Mapping[str, str | int] | None = None,
+        recipe: Mapping[str, Any] | None = None,
     ) -> Workload:
         """The workload whose `build` and figures are already known."""
         workload = object.__new__(cls)
@@ -124,7 +124,7 @@ class Workload:
         workload._set(transformer=None, recipe={}, **builder_fields(builder, axes, name, options))
         return workload
 
-    def with_recipe(self, recipe: Mapping[str, str | int]) -> Workload:
+    def with_recipe(self, recipe: Mapping[str, Any]) -> Workload:
         """The same workload, knowing the command-line words that build it again."""
         workload = object.__new__(type(self))
         workload._set(**{field: getattr(self, field) for field in self.__slots__} | {"recipe": recipe})

@@ -22,7 +22,10 @@ JOB = ("--model", "tiny", "--batch", "16", "--seq", "64")
         (("tune", "--model", "llama9", "--batch", "16", "--seq", "64", "--target", "cpu:8"), "'llama9' is no preset"),
         (("tune", "--model", "nowhere.json", "--batch", "16", "--seq", "64", "--target", "cpu:8"), "nowhere.json"),
         (("tune", "--model", "tiny", "--seq", "64", "--target", "cpu:8"), "--batch is missing"),
-        (("tune", "--model", "tiny", "--batch", "0", "--seq", "64", "--target", "cpu:8"), "--batch=0 must be 1 or more"),
+        (
+            ("tune", "--model", "tiny", "--batch", "0", "--seq", "64", "--target", "cpu:8"),
+            "--batch=0 must be 1 or more",
+        ),
         (("tune", "--target", "cpu:8"), "give one of --model and --workload"),
         (("tune", *JOB, "--target", "cpu:8", "--axes", "data,modle"), "'modle' is not a mesh axis"),
         (("tune", *JOB, "--target", "cpu:8", "--layouts", "fsdp=4"), "= 4 devices, cpu:8 has 8"),
@@ -59,8 +62,26 @@ def test_broken_model_file_names_the_field(tmp_path, capsys):
 
 
 def test_a_batch_that_no_layout_divides_is_said(capsys, tmp_path):
-    arguments = ["tune", "--model", "tiny", "--batch", "3", "--seq", "64", "--target", "cpu:8", "--axes", "data", "--json",
-                 "--compile", "0", "--measure", "0", "--store", str(tmp_path)]  # fmt: skip
+    arguments = [
+        "tune",
+        "--model",
+        "tiny",
+        "--batch",
+        "3",
+        "--seq",
+        "64",
+        "--target",
+        "cpu:8",
+        "--axes",
+        "data",
+        "--json",
+        "--compile",
+        "0",
+        "--measure",
+        "0",
+        "--store",
+        str(tmp_path),
+    ]
     code = run(arguments)
     output = capsys.readouterr()
     assert code == 2
@@ -68,8 +89,21 @@ def test_a_batch_that_no_layout_divides_is_said(capsys, tmp_path):
 
 
 def test_a_model_too_large_for_every_layout_is_exit_1_with_the_closest_miss(capsys, tmp_path):
-    arguments = ["tune", "--model", "llama3-405b", "--batch", "8", "--seq", "4096", "--target", "v5e:2x2", "--compile", "0",
-                 "--store", str(tmp_path)]  # fmt: skip
+    arguments = [
+        "tune",
+        "--model",
+        "llama3-405b",
+        "--batch",
+        "8",
+        "--seq",
+        "4096",
+        "--target",
+        "v5e:2x2",
+        "--compile",
+        "0",
+        "--store",
+        str(tmp_path),
+    ]
     assert run(arguments) == 1
     screen = capsys.readouterr().out
     assert "no layout fits v5e:2x2" in screen

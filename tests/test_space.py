@@ -20,9 +20,7 @@ def test_divisors_by_trial():
 def test_axis_sizes_by_trial(devices):
     axes = ("data", "fsdp", "tensor")
     found = [tuple(sizes[name] for name in axes) for sizes in axis_sizes(devices, axes, {})]
-    expected = [
-        sizes for sizes in itertools.product(range(1, devices + 1), repeat=3) if math.prod(sizes) == devices
-    ]
+    expected = [sizes for sizes in itertools.product(range(1, devices + 1), repeat=3) if math.prod(sizes) == devices]
     assert found == expected
 
 
@@ -34,7 +32,11 @@ def test_outer_factors_divide_the_axes_and_multiply_to_the_groups():
 def brute_force(target: Target, batch: int) -> set[str]:
     """Every layout over data, fsdp, tensor, by loops over all values of every choice."""
     found = set()
-    remats = [name for name in ("none", "dots", "attention", "minimal", "full", "offload") if name != "offload" or target.platform == "tpu"]  # noqa: E501
+    remats = [
+        name
+        for name in ("none", "dots", "attention", "minimal", "full", "offload")
+        if name != "offload" or target.platform == "tpu"
+    ]
     for data, fsdp, tensor in itertools.product(range(1, target.devices + 1), repeat=3):
         if data * fsdp * tensor != target.devices:
             continue

@@ -25,7 +25,9 @@ from autotune.commands.run import open_store, progress
 @click.argument("second")
 @workload_options
 @target_options
-@click.option("--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take.")  # noqa: E501
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
+)
 @store_option
 @json_option
 def compare(
@@ -40,7 +42,7 @@ def compare(
     """
     if any(value is not None for value in (coordinator, processes, process_id)):
         raise click.UsageError("compare runs in one process; leave --coordinator, --processes and --process-id out")
-    layouts = []
+    layouts: list = []
     for text in (first, second):
         if not text.endswith(".json"):
             layouts += layouts_of(text) or ()

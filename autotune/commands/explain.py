@@ -26,7 +26,9 @@ from autotune.commands.run import run_search
 @workload_options
 @target_options
 @click.option("--measure/--no-measure", default=None, help="Run it too [where devices exist].")
-@click.option("--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take.")  # noqa: E501
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
+)
 @store_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
 @json_option
@@ -48,7 +50,7 @@ def explain(
 
         with bad_input():
             saved = load_plan(plan)
-        layouts = (saved.layout,)
+        layouts: tuple | None = (saved.layout,)
         target = target or saved.target
         recipe = saved.recipe
         model, workload = recipe.get("model"), recipe.get("workload")

@@ -66,7 +66,9 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--json."""
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")(
+        command
+    )
 
 
 def target_of(target: str | None, hardware: Path | None) -> Target:

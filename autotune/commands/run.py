@@ -32,6 +32,7 @@ def run_search(
 ) -> int:
     """Run `search` with these options and show its report; returns 0, or 1 when nothing fits."""
     from autotune.search import search
+
     reports = join_job(*job)
     machine = target()
     train_step = workload(machine)
@@ -111,10 +112,10 @@ def progress() -> Iterator[Callable]:
     if not console.is_terminal:
         yield lambda event: None
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def listen(event) -> None:
             layout = str(event.job.layout)

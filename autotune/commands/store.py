@@ -59,4 +59,3 @@ def prune(older_than_days: float | None, keep_mib: float | None, store: Path | N
         keep_bytes=None if keep_mib is None else int(keep_mib * 2**20),
     )
     click.echo(f"{count} entries deleted, {size / 2**20:.1f} MiB")
-

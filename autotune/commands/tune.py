@@ -23,12 +23,26 @@ from autotune.commands.run import run_search
 @workload_options
 @target_options
 @click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
-@click.option("--layouts", metavar='"A;B"', help="Only these layouts, e.g. \"fsdp=8;data=4,tensor=2\".")
+@click.option("--layouts", metavar='"A;B"', help='Only these layouts, e.g. "fsdp=8;data=4,tensor=2".')
 @click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Pin one part of the layout, e.g. tensor=8.")
-@click.option("--compile", "compile_count", type=click.IntRange(0), default=6, show_default=True, help="How many best-priced layouts to compile.")  # noqa: E501
-@click.option("--measure", "measure_count", type=click.IntRange(0), help="How many best-compiled layouts to run [3 where devices exist].")  # noqa: E501
+@click.option(
+    "--compile",
+    "compile_count",
+    type=click.IntRange(0),
+    default=6,
+    show_default=True,
+    help="How many best-priced layouts to compile.",
+)
+@click.option(
+    "--measure",
+    "measure_count",
+    type=click.IntRange(0),
+    help="How many best-compiled layouts to run [3 where devices exist].",
+)
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Compiles at the same time.")
-@click.option("--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take.")  # noqa: E501
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take."
+)
 @click.option("--retry", is_flag=True, help="Try again what crashed or timed out before.")
 @store_option
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan here (JSON).")

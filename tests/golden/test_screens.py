@@ -24,62 +24,113 @@ GIB = 2**30
 
 
 def price(seconds: float, peak: float) -> Estimate:
-    terms = {"matmul.mlp": Term(seconds=seconds * 0.9, resource="matmul"), "bubble": Term(seconds=seconds * 0.1, resource=None)}
+    terms = {
+        "matmul.mlp": Term(seconds=seconds * 0.9, resource="matmul"),
+        "bubble": Term(seconds=seconds * 0.1, resource=None),
+    }
     return Estimate(
-        step_seconds=seconds, low_seconds=0.9 * seconds, high_seconds=1.2 * seconds, peak_bytes=peak, terms=terms,
+        step_seconds=seconds,
+        low_seconds=0.9 * seconds,
+        high_seconds=1.2 * seconds,
+        peak_bytes=peak,
+        terms=terms,
         resources={"matmul": 0.8 * seconds, "network:fsdp@ici": 0.2 * seconds},
         memory={"parameters": 0.25 * peak, "optimizer_state": 0.5 * peak, "activations": 0.25 * peak},
-    )  # fmt: skip
+    )
 
 
 def evidence(matmul: float, network: float, peak_gib: float) -> Evidence:
     critical = {("matmul", "fusion"): matmul, ("network:fsdp@ici", "all_gather"): network, ("latency", "launch"): 0.01}
     ledger = LedgerRow(
-        axis="fsdp", tier="ici", kind="all_gather", count=193, payload_bytes=16.06 * GIB, wire_bytes=16.0 * GIB,
-        seconds=network * 2, exposed_seconds=network,
-    )  # fmt: skip
+        axis="fsdp",
+        tier="ici",
+        kind="all_gather",
+        count=193,
+        payload_bytes=16.06 * GIB,
+        wire_bytes=16.0 * GIB,
+        seconds=network * 2,
+        exposed_seconds=network,
+    )
     return Evidence(
         prediction=Prediction(
-            step_seconds=matmul + network + 0.01, low_seconds=matmul, high_seconds=matmul + 2 * network + 0.01,
-            critical=critical, busy={"core": matmul}, ledger=(ledger,), losses={"recompute": 0.25 * matmul, "bubble": 0.0},
+            step_seconds=matmul + network + 0.01,
+            low_seconds=matmul,
+            high_seconds=matmul + 2 * network + 0.01,
+            critical=critical,
+            busy={"core": matmul},
+            ledger=(ledger,),
+            losses={"recompute": 0.25 * matmul, "bubble": 0.0},
         ),
         memory=Memory(
-            peak_bytes=int(peak_gib * GIB), argument_bytes=GIB, output_bytes=GIB, temporary_bytes=GIB, alias_bytes=GIB,
-            host_bytes=0, by_category={"parameters": GIB, "activations": int((peak_gib - 1) * GIB)},
+            peak_bytes=int(peak_gib * GIB),
+            argument_bytes=GIB,
+            output_bytes=GIB,
+            temporary_bytes=GIB,
+            alias_bytes=GIB,
+            host_bytes=0,
+            by_category={"parameters": GIB, "activations": int((peak_gib - 1) * GIB)},
             largest=(Buffer(bytes=GIB, shape="bf16[8]", category="activations", source="model.py:3", scope=None),),
         ),
-        flops=1e15, recompute_flops=2e14, hbm_bytes=1e12, improved_seconds={"matmul": 0.8 * matmul}, lower_seconds=1.0,
-        compile_seconds=40.0, warnings=(), log="/tmp/log",
-    )  # fmt: skip
+        flops=1e15,
+        recompute_flops=2e14,
+        hbm_bytes=1e12,
+        improved_seconds={"matmul": 0.8 * matmul},
+        lower_seconds=1.0,
+        compile_seconds=40.0,
+        warnings=(),
+        log="/tmp/log",
+    )
 
 
 def row(text: str, status: str, found: Evidence | None, *, reason: str | None = None, measured: bool = False) -> Row:
     shares = elasticities(found.prediction.by_resource()) if found else {}
     turns = (1.31, 1.29, 1.30)
     return Row(
-        layout=parse_layout(text), status=status, reason=reason, price=price(1.2, 9 * GIB), evidence=found,
+        layout=parse_layout(text),
+        status=status,
+        reason=reason,
+        price=price(1.2, 9 * GIB),
+        evidence=found,
         measurement=Measurement(
             turn_seconds=turns, steps=30, rounds=3, compile_seconds=5.0, peak_bytes=None, control_drift=None
-        ) if measured else None,
-        peak_bytes=found.memory.peak_bytes if found else 17 * GIB, mfu=0.512 if found else None,
-        tokens_per_second_per_device=3150.0 if found else None, limit=binding_limit(shares), elasticities=shares,
-        losses_seconds={"bubble": 0.0, "recompute": 0.25, "redundant": None}, log="/tmp/log" if status == "oom" else None,
-    )  # fmt: skip
+        )
+        if measured
+        else None,
+        peak_bytes=found.memory.peak_bytes if found else 17 * GIB,
+        mfu=0.512 if found else None,
+        tokens_per_second_per_device=3150.0 if found else None,
+        limit=binding_limit(shares),
+        elasticities=shares,
+        losses_seconds={"bubble": 0.0, "recompute": 0.25, "redundant": None},
+        log="/tmp/log" if status == "oom" else None,
+    )
 
 
 @pytest.fixture
 def report() -> Report:
     best = row("fsdp=64,tensor=4,remat=full", "compiled", evidence(1.0, 0.2, 11.2))
-    second = row("fsdp=256,remat=full", "compiled", evidence(1.1, 0.3, 15.2), reason="+200 ms a step (compiled): matmul +100 ms")
+    second = row(
+        "fsdp=256,remat=full", "compiled", evidence(1.1, 0.3, 15.2), reason="+200 ms a step (compiled): matmul +100 ms"
+    )
     lost = row("fsdp=256", "oom", None, reason="compiled peak 17.00 GiB is 1.25 GiB over the capacity")
     return Report(
-        workload="llama3-8b, batch 256 x 4096 tokens, bfloat16", target=parse_target("v5e:16x16"), tokens=2**20, named=(),
-        rows=(best, second, lost), omitted=(Omitted(reason="illegal: divides(kv_heads)", count=750, best_step_seconds=None),),
-        counts={"compiled": 2, "oom": 1, "illegal": 750}, prices={"matmul": 0.16, "network:fsdp@ici": 0.03, "capacity": 0.05},
-        kept_out=KeptOut(constraint="capacity", layout="fsdp=256", gain=0.05), closest=None, remedies=(), tied=(),
-        rank_correlation=None, notes=("compiled time over priced time, 2 layouts: 1.01 to 1.12",), seconds={"pricing": 0.1},
+        workload="llama3-8b, batch 256 x 4096 tokens, bfloat16",
+        target=parse_target("v5e:16x16"),
+        tokens=2**20,
+        named=(),
+        rows=(best, second, lost),
+        omitted=(Omitted(reason="illegal: divides(kv_heads)", count=750, best_step_seconds=None),),
+        counts={"compiled": 2, "oom": 1, "illegal": 750},
+        prices={"matmul": 0.16, "network:fsdp@ici": 0.03, "capacity": 0.05},
+        kept_out=KeptOut(constraint="capacity", layout="fsdp=256", gain=0.05),
+        closest=None,
+        remedies=(),
+        tied=(),
+        rank_correlation=None,
+        notes=("compiled time over priced time, 2 layouts: 1.01 to 1.12",),
+        seconds={"pricing": 0.1},
         plan_or_none=None,
-    )  # fmt: skip
+    )
 
 
 def same(name: str, text: str) -> None:
@@ -94,7 +145,9 @@ def test_tune_screen(report):
 
 
 def test_measured_screen(report):
-    best = replace(report.rows[0], status="measured", measurement=row("data=1", "measured", None, measured=True).measurement)
+    best = replace(
+        report.rows[0], status="measured", measurement=row("data=1", "measured", None, measured=True).measurement
+    )
     text = "\n".join(lines(render(replace(report, rows=(best, *report.rows[1:]), tied=("fsdp=256,remat=full",)))))
     same("measured.txt", text + "\n")
 
