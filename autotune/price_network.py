@@ -1,14 +1,13 @@
 """Seconds per byte and latency of every collective on every mesh of a table, with the formulas of `meshes.collectives`.
 
 Meshes are few where layouts are many: what depends on axis sizes, outer factors and order alone is worked out once a
-mesh and looked up. On a torus each axis, innermost first, takes the pieces that serve it best (`meshes.placement.place`
-weighs all axes at once; the two agree but for some meshes of many axes).
+mesh and looked up.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import operator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +16,7 @@ import numpy as np
 from autotune.meshes.collectives import link_bytes, messages
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import WORDS
-from autotune.meshes.placement import splits, torus
+from autotune.meshes.placement import assign, row_factors, torus
 from autotune.meshes.route import Factor, Route, switch_route, torus_route
 from autotune.meshes.target import Target
 from autotune.table import LayoutTable
@@ -193,21 +192,31 @@ def _switch(size: np.ndarray) -> np.ndarray:
 def _placed(
     dimensions: tuple[tuple[int, bool], ...], cores_a_chip: int, tiers: int, sizes: tuple[int, ...]
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Per axis (innermost first) and tier, the fields of its route inside one slice."""
-    cores_left = cores_a_chip
-    left = tuple(extent for extent, _ in dimensions)
+    """Per axis (innermost first) and tier, the fields of its route inside one slice: as `placement.place` has them.
+
+    Sizes that the slice cannot make take one long line each: such a mesh does not exist, its price is never used.
+    """
     inner = 1 if cores_a_chip > 1 else 0
+    nothing = _fields(_NOWHERE)
+    cores_left, chips = cores_a_chip, []
     rows = []
     for size in sizes:
         cores = math.gcd(size, cores_left)
         cores_left //= cores
-        fields, left = _best_pieces(dimensions, left, size // cores)
-        found = [_fields(_NOWHERE)] * tiers
-        if cores > 1:
-            found[0] = _fields(switch_route("", cores))
-        found[inner] = fields
-        rows.append(tuple(found))
-    return tuple(rows)
+        chips.append(size // cores)
+        rows.append([_fields(switch_route("", cores)) if cores > 1 else nothing, *[nothing] * (tiers - 1)])
+    named = [index for index, size in enumerate(chips) if size > 1]
+    exists = math.prod(chips) == math.prod(extent for extent, _ in dimensions)
+    table = assign(dimensions, tuple(chips[index] for index in named)) if exists else ()
+    taken = (1,) * len(dimensions)
+    for index, row in zip(named, table, strict=True) if exists else ():
+        rows[index][inner] = _row_fields(dimensions, row, taken)
+        taken = tuple(map(operator.mul, taken, row))
+    if not exists:
+        for index in named:
+            line = Factor(dimension=0, size=chips[index], stride=1, extent=chips[index], wraps=False)
+            rows[index][inner] = _fields(torus_route("", (line,)))
+    return tuple(tuple(row) for row in rows)
 
 
 def _fields(route: Route) -> tuple[float, ...]:
@@ -215,36 +224,7 @@ def _fields(route: Route) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=100_000)
-def _best_pieces(
-    dimensions: tuple[tuple[int, bool], ...], left: tuple[int, ...], size: int
-) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """(fields of the route, what is left) of the pieces one axis takes: fastest all-gather, then fewest hops.
-
-    A size that what is left cannot make takes one long line: such a mesh does not exist, its price is never used.
-    """
-    if size == 1:
-        return _fields(_NOWHERE), left
-    best: tuple[tuple[float, float, tuple[int, ...]], Route, tuple[int, ...]] | None = None
-    for row, factors in _ways(dimensions, left, size):
-        route = torus_route("", factors)
-        badness = (round(1 / route.links, 9), float(route.hops), row)
-        if best is None or badness < best[0]:
-            best = (badness, route, tuple(extent // factor for extent, factor in zip(left, row, strict=True)))
-    if best is None:
-        line = Factor(dimension=len(left) - 1, size=size, stride=1, extent=size, wraps=False)
-        return _fields(torus_route("", (line,))), left
-    return _fields(best[1]), best[2]
-
-
-def _ways(
-    dimensions: tuple[tuple[int, bool], ...], left: tuple[int, ...], size: int
-) -> Iterator[tuple[tuple[int, ...], tuple[Factor, ...]]]:
-    for row in splits(size, left):
-        yield (
-            row,
-            tuple(
-                Factor(dimension=index, size=factor, stride=extent // rest, extent=extent, wraps=wraps)
-                for index, (factor, rest, (extent, wraps)) in enumerate(zip(row, left, dimensions, strict=True))
-                if factor > 1
-            ),
-        )
+def _row_fields(
+    dimensions: tuple[tuple[int, bool], ...], row: tuple[int, ...], taken: tuple[int, ...]
+) -> tuple[float, ...]:
+    return _fields(torus_route("", row_factors(dimensions, row, taken)))
