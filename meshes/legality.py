@@ -165,7 +165,7 @@ RULES: tuple[Rule, ...] = (
     # A causal sequence is dealt out in two pieces a device, one early and one late, so that all have the same work.
     _divides("seq", ("context",), lambda c, j: j.seq, times=2, when=_causal),
     _divides(
-        "seq", ("context", "tensor"), lambda c, j: j.seq, of_model=False, when=lambda c, j: c.sequence_parallel > 0
+        "seq", ("context", "tensor"), lambda c, j: j.seq, when=lambda c, j: c.sequence_parallel > 0
     ),
     _divides("seq", ("context",), lambda c, j: j.seq, times=LANES, when=_on("tpu")),
     _divides(
