@@ -54,12 +54,14 @@ def calibrate(
     target: Target,
     *,
     devices: Sequence[object] | None = None,
+    tiers_only: bool = False,
     agree: Callable[[float], float] = lambda value: value,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Hardware:
     """Measure the devices of `target`, which this process (or job) holds. Figures that cannot be seen stay the file's.
 
-    `agree` gives every process of a job process 0's number. The sources of the result tell date, versions, residuals.
+    `tiers_only` keeps the hardware's rates of a single device and measures the links. `agree` gives every process of a
+    job process 0's number. The sources of the result tell date, versions, residuals.
     """
     import jax
 
@@ -73,6 +75,18 @@ def calibrate(
     sources = dict(base.sources)
     changes: dict[str, object] = {}
 
+    if not tiers_only:
+        changes = _device_figures(base, bench, family, when, sources, on_progress)
+    tiers = []
+    for tier in base.tiers:
+        samples = _collectives(bench, target, tier, found, on_progress)
+        tiers.append(fit_tier(tier, samples, when, sources) if samples else tier)
+    return dataclasses.replace(base, tiers=tuple(tiers), sources=sources, **changes)  # type: ignore[arg-type]
+
+
+def _device_figures(base: Hardware, bench, family: str, when: str, sources, on_progress) -> dict[str, object]:
+    """What one device does by itself, all of them at once."""
+    changes: dict[str, object] = {}
     rates = {}
     for dtype in DTYPES[family]:
         if family == "accelerator" and dtype not in base.flops_per_second:
@@ -88,12 +102,7 @@ def calibrate(
     changes["launch_seconds"] = bench.launch_seconds("float32")
     sources["launch_seconds"] = f"autotune calibrate, {when}: one small instruction in a loop"
     on_progress(f"calibrate: launch {changes['launch_seconds']:.2g} s an instruction")
-
-    tiers = []
-    for tier in base.tiers:
-        samples = _collectives(bench, target, tier, found, on_progress)
-        tiers.append(fit_tier(tier, samples, when, sources) if samples else tier)
-    return dataclasses.replace(base, tiers=tuple(tiers), sources=sources, **changes)  # type: ignore[arg-type]
+    return changes
 
 
 def _matmul_figures(base: Hardware, rates, family: str, when: str, sources: dict[str, str]) -> dict[str, object]:

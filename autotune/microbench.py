@@ -21,6 +21,8 @@ Agree = Callable[[float], float]
 SAMPLES = 7
 MINIMUM_SECONDS = 0.02
 """A sample is at least this long: well above what timing itself and a thread's wake-up take."""
+SLOW_SECONDS = 0.2
+"""A sample this long needs no repeating against noise."""
 MAXIMUM_TRIPS = 4096
 
 ROW = 512
@@ -91,7 +93,10 @@ class Bench:
         """Seconds of one `operation`: a loop of many trips less a loop of two, so that what a program costs cancels."""
         arguments = [_filled(mesh, shape, dtype) for shape in shapes]
         few = self._compiled(operation, 2, mesh, shapes, dtype)
-        trips, seconds = 4, 0.0
+        self._once(few, arguments)  # connects, and touches memory
+        seconds = self._once(few, arguments)
+        # Starting a program takes part of that, so this many trips may be too few; then they are counted anew.
+        trips = min(MAXIMUM_TRIPS, max(1, round(2 * MINIMUM_SECONDS / seconds)))
         while True:
             many = self._compiled(operation, 2 + trips, mesh, shapes, dtype)
             self._once(many, arguments)
@@ -99,8 +104,7 @@ class Bench:
             if seconds >= MINIMUM_SECONDS or trips >= MAXIMUM_TRIPS:
                 break
             trips = min(MAXIMUM_TRIPS, max(4 * trips, round(1.5 * trips * MINIMUM_SECONDS / seconds)))
-        self._once(few, arguments)
-        samples = SAMPLES if seconds < 0.5 else 3
+        samples = SAMPLES if seconds < SLOW_SECONDS else 2
         differences = [self._once(many, arguments) - self._once(few, arguments) for _ in range(samples)]
         return max(statistics.median(differences), 1e-9) / trips
 

@@ -174,7 +174,7 @@ def follow(workload: Workload, target: Target, *, timeout_seconds: float = 600.0
         if order == "calibrate":
             from autotune.calibrate import calibrate
 
-            calibrate(target, agree=job.agree)
+            calibrate(target, agree=job.agree, tiers_only=arguments[0])
             job.answer(None)
             continue
         layout = parse_layout(arguments[0])
@@ -252,12 +252,12 @@ def compile_together(job: Job, jobs: Sequence[CompileJob]):
         runner.close()
 
 
-def calibrate_together(job: Job, target: Target, on_progress=lambda line: None):
+def calibrate_together(job: Job, target: Target, *, tiers_only: bool = False, on_progress=lambda line: None):
     """The calibrated Hardware of this job's devices, every process taking part."""
     from autotune.calibrate import calibrate
 
-    job.tell(["calibrate"])
-    hardware = calibrate(target, agree=job.agree, on_progress=on_progress)
+    job.tell(["calibrate", tiers_only])
+    hardware = calibrate(target, agree=job.agree, tiers_only=tiers_only, on_progress=on_progress)
     job.answers()
     return hardware
 

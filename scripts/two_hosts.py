@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,22 +87,31 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every row here")
     parser.add_argument("--quick", action="store_true", help="one workload, two rates, three layouts")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="names, comma separated")
+    parser.add_argument("--layouts", default=";".join(LAYOUTS), help="joined by ;")
+    parser.add_argument("--seconds", type=float, default=100.0, help="of measuring, for each workload and rate")
+    parser.add_argument("--read", type=Path, nargs="+", help="measure nothing: the table of rows written before")
     parser.add_argument("--rates", default=",".join(map(str, RATES)), help="Mbit/s, comma separated")
     parser.add_argument("--logs", type=Path, help="an existing folder in which both hosts' output may be watched")
     parser.add_argument("--process", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.process:
         return process(**options.process)
+    if options.read:
+        rows = [Row(**row) for path in options.read for row in json.loads(path.read_text())]
+        print("\n".join(table(rows)))
+        return 0 if all(passed for _, passed in verdicts(rows)) else 1
     reason = why_not()
     if reason:
         print(f"two hosts cannot be made here: {reason}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces are taken down
     rates = [int(rate) for rate in options.rates.split(",")]
     workloads = options.workloads.split(",")
-    layouts = list(LAYOUTS)
+    layouts, seconds = options.layouts.split(";"), options.seconds
     if options.quick:
-        rates, workloads, layouts = [200, 8000], workloads[:1], ["data=2", "fsdp=2", "tensor=2"]
-    rows = run(workloads, rates, layouts, quick=options.quick, logs=options.logs)
+        rates, workloads, seconds = [200, 8000], workloads[:1], 5.0
+        layouts = ["data=2", "fsdp=2", "tensor=2"]
+    rows = run(workloads, rates, layouts, seconds=seconds, logs=options.logs)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     print("\n".join(table(rows)))
@@ -108,14 +119,14 @@ def main() -> int:
 
 
 def run(
-    workloads: Sequence[str], rates: Sequence[int], layouts: Sequence[str], *, quick: bool, logs: Path | None = None
+    workloads: Sequence[str], rates: Sequence[int], layouts: Sequence[str], *, seconds: float, logs: Path | None = None
 ) -> list[Row]:
     """Every layout of every workload at every rate, in one job over the two hosts."""
     with TwoHosts() as hosts, tempfile.TemporaryDirectory() as temporary:
         folder = logs or Path(temporary)
         out = folder / "rows.json"
         order = {"names": hosts.names, "coordinator": f"{hosts.addresses[0]}:12357", "out": str(out)}
-        order |= {"workloads": list(workloads), "rates": list(rates), "layouts": list(layouts), "quick": quick}
+        order |= {"workloads": list(workloads), "rates": list(rates), "layouts": list(layouts), "seconds": seconds}
         commands = [
             [sys.executable, __file__, "--process", json.dumps({**order, "process_id": index})] for index in (0, 1)
         ]
@@ -124,7 +135,7 @@ def run(
         return [Row(**row) for row in json.loads(out.read_text())]
 
 
-def process(*, names, coordinator, out, workloads, rates, layouts, quick, process_id) -> int:
+def process(*, names, coordinator, out, workloads, rates, layouts, seconds, process_id) -> int:
     """One of the two processes of the job; process 0 decides, and writes the rows."""
     from autotune.meshes.topology import local_target
 
@@ -144,7 +155,9 @@ def process(*, names, coordinator, out, workloads, rates, layouts, quick, proces
     calibrated: dict[int, Hardware] = {}
     for rate in rates:
         hosts.set_rate(rate * MEGABIT)
-        calibrated[rate] = processes.calibrate_together(job, target, on_progress=say)
+        # The rates of a device do not depend on the link: they are measured once.
+        known = replace(target, hardware=next(iter(calibrated.values()), target.hardware))
+        calibrated[rate] = processes.calibrate_together(job, known, tiers_only=bool(calibrated), on_progress=say)
         say(f"{rate} Mbit/s: {calibrated[rate].tier('network')}")
     job.dismiss()
     rows: list[Row] = []
@@ -164,7 +177,7 @@ def process(*, names, coordinator, out, workloads, rates, layouts, quick, proces
             predictions = {
                 layout: predict(program, layout, machine, machine.hardware) for layout, program in programs.items()
             }
-            budget = Budget(rounds=3, seconds=30, turn_seconds=0.3) if quick else Budget(rounds=9, seconds=100)
+            budget = Budget(rounds=15, seconds=seconds)
             outcomes = measure(kept, wanted, budget, on_progress=say)
             rows += [
                 row_of(name, rate, layout, predictions.get(layout), outcome) for layout, outcome in outcomes.items()
@@ -351,7 +364,7 @@ def _line(row: Row) -> str:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(time.strftime("%H:%M:%S "), line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
