@@ -135,9 +135,10 @@ class TwoHosts:
         codes = [process.poll() for process in processes]
         self.stop()
         outputs = [log.read_text(errors="replace") for log in logs]
-        for host, code in enumerate(codes):
-            if code != 0:
-                how = "did not end in time" if code is None else f"ended with {code}"
+        # The one that failed before the one that was stopped because of it.
+        for host in sorted((0, 1), key=lambda host: codes[host] is None):
+            if codes[host] != 0:
+                how = "did not end in time" if codes[host] is None else f"ended with {codes[host]}"
                 raise RuntimeError(f"host {host} {how}:\n{outputs[host][-3000:]}")
         return outputs
 
