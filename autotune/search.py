@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from autotune import processes
 from autotune.chosen_again import kept_out_by, prices_of_resources
 from autotune.compilation import Compilation, CompileFailure, CompileJob
 from autotune.compile import CompileEvent, compile_all, store_key
@@ -47,10 +48,16 @@ PER_MESH = 2
 class _Outcomes:
     """What was learned beyond prices, by layout."""
 
-    evidence: Mapping[Layout, Evidence]
-    failures: Mapping[Layout, CompileFailure]
-    measurements: Mapping[Layout, Measurement]
-    run_failures: Mapping[Layout, RunFailure]
+    evidence: dict[Layout, Evidence]
+    failures: dict[Layout, CompileFailure]
+    measurements: dict[Layout, Measurement]
+    run_failures: dict[Layout, RunFailure]
+
+    def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
+        if isinstance(outcome, Measurement):
+            self.measurements[layout] = outcome
+        else:
+            self.run_failures[layout] = outcome
 
 
 def tune(
@@ -216,14 +223,24 @@ def _compile(
         batch, shortlist = shortlist[:missing], shortlist[missing:]
         attempts += len(batch)
         work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
-        for job, outcome in compile_all(
-            work, workers=jobs, timeout_seconds=timeout_seconds, store=store, on_event=on_event, executor=executor,
-            retry=retry,
-        ):  # fmt: skip
+        together = processes.current() if target.attached else None
+        if together is not None:
+            compiled = processes.compile_together(together, work)
+        else:
+            compiled = compile_all(
+                work,
+                workers=jobs,
+                timeout_seconds=timeout_seconds,
+                store=store,
+                on_event=on_event,
+                executor=executor,
+                retry=retry,
+            )
+        for job, outcome in compiled:
             if isinstance(outcome, Compilation):
-                outcomes.evidence[job.layout] = evidence_of(outcome, job.layout, target, store)  # type: ignore[index]
+                outcomes.evidence[job.layout] = evidence_of(outcome, job.layout, target, store)
             else:
-                outcomes.failures[job.layout] = outcome  # type: ignore[index]
+                outcomes.failures[job.layout] = outcome
 
 
 def _fits(evidence: Evidence, target: Target) -> bool:
@@ -247,14 +264,14 @@ def _measure(workload: Workload, target: Target, count: int, store: Store | None
         if all(known.values()):
             for layout in best:
                 outcome = measurement_from_json(known[layout][-1])
-                (outcomes.measurements if isinstance(outcome, Measurement) else outcomes.run_failures)[layout] = outcome  # type: ignore[index]
+                outcomes.ran(layout, outcome)
             missing = []
     if not missing:
         return
     runner = _runner(workload, target)
     try:
         for layout, outcome in measure(runner, missing).items():
-            (outcomes.measurements if isinstance(outcome, Measurement) else outcomes.run_failures)[layout] = outcome  # type: ignore[index]
+            outcomes.ran(layout, outcome)
             if store is not None:
                 store.add_measurement(keys[layout], measurement_to_json(outcome))
     finally:
@@ -263,6 +280,9 @@ def _measure(workload: Workload, target: Target, count: int, store: Store | None
 
 def _runner(workload: Workload, target: Target) -> Runner:
     """Attached devices belong to one process; simulated ones are run in processes that can be killed."""
+    together = processes.current()
+    if together is not None and target.attached:
+        return processes.AgreedRunner(together, workload, target)
     if target.attached:
         from autotune.local_runner import LocalRunner
 

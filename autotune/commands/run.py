@@ -36,6 +36,10 @@ def run_search(
     reports = join_job(*job)
     machine = target()
     train_step = workload(machine)
+    if not reports:
+        from autotune.processes import follow
+
+        return follow(train_step, machine)
     store = open_store(store_path)
     with progress() as on_event, bad_input():
         report = search(
@@ -52,8 +56,10 @@ def run_search(
             store=store,
             on_event=on_event,
         )
-    if not reports:
-        return 0 if report.ranked else 1
+    if job != (None, None, None):
+        from autotune.processes import leave
+
+        leave()
     if out and report.ranked:
         report.plan.save(out)
     if html:
