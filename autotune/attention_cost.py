@@ -1,47 +1,65 @@
-"""How long a TPU attention kernel takes, whose cycles no compiler tells: its matmuls, then its vector work.
+"""How long a TPU attention kernel takes, whose cycles the program's text does not tell.
 
-One tile of scores goes through the matrix unit (q k), the vector unit (softmax) and the matrix unit again; each waits
-for the one before, and the kernel (Pallas splash attention) does not start the next tile meanwhile. So
+The compiler does schedule the kernel: with `LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true"` it
+writes the bundles of one tile of scores. Those of splash attention (jax 0.10.2, libtpu 0.0.42.1, tiles of 1024 x 1024
+scores, head_dim 128, causal) are below, one bundle a cycle. On v5e the matmuls alone would take 4096, 6144 and 8192
+cycles: forward the softmax is not hidden (0.64 of the matmul rate), backward it is.
 
-    seconds = FLOPs / (peak x achieved share) + scores x VECTOR_OPS / (vector operations per second)
+    seconds = (scores / 1024^2) x (cycles of a tile) / (cores x clock)
 
-with scores = FLOPs / (2 x head_dim x matmuls). At head_dim 128 on v5e the second term is a third of the first: the
-kernel reaches two thirds of the matmul rate forward. The interval: softmax hidden behind the matmuls ... as above.
+Not counted: filling the first tile from HBM, and steps of the grid over masked tiles. No device measurement of the
+kernel is published for any of these chips.
 """
 
 from __future__ import annotations
 
+import math
+
 from autotune.meshes.hardware import Hardware
 from autotune.program import Compute
 
-VECTOR_OPS = 8
-"""Vector instructions a score passes through, counted in jax.experimental.pallas.ops.tpu.splash_attention (jax 0.10.2).
-Forward: compare and select (mask), max, subtract, scale to base 2, sum, rescale, cast; backward: compare and select,
-subtract, scale, subtract, multiply, two casts. The exponential has a unit of its own and overlaps."""
+TILE_SCORES = 1024 * 1024
 
-VECTOR_LANES = 8 * 128 * 4
-"""float32 operations a core issues in a cycle: 8 x 128 lanes, four ALUs each (jax-ml/scaling-book, tpus.md)."""
+TILE_CYCLES = {
+    "v5e": {"fwd": 6416, "dq": 6123, "dkv": 8049},
+    "v5p": {"fwd": 6588, "dq": 6252, "dkv": 8437},
+    "v6e": {"fwd": 4073, "dq": 3897, "dkv": 4999},
+    "tpu7x": {"fwd": 4157, "dq": 4066, "dkv": 4834},
+}
+"""Chip -> scheduled bundles of one tile on one core."""
+
+SAME_CORE = {"v4": "v5p"}
+"""Chips with the matrix and vector units of another (four 128 x 128 and 8 x 128 x 4 a core)."""
+
+CORES = 1024 * 1024
+
+TILE_CYCLES = {"v5e": {"fwd": 6416, "dq": 6123, "dkv": 8049}}
+"""Scheduled bundles of one tile on one core."""
+
+SAME_CORE = {"v4": "v5e"}
+"""Chips with the matrix and vector units of another (four 128 x 128 and 8 x 128 x 4 a core)."""
 
 CORES = {"v4": 2, "v5p": 2}
 """Cores that one JAX device joins (megacore); one elsewhere."""
 
-MATMULS = (("dkv", 4), ("dq", 3))
-"""Part of a kernel's name -> matmuls over the scores: the backward pass makes the scores again in both kernels."""
-
-FORWARD_MATMULS = 2
+MATMULS = {"fwd": 2, "dq": 3, "dkv": 4}
+"""Matmuls over the scores: both backward kernels make the scores again."""
 
 
-def vector_seconds(op: Compute, hardware: Hardware) -> float:
-    """Seconds of the softmax in one execution; 0 where the shape of the kernel or the clock is not known.
+def attention_cycles(op: Compute, hardware: Hardware) -> float | None:
+    """Cycles of one execution on one device; None where this chip's schedule or the kernel's shape is not known.
 
     >>> from autotune.meshes.hardware import load_hardware
     >>> op = Compute(name="splash_mha_fwd", kernel="attention", flops=4.0 * 1024 * 1024 * 128, dtype="bfloat16",
     ...              matmul=(1, 1024, 1024, 128), hbm_bytes=0.0, cycles=None, source=None, scope=None)
-    >>> round(vector_seconds(op, load_hardware("v5e")) * 1.5e9)  # cycles: 1024 x 1024 scores x 8 / 4096
-    2048
+    >>> attention_cycles(op, load_hardware("v5e"))
+    6416.0
     """
-    if op.matmul is None or hardware.clock_hz is None:
-        return 0.0
-    matmuls = next((count for part, count in MATMULS if part in op.name), FORWARD_MATMULS)
-    scores = op.flops / (2 * op.matmul[3] * matmuls)
-    return scores * VECTOR_OPS / (VECTOR_LANES * CORES.get(hardware.name, 1) * hardware.clock_hz)
+    tiles = TILE_CYCLES.get(SAME_CORE.get(hardware.name, hardware.name))
+    if tiles is None or op.matmul is None or "splash" not in op.name:
+        return None
+    part = next((part for part in ("dkv", "dq") if part in op.name), "fwd")
+    head_dim = op.matmul[3]
+    scores = op.flops / (2 * head_dim * MATMULS[part])
+    # A head of up to 128 fills one pass of the matrix unit; a larger one takes several.
+    return scores / TILE_SCORES * tiles[part] * math.ceil(head_dim / 128) / CORES.get(hardware.name, 1)

@@ -1,0 +1,228 @@
+"""Published MaxText runs, compiled: our decoder at their shape, layout, remat policy, batch and compiler flags.
+
+    python scripts/compiled_cases.py                  the saved programs replayed: ours, published, error
+    python scripts/compiled_cases.py --recompile      compile them anew (about 90 s each) and save them
+
+A program is saved for one and for two slices. A run on more slices has the program of two, with the transfers between
+slices made as wide as the run: what one slice does is the same, and XLA writes these transfers as one operation
+whatever the number of slices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import lzma
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.compilation import Compilation, CompileJob, compilation_from_json, to_json
+from autotune.compile import compile_all
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target, parse_target
+from autotune.meshes.transformer import Transformer
+from autotune.preset import transformer_workload
+from autotune.program import Instruction, Loop, Program, Start
+from autotune.read_compilation import predict, program_of
+from autotune.replay import Prediction
+from autotune.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = ROOT / "tests" / "data" / "published" / "maxtext_tpu.json"
+PROGRAMS = ROOT / "tests" / "published" / "programs"
+
+FLAGS = {
+    "v5e": (
+        "xla_tpu_enable_data_parallel_all_reduce_opt",
+        "xla_tpu_data_parallel_opt_different_sized_ops",
+        "xla_tpu_enable_async_collective_fusion",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps",
+        "xla_tpu_overlap_compute_collective_tc",
+        "xla_enable_async_all_gather",
+    ),
+    "v5p": (
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+        "xla_enable_async_collective_permute",
+        "xla_tpu_enable_ag_backward_pipelining",
+        "xla_tpu_enable_data_parallel_all_reduce_opt",
+        "xla_tpu_data_parallel_opt_different_sized_ops",
+        "xla_tpu_enable_async_collective_fusion",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps",
+        "xla_tpu_overlap_compute_collective_tc",
+        "xla_enable_async_all_gather",
+    ),
+}
+"""LIBTPU_INIT_ARGS that the runs' scripts turn on: AI-Hypercomputer/maxtext, MaxText/configs/{v5e/16b,v5p/32b}.sh."""
+
+FLAGS_OFF = {"v5e": (), "v5p": ("xla_tpu_megacore_fusion_allow_ags",)}
+
+COMPILED_SLICES = 2
+"""The most slices that are compiled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledCase:
+    """What a published run is to us. `slices` of `target` and `layout` are the run's own."""
+
+    id: str
+    transformer: Transformer
+    sequences: int
+    seq: int
+    layout: Layout
+    target: Target
+    step_seconds: float
+    mfu: float
+
+    @property
+    def slices(self) -> int:
+        return self.target.groups
+
+    @property
+    def saved(self) -> Path:
+        """Where the program of the run is kept."""
+        name = self.at(min(self.slices, COMPILED_SLICES)).target.name
+        shape = f"{self.transformer.name}-{name}-{self.layout.remat}-b{self.sequences // self.layout.batch_shards}"
+        return PROGRAMS / f"{shape.replace(':', '-').replace('*', 'x')}.json.xz"
+
+    def at(self, slices: int) -> CompiledCase:
+        """The same run on another number of slices, its batch growing with them."""
+        return dataclasses.replace(
+            self,
+            sequences=self.sequences // self.slices * slices,
+            layout=_on_slices(self.layout, slices),
+            target=parse_target(self.target.name.partition("*")[0] + (f"*{slices}" if slices > 1 else "")),
+        )
+
+
+def read_case(told: Mapping[str, Any]) -> CompiledCase:
+    """A row of tests/data/published/maxtext_tpu.json."""
+    model, layout = told["model"], told["layout"]
+    chip = told["hardware"]["name"].removeprefix("TPU ")
+    shape = told["hardware"].get("topology", "16x16").split()[0]
+    flags = [(name, "true") for name in FLAGS[chip]] + [(name, "false") for name in FLAGS_OFF[chip]]
+    one = Layout(
+        fsdp=layout["fsdp"], tensor=layout["tp"], remat=layout["recompute"], compiler_options=tuple(sorted(flags))
+    )
+    slices = layout["dp"]
+    return CompiledCase(
+        id=told["id"],
+        transformer=Transformer(
+            name=model["name"].replace(" ", "-"),
+            **{
+                key: model[key]
+                for key in ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab", "mlp")
+            },
+        ),
+        sequences=told["batch"]["sequences"],
+        seq=model["seq"],
+        layout=_on_slices(one, slices),
+        target=parse_target(f"{chip}:{shape}" + (f"*{slices}" if slices > 1 else "")),
+        step_seconds=told["derived"]["step_time_s"],
+        mfu=told["measured"]["mfu"],
+    )
+
+
+def read_cases(path: Path = CASES) -> list[CompiledCase]:
+    """All rows of a file."""
+    return [read_case(told) for told in json.loads(path.read_text())]
+
+
+def _on_slices(layout: Layout, slices: int) -> Layout:
+    return dataclasses.replace(layout, data=slices, dcn=(("data", slices),) if slices > 1 else ())
+
+
+def load(case: CompiledCase) -> Compilation | None:
+    """The saved compilation of a case; None where none is kept."""
+    if not case.saved.exists():
+        return None
+    return compilation_from_json(json.loads(lzma.decompress(case.saved.read_bytes())))
+
+
+def program_of_case(case: CompiledCase) -> Program | None:
+    """The program of a case, its transfers between slices as wide as the run; None where none is kept."""
+    compilation = load(case)
+    if compilation is None:
+        return None
+    compiled = case.at(min(case.slices, COMPILED_SLICES))
+    program = program_of(compilation, compiled.layout, compiled.target)
+    if case.slices == compiled.slices:
+        return program
+    instructions = tuple(_wider(one, case.slices) for one in program.instructions)
+    return dataclasses.replace(program, instructions=instructions, mesh_shape=case.layout.mesh_shape)
+
+
+def _wider(instruction: Instruction, slices: int) -> Instruction:
+    if isinstance(instruction, Loop):
+        return dataclasses.replace(instruction, body=tuple(_wider(one, slices) for one in instruction.body))
+    if isinstance(instruction, Start) and instruction.collective.crosses_groups > 1:
+        collective = instruction.collective
+        inside = collective.group_size // collective.crosses_groups
+        wider = dataclasses.replace(collective, group_size=inside * slices, crosses_groups=slices)
+        return dataclasses.replace(instruction, collective=wider)
+    return instruction
+
+
+def predict_case(case: CompiledCase) -> Prediction | None:
+    """The saved program replayed; None where none is kept."""
+    program = program_of_case(case)
+    return None if program is None else predict(program, case.layout, case.target, case.target.hardware)
+
+
+def recompile(cases: list[CompiledCase]) -> int:
+    """Compile and save the program of every case; the number that failed."""
+    PROGRAMS.mkdir(parents=True, exist_ok=True)
+    wanted = {case.saved: case.at(min(case.slices, COMPILED_SLICES)) for case in cases}
+    jobs = {
+        CompileJob(
+            workload=transformer_workload(case.transformer, batch=case.sequences, seq=case.seq, dtype="bfloat16"),
+            layout=case.layout,
+            target=case.target,
+        ): path
+        for path, case in wanted.items()
+    }
+    failed = 0
+    store = Store(Path(tempfile.gettempdir()) / "autotune-compiled-cases")
+    for job, outcome in compile_all(
+        list(jobs), workers=1, timeout_seconds=900, store=store, on_event=lambda event: None
+    ):
+        if not isinstance(outcome, Compilation):
+            print(f"{jobs[job].name}: {outcome.reason}", file=sys.stderr)
+            failed += 1
+            continue
+        jobs[job].write_bytes(lzma.compress(json.dumps(to_json(dataclasses.replace(outcome, log_path=""))).encode()))
+        print(f"{jobs[job].name}: {outcome.compile_seconds:.0f} s", file=sys.stderr)
+    return failed
+
+
+def main(words: list[str]) -> int:
+    """Print the table; 1 when a program is missing or did not compile."""
+    cases = read_cases()
+    named = [word for word in words if not word.startswith("--")]
+    chosen = [case for case in cases if not named or case.id in named]
+    if "--recompile" in words and recompile(chosen):
+        return 1
+    print(f"{'case':28}{'published s':>12}{'ours s':>9}{'low':>8}{'high':>8}{'error':>8}")
+    errors = []
+    for case in chosen:
+        found = predict_case(case)
+        if found is None:
+            print(f"{case.id:28}{case.step_seconds:12.3f}  no saved program")
+            continue
+        errors.append(found.step_seconds / case.step_seconds - 1)
+        print(
+            f"{case.id:28}{case.step_seconds:12.3f}{found.step_seconds:9.3f}{found.low_seconds:8.3f}"
+            f"{found.high_seconds:8.3f}{100 * errors[-1]:+7.1f}%"
+        )
+    sizes = sorted(abs(error) for error in errors)
+    if sizes:
+        print(f"absolute error: median {100 * sizes[len(sizes) // 2]:.1f} %, worst {100 * sizes[-1]:.1f} %")
+    return 0 if len(errors) == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
