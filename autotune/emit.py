@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from autotune.meshes.layout import Layout
 from autotune.partition import RULES
@@ -66,7 +67,7 @@ def levanter(plan: Plan) -> str:
         own = [names[axis] for axis in ours]
         return [f"{name}_dcn" for name in own if f"{name}_dcn" in between] + [name for name in own if name in axes]
 
-    mesh = {
+    mesh: dict[str, dict[str, Any]] = {
         "axes": axes,
         "dcn_axes": between,
         "compute_mapping": {"batch": physical("data", "fsdp", "expert")},

@@ -413,7 +413,7 @@ def _row(
 def model_flops(workload: Workload) -> float | None:
     """FLOPs of the model itself in one step, whole mesh (the numerator of MFU); None when the shape is not known."""
     if workload.transformer is None:
-        return None
+        return workload.traced.flops if workload.traced else None
     return workload.transformer.train_flops(workload.sequences, workload.seq)
 
 

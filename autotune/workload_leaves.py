@@ -75,7 +75,7 @@ def annotated(node: Any, array: Any) -> tuple[Name, ...] | None:
             return None
     if not isinstance(given, (tuple, list, PartitionSpec)):
         return None
-    local = {}
+    local: dict[str, Any] = {}
     for name, axes in rules or ():
         local.setdefault(name, tuple(axes) if isinstance(axes, (tuple, list)) else axes)
     names = tuple(local.get(name, name) if isinstance(name, str) else name for name in given)
@@ -96,8 +96,8 @@ def match_rules(rules: Sequence[tuple[str, Any]], leaves: Mapping[str, tuple[Any
     compiled = []
     for rule in rules:
         try:
-            pattern, axes = (None,) if isinstance(rule, str) else rule
-            compiled.append((re.compile(pattern), axes))
+            regex, axes = (None,) if isinstance(rule, str) else rule
+            compiled.append((re.compile(regex), axes))
         except re.error as error:
             raise ValueError(f"rules: {rule[0]!r} is not a regular expression: {error}") from None
         except (TypeError, ValueError):

@@ -42,9 +42,9 @@ def plain_fields(
     """Everything `Workload.of` wants, from what the user has."""
     adapted = adapt(step, state, batch, explicit)
     own = dict(mesh_axes or {})
-    for said, ours in own.items():
+    for one, ours in own.items():
         if ours not in WORDS:
-            raise ValueError(f"mesh_axes: {said!r} is given as {ours!r}, which is not one of {', '.join(WORDS)}")
+            raise ValueError(f"mesh_axes: {one!r} is given as {ours!r}, which is not one of {', '.join(WORDS)}")
     closed = trace(adapted, explicit, tuple(own))
     leaves = leaves_of(adapted.state)
     roles = roles_of(leaves, adapted, parameters)

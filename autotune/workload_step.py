@@ -127,10 +127,10 @@ class _TreeStep:
 
 def split_result(result: Any, state: Any) -> tuple[Any, Any]:
     """(new state, metrics) out of whatever order the step returns them in; ValueError when no part is a state."""
-    wanted = jax.tree.structure(state)
+    wanted: Any = jax.tree.structure(state)
 
     def fits(tree: Any) -> bool:
-        return jax.tree.structure(tree) == wanted
+        return bool(jax.tree.structure(tree) == wanted)
 
     if fits(result):
         return result, ()

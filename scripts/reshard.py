@@ -1,7 +1,7 @@
 """Does a checkpoint fit a plan, array by array? `python scripts/reshard.py plan.json checkpoints/` says so beforehand.
 
-With `--out FOLDER` the newest good checkpoint is also written anew, cut for the plan's mesh. (`scripts/train.py` needs no
-such step: it restores any checkpoint under any plan.)
+With `--out FOLDER` the newest good checkpoint is also written anew, cut for the plan's mesh. (`scripts/train.py` does
+without: it restores any checkpoint under any plan.)
 """
 
 from __future__ import annotations

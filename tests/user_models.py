@@ -109,12 +109,12 @@ def plain_state():
 def transformer(params, tokens):
     def layer(x, w):
         rows = x.shape[:2]
-        h = x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * w["norm"]
+        h = x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * w["norm"][None, None]
         q = (h @ w["wq"]).reshape(*rows, HEADS, HEAD)
         k = (h @ w["wk"]).reshape(*rows, KV_HEADS, HEAD)
         v = (h @ w["wv"]).reshape(*rows, KV_HEADS, HEAD)
         x = x + jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(*rows, HEADS * HEAD) @ w["wo"]
-        return x + jax.nn.gelu(x @ w["up"] + w["bias"]) @ w["down"], None
+        return x + jax.nn.gelu(x @ w["up"] + w["bias"][None, None]) @ w["down"], None
 
     x, _ = jax.lax.scan(jax.checkpoint(layer), params["table"][tokens], params["layers"])
     return x @ params["head"]
