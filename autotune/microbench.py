@@ -30,6 +30,8 @@ FUSIONS = {
     "add": (jnp.add, 2),
     "gelu": (jax.nn.gelu, 1),
     "silu_times": (lambda x, y: jax.nn.silu(x) * y, 2),
+    # A weight's gradient reads its operand transposed; XLA's CPU backend does that inside the fusion, with strides.
+    "silu_times_transposed": (lambda x, y: (jax.nn.silu(x) * y).T, 2),
     "rms_norm": (lambda x: x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6), 1),
     "softmax": (lambda x: jax.nn.softmax(x, axis=-1), 1),
     "moments": (lambda m, g: 0.9 * m + 0.1 * g, 2),
