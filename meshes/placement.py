@@ -174,18 +174,33 @@ def _cheapest(
     if not sizes:
         return 0.0, 0.0, ()
     best = None
-    for row in splits(sizes[0], tuple(extent // factor for (extent, _), factor in zip(dimensions, taken, strict=True))):
+    for row in ways(sizes[0], tuple(extent // factor for (extent, _), factor in zip(dimensions, taken, strict=True))):
         if whole and any(factor not in (1, extent) for factor, (extent, _) in zip(row, dimensions, strict=True)):
             continue
         outside = tuple(factor * size for factor, size in zip(taken, row, strict=True))
         rest = _cheapest(dimensions, sizes[1:], outside, whole)
         if rest is None:
             continue
-        factors = row_factors(dimensions, row, taken)
-        seconds = round((sizes[0] - 1) / sizes[0] / ring_links(factors) + rest[0] / 2, 12)
-        found = (seconds, ring_hops(factors) + rest[1] / 2, (row, *rest[2]))
+        links, hops = row_speed(dimensions, row, taken)
+        seconds = round((sizes[0] - 1) / sizes[0] / links + rest[0] / 2, 12)
+        found = (seconds, hops + rest[1] / 2, (row, *rest[2]))
         best = found if best is None else min(best, found)
     return best
+
+
+@lru_cache(maxsize=65536)
+def row_speed(
+    dimensions: tuple[tuple[int, bool], ...], row: tuple[int, ...], taken: tuple[int, ...]
+) -> tuple[float, int]:
+    """(links, hops) of a ring collective over one axis's factors, outside what inner axes have taken."""
+    factors = row_factors(dimensions, row, taken)
+    return ring_links(factors), ring_hops(factors)
+
+
+@lru_cache(maxsize=65536)
+def ways(size: int, extents: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """`splits`, kept."""
+    return tuple(splits(size, extents))
 
 
 def splits(size: int, extents: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
