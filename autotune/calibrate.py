@@ -87,7 +87,7 @@ def calibrate(
 def _device_figures(base: Hardware, bench, family: str, when: str, sources, on_progress) -> dict[str, object]:
     """What one device does by itself, all of them at once."""
     changes: dict[str, object] = {}
-    rates = {}
+    rates: dict[str, dict[tuple[int, ...], float]] = {}
     for dtype in DTYPES[family]:
         if family == "accelerator" and dtype not in base.flops_per_second:
             continue
@@ -97,8 +97,9 @@ def _device_figures(base: Hardware, bench, family: str, when: str, sources, on_p
         on_progress(f"calibrate: {dtype} matmuls {_range(rates[dtype].values())} FLOP/s a device")
     changes |= _matmul_figures(base, rates, family, when, sources)
 
-    changes |= _memory_figures(base, bench, family, when, sources)
-    on_progress(f"calibrate: memory {changes['hbm_efficiency'] * changes['hbm_bytes_per_second']:.3g} B/s a device")
+    memory = _memory_figures(base, bench, family, when, sources)
+    changes |= memory
+    on_progress(f"calibrate: memory {memory['hbm_efficiency'] * memory['hbm_bytes_per_second']:.3g} B/s a device")
     changes["launch_seconds"] = bench.launch_seconds("float32")
     sources["launch_seconds"] = f"autotune calibrate, {when}: one small instruction in a loop"
     on_progress(f"calibrate: launch {changes['launch_seconds']:.2g} s an instruction")
@@ -122,7 +123,7 @@ def _matmul_figures(base: Hardware, rates, family: str, when: str, sources: dict
     return {"flops_per_second": peaks, "matmul_efficiency": efficiency}
 
 
-def _memory_figures(base: Hardware, bench, family: str, when: str, sources: dict[str, str]) -> dict[str, object]:
+def _memory_figures(base: Hardware, bench, family: str, when: str, sources: dict[str, str]) -> dict[str, float]:
     """A CPU's peak is its best pass over memory; efficiency is that of all FUSIONS in turn: bytes / seconds / peak."""
     from autotune.microbench import FUSIONS
 

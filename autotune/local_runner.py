@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import threading
@@ -46,16 +47,17 @@ class LocalRunner:
         self._programs: dict[Layout, Any] = {}
         self._seconds: dict[Layout, tuple[float, float]] = {}
         self._states: dict[Layout, Any] = {}
+        self._marks: dict[Layout, int] = {}
         self._seed = 0
         self._stuck: str | None = None
 
     def prepare(self, layouts: Sequence[Layout]) -> list[Prepared | RunFailure]:
         """Compile each layout and run its first two steps."""
-        return [self._guarded(layout, lambda phase, layout=layout: self._prepare(layout, phase)) for layout in layouts]
+        return [self._guarded(layout, functools.partial(self._prepare, layout)) for layout in layouts]
 
     def turn(self, layout: Layout, steps: int) -> Turn | RunFailure:
         """One untimed step, then `steps` timed ones on fresh data."""
-        return self._guarded(layout, lambda phase: self._turn(layout, steps, phase))
+        return self._guarded(layout, functools.partial(self._turn, layout, steps))
 
     def compilation(self, layout: Layout) -> Compilation:
         """What was compiled for a prepared layout, as it runs here."""
@@ -129,10 +131,10 @@ class LocalRunner:
             del batches
         self._states[layout] = state
         peak = _peak_bytes(step.mesh)
-        # The allocator's mark covers the life of the process: it is this layout's own only if this turn moved it, or
-        # if no other was ever here.
-        own = peak is not None and (len(self._programs) == 1 or peak_before is None or peak > peak_before)
-        return Turn(seconds=seconds, steps=steps, peak_bytes=peak if own else None)
+        # The allocator's mark covers the life of the process: it is this layout's own only if its turns moved it there.
+        if peak is not None and peak > (peak_before or 0):
+            self._marks[layout] = peak
+        return Turn(seconds=seconds, steps=steps, peak_bytes=peak if self._marks.get(layout) == peak else None)
 
     def _next_seed(self) -> int:
         self._seed += 1

@@ -282,6 +282,11 @@ class _Session:
     def measurement(self, layout: Layout, control: Layout) -> Measurement:
         before, prepared = self.earlier.get(layout), self.prepared.get(layout)
         turns = self.turns.get(layout, [])
+        if isinstance(prepared, Prepared):
+            compile_seconds = prepared.compile_seconds
+        else:
+            assert before is not None, "a layout with turns was run here or before"
+            compile_seconds = before.compile_seconds
         peaks = [turn.peak_bytes for turn in turns if turn.peak_bytes is not None]
         if before is not None and before.peak_bytes is not None:
             peaks.append(before.peak_bytes)
@@ -289,7 +294,7 @@ class _Session:
             turn_seconds=self.seconds(layout),
             steps=sum(turn.steps for turn in turns) + (before.steps if before else 0),
             rounds=self.rounds.get(layout, 0),
-            compile_seconds=prepared.compile_seconds if isinstance(prepared, Prepared) else before.compile_seconds,
+            compile_seconds=compile_seconds,
             peak_bytes=max(peaks, default=None),
             control_drift=self._drift(control),
         )

@@ -276,6 +276,7 @@ def _compile_failure(job: CompileJob, failure: RunFailure) -> CompileFailure:
         seconds=0.0,
         needed_bytes=None,
         available_bytes=None,
+        arguments=(),
     )
 
 

@@ -50,7 +50,8 @@ class WorkerRunner:
     def prepare(self, layouts: Sequence[Layout]) -> list[Prepared | RunFailure]:
         """Start a worker for each layout, `jobs` at a time, and wait until each has compiled and warmed up."""
         outcomes: dict[Layout, Prepared | RunFailure] = {}
-        waiting, deadlines = deque(layouts), {}
+        waiting = deque(layouts)
+        deadlines: dict[Layout, float] = {}
         while waiting or deadlines:
             while waiting and len(deadlines) < max(1, self.jobs):
                 layout = waiting.popleft()
