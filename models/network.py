@@ -30,13 +30,18 @@ class Layer(nnx.Module):
         Under sequence parallelism x and its norms are cut along `tensor` over the length, the matmuls' inputs not:
         XLA puts an all-gather before the projections and a reduce-scatter behind them."""
         x = keep(x_BLD, LAYER_INPUT)
-        whole = ("batch", "length", "features")
-        x = x + self.attention(run.sharder.constrain(self.attention_norm(x), whole), positions_L, run)
-        y = run.sharder.constrain(self.mlp_norm(x), whole)
+        x = x + self.attention(unsplit(self.attention_norm(x), run), positions_L, run)
+        y = unsplit(self.mlp_norm(x), run)
         if isinstance(self.mlp, Experts):
             out, balance = self.mlp(y, positions_L, run)
             return x + out, balance
         return x + self.mlp(y, run), jnp.zeros(())
+
+
+def unsplit(x_BLD: jax.Array, run: Execution) -> jax.Array:
+    """The output of a norm, whole along `tensor`. Without the first constraint XLA may gather the norm's float32."""
+    x = run.sharder.constrain(x_BLD, ("batch", "norm_length", "features"))
+    return run.sharder.constrain(x, ("batch", "length", "features"))
 
 
 class Network(nnx.Module):
@@ -63,10 +68,14 @@ class Network(nnx.Module):
     def embed(self, tokens_BL: jax.Array, run: Execution) -> jax.Array:
         """The residual stream at the bottom, BxLxD."""
         table = run.sharder.fetch(self.embedding[...], ("vocab", "embed"), run.dtype)
-        axes = ("batch", "norm_length", "features")
+        # First whole along `tensor`, so that each device looks up among its own part of the vocabulary and the results
+        # are summed; asked for its share of the length at once, XLA gathers the whole table instead.
+        axes = ("batch", "length", "features")
         if run.sharder.explicit:
-            return table.at[tokens_BL].get(out_sharding=run.sharder.spec(axes))
-        return run.sharder.constrain(jnp.take(table, tokens_BL, axis=0), axes)
+            x = table.at[tokens_BL].get(out_sharding=run.sharder.spec(axes))
+        else:
+            x = run.sharder.constrain(jnp.take(table, tokens_BL, axis=0), axes)
+        return run.sharder.constrain(x, ("batch", "norm_length", "features"))
 
     def stack(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
         """All layers, one after another: (x, sum of their load-balance losses)."""
@@ -80,7 +89,7 @@ class Network(nnx.Module):
 
     def logits(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
         """Scores over the vocabulary in the compute dtype, cut over `vocab`."""
-        x = run.sharder.constrain(self.norm(x_BLD), ("batch", "length", "features"))
+        x = unsplit(self.norm(x_BLD), run)
         axes = ("batch", "length", "vocab")
         if hasattr(self, "unembedding"):
             w = run.sharder.fetch(self.unembedding[...], ("embed", "vocab"), run.dtype)
