@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from autotune.meshes.collectives import link_bytes, messages
+from autotune.meshes.collectives import link_bytes, messages, tier_payloads
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import WORDS
 from autotune.meshes.placement import assign, row_factors, torus
@@ -133,9 +133,9 @@ def meshes_of(table: LayoutTable, target: Target) -> Meshes:
 def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
     """The cost of one kind of collective along one axis on all meshes (0 where the axis has size 1)."""
     tiers = meshes.hardware.tiers
-    payload: np.ndarray | float = 1.0
+    payloads = tier_payloads(kind, 1.0, [route[0] for route in meshes.routes[axis]])
     per_byte, latency, launch, tree_per_byte, tree_latency = [], [], [], [], []
-    for tier, route in zip(tiers, meshes.routes[axis], strict=True):
+    for tier, route, payload in zip(tiers, meshes.routes[axis], payloads, strict=True):
         size, links, hops, spread, far_hops, share, near_hops = route
         used = size > 1
         per_byte.append(link_bytes(kind, payload, size, links, spread, share) / tier.rate(kind))
@@ -145,8 +145,6 @@ def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
             switch = tier.kind == "switch"
             tree_per_byte.append(np.where(used, 2 * payload / tier.rate(kind), 0.0) if switch else per_byte[-1])
             tree_latency.append(2 * np.ceil(np.log2(size)) * tier.latency_seconds if switch else latency[-1])
-        if kind in ("all_gather", "reduce_scatter", "all_reduce"):
-            payload = payload / size
     pipelined = meshes.hardware.platform != "tpu" or kind == "permute"
     ramps = meshes.hardware.platform == "cuda" and kind in ("all_gather", "reduce_scatter", "all_reduce")
     launches = np.stack(launch)

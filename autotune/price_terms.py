@@ -107,11 +107,11 @@ class Chunk:
     def ledger(self) -> Ledger:
         """All entries, in the order of a step."""
         self._layers()
-        forward, backward, weight = self._compute()
+        forward, backward, weight, core = self._compute()
         self._tensor()
-        self._context(forward, backward + weight)
+        self._context(*core)
         self._expert()
-        self._fsdp(forward, backward + weight)
+        self._fsdp(forward - core[0], backward + weight - core[1])
         self._head()
         self._pipeline(forward, backward, weight)
         self._once()
@@ -127,8 +127,9 @@ class Chunk:
         self.middle = np.where(stages > 1, middle, count)
         self.ends = np.where(stages > 1, middle - lighter, count)
 
-    def _compute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One layer's compute; its (forward, backward, weight gradient) seconds. What runs again is in the second."""
+    def _compute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """One layer's compute; its (forward, backward, weight gradient) seconds, what runs again in the second; and of
+        the first two what attention's core takes."""
         work, again, book = self.prepared.work, self.again, self.book
         matmuls: dict[str, Matmul] = {name: getattr(work, name) for name in ("heads", "out", "hidden_in", "hidden_out")}
         ahead = {name: self.of(matmul.forward) for name, matmul in matmuls.items()}
@@ -156,7 +157,8 @@ class Chunk:
         forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast
         backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast
         backward = backward + again["context"] * core[0] + again["elementwise"] * (rest[0] + work.launches[0])
-        return forward, backward, own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
+        weight = own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
+        return forward, backward, weight, (core[0], core[1] + again["context"] * core[0])
 
     def _casts(self) -> np.ndarray | float:
         """Weights kept wider than they are used are cast in every pass, forward and backward; seconds of one."""
@@ -208,7 +210,10 @@ class Chunk:
             self._move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
 
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
-        """Keys and values of the other shards: gathered, or handed around a ring while attention works on them."""
+        """Keys and values of the other shards: gathered, or handed around a ring, while attention works on others.
+
+        Attention's core hides these, the rest of a layer hides the gathers of its weights: no second is used twice.
+        """
         if not self.used["context"]:
             return
         size = self.size["context"]
@@ -216,8 +221,8 @@ class Chunk:
         own = self.of(self.prepared.work.kv_bytes)
         # forward once, backward again for the keys and values and once for their gradients
         passes = 2.0 + self.again["context"]
-        self._move("context", "all_gather", "layer", own * size, np.where(ring, 0.0, passes), forward + backward)
-        self._move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), backward)
+        self._move("context", "all_gather", "layer", own * size, np.where(ring, 0.0, passes), forward + 0.5 * backward)
+        self._move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
         turns = np.where(ring, (size - 1.0) * (passes + 2.0), 0.0)
         self._move("context", "permute", "layer", own, turns, forward + backward)
 

@@ -1,0 +1,172 @@
+"""The closed form: its parts add up, one row costs what it costs alone, and its numbers are those of plain formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from autotune import price as price_module
+from autotune.meshes.collectives import legs
+from autotune.meshes.hardware import load_hardware, scale
+from autotune.meshes.layout import Layout, parse_layout
+from autotune.meshes.placement import default_dcn, place
+from autotune.meshes.target import parse_target
+from autotune.meshes.transformer import Transformer
+from autotune.price import estimate, price_transformer
+from autotune.price_network import cost_of, meshes_of
+from autotune.space import enumerate_layouts
+from autotune.table import LayoutTable
+
+DENSE = Transformer(
+    name="dense", layers=16, d_model=4096, heads=32, kv_heads=8, head_dim=128, d_ff=14336, vocab=32000,
+)  # fmt: skip
+EXPERTS = dataclasses.replace(DENSE, name="experts", experts=8, experts_per_token=2)
+AXES = ("data", "fsdp", "tensor", "stage", "context", "expert")
+TARGETS = ("v5e:4x4", "v5p:2x2x4*2", "tpu7x:2x2x2", "h100:2x8", "cpu:8")
+
+
+def some_layouts(target_text: str, count: int = 60) -> tuple[LayoutTable, object]:
+    target = parse_target(target_text)
+    table = enumerate_layouts(target, AXES, 64, DENSE.layers, {})
+    return table.take(np.linspace(0, len(table) - 1, count, dtype=np.int64)), target
+
+
+@pytest.mark.parametrize("text", TARGETS)
+@pytest.mark.parametrize("model", (DENSE, EXPERTS), ids=lambda model: model.name)
+def test_terms_resources_and_memory_add_up(text, model):
+    table, target = some_layouts(text)
+    prices = price_transformer(model, 64, 2048, "bfloat16", table, target)
+    assert (prices.low_seconds <= prices.step_seconds * (1 + 1e-12)).all()
+    assert (prices.step_seconds <= prices.high_seconds * (1 + 1e-12)).all()
+    for row in range(0, len(table), 7):
+        found = prices.estimate(row)
+        assert found.step_seconds == pytest.approx(prices.step_seconds[row], rel=1e-12)
+        assert sum(term.seconds for term in found.terms.values()) == pytest.approx(found.step_seconds, rel=1e-9)
+        assert sum(found.resources.values()) == pytest.approx(found.step_seconds, rel=1e-9)
+        assert sum(found.elasticities.values()) == pytest.approx(1.0)
+        assert sum(found.memory.values()) == pytest.approx(found.peak_bytes, rel=1e-12)
+        assert min(term.seconds for term in found.terms.values()) >= 0
+
+
+def test_a_row_costs_the_same_alone_in_any_order_and_in_any_chunk(monkeypatch):
+    table, target = some_layouts("v5p:2x2x4*2")
+    together = price_transformer(DENSE, 64, 2048, "bfloat16", table, target).step_seconds
+    backwards = np.arange(len(table))[::-1]
+    turned = price_transformer(DENSE, 64, 2048, "bfloat16", table.take(backwards), target).step_seconds
+    assert np.array_equal(turned[::-1], together)
+    monkeypatch.setattr(price_module, "CHUNK", 7)
+    assert np.array_equal(price_transformer(DENSE, 64, 2048, "bfloat16", table, target).step_seconds, together)
+    alone = [estimate(DENSE, 64, 2048, "bfloat16", table.layout(row), target).step_seconds for row in range(0, 60, 9)]
+    assert alone == pytest.approx(together[::9].tolist(), rel=1e-12)
+
+
+def test_matmuls_are_six_times_parameters_times_tokens():
+    """On hardware without shape effects: FLOPs over the rate, for layers and logits."""
+    target = parse_target("cpu:1")
+    found = estimate(DENSE, 4, 4096, "float32", Layout(), target)
+    matrices = DENSE.layers * (DENSE.attention_parameters + DENSE.mlp_parameters) + DENSE.vocab * DENSE.d_model
+    seconds = sum(term.seconds for name, term in found.terms.items() if name.startswith("matmul"))
+    assert seconds == pytest.approx(6 * matrices * 4 * 4096 / target.hardware.peak("float32"), rel=1e-9)
+
+
+def test_recomputation_adds_a_forward_pass_less_what_nothing_reads():
+    target = parse_target("cpu:1")
+    plain = estimate(DENSE, 4, 4096, "float32", Layout(), target).terms
+    full = estimate(DENSE, 4, 4096, "float32", Layout(remat="full"), target).terms
+    forward = 2 * DENSE.layers * 4 * 4096 * (DENSE.attention_parameters + 2 * DENSE.d_model * DENSE.d_ff)
+    assert "recompute.matmul" not in plain
+    assert full["recompute.matmul"].seconds == pytest.approx(forward / target.hardware.peak("float32"), rel=1e-9)
+
+
+def test_parameter_and_optimizer_bytes_are_the_models():
+    found = estimate(DENSE, 8, 2048, "bfloat16", Layout(fsdp=8), parse_target("h100:1x8"))
+    assert found.memory["parameters"] == pytest.approx(4 * DENSE.parameters / 8, rel=1e-5)
+    assert found.memory["optimizer_state"] == pytest.approx(8 * DENSE.parameters / 8, rel=1e-5)
+
+
+@pytest.mark.parametrize("text", ("v5e:4x4", "v5p:2x2x4*2", "tpu7x:2x2x2", "h100:2x8"))
+@pytest.mark.parametrize("kind", ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute"))
+def test_collectives_cost_what_meshes_collectives_says(text, kind):
+    """The vectorised coefficients against `legs` of the placed layout, one by one; NCCL's ramp apart."""
+    target = parse_target(text)
+    layouts = [
+        default_dcn(parse_layout(words), target)
+        for words in ("tensor=16", "data=2,fsdp=8", "data=4,tensor=4", "fsdp=2,context=4,tensor=2", "expert=8,tensor=2")
+        if parse_layout(words).devices == target.devices
+    ]
+    meshes = meshes_of(LayoutTable.from_layouts(layouts), target)
+    for row, layout in enumerate(layouts):
+        for axis in ("data", "fsdp", "tensor", "context", "expert"):
+            if getattr(layout, axis) > 1:
+                cost = dataclasses.replace(cost_of(kind, axis, meshes), ramp_seconds=None)
+                parts, latency = cost.seconds(meshes.of_row[[row]], np.array([3e7]))
+                ours = float(sum(part[0] for part in parts) + latency[0])
+                expected = legs(kind, 3e7, (axis,), place(layout, target), target.hardware)
+                assert ours == pytest.approx(sum(leg.bytes_seconds + leg.latency_seconds for leg in expected), rel=1e-9)
+
+
+def test_twice_as_fast_in_everything_is_half_the_time():
+    table, target = some_layouts("v5e:4x4")
+    before = price_transformer(DENSE, 64, 2048, "bfloat16", table, target)
+    quick = dataclasses.replace(target, hardware=scale(target.hardware, "everything", 2.0))
+    after = price_transformer(DENSE, 64, 2048, "bfloat16", table, quick)
+    assert after.step_seconds == pytest.approx(before.step_seconds / 2, rel=1e-9)
+
+
+def test_no_faster_resource_makes_a_layout_slower():
+    table, target = some_layouts("v5p:2x2x4*2")
+    before = price_transformer(DENSE, 64, 2048, "bfloat16", table, target).step_seconds
+    for resource in ("matmul", "hbm", "latency", "network:ici", "network:dcn"):
+        quick = dataclasses.replace(target, hardware=scale(target.hardware, resource, 1.25))
+        after = price_transformer(DENSE, 64, 2048, "bfloat16", table, quick).step_seconds
+        assert (after <= before * (1 + 1e-9)).all(), resource
+
+
+def test_a_share_is_the_elasticity_where_nothing_hides():
+    """Tensor parallelism is fully exposed: 1 % faster links save 1 % of its share."""
+    target = parse_target("h100:1x8")
+    layout = Layout(tensor=8)
+    found = estimate(DENSE, 8, 4096, "bfloat16", layout, target)
+    step = 1.0 + 1e-6
+    quick = dataclasses.replace(target, hardware=scale(target.hardware, "network:tensor@nvlink", step))
+    faster = estimate(DENSE, 8, 4096, "bfloat16", layout, quick).step_seconds
+    measured = (found.step_seconds - faster) / found.step_seconds / 1e-6
+    assert found.elasticities["network:tensor@nvlink"] == pytest.approx(measured, rel=1e-3)
+
+
+def test_a_forward_microbatch_more_fills_the_pipeline():
+    """GPipe's bubble is (p - 1) / m of the passes."""
+    target = parse_target("v5e:4x4")
+    layout = parse_layout("stage=4,fsdp=4,schedule=gpipe,microbatches=16,remat=full")
+    found = estimate(DENSE, 64, 2048, "bfloat16", layout, target)
+    once = ("optimizer", "matmul.logits", "loss")
+    passes = sum(
+        term.seconds
+        for name, term in found.terms.items()
+        if name != "bubble" and name not in once and "[stage]" not in name and "[fsdp]" not in name
+    )
+    assert found.terms["bubble"].seconds > 0
+    assert found.terms["bubble"].seconds == pytest.approx(3 / 16 * passes, rel=0.25)
+
+
+def test_tpu_matmuls_follow_the_published_curve():
+    """AI-Hypercomputer/tpu-recipes, TPU7x, bfloat16: TFLOP/s of m = n = k; and v6e's 8192."""
+    from autotune.efficiency import matmul_seconds
+
+    for size, published in ((512, 105.1), (1024, 349.7), (2048, 679.3), (4096, 892.9), (16384, 950.1), (32768, 956.4)):
+        rate = 2 * size**3 / float(matmul_seconds(load_hardware("tpu7x"), "bfloat16", 2.0, size, size, size)) / 1e12
+        assert rate == pytest.approx(published, rel=0.12), size
+    rate = 2 * 8192**3 / float(matmul_seconds(load_hardware("v6e"), "bfloat16", 2.0, 8192, 8192, 8192)) / 1e12
+    assert rate == pytest.approx(827.5, rel=0.03)
+
+
+def test_gpu_matmuls_reach_what_ordinary_data_reach():
+    """8192^3 on an A100 with normally distributed operands: 258 TFLOP/s (thonking.ai, 2024)."""
+    from autotune.efficiency import matmul_seconds
+
+    rate = 2 * 8192**3 / float(matmul_seconds(load_hardware("a100-80"), "bfloat16", 2.0, 8192, 8192, 8192)) / 1e12
+    assert rate == pytest.approx(258, rel=0.02)
+    small = 2 * 256**3 / float(matmul_seconds(load_hardware("a100-80"), "bfloat16", 2.0, 256, 256, 256)) / 1e12
+    assert small < 60  # four tiles of 108 multiprocessors

@@ -1,0 +1,78 @@
+"""Bubbles and waiting microbatches: against a plain simulation of who waits for whom, and the papers' closed forms."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from autotune.schedules import NAMES, bubble_seconds, waiting_microbatches
+
+
+def simulate_1f1b(forward: list[float], backward: list[float], passes: int) -> float:
+    """Seconds until every stage is done: each does its operations in 1F1B order, as soon as its inputs are there."""
+    stages = len(forward)
+    orders = []
+    for stage in range(stages):
+        warm = min(stages - stage - 1, passes)
+        order = [("F", i) for i in range(warm)]
+        for i in range(passes - warm):
+            order += [("F", warm + i), ("B", i)]
+        orders.append(order + [("B", i) for i in range(passes - warm, passes)])
+    done: dict[tuple[str, int, int], float] = {}
+    free, at = [0.0] * stages, [0] * stages
+    while any(at[s] < len(orders[s]) for s in range(stages)):
+        for s in range(stages):
+            while at[s] < len(orders[s]):
+                kind, i = orders[s][at[s]]
+                needs = ("F", s - 1, i) if kind == "F" else ("B", s + 1, i)
+                outside = (kind == "F" and s == 0) or (kind == "B" and s == stages - 1)
+                if not outside and needs not in done:
+                    break
+                begin = max(free[s], 0.0 if outside else done[needs])
+                free[s] = done[kind, s, i] = begin + (forward if kind == "F" else backward)[s]
+                at[s] += 1
+    return max(free)
+
+
+@pytest.mark.parametrize("stages, passes", list(itertools.product((2, 4, 7), (8, 16))))
+def test_1f1b_takes_what_the_simulation_takes(stages, passes):
+    forward, backward = [1.0] * stages, [2.0] * stages
+    bubble = bubble_seconds(
+        "1f1b", stages=stages, passes=passes, virtual_stages=1, others=(stages - 1) * 3.0, forward=1.0,
+        backward_input=1.0, backward_weight=1.0, transfer=0.0,
+    )  # fmt: skip
+    assert passes * 3.0 + bubble == pytest.approx(simulate_1f1b(forward, backward, passes))
+
+
+def test_a_slow_last_stage_sets_the_pace_and_the_others_fill():
+    forward, backward = [1.0, 1.0, 1.0, 1.5], [2.0, 2.0, 2.0, 3.0]
+    bubble = bubble_seconds(
+        "1f1b", stages=4, passes=12, virtual_stages=1, others=9.0, forward=1.0, backward_input=1.0,
+        backward_weight=1.0, transfer=0.0,
+    )  # fmt: skip
+    assert 12 * 4.5 + bubble == pytest.approx(simulate_1f1b(forward, backward, 12))
+
+
+def test_zero_bubble_as_the_paper_has_it():
+    """Qi et al. 2024, table 1, with F = B = W: 1F1B 3 (p - 1), ZB-H1 (p - 1), ZB-H2 nothing."""
+    each = dict(
+        stages=8, passes=32, virtual_stages=1, others=21.0, forward=1.0, backward_input=1.0, backward_weight=1.0
+    )
+    assert bubble_seconds("1f1b", transfer=0.0, **each) == 21.0
+    assert bubble_seconds("zero-bubble-1p", transfer=0.0, **each) == 7.0
+    assert bubble_seconds("zero-bubble-2p", transfer=0.0, **each) == 0.0
+
+
+def test_interleaving_divides_the_bubble_and_costs_memory():
+    each = dict(stages=4, passes=16, others=9.0, forward=1.0, backward_input=1.0, backward_weight=1.0, transfer=0.0)
+    whole = bubble_seconds("1f1b", virtual_stages=1, **each)
+    assert bubble_seconds("circular", virtual_stages=3, **each) == pytest.approx(whole / 3)
+    held = waiting_microbatches("circular", stages=4, passes=16, virtual_stages=3)
+    assert held == pytest.approx(4 * (1 + 3 / (4 * 3)))  # Korthikanti et al. 2022, section 4.2.3
+
+
+def test_memory_by_schedule():
+    held = {name: float(waiting_microbatches(name, stages=8, passes=64, virtual_stages=1)) for name in NAMES}
+    assert held["gpipe"] == 64 and held["1f1b"] == held["zero-bubble-1p"] == 8 and held["zero-bubble-2p"] == 16
+    assert held["none"] == 1
