@@ -21,6 +21,9 @@ from autotune.table import CONTEXT_ATTENTION, OFFLOAD, LayoutTable
 DEFAULTS = {"sequence_parallel": "1", "offload": "none", "order": ">".join(AXES)}
 """Choices the search keeps at one value unless they are pinned to another."""
 
+CROSSINGS_AT_ONCE = 256
+"""Sizes whose ways to cross the outer tier are worked out together: bounds memory."""
+
 RUNNABLE_SCHEDULES = ("gpipe", "circular")
 """Pipeline schedules the reference models can be compiled with; the others are priced when asked for by name."""
 
@@ -93,30 +96,41 @@ def enumerate_layouts(
 
 
 def meshes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Every way the axes (and those pinned) cut the devices of `target`: a column a size and a `dcn_` factor.
+    """Every way the axes (and those pinned) cut the devices of `target`: a column a size and a `dcn_` factor."""
+    return with_crossings(sizes_over(target, axes, fixed), target, fixed)
 
-    A mesh is a split of one domain times a split of the domains; rows rise by sizes, then by outer factors.
-    """
+
+def sizes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Every way the axes (and those pinned) multiply to the devices of `target`: a column a size, rows rising."""
     pinned = {name: int(fixed[name]) for name in WORDS if name in fixed}
     wanted = tuple(name for name in WORDS if name in axes or name in pinned)
-    inner = np.array(_splits(target.devices_per_group, len(wanted)), dtype=np.int64).reshape(-1, 1, len(wanted))
-    outer = np.array(_splits(target.groups, len(wanted)), dtype=np.int64).reshape(1, -1, len(wanted))
-    sizes = (inner * outer).reshape(-1, len(wanted))
-    crossing = np.broadcast_to(outer, (len(inner), *outer.shape[1:])).reshape(-1, len(wanted))
-    keep = np.ones(len(sizes), dtype=bool)
+    sizes = np.array(_splits(target.devices, len(wanted)), dtype=np.int64).reshape(-1, len(wanted))
     for column, name in enumerate(wanted):
         if name in pinned:
-            keep &= sizes[:, column] == pinned[name]
-        if f"dcn.{name}" in fixed:
-            keep &= (sizes[:, column] == 1) | (crossing[:, column] == int(fixed[f"dcn.{name}"]))
-    sizes, crossing = sizes[keep], crossing[keep]
-    rising = np.lexsort((*crossing.T[::-1], *sizes.T[::-1]))
-    one = np.ones(len(rising), dtype=np.int64)
-    columns = {name: one for name in WORDS} | {f"dcn_{name}": one for name in WORDS}
-    for column, name in enumerate(wanted):
-        columns[name] = sizes[rising, column]
-        columns[f"dcn_{name}"] = crossing[rising, column]
-    return columns
+            sizes = sizes[sizes[:, column] == pinned[name]]
+    columns = {name: np.ones(len(sizes), dtype=np.int64) for name in WORDS}
+    return columns | {name: sizes[:, column] for column, name in enumerate(wanted)}
+
+
+def with_crossings(sizes: Mapping[str, np.ndarray], target: Target, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Sizes times every way they can cross the outer tier: `dcn_` factors that divide them, rows still rising."""
+    wanted = [name for name in WORDS if (sizes[name] > 1).any()]
+    outer = np.array(_splits(target.groups, len(wanted)), dtype=np.int64).reshape(-1, len(wanted))
+    found = []
+    for begin in range(0, len(sizes["data"]), CROSSINGS_AT_ONCE):
+        possible = np.ones((min(CROSSINGS_AT_ONCE, len(sizes["data"]) - begin), len(outer)), dtype=bool)
+        for column, name in enumerate(wanted):
+            size, factor = sizes[name][begin : begin + CROSSINGS_AT_ONCE, None], outer[None, :, column]
+            possible &= size % factor == 0
+            if f"dcn.{name}" in fixed:
+                possible &= (size == 1) | (factor == int(fixed[f"dcn.{name}"]))
+        rows, factors = np.nonzero(possible)
+        found.append((rows + begin, factors))
+    rows = np.concatenate([part[0] for part in found] or [np.empty(0, dtype=np.int64)])
+    factors = np.concatenate([part[1] for part in found] or [np.empty(0, dtype=np.int64)])
+    columns = {name: column[rows] for name, column in sizes.items()}
+    columns |= {f"dcn_{name}": np.ones(len(rows), dtype=np.int64) for name in WORDS}
+    return columns | {f"dcn_{name}": outer[factors, column] for column, name in enumerate(wanted)}
 
 
 @functools.cache
