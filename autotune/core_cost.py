@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.attention_cost import attention_cycles
-from autotune.cycle_residuals import PASSES, residual_of
+from autotune.cycle_residuals import PASSES, credible_seconds
 from autotune.meshes.hardware import Hardware
 from autotune.program import Compute
 
@@ -28,7 +28,8 @@ def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tu
     if cycles is None and op.kernel == "attention" and hardware.platform == "tpu":
         cycles = attention_cycles(op, hardware)
     if cycles is not None and hardware.clock_hz is not None:
-        told = cycles / hardware.clock_hz * getattr(residual_of(op.kernel, hardware.name), bound)
+        plain = flop_seconds * hardware.faster.get("matmul", 1.0) / hardware.matmul_efficiency
+        told = credible_seconds(op.kernel, hardware.name, cycles / hardware.clock_hz, plain, bound)
         parts = _from_cycles(op, hardware, told, flop_seconds, byte_seconds)
     elif flop_seconds or byte_seconds:
         flop_seconds /= hardware.matmul_efficiency

@@ -55,6 +55,22 @@ PASS_ELSEWHERE = Residual(expected=0.47, low=0.44, high=1.0)
 PASSES = ("fusion", "copy", "gather")
 
 
+def credible_seconds(kernel: str, chip: str, told: float, plain: float, bound: str) -> float:
+    """Seconds of an op whose cycles come to `told`; `bound` is "expected", "low" or "high".
+
+    `plain`: what its FLOPs alone take at the achieved matmul rate. A matmul told to be slower than that has
+    element-wise work fused to it, and the excess is as far off as the cycles of such work are; where the chip's own
+    matmuls are measured, their residual holds for the whole.
+
+    >>> credible_seconds("matmul", "v5e", told=3.0, plain=2.0, bound="expected")  # 2 + 0.47 x 1
+    2.47
+    """
+    if kernel == "matmul" and chip not in MATMUL:
+        excess = max(told - plain, 0.0) * getattr(residual_of("fusion", chip), bound)
+        return min(told, plain) * getattr(MATMUL_ELSEWHERE, bound) + excess
+    return told * getattr(residual_of(kernel, chip), bound)
+
+
 def residual_of(kernel: str, chip: str) -> Residual:
     """The residual of one class of work (`autotune.program.KERNELS`) on one chip.
 
