@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,11 +20,21 @@ from autotune.price_terms import Pricer
 from autotune.table import LayoutTable
 
 if TYPE_CHECKING:
-    from autotune.price_traced import TracedPricer
+    from autotune.price_ledger import Ledger
     from autotune.workload import Workload
 
 CHUNK = 1 << 14
 """Rows worked on at a time: their columns stay in cache."""
+
+
+class AnyPricer(Protocol):
+    """Prices a chunk at a time: of a transformer (`price_terms`) or of a traced step (`price_traced`)."""
+
+    def prepare(self, table: LayoutTable) -> Any:
+        """What all chunks of the table share."""
+
+    def ledger(self, table: LayoutTable, prepared: Any, rows: slice) -> Ledger:
+        """Every term of some rows (already taken as `table`) of the prepared table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +74,7 @@ class Prices:
     """The prices of a table, one row a layout, per device and step; `estimate(row)` itemises one."""
 
     table: LayoutTable
-    pricer: Pricer | TracedPricer
+    pricer: AnyPricer
     step_seconds: np.ndarray
     low_seconds: np.ndarray
     high_seconds: np.ndarray
@@ -115,7 +125,7 @@ def price_transformer(
     return price_table(pricer, table)
 
 
-def price_table(pricer: Pricer | TracedPricer, table: LayoutTable) -> Prices:
+def price_table(pricer: AnyPricer, table: LayoutTable) -> Prices:
     """All rows of the table, `CHUNK` at a time."""
     totals = [np.empty(len(table)) for _ in range(4)]
     prepared = pricer.prepare(table)
@@ -142,7 +152,7 @@ def estimate(
     return price_transformer(transformer, batch, seq, dtype, table, target, assumptions).estimate(0)
 
 
-def _estimate(pricer: Pricer | TracedPricer, table: LayoutTable) -> Estimate:
+def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
     ledger = pricer.ledger(table, pricer.prepare(table), slice(0, 1))
     step, low, high, peak = (float(values[0]) for values in ledger.totals())
     terms: dict[str, Term] = {}

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from validation import stacks
 
@@ -38,7 +40,7 @@ class Case:
     """One published row. `measured_seconds` is of `quantity`: a whole step, or one layer of one microbatch.
 
     `remat` is a name of `autotune.price_remat.POLICIES` (Megatron's "selective" is not a Layout's word).
-    `oom`: whether it ran out of memory; None where nothing is said.
+    `oom`: whether it ran out of memory; None where nothing is said. `told`: the row as it stands in the file.
     """
 
     id: str
@@ -55,7 +57,7 @@ class Case:
     remat: str
     target: Target
     stack: Assumptions
-    causal_counted: str | None
+    told: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ def _case(row: dict) -> Case:
         remat=remat,
         target=target,
         stack=stack,
-        causal_counted=row.get("measured", {}).get("flops_convention"),
+        told=row,
     )
 
 

@@ -29,8 +29,20 @@ class Predicted:
 
 
 def compiled_prediction(case: Case) -> float | None:
-    """Step seconds from a saved compiled program of this case; None where there is none."""
-    return None
+    """Step seconds of the saved compiled program of this case, replayed; None where none is kept.
+
+    Its source is `scripts/compiled_cases.py`, which looks for a program of the same model, slice, remat and batch.
+    """
+    if case.target.platform != "tpu":
+        return None
+    import compiled_cases
+
+    try:
+        found = compiled_cases.read_case(case.told)
+    except (KeyError, ValueError):
+        return None
+    prediction = compiled_cases.predict_case(found)
+    return prediction.step_seconds if prediction else None
 
 
 def predict(case: Case) -> Predicted:

@@ -89,7 +89,7 @@ def row_of(case: Case | Skipped) -> Row:
     )
 
 
-GROUPS = ("kort-t5", "kort-t4", "sc21-t1", "sc21-t2", "zb", "aleph", "alpa", "maxtext-v5p", "maxtext-v5e")
+GROUPS = ("kort", "kort-t4", "sc21-t1", "sc21-t2", "zb", "aleph", "alpa", "maxtext-v5p", "maxtext-v5e")
 
 
 def group_of(identifier: str) -> str:
@@ -104,8 +104,10 @@ class Score:
 
     `mean_error`: mean of |error|; `bias`: mean error. `spearman`: of each rank set with at least four times, the least;
     `regret`: how much slower the measured time of our first choice is than the measured best, the most of all rank
-    sets. `oom_right`: share of memory verdicts that agree. `bubble_error`: largest |difference| of the bubble's share,
-    of 1f1b and circular schedules. `order_wrong`: pairs of schedules whose order we have wrong.
+    sets. `one_sided`: 1 where all errors have one sign. `increment`: what data parallelism adds to the step, ours over
+    theirs (Korthikanti et al., 530B on 2240 GPUs against 280). `oom_right`: share of memory verdicts that agree.
+    `bubble_error`: largest |difference| of the bubble's share, of 1f1b and circular schedules. `order_wrong`: pairs of
+    schedules whose order we have wrong.
     """
 
     group: str
@@ -118,6 +120,8 @@ class Score:
     oom_right: float | None
     bubble_error: float | None
     order_wrong: int | None
+    one_sided: int | None
+    increment: float | None
 
 
 def score(group: str, rows: Sequence[Row]) -> Score:
@@ -147,7 +151,23 @@ def score(group: str, rows: Sequence[Row]) -> Score:
         oom_right=sum(verdicts) / len(verdicts) if verdicts else None,
         bubble_error=max(bubbles) if bubbles else None,
         order_wrong=sum(wrong_pairs(members) for members in sets) if sets else None,
+        one_sided=int(min(errors) > 0 or max(errors) < 0) if len(errors) > 3 else None,
+        increment=increment(rows),
     )
+
+
+ALONE, TOGETHER = "kort-t5-530B-selective+sp", "kort-530B-dp8"
+"""The same model and pipeline without and with eight data-parallel replicas."""
+
+
+def increment(rows: Sequence[Row]) -> float | None:
+    """(our step with replicas - ours without) / (theirs - theirs); None where the rows are not both there."""
+    found = {row.id: row for row in rows if row.id in (ALONE, TOGETHER) and row.error is not None}
+    if len(found) < 2:
+        return None
+    alone, together = found[ALONE], found[TOGETHER]
+    assert together.measured and alone.measured and together.predicted and alone.predicted
+    return (together.predicted - alone.predicted) / (together.measured - alone.measured)
 
 
 def spearman(rows: Sequence[Row]) -> float:
