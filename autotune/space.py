@@ -104,7 +104,7 @@ def sizes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) 
     """Every way the axes (and those pinned) multiply to the devices of `target`: a column a size, rows rising."""
     pinned = {name: int(fixed[name]) for name in WORDS if name in fixed}
     wanted = tuple(name for name in WORDS if name in axes or name in pinned)
-    sizes = np.array(_splits(target.devices, len(wanted)), dtype=np.int64).reshape(-1, len(wanted))
+    sizes = _splits(target.devices, len(wanted))
     for column, name in enumerate(wanted):
         if name in pinned:
             sizes = sizes[sizes[:, column] == pinned[name]]
@@ -115,7 +115,7 @@ def sizes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) 
 def with_crossings(sizes: Mapping[str, np.ndarray], target: Target, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Sizes times every way they can cross the outer tier: `dcn_` factors that divide them, rows still rising."""
     wanted = [name for name in WORDS if (sizes[name] > 1).any()]
-    outer = np.array(_splits(target.groups, len(wanted)), dtype=np.int64).reshape(-1, len(wanted))
+    outer = _splits(target.groups, len(wanted))
     found = []
     for begin in range(0, len(sizes["data"]), CROSSINGS_AT_ONCE):
         possible = np.ones((min(CROSSINGS_AT_ONCE, len(sizes["data"]) - begin), len(outer)), dtype=bool)
@@ -133,12 +133,17 @@ def with_crossings(sizes: Mapping[str, np.ndarray], target: Target, fixed: Mappi
     return columns | {f"dcn_{name}": outer[factors, column] for column, name in enumerate(wanted)}
 
 
+def _splits(number: int, parts: int) -> np.ndarray:
+    """Every way to write a number as a product of so many factors, in order: (ways, parts)."""
+    ways = _ways(number, parts)
+    return np.array(ways, dtype=np.int64).reshape(len(ways), parts)
+
+
 @functools.cache
-def _splits(number: int, parts: int) -> tuple[tuple[int, ...], ...]:
-    """Every way to write a number as a product of so many factors, in order."""
+def _ways(number: int, parts: int) -> tuple[tuple[int, ...], ...]:
     if parts == 0:
         return ((),) if number == 1 else ()
-    return tuple((first, *rest) for first in divisors(number) for rest in _splits(number // first, parts - 1))
+    return tuple((first, *rest) for first in divisors(number) for rest in _ways(number // first, parts - 1))
 
 
 def outer_factors(sizes: Mapping[str, int], groups: int, fixed: Mapping[str, str]) -> Iterator[dict[str, int]]:

@@ -54,24 +54,38 @@ class NothingFits:
 
 
 def fastest(
-    workload: Workload, target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]
+    workload: Workload,
+    target: Target,
+    axes: tuple[str, ...],
+    fixed: Mapping[str, str],
+    known: Fastest | None = None,
 ) -> Fastest | NothingFits:
     """The legal layout over `axes` with the least priced step that fits; of equal ones the first by its text.
 
+    `known`: a layout that fits, to be beaten: the search is the shorter for it.
     ValueError when the pinned words leave no mesh.
     """
     if workload.transformer is None:
         return _of_everything(workload, target, axes, fixed)
-    return _Search(workload, target, axes, fixed).run()
+    return _Search(workload, target, axes, fixed, known).run()
 
 
 class _Search:
-    def __init__(self, workload: Workload, target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        target: Target,
+        axes: tuple[str, ...],
+        fixed: Mapping[str, str],
+        known: Fastest | None,
+    ) -> None:
         self.workload, self.target = workload, target
         self.axes = axes
         self.fixed = {**fixed, **workload.fixed}
         self.capacity = target.hardware.capacity_bytes
         self.best: tuple[float, str, Layout, Estimate] | None = None
+        if known:
+            self.best = (known.estimate.step_seconds, str(known.layout), known.layout, known.estimate)
         self.priced = 0
         assert workload.transformer is not None
         self.pricer = Pricer(

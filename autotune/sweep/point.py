@@ -1,0 +1,151 @@
+"""One cluster size: the best layout there, what it reaches, and the limit that binds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autotune.limits import ARC, Limit, binding_limit
+from autotune.meshes.hardware import scale
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target
+from autotune.price import Estimate
+from autotune.sweep.fastest import Fastest, NothingFits, fastest
+from autotune.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked at every size: the step, the mesh axes searched, and the words of a layout that are pinned."""
+
+    workload: Workload
+    axes: tuple[str, ...]
+    fixed: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A target on which some layout fits. Seconds and bytes are per device and step.
+
+    `shares`: resource -> its share of the step, the pipeline's "bubble" apart, adding up to 1; with the layout kept
+    these are elasticities. `arcs`: "memory" and "batch" -> d log(time a token) / d log(resource) with the layout chosen
+    again, over `limits.ARC` times the memory and twice the batch; comparable with `shares`.
+    `limit`: the largest of both.
+    `source`: "priced", or "compiled" where the compiler confirmed the layout; `priced` is the closed form's word.
+    """
+
+    target: Target
+    layout: Layout
+    step_seconds: float
+    tokens_per_second_per_device: float
+    mfu: float | None
+    shares: Mapping[str, float]
+    arcs: Mapping[str, float]
+    limit: Limit
+    peak_bytes: float
+    source: str
+    priced: Estimate
+
+    @property
+    def chips(self) -> int:
+        return chips_of(self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A target on which nothing runs, and why."""
+
+    target: Target
+    why: NothingFits
+
+    @property
+    def chips(self) -> int:
+        return chips_of(self.target)
+
+
+def chips_of(target: Target) -> int:
+    """Chips of a target; JAX devices are `target.devices` (two a chip on TPU7x)."""
+    return target.devices // target.hardware.devices_per_chip
+
+
+def point_at(question: Question, target: Target, arcs: bool = True) -> Point | Gap:
+    """The best layout on one target. `arcs`: also ask what more memory and a larger batch would bring there."""
+    found = fastest(question.workload, target, question.axes, question.fixed)
+    if isinstance(found, NothingFits):
+        return Gap(target=target, why=found)
+    return point_of(question.workload, target, found, _arcs(question, target, found) if arcs else {})
+
+
+def point_of(workload: Workload, target: Target, found: Fastest, arcs: Mapping[str, float]) -> Point:
+    """The point of a priced layout."""
+    estimate = found.estimate
+    shares = time_shares(estimate)
+    return Point(
+        target=target,
+        layout=found.layout,
+        **rates(workload, target, estimate.step_seconds),
+        shares=shares,
+        arcs=arcs,
+        limit=limit_of(shares, arcs),
+        peak_bytes=estimate.peak_bytes,
+        source="priced",
+        priced=estimate,
+    )
+
+
+def rates(workload: Workload, target: Target, step_seconds: float) -> dict:
+    """What follows from the time of a step."""
+    mfu = None
+    if workload.transformer is not None:
+        flops = workload.transformer.train_flops(workload.sequences, workload.seq)
+        mfu = flops / (step_seconds * target.devices * target.hardware.peak(workload.dtype))
+    return {
+        "step_seconds": step_seconds,
+        "tokens_per_second_per_device": workload.tokens / step_seconds / target.devices,
+        "mfu": mfu,
+    }
+
+
+def time_shares(estimate: Estimate) -> dict[str, float]:
+    """Resource -> share of the step, largest first; "bubble" is what stages wait for each other."""
+    seconds: dict[str, float] = {}
+    for term in estimate.terms.values():
+        name = term.resource or "bubble"
+        seconds[name] = seconds.get(name, 0.0) + term.seconds
+    total = sum(seconds.values())
+    ranked = sorted(seconds.items(), key=lambda item: (-item[1], item[0]))
+    return {name: value / total for name, value in ranked if value > 0}
+
+
+def limit_of(shares: Mapping[str, float], arcs: Mapping[str, float]) -> Limit:
+    """The largest share or arc."""
+    limit = binding_limit({**shares, **arcs})
+    assert limit is not None, "a step takes time"
+    return limit
+
+
+def _arcs(question: Question, target: Target, found: Fastest) -> dict[str, float]:
+    base = found.estimate.step_seconds
+    roomier = dataclasses.replace(target, hardware=scale(target.hardware, "capacity", ARC))
+    more = fastest(question.workload, roomier, question.axes, question.fixed, known=found)
+    arcs = {"memory": _arc(base, more, ARC)}
+    if question.workload.transformer is not None:
+        twice = resized(question.workload, 2 * question.workload.sequences)
+        larger = fastest(twice, target, question.axes, question.fixed)
+        arcs["batch"] = _arc(2 * base, larger, 2.0)
+    return arcs
+
+
+def _arc(base: float, better: Fastest | NothingFits, factor: float) -> float:
+    """log(base / better) / log(factor), not below 0: what was chosen before is there to choose again."""
+    if isinstance(better, NothingFits):
+        return 0.0
+    return max(0.0, math.log(base / better.estimate.step_seconds) / math.log(factor))
+
+
+def resized(workload: Workload, sequences: int) -> Workload:
+    """The same step on another batch, to be priced only: its `build` still makes the old one."""
+    fields = {name: getattr(workload, name) for name in workload.__slots__}
+    return Workload.of(**fields | {"sequences": sequences})

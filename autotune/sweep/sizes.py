@@ -1,0 +1,115 @@
+"""Which cluster sizes are asked for, and the target that makes each: slices of a torus, NVLink domains. JAX-free."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
+from autotune.meshes.target import TPU_SHAPES, Target, parse_target
+from autotune.space import divisors
+
+LARGEST = 2**20
+"""Chips; beyond it the search takes minutes a size."""
+
+DOMAIN = {"gb200": 64}
+"""GPUs used of one NVLink domain where it is not a machine of 8: of 72, the largest power of two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One kind of machine at any size. `block`: what larger ones are made of, as a user named it (None: the largest
+    slice that fits, or the usual NVLink domain): a slice "8x8x8", or GPUs in one domain "8"."""
+
+    name: str
+    hardware: Hardware
+    block: str | None
+
+    def target(self, chips: int) -> Target | None:
+        """The target of that many chips in the fewest slices or domains; None when there is none."""
+        if self.hardware.platform == "tpu":
+            return self._slices(chips)
+        domain = int(self.block) if self.block else DOMAIN.get(self.name, 8)
+        if chips % min(domain, chips):
+            return None
+        if self.hardware.platform == "cpu" and not self.block:
+            return parse_target(f"{self.name}:{chips}", self.hardware)
+        domain = min(domain, chips)
+        return parse_target(f"{self.name}:{chips // domain}x{domain}", self.hardware)
+
+    def _slices(self, chips: int) -> Target | None:
+        offered = TPU_SHAPES[str(self.hardware.compile_fields["chip"])].split()
+        shapes = {math.prod(map(int, shape.split("x"))): shape for shape in offered}
+        if self.block:
+            size = math.prod(map(int, self.block.split("x")))
+            shapes = {chips: shape for chips, shape in shapes.items() if chips < size} | {size: self.block}
+        for slices in divisors(chips):
+            if chips // slices in shapes and (slices == 1 or not self.block or chips // slices == size):
+                times = f"*{slices}" if slices > 1 else ""
+                return parse_target(f"{self.name}:{shapes[chips // slices]}{times}", self.hardware)
+        return None
+
+
+def parse_family(text: str, hardware: Hardware | None = None) -> Family:
+    """`v5p`, or `v5p:8x8x8` and `h100:4` to say what larger machines are made of; ValueError otherwise.
+
+    >>> parse_family("v5p").target(8192).name, parse_family("h100").target(64).name
+    ('v5p:16x16x16*2', 'h100:8x8')
+    """
+    name, colon, block = text.strip().partition(":")
+    if hardware is None and name not in hardware_names():
+        raise ValueError(f"target: {name!r} is not known; known: {', '.join(hardware_names())}")
+    chip = hardware or load_hardware(name)
+    if not colon:
+        return Family(name=name, hardware=chip, block=None)
+    if chip.platform == "tpu":
+        parse_target(f"{name}:{block}", chip)
+        if "*" in block:
+            raise ValueError(f"target: {text!r}: --chips says how many slices; write {name}:{block.partition('*')[0]}")
+    elif not block.isdigit() or int(block) < 1:
+        raise ValueError(f"target: {text!r}: write {name}, or {name}:GPUS with the GPUs of one NVLink domain")
+    return Family(name=name, hardware=chip, block=block)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Chip counts: `64..8192` is every power of two from 64 to 8192, `64,96,6144` just these; rising.
+
+    >>> parse_sizes("64..512")
+    (64, 128, 256, 512)
+    """
+    found: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        if not match:
+            raise ValueError(f"chips: {part!r} must be a number or a range like 64..8192")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if low < 1 or high > LARGEST:
+            raise ValueError(f"chips: {part!r} must lie from 1 to {LARGEST}")
+        if low > high:
+            raise ValueError(f"chips: {part!r} is empty: {low} is more than {high}")
+        sizes = {2**power for power in range(21) if low <= 2**power <= high} if match[2] else {low}
+        if not sizes:
+            raise ValueError(f"chips: {part!r} holds no power of two; name single sizes as {low},{high}")
+        found |= sizes
+    if not found:
+        raise ValueError("chips: names no size; write e.g. 64..8192")
+    return tuple(sorted(found))
+
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def parse_tokens(text: str, option: str) -> float:
+    """A number of tokens: 4M, 4Mi, 15T, 4194304; ValueError names the option.
+
+    >>> parse_tokens("15T", "tokens")
+    15000000000000.0
+    """
+    match = re.fullmatch(r"([-+]?\d+(?:\.\d+)?(?:e\d+)?)\s*([A-Za-z]*)", text.strip())
+    if not match or match[2] not in _SUFFIXES:
+        raise ValueError(f"{option}={text!r} must be a number, with K, M, B, T, Ki or Mi behind it")
+    value = float(match[1]) * _SUFFIXES[match[2]]
+    if not 0 < value < 1e30:
+        raise ValueError(f"{option}={text!r} must be above 0")
+    return value
