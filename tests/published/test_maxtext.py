@@ -33,7 +33,7 @@ def test_errors_reached(errors):
 
 @pytest.mark.xfail(
     strict=True,
-    reason="v5p-64B: every collective is exposed in the program (probably for lack of memory: 90.7 of 95.7 GiB); v5e-32B: "
+    reason="v5p-64B: every collective is exposed (probably for lack of memory: 90.7 of 95.7 GiB); v5e-32B: "
     "the cycles of its matmuls, likely of those with element-wise work fused; v5e-16B on many slices: the loss below",
 )
 def test_goal(errors):
