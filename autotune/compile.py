@@ -34,7 +34,7 @@ from autotune.compilation import (
 from autotune.compile_log import last_useful_line, one_line
 from autotune.compile_process import WorkerProcess, readable, worker_environment
 from autotune.meshes.target import Target
-from autotune.store import Key, Store, StoreError
+from autotune.store import Key, Store
 
 __all__ = ["Compilation", "CompileEvent", "CompileFailure", "CompileJob", "compile_all", "store_key"]
 
@@ -240,15 +240,6 @@ def _stored(store: Store, job: CompileJob, timeout_seconds: float, retry: bool) 
     if failure.kind == "timeout" and failure.seconds < timeout_seconds:
         return None
     return failure
-
-
-def _keep(store: Store, job: CompileJob, outcome: Outcome) -> None:
-    """A store that cannot be written costs the next run its time, never this run its answer."""
-    kind = "compile" if isinstance(outcome, Compilation) else "failure"
-    try:
-        store.put(store_key(job), kind, to_json(outcome))
-    except StoreError as error:
-        store.warn(str(error))
 
 
 def _in_processes(

@@ -18,7 +18,7 @@ from autotune.compilation import Compilation, CompileFailure, CompileJob
 from autotune.compile import CompileEvent, compile_all, store_key
 from autotune.evidence import Evidence
 from autotune.limits import binding_limit, elasticities
-from autotune.measure import Measurement, RunFailure, Runner, measure, tied
+from autotune.measure import Measurement, RunFailure, measure, tied
 from autotune.measure import from_json as measurement_from_json
 from autotune.measure import to_json as measurement_to_json
 from autotune.meshes.layout import Layout
@@ -28,8 +28,9 @@ from autotune.price import Estimate
 from autotune.priced_space import PricedSpace, price_space
 from autotune.read_compilation import evidence_of
 from autotune.report import Omitted, Report, Row
+from autotune.runner import runner_for
 from autotune.space import complete, enumerate_layouts, parse_fix
-from autotune.store import Store
+from autotune.store import Key, Store
 from autotune.table import LayoutTable
 from autotune.workload import Workload
 
@@ -268,28 +269,29 @@ def _measure(workload: Workload, target: Target, count: int, store: Store | None
             missing = []
     if not missing:
         return
-    runner = _runner(workload, target)
+    earlier = {}
+    if store is not None:
+        found = {layout: store.get_blob(_unfinished(keys[layout])) for layout in missing}
+        outcomes_before = {layout: measurement_from_json(value) for layout, value in found.items() if value}
+        earlier = {layout: one for layout, one in outcomes_before.items() if isinstance(one, Measurement)}
+
+    def keep(layout: Layout, outcome: Measurement | RunFailure) -> None:
+        if store is not None:
+            store.attempt(store.put_blob, _unfinished(keys[layout]), measurement_to_json(outcome))
+
+    runner = runner_for(workload, target)
     try:
-        for layout, outcome in measure(runner, missing).items():
+        for layout, outcome in measure(runner, missing, earlier=earlier, on_outcome=keep).items():
             outcomes.ran(layout, outcome)
             if store is not None:
-                store.add_measurement(keys[layout], measurement_to_json(outcome))
+                store.attempt(store.add_measurement, keys[layout], measurement_to_json(outcome))
     finally:
         runner.close()
 
 
-def _runner(workload: Workload, target: Target) -> Runner:
-    """Attached devices belong to one process; simulated ones are run in processes that can be killed."""
-    together = processes.current()
-    if together is not None and target.attached:
-        return processes.AgreedRunner(together, workload, target)
-    if target.attached:
-        from autotune.local_runner import LocalRunner
-
-        return LocalRunner(workload, target)
-    from autotune.worker_runner import WorkerRunner
-
-    return WorkerRunner(workload, target)
+def _unfinished(key: Key) -> str:
+    """Where the turns of a session are kept while it runs, so that a killed one loses only the turn in flight."""
+    return f"measuring {key.digest}"
 
 
 def _report(workload, target, space: PricedSpace, outcomes: _Outcomes, seconds) -> Report:
@@ -431,7 +433,7 @@ def _losses(
     if evidence is None:
         waiting = [term.seconds for term in price.terms.values() if term.resource is None] if price else []
         return {"bubble": sum(waiting) if price else None, "recompute": None, "redundant": None}
-    losses = evidence.prediction.losses
+    bubble = sum(loss.seconds or 0.0 for loss in evidence.losses if loss.kind == "bubble")
     flops = model_flops(workload)
     redundant = None
     if flops is not None and evidence.flops:
@@ -439,7 +441,7 @@ def _losses(
         matmul = evidence.prediction.by_resource().get("matmul", 0.0)
         repeated = max(0.0, 1.0 - flops / (useful * target.devices)) if useful else 0.0
         redundant = matmul * repeated * useful / evidence.flops
-    return {"bubble": losses.get("bubble"), "recompute": losses.get("recompute"), "redundant": redundant}
+    return {"bubble": bubble, "recompute": evidence.prediction.losses.get("recompute"), "redundant": redundant}
 
 
 def _omit(space: PricedSpace, members: list[int], word: str, capacity: float) -> list[Omitted]:

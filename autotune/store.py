@@ -118,6 +118,13 @@ class Store:
         digest = hashlib.sha256(name.encode()).hexdigest()[:32]
         self._write(self._file(digest, "blob"), "blob", digest, {"name": name}, value)
 
+    def attempt(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Keep something if that can be done: a full store costs the next run its time, never this run its answer."""
+        try:
+            write(*arguments)
+        except StoreError as error:
+            self.warn(str(error))
+
     # -- all things -------------------------------------------------------------------------------------------------
 
     def entries(self) -> tuple[Entry, ...]:
