@@ -166,7 +166,8 @@ def compile_all(
                 running -= 1
                 done += 1
                 if store:
-                    _keep(store, listed[index], outcome)
+                    kind = "compile" if isinstance(outcome, Compilation) else "failure"
+                    store.attempt(store.put, store_key(listed[index]), kind, to_json(outcome))
                 tell("finished", listed[index], outcome, seconds)
             yield from ((listed[index], outcome) for index, outcome, _ in together if outcome is not None)
 

@@ -1,0 +1,56 @@
+"""Every command that the README shows is run here, as it stands or with less work; a new one must be added."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from autotune.cli import run
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+LESS = {
+    "autotune tune --model llama3-8b --target v5e:16x16 --batch 256 --seq 4096 --out plan.json": ("--compile", "1"),
+    "autotune tune --model tiny --target cpu:8 --batch 16 --seq 64 --axes data,fsdp,tensor --compile 4 --measure 3": (
+        "--compile", "2", "--measure", "2",
+    ),
+}  # fmt: skip
+"""The whole search compiles for minutes; here it compiles less of the same space."""
+
+RUN_ELSEWHERE = ("python3 -m venv", ". .venv/bin/activate", "pip install", "python -m pytest", "python scripts/")
+"""Installing and testing is what `.ci/run` does; scripts have tests of their own."""
+
+
+def shown() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")]
+    return [line for line in lines if line and not line.startswith(RUN_ELSEWHERE)]
+
+
+def test_no_command_is_untried():
+    assert set(shown()) == set(LESS)
+
+
+@pytest.mark.parametrize("command", LESS)
+def test_command(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOTUNE_STORE", str(tmp_path / "store"))
+    words = shlex.split(command)
+    assert run([*words[1:], *LESS[command]]) == 0, capsys.readouterr().err
+    screen = capsys.readouterr().out
+    assert "chosen: " in screen and "what binds: " in screen and "what keeps better layouts out: " in screen
+    if "--out" in words:
+        assert (tmp_path / "plan.json").exists()
+
+
+def test_every_subcommand_is_in_the_table():
+    from autotune.cli import COMMANDS
+
+    for name in COMMANDS:
+        assert re.search(rf"`(?:autotune )?{name}\b", README), name
+
+
+def test_rooms_named_in_the_map_exist():
+    root = Path(__file__).parents[1]
+    for room in ("meshes", "models", "autotune", "scripts", "tests", "tests/laws", "tests/golden", "tests/published"):
+        assert (root / room).is_dir(), room
