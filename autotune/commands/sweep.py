@@ -1,0 +1,235 @@
+"""`autotune sweep`: how far a model scales on machines one could book."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from autotune.commands.options import bad_input, default_dtype, json_option, store_option, writable
+
+if TYPE_CHECKING:
+    from autotune.sweep.batch import BatchRule
+    from autotune.sweep.budget import Budget
+    from autotune.sweep.point import Question
+    from autotune.sweep.sizes import Family
+
+
+@click.command()
+@click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape.")
+@click.option("--target", help="One or several, e.g. v5p,h100,v6e; v5p:8x8x8 and h100:4 say what larger ones are made of.")  # noqa: E501
+@click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML), for one target.")
+@click.option("--chips", help="Powers of two in a range, 64..8192, or single sizes, 64,96,6144.")
+@click.option("--batch-tokens", help="Tokens in one step over all chips: 4M, 4Mi, 4194304.")
+@click.option("--batch-rule", default=None, help="fixed (--batch-tokens), paper, deepseek, critical.")
+@click.option("--batch-scale", type=float, default=1.0, help="Multiplies the batch.")
+@click.option("--critical-batch-tokens", help="The critical batch, yours: adds what a batch costs in steps and tokens.")
+@click.option("--seq", type=int, help="Tokens in one sequence.")
+@click.option("--dtype", default=None, help="Compute dtype; default bfloat16 (float16 on V100).")
+@click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
+@click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Pin one part of the layout, e.g. tensor=8.")
+@click.option("--depth-scale", type=float, default=1.0, help="As many parameters in so many times the layers.")
+@click.option("--scale", multiple=True, metavar="RESOURCE=FACTOR", help="Changes the machine: matmul, hbm, capacity, latency, network:TIER.")  # noqa: E501
+@click.option("--tokens", help="Tokens of the whole run, e.g. 15T: adds days and chip-hours.")
+@click.option("--price", multiple=True, metavar="TARGET=MONEY", help="Of one JAX device for an hour, e.g. v5p=4.2,h100=3.")  # noqa: E501
+@click.option("--min-mfu", type=float, help="The largest size that stays above this utilisation, 0 to 1.")
+@click.option("--what-helps", is_flag=True, help="The same with one thing made better at a time, layouts chosen again.")
+@click.option("--shapes", is_flag=True, help="Deep against fat at the largest size: equal parameters, equal FLOPs.")
+@click.option("--confirm", type=click.IntRange(0), default=0, help="Compile so many of the points, spread over the sizes.")  # noqa: E501
+@click.option("--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take.")  # noqa: E501
+@store_option
+@click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (.png, .svg) and its numbers (.csv).")
+@json_option
+def sweep(
+    model, target, hardware, chips, batch_tokens, batch_rule, batch_scale, critical_batch_tokens, seq, dtype, axes, fix,
+    depth_scale, scale, tokens, price, min_mfu, what_helps, shapes, confirm, timeout, store, plot, as_json,
+):  # fmt: skip
+    """The best layout against cluster size, and where the limit changes.
+
+    \b
+    autotune sweep --model llama3-70b --target v5p --chips 64..8192 --batch-tokens 4M --seq 4096 --min-mfu 0.4
+    autotune sweep --model mixtral-8x7b --target v5p,h100 --chips 64..1024 --batch-tokens 4M --seq 4096 \\
+        --tokens 1T --price v5p=4.2,h100=3.0
+    """
+    from autotune.sweep.shapes import shapes as shapes_of
+    from autotune.sweep.sweep import sweep as sweep_of
+    from autotune.sweep.what_helps import what_helps as helps_of
+
+    for name, value in (("--model", model), ("--target", target), ("--chips", chips), ("--seq", seq)):
+        if not value:
+            raise click.UsageError(f"{name} is missing" if value is None else f"{name}={value} must be 1 or more")
+    if seq < 1:
+        raise click.UsageError(f"--seq={seq} must be 1 or more")
+    if min_mfu is not None and not 0 < min_mfu < 1:
+        raise click.UsageError(f"--min-mfu={min_mfu} must lie between 0 and 1")
+    if plot is not None:
+        from autotune.commands.frontier import _require_plotting as require_plotting
+
+        require_plotting(plot)
+        writable(plot, "--plot")
+        writable(plot.with_suffix(".csv"), "--plot")
+    with bad_input():
+        from autotune.sweep.sizes import parse_sizes
+
+        families = _families(target, hardware, scale)
+        sizes = parse_sizes(chips)
+        budgets = _budgets(families, tokens, price, critical_batch_tokens)
+        rule = _rule(batch_rule, batch_tokens, critical_batch_tokens, batch_scale)
+        questions = [
+            _question(family, sizes, model, rule, budgets[0].tokens, seq, dtype, axes, fix, depth_scale)
+            for family in families
+        ]
+        found = [sweep_of(question, family, sizes) for question, family in zip(questions, families, strict=True)]
+        if confirm:
+            found = [_confirm(one, confirm, timeout, store) for one in found]
+        helps = {one.family.name: helps_of(one, _ends(one), budget, min_mfu) for one, budget in zip(found, budgets, strict=True)} if what_helps else {}  # noqa: E501
+        drawn = {one.family.name: shapes_of(one.question, one.points[-1].target) for one in found} if shapes else {}
+    if plot is not None:
+        from autotune.sweep.plot import picture
+
+        picture(found, budgets, plot)
+        click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
+    if as_json:
+        from autotune.sweep.document import document
+
+        click.echo(json.dumps(document(found, budgets, min_mfu=min_mfu, helps=helps, shapes=drawn), allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from autotune.sweep.screen import render
+
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(width=200, highlight=False)
+        console.print(render(found, budgets, min_mfu=min_mfu, helps=helps, shapes=drawn))
+    return 0 if any(one.feasible for one in found) else 1
+
+
+def _families(text: str, hardware: Path | None, scale: tuple[str, ...]) -> list[Family]:
+    """The machines that --target, --hardware and --scale name."""
+    import dataclasses
+
+    from autotune.meshes.hardware import read_hardware
+    from autotune.meshes.hardware import scale as better
+    from autotune.sweep.sizes import parse_family
+
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise click.UsageError("--target names none; write e.g. v5p,h100")
+    if hardware and len(names) > 1:
+        raise click.UsageError("--hardware describes one target; give one")
+    families = [parse_family(name, read_hardware(hardware) if hardware else None) for name in names]
+    if len({family.name for family in families}) < len(families):
+        raise click.UsageError(f"--target {text}: names a target twice")
+    for part in (part.strip() for given in scale for part in given.split(",") if part.strip()):
+        resource, _, factor = part.rpartition("=")
+        try:
+            families = [
+                dataclasses.replace(family, hardware=better(family.hardware, resource, float(factor)))
+                for family in families
+            ]
+        except ValueError as error:
+            if factor and not factor.replace(".", "").replace("e", "").replace("-", "").isdigit():
+                raise click.UsageError(f"--scale {part}: write RESOURCE=FACTOR, e.g. latency=2") from None
+            raise click.UsageError(f"--scale {part}: {error}") from None
+    return families
+
+
+def _budgets(families: list[Family], tokens: str | None, price: tuple[str, ...], critical: str | None) -> list[Budget]:
+    """Tokens, prices and the critical batch, one budget a machine."""
+    from autotune.sweep.budget import Budget
+    from autotune.sweep.sizes import parse_tokens
+
+    names = [family.name for family in families]
+    prices: dict[str, float] = {}
+    for part in (part.strip() for given in price for part in given.split(",") if part.strip()):
+        name, _, value = part.partition("=")
+        if name not in names:
+            raise click.UsageError(f"--price {part}: {name!r} is not among the targets asked for: {', '.join(names)}")
+        try:
+            prices[name] = float(value)
+        except ValueError:
+            raise click.UsageError(f"--price {part}: write TARGET=MONEY, e.g. {name}=4.2") from None
+        if not 0 < prices[name] < float("inf"):
+            raise click.UsageError(f"--price {part}: must be a finite number above 0")
+    return [
+        Budget(
+            tokens=parse_tokens(tokens, "tokens") if tokens is not None else None,
+            device_hour_price=prices.get(name),
+            critical_tokens=parse_tokens(critical, "critical_batch_tokens") if critical is not None else None,
+        )
+        for name in names
+    ]
+
+
+def _rule(rule: str | None, tokens: str | None, critical: str | None, factor: float) -> BatchRule:
+    from autotune.sweep.batch import BatchRule
+    from autotune.sweep.sizes import parse_tokens
+
+    return BatchRule(
+        rule=rule or "fixed",
+        batch_tokens=parse_tokens(tokens, "batch_tokens") if tokens is not None else None,
+        critical_tokens=parse_tokens(critical, "critical_batch_tokens") if critical is not None else None,
+        scale=factor,
+    )
+
+
+def _question(
+    family: Family, sizes: tuple[int, ...], model: str, rule: BatchRule, tokens: float | None, seq: int,
+    dtype: str | None, axes: str | None, fix: tuple[str, ...], depth_scale: float,
+) -> Question:  # fmt: skip
+    """The step, its axes and pins, on one machine."""
+    from autotune.preset import preset_workload, transformer_of, transformer_workload
+    from autotune.space import parse_fix
+    from autotune.sweep.point import Question
+    from autotune.sweep.shapes import reshaped
+
+    if not 1 / 64 <= depth_scale <= 64:
+        raise click.UsageError(f"--depth-scale={depth_scale} must be from 1/64 to 64")
+    transformer = transformer_of(model)
+    batch = rule.sequences(transformer, seq, tokens)
+    offered = next((target for target in map(family.target, sizes) if target is not None), None)
+    if offered is None:
+        raise ValueError(f"chips: {family.name} comes in none of the sizes asked for: {', '.join(map(str, sizes))}")
+    kind = dtype or default_dtype(offered)
+    family.hardware.peak(kind)
+    if depth_scale == 1.0:
+        workload = preset_workload(model, batch=batch, seq=seq, dtype=kind)
+    else:
+        shape = reshaped(transformer, depth_scale, lambda one: float(one.parameters))
+        workload = transformer_workload(shape, batch=batch, seq=seq, dtype=kind)
+    wanted = workload.axes
+    if axes is not None:
+        wanted = tuple(name.strip() for name in axes.split(",") if name.strip())
+        for name in wanted:
+            if name not in workload.axes:
+                raise click.UsageError(f"--axes: {workload.name} makes no use of {name!r}; it can use {', '.join(workload.axes)}")  # noqa: E501
+    return Question(workload=workload, axes=wanted, fixed=parse_fix(fix))
+
+
+def _ends(found) -> tuple[int, ...]:
+    """Sizes for --what-helps: the smallest, the middle and the largest at which something runs."""
+    points = found.feasible or found.points
+    return tuple(sorted({points[0].chips, points[len(points) // 2].chips, points[-1].chips}))
+
+
+def _confirm(found, count: int, timeout: float, store: Path | None):
+    """Compile some of the points."""
+    from autotune.commands.run import open_store
+    from autotune.search import search
+    from autotune.sweep.sweep import confirmed
+
+    kept = open_store(store)
+
+    def compiled(point):
+        click.echo(f"compiling {point.layout} on {point.target.name}", err=True)
+        report = search(
+            found.question.workload, point.target, axes=None, layouts=(point.layout,), fix=(), compile_count=1,
+            measure_count=0, jobs=1, timeout_seconds=timeout, store=kept,
+        )  # fmt: skip
+        row = report.rows[0]
+        return row.evidence if row.evidence is not None else f"{row.status}: {row.reason}"
+
+    return confirmed(found, count, compiled)

@@ -1,0 +1,205 @@
+"""Sweeps on a terminal: tables, and the sentences that answer the questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autotune.sweep.budget import Budget
+from autotune.sweep.document import gap_reason
+from autotune.sweep.point import Gap, Point
+from autotune.sweep.shapes import Shape
+from autotune.sweep.sweep import Sweep
+from autotune.sweep.what_helps import Help
+
+WORDS = {"matmul": "compute", "hbm": "memory bandwidth", "memory": "memory capacity"}
+"""How limits are named to a reader; the others as they are."""
+
+
+def render(
+    sweeps: Sequence[Sweep],
+    budgets: Sequence[Budget],
+    *,
+    min_mfu: float | None,
+    helps: Mapping[str, Sequence[Help]],
+    shapes: Mapping[str, Sequence[Shape]],
+) -> Group:
+    """Everything asked, one kind of machine after another, then all side by side."""
+    workload = sweeps[0].question.workload
+    parts: list[RenderableType] = [Text(f"{workload.name} = {workload.tokens:,} tokens a step")]
+    effort = budgets[0].effort(workload.tokens)
+    if effort:
+        parts.append(
+            Text(
+                f"this batch reaches a loss in {effort.steps:.2f} x the least steps and {effort.examples:.2f} x the "
+                "least tokens"
+            )
+        )
+    for found, budget in zip(sweeps, budgets, strict=True):
+        parts += [Text(""), _points(found, budget), *_sentences(found, min_mfu)]
+        if found.family.name in helps:
+            parts += [Text(""), _helps(helps[found.family.name], min_mfu)]
+        if found.family.name in shapes:
+            parts += [Text(""), _shapes(shapes[found.family.name])]
+    if len(sweeps) > 1:
+        parts += [Text(""), _side_by_side(sweeps, budgets)]
+    return Group(*parts)
+
+
+def limit_word(resource: str) -> str:
+    """The limit as a reader knows it."""
+    return WORDS.get(resource, resource)
+
+
+def _points(found: Sweep, budget: Budget) -> Table:
+    per_chip = found.family.hardware.devices_per_chip
+    counted = "chips = JAX devices" if per_chip == 1 else f"{per_chip} JAX devices a chip"
+    table = Table(title=f"{found.family.name}: best layout by size ({counted})", title_justify="left", box=None)
+    for name in ("chips", "target", "step", "MFU", "tok/s/device"):
+        table.add_column(name, justify="left" if name == "target" else "right", no_wrap=True)
+    for name in ("limit (elasticity)", "next", "layout"):
+        table.add_column(name, justify="left", no_wrap=name != "layout")
+    for name, shown in (
+        ("days", budget.tokens),
+        ("chip-hours", budget.tokens),
+        ("per M tokens", budget.device_hour_price),
+    ):
+        if shown is not None:
+            table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("from", no_wrap=True)
+    for point in found.points:
+        if isinstance(point, Gap):
+            table.add_row(
+                str(point.chips), point.target.name, "", "", "", limit_word(point.why.limit), "", gap_reason(point)
+            )
+            continue
+        limit = point.limit
+        cells = [
+            str(point.chips),
+            point.target.name,
+            seconds_text(point.step_seconds),
+            "" if point.mfu is None else f"{100 * point.mfu:.1f} %",
+            f"{point.tokens_per_second_per_device:,.0f}",
+            f"{limit_word(limit.resource)} {limit.elasticity:.2f}",
+            ""
+            if limit.runner_up is None
+            else f"{limit_word(limit.runner_up)} {limit.elasticity - (limit.margin or 0.0):.2f}",
+            str(point.layout),
+        ]
+        days, hours, price = budget.days(point), budget.chip_hours(point), budget.cost_per_million_tokens(point)
+        cells += [f"{days:,.1f}"] if days is not None else []
+        cells += [f"{hours:,.0f}"] if hours is not None else []
+        cells += [f"{price:.4g}"] if price is not None else []
+        table.add_row(*cells, point.source)
+    return table
+
+
+def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
+    lines = [
+        Text(
+            f"at {change.chips} chips the limit changes from {limit_word(change.before)} to {limit_word(change.after)}"
+        )
+        for change in found.limit_changes
+    ]
+    if not lines:
+        lines = [Text("the same limit binds at every size")]
+    if min_mfu is not None:
+        largest, asked = found.largest_above(min_mfu), f"{100 * min_mfu:g} % of peak"
+        if largest is None:
+            lines.append(Text(f"no size reaches {asked}"))
+        else:
+            reached = f"{100 * (largest.mfu or 0.0):.1f} %"
+            lines.append(Text(f"largest size at {asked} or more: {largest.chips} chips ({reached})"))
+    if found.skipped:
+        lines.append(Text(f"not offered in sizes of {', '.join(map(str, found.skipped))} chips"))
+    for chips, reason in found.unconfirmed.items():
+        lines.append(Text(f"{chips} chips, compiled to confirm: {reason}"))
+    if all(point.source == "priced" for point in found.feasible):
+        lines.append(Text("nothing was compiled: these are closed-form prices (--confirm N compiles N of them)"))
+    return lines
+
+
+def _helps(rows: Sequence[Help], min_mfu: float | None) -> Table:
+    table = Table(title="what would help: tokens a second, x what they are", title_justify="left", box=None)
+    table.add_column("change")
+    for chips in rows[0].speedup:
+        table.add_column(f"{chips} chips", justify="right")
+    if min_mfu is not None:
+        table.add_column(f"largest at {100 * min_mfu:g} %", justify="right")
+    for row in rows:
+        cells = ["does not fit" if gain is None else f"{gain:.2f}" for gain in row.speedup.values()]
+        if min_mfu is not None:
+            cells.append("none" if row.largest_chips is None else str(row.largest_chips))
+        table.add_row(row.change.name, *cells)
+        if any(gain is not None for gain in row.same_loss.values()):
+            table.add_row(
+                "  the same, to one loss", *("" if gain is None else f"{gain:.2f}" for gain in row.same_loss.values())
+            )
+    return table
+
+
+def _shapes(rows: Sequence[Shape]) -> Table:
+    point = rows[0].point
+    table = Table(title=f"model shapes on {point.chips} chips", title_justify="left", box=None)
+    for name in (
+        "equal",
+        "layers x width",
+        "parameters",
+        "FLOPs",
+        "step",
+        "MFU",
+        "tensor",
+        "bubble",
+        "latency",
+        "layout",
+    ):
+        left = name in ("equal", "layout")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "layout")
+    for row in rows:
+        model = row.transformer
+        cells = [row.equal, f"{model.layers} x {model.d_model}", f"{model.parameters:.3g}", f"{row.flops:.3g}"]
+        if isinstance(row.point, Gap):
+            table.add_row(*cells, "", "", "", "", "", gap_reason(row.point))
+            continue
+        waits = [seconds_text(value or 0.0) for value in (row.tensor_seconds, row.bubble_seconds, row.latency_seconds)]
+        table.add_row(
+            *cells, seconds_text(row.point.step_seconds), f"{100 * (row.point.mfu or 0.0):.1f} %", *waits,
+            str(row.point.layout),
+        )  # fmt: skip
+    return table
+
+
+def _side_by_side(sweeps: Sequence[Sweep], budgets: Sequence[Budget]) -> Table:
+    table = Table(
+        title="side by side: tokens a second and device (and money per million tokens)", title_justify="left", box=None
+    )
+    table.add_column("chips", justify="right")
+    for found in sweeps:
+        table.add_column(found.family.name, justify="right")
+    for chips in sorted({point.chips for found in sweeps for point in found.points}):
+        cells = []
+        for found, budget in zip(sweeps, budgets, strict=True):
+            point = next((point for point in found.points if point.chips == chips), None)
+            cells.append(_cell(point, budget))
+        table.add_row(str(chips), *cells)
+    return table
+
+
+def _cell(point: Point | Gap | None, budget: Budget) -> str:
+    if point is None:
+        return "not offered"
+    if isinstance(point, Gap):
+        return limit_word(point.why.limit)
+    price = budget.cost_per_million_tokens(point)
+    return f"{point.tokens_per_second_per_device:,.0f}" + ("" if price is None else f" ({price:.4g})")
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits with their unit."""
+    if seconds == 0:
+        return "0"
+    size, unit = (1.0, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
+    return f"{seconds * size:.3g} {unit}"

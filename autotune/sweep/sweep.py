@@ -1,0 +1,107 @@
+"""The sweep of one kind of machine: a point at every size, where the limit changes, how far a utilisation holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from autotune.evidence import Evidence
+from autotune.limits import elasticities
+from autotune.sweep.point import Gap, Point, Question, limit_of, point_at, rates
+from autotune.sweep.sizes import Family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitChange:
+    """Between two neighbouring sizes the limit changes; `before` may be "memory": nothing fitted."""
+
+    chips: int
+    below_chips: int
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Points and gaps of one kind of machine, sizes rising. `skipped`: chip counts the machine does not come in.
+
+    `unconfirmed`: chips -> why the compiler would not take the layout of that point.
+    """
+
+    family: Family
+    question: Question
+    points: tuple[Point | Gap, ...]
+    skipped: tuple[int, ...]
+    unconfirmed: dict[int, str]
+
+    @property
+    def feasible(self) -> tuple[Point, ...]:
+        """Sizes at which some layout runs."""
+        return tuple(point for point in self.points if isinstance(point, Point))
+
+    @property
+    def limit_changes(self) -> tuple[LimitChange, ...]:
+        """Each size at which another limit binds than at the size before it."""
+        names = [
+            (point.chips, point.limit.resource if isinstance(point, Point) else point.why.limit)
+            for point in self.points
+        ]
+        return tuple(
+            LimitChange(chips=chips, below_chips=below, before=before, after=after)
+            for (below, before), (chips, after) in zip(names, names[1:], strict=False)
+            if before != after
+        )
+
+    def largest_above(self, mfu: float) -> Point | None:
+        """The largest size whose utilisation is at least `mfu`; None when none is."""
+        above = [point for point in self.feasible if point.mfu is not None and point.mfu >= mfu]
+        return above[-1] if above else None
+
+
+def sweep(question: Question, family: Family, sizes: Sequence[int], arcs: bool = True) -> Sweep:
+    """A point at every one of those sizes that the machine comes in; the others are `skipped`."""
+    targets = {chips: family.target(chips) for chips in sizes}
+    points = tuple(point_at(question, target, arcs) for target in targets.values() if target is not None)
+    skipped = tuple(chips for chips, target in targets.items() if target is None)
+    return Sweep(family=family, question=question, points=points, skipped=skipped, unconfirmed={})
+
+
+def to_confirm(points: Sequence[Point], count: int) -> tuple[Point, ...]:
+    """`count` points spread evenly over the sizes, the smallest and the largest among them (one: the largest)."""
+    if count >= len(points):
+        return tuple(points)
+    if count <= 1:
+        return tuple(points[-1:]) if count else ()
+    return tuple(points[round(index * (len(points) - 1) / (count - 1))] for index in range(count))
+
+
+def confirmed(found: Sweep, count: int, compiled: Callable[[Point], Evidence | str]) -> Sweep:
+    """The sweep with some of its points compiled. `compiled(point)`: the evidence, or why there is none.
+
+    A compiled point has the compiler's time, shares and peak; its layout is the one that prices chose.
+    """
+    words: dict[int, str] = dict(found.unconfirmed)
+    changed: dict[int, Point] = {}
+    for point in to_confirm(found.feasible, count):
+        outcome = compiled(point)
+        if isinstance(outcome, str):
+            words[point.chips] = outcome
+        else:
+            changed[point.chips] = _compiled(found.question, point, outcome)
+            if outcome.memory.peak_bytes > point.target.hardware.capacity_bytes:
+                words[point.chips] = "compiled, and its peak is over the capacity"
+    points = tuple(changed.get(point.chips, point) for point in found.points)
+    return replace(found, points=points, unconfirmed=words)
+
+
+def _compiled(question: Question, point: Point, evidence: Evidence) -> Point:
+    prediction = evidence.prediction
+    shares = elasticities(prediction.by_resource())
+    return replace(
+        point,
+        **rates(question.workload, point.target, prediction.step_seconds),
+        shares=shares,
+        limit=limit_of(shares, point.arcs),
+        peak_bytes=evidence.memory.peak_bytes,
+        source="compiled",
+    )
