@@ -55,7 +55,7 @@ def attention_cycles(op: Compute, hardware: Hardware) -> float | None:
     >>> attention_cycles(op, load_hardware("v5e"))
     6416.0
     """
-    tiles = TILE_CYCLES.get(SAME_CORE.get(hardware.name, hardware.name))
+    tiles: dict[str, int] | None = TILE_CYCLES.get(SAME_CORE.get(hardware.name, hardware.name))
     if tiles is None or op.matmul is None or "splash" not in op.name:
         return None
     part = next((part for part in ("dkv", "dq") if part in op.name), "fwd")

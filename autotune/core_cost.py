@@ -21,7 +21,7 @@ def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tu
     achieved from). A launch is added where kernels are launched one by one (GPU, CPU thunks).
     `bound`: "expected", or the "low" or "high" end of what the microbenchmarks leave open.
     """
-    flop_seconds = op.flops / hardware.peak(op.dtype) if op.flops else 0.0
+    flop_seconds = op.flops / hardware.peak(op.dtype) if op.flops and op.dtype else 0.0
     byte_seconds = op.hbm_bytes / hardware.hbm_bytes_per_second
     parts: tuple[tuple[tuple[str, str], float], ...] = ()
     cycles = op.cycles

@@ -124,7 +124,8 @@ def work_of(
         one_way = matmul_seconds(hardware, dtype, width, length, float(seq), h, batches)
         other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
         core = (one_way + other_way, 2.0 * (one_way + other_way))
-        core_hbm = tuple(scores * scale * bytes_each / hbm for bytes_each in traffic.scores)
+        forward_bytes, backward_bytes = traffic.scores
+        core_hbm = (scores * scale * forward_bytes / hbm, scores * scale * backward_bytes / hbm)
         kernels = (4.0, 8.0)
     cut = np.where(sequence_parallel > 0, tensor, 1)
     gate = first - 1

@@ -76,7 +76,7 @@ class LayoutTable:
         value = {name: int(getattr(self, name)[row]) for name in self.columns()}
         schedule = value["schedule"]
         return Layout(
-            **{name: value[name] for name in WORDS},
+            **{name: value[name] for name in WORDS},  # type: ignore[arg-type]
             dcn=tuple((name, value[f"dcn_{name}"]) for name in WORDS),
             zero=value["zero"],
             remat=REMAT[value["remat"]],
