@@ -56,6 +56,8 @@ class Compilation:
     `lower_seconds`: tracing and lowering; `compile_seconds`: XLA; both wall time in the worker.
     `worker_peak_rss_bytes`: host memory of the worker process at its largest during this job.
     `warnings`: lines of the compiler's log that a user should see; the whole log is at `log_path`.
+    `traced_flops`: of the matmuls of the step before it was cut, whole mesh, by "file.py:line"; None where the trace
+    was not at hand.
     """
 
     layout: str
@@ -71,6 +73,7 @@ class Compilation:
     versions: Mapping[str, str]
     warnings: tuple[str, ...]
     log_path: str
+    traced_flops: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

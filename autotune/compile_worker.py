@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -33,10 +33,11 @@ import jax
 
 from autotune.compilation import Argument, Compilation, CompileFailure, CompileJob
 from autotune.compile_log import memory_needed, one_line, warnings_in
-from autotune.lower import compiler_options, lower_step
+from autotune.lower import compiler_options, trace_step
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
+from autotune.traced_sources import flops_by_source
 
 MEMORY_FIELDS = (
     "argument_size_in_bytes",
@@ -96,7 +97,9 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
         mesh = mesh_of(job.layout, target)
         step = job.workload.build(job.layout, mesh)
         arguments = arguments_of(step)
-        lowered = lower_step(step)
+        with jax.set_mesh(mesh):
+            traced = trace_step(step)
+            lowered = traced.lower()
         stage = "compile"
         enter(stage)
         lowered_at = time.perf_counter()
@@ -111,6 +114,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             lower_seconds=lowered_at - begin,
             compile_seconds=compiled_at - lowered_at,
             log_path=log_path,
+            traced_flops=flops_by_source(traced.jaxpr.jaxpr),
         )
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
@@ -144,6 +148,7 @@ def compilation_of(
     lower_seconds: float,
     compile_seconds: float,
     log_path: str,
+    traced_flops: Mapping[str, float] | None = None,
 ) -> Compilation:
     """What JAX tells about a step it compiled in this process; `log_path` may name no file."""
     text = compiled.as_text()
@@ -164,6 +169,7 @@ def compilation_of(
         versions=_versions(),
         warnings=warnings_in(Path(log_path)),
         log_path=log_path,
+        traced_flops=traced_flops,
     )
 
 

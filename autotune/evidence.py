@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.losses import Loss
 from autotune.program import Buffer, Memory
 from autotune.replay import LedgerRow, Prediction
 
@@ -17,7 +18,7 @@ class Evidence:
 
     `flops`: compiled, loops counted. `recompute_flops`: of these, what rematerialisation runs a second time.
     `improved_seconds`: the replayed time with one resource `limits.ARC` times as good.
-    `ops`: seconds on the core by kind of instruction. `warnings`: the reader's and the compiler's doubts.
+    `losses`: what is spent for nothing, by name and line. `warnings`: the reader's and the compiler's doubts.
     """
 
     prediction: Prediction
@@ -28,6 +29,7 @@ class Evidence:
     improved_seconds: Mapping[str, float]
     lower_seconds: float
     compile_seconds: float
+    losses: tuple[Loss, ...]
     warnings: tuple[str, ...]
     log: str | None
 
@@ -40,6 +42,7 @@ def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
     values["prediction"] = prediction
     values["memory"] = dataclasses.asdict(evidence.memory)
     values["improved_seconds"] = dict(evidence.improved_seconds)
+    values["losses"] = [dataclasses.asdict(loss) for loss in evidence.losses]
     return values
 
 
@@ -52,4 +55,5 @@ def evidence_from_json(values: Mapping[str, Any]) -> Evidence:
     memory["largest"] = tuple(Buffer(**buffer) for buffer in memory["largest"])
     plain = {**values, "prediction": Prediction(**prediction), "memory": Memory(**memory)}
     plain["warnings"] = tuple(values["warnings"])
+    plain["losses"] = tuple(Loss(**loss) for loss in values["losses"])
     return Evidence(**plain)

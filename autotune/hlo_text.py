@@ -120,7 +120,7 @@ class Module:
             if location in self.locations:
                 file, line = self.locations[location]
                 place = f"{file}:{line}"
-                if not _is_library(file):
+                if not is_library(file):
                     return place
                 innermost = innermost or place
         return innermost
@@ -183,7 +183,7 @@ def read_module(text: str) -> Module:
     )
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
     """Whether nobody would look for a model in that file; the reference models are one, wherever they are installed."""
     if "autotune/models/" in file:
         return False

@@ -14,8 +14,8 @@ LATENCY_HIDING = {"xla_gpu_enable_latency_hiding_scheduler": True}
 (compared on the text of one transformer step per GPU, jax 0.10.2)."""
 
 
-def lower_step(step: Step) -> jax.stages.Lowered:
-    """Trace and lower the step for its mesh: state donated, and given back under the shardings it came with."""
+def trace_step(step: Step) -> jax.stages.Traced:
+    """The step traced for its mesh: state donated, and given back under the shardings it came with."""
     with jax.set_mesh(step.mesh):
         # keep_unused: so that the entry parameters are exactly the leaves of (state, batch), in order.
         jitted = jax.jit(
@@ -24,7 +24,13 @@ def lower_step(step: Step) -> jax.stages.Lowered:
             keep_unused=True,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, step.state), None),
         )
-        return jitted.lower(step.state, step.batch)
+        return jitted.trace(step.state, step.batch)
+
+
+def lower_step(step: Step) -> jax.stages.Lowered:
+    """The step traced and lowered for its mesh."""
+    with jax.set_mesh(step.mesh):
+        return trace_step(step).lower()
 
 
 def compiler_options(layout: Layout, platform: str) -> dict[str, Any]:

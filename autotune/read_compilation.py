@@ -15,6 +15,7 @@ from autotune.hlo_memory import read_memory
 from autotune.hlo_versions import unchecked
 from autotune.hlo_warnings import readable_warnings
 from autotune.limits import ARC
+from autotune.losses import losses_of
 from autotune.meshes.collectives import Leg, legs
 from autotune.meshes.hardware import Hardware, scale
 from autotune.meshes.layout import Layout
@@ -35,7 +36,7 @@ def evidence_of(compilation: Compilation, layout: Layout, target: Target, store:
     program = program_of(compilation, layout, target)
     evidence = evidence_of_program(program, compilation, layout, target)
     if store is not None:
-        store.put_blob(key, evidence_to_json(evidence))
+        store.attempt(store.put_blob, key, evidence_to_json(evidence))
     return evidence
 
 
@@ -100,6 +101,7 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
         improved_seconds=improved,
         lower_seconds=compilation.lower_seconds,
         compile_seconds=compilation.compile_seconds,
+        losses=losses_of(program, compilation, layout, hardware),
         warnings=(*readable_warnings(compilation), *program.warnings, *unchecked(compilation.versions)),
         log=compilation.log_path,
     )
@@ -107,7 +109,7 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
 
 def _key(compilation: Compilation, layout: Layout, target: Target) -> str:
     digest = hashlib.sha256(compilation.text.encode())
-    digest.update(f"{layout}|{target}|{_reader()}".encode())
+    digest.update(f"{layout}|{target}|{_reader()}|{compilation.traced_flops}".encode())
     return f"evidence-{digest.hexdigest()[:40]}"
 
 
@@ -124,6 +126,7 @@ def _reader() -> str:
         "cycle_residuals.py",
         "efficiency.py",
         "evidence.py",
+        "losses.py",
         "program.py",
         Path(__file__).name,
     )

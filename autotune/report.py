@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         "elasticities": dict(row.elasticities),
         "prices": dict(report.prices) if chosen else None,
         "losses_seconds": dict(row.losses_seconds),
+        "losses": [dataclasses.asdict(loss) for loss in evidence.losses] if evidence else None,
         "collectives": [
             {
                 "axis": line.axis,

@@ -9,11 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.limits import ARC
+from autotune.losses import KINDS
 from autotune.report import Report, Row
 
 GIB = 2**30
 NEAR_CAPACITY = 0.95
 """Above this share of the capacity the compiler starts to rematerialise on its own, and times are less sure."""
+
+LOSSES = 3
+"""Losses of one kind on the screen."""
 
 LISTED = 12
 """Runnable rows on the screen; the JSON has the rest."""
@@ -183,12 +187,24 @@ def _ledger(row: Row) -> RenderableType:
 
 
 def _losses(row: Row) -> Text | None:
+    assert row.evidence is not None
     known = {name: value for name, value in row.losses_seconds.items() if value}
-    if not known:
+    listed = row.evidence.losses
+    if not known and not listed:
         return None
-    return Text(
-        "losses within the step: " + ", ".join(f"{name} {seconds_text(value)}" for name, value in known.items())
-    )
+    lines = ["losses within the step: " + ", ".join(f"{name} {seconds_text(value)}" for name, value in known.items())]
+    for kind in KINDS:
+        named = [loss for loss in listed if loss.kind == kind]
+        lines += [
+            f"  {kind} {bytes_text(loss.bytes) if loss.seconds is None else seconds_text(loss.seconds)}"
+            f"{f' at {loss.source}' if loss.source else ''}: {loss.what}"
+            for loss in named[:LOSSES]
+        ]
+        if named[LOSSES:]:
+            rest = sum(loss.seconds or loss.bytes or 0 for loss in named[LOSSES:])
+            text = bytes_text(rest) if named[0].seconds is None else seconds_text(rest)
+            lines.append(f"  {kind} {text} in {len(named) - LOSSES} more")
+    return Text("\n".join(lines))
 
 
 def _memory(report: Report) -> Text:

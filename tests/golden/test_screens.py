@@ -9,6 +9,7 @@ import pytest
 from autotune.comparison import render_comparison
 from autotune.evidence import Evidence
 from autotune.limits import KeptOut, binding_limit, elasticities
+from autotune.losses import Loss
 from autotune.measure import Measurement
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
@@ -77,6 +78,22 @@ def evidence(matmul: float, network: float, peak_gib: float) -> Evidence:
         improved_seconds={"matmul": 0.8 * matmul},
         lower_seconds=1.0,
         compile_seconds=40.0,
+        losses=(
+            Loss(
+                kind="redundant",
+                what="matmul done 4 times over the 256 devices",
+                seconds=0.05,
+                bytes=None,
+                source="model.py:3",
+            ),
+            Loss(
+                kind="replicated",
+                what="state['table'] float32[8] is whole on every device",
+                seconds=None,
+                bytes=GIB,
+                source=None,
+            ),
+        ),  # fmt: skip
         warnings=(),
         log="/tmp/log",
     )
