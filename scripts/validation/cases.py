@@ -163,6 +163,8 @@ def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
     }
     if math.prod(axes.values()) * devices == 0:
         raise ValueError("an axis has size 0")
+    if told.get("dp") is None and devices % math.prod(axes.values()) == 0:
+        axes["data"] = devices // math.prod(axes.values())
     zero = _count(str(told.get("zero") or 0)[0])
     if zero == 3 and axes["fsdp"] == 1:
         axes["fsdp"], axes["data"] = axes["data"], 1
@@ -182,7 +184,7 @@ def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
     recompute = str(told.get("recompute") or "none").lower()
     remat = next((name for name in ("selective", "minimal", "full", "none") if name in recompute), None)
     if remat is None:
-        remat = "full" if recompute.startswith(("yes", "true")) else "none"
+        remat = "none" if recompute.startswith(("no", "false")) else "full"
     layout = Layout(
         **axes,
         dcn=(("data", axes["data"]),) if told.get("dp_axis") == "DCN" else (),
@@ -202,7 +204,7 @@ def _count(value) -> int:
 
 
 def _schedule(text: str, virtual: int) -> str:
-    if text.lower().startswith("zb"):
+    if text.lower().startswith(("zb", "zero", "v-", "v_")):
         return "zero-bubble"
     if text.lower() == "gpipe":
         return "gpipe"
@@ -211,8 +213,8 @@ def _schedule(text: str, virtual: int) -> str:
 
 def _zero_bubble(text: str) -> str:
     """The name of `autotune.schedules` for a zero-bubble schedule as the papers write it."""
-    text = text.lower().replace("_", "-")
-    if "v" in text.removeprefix("zb"):
+    text = text.lower().replace("_", "-").removeprefix("zero-bubble").removeprefix("zb")
+    if "v" in text:
         return "zero-bubble-v"
     return "zero-bubble-2p" if "2" in text else "zero-bubble-1p"
 
@@ -267,7 +269,9 @@ def _stack(row: dict) -> Assumptions:
         return stacks.ZERO_BUBBLE
     if "2104.04473" in source or "sc21" in source:
         return stacks.MEGATRON_2021
-    return stacks.MEGATRON_2022
+    hopper = ("h100", "h200", "b200", "gb200")
+    newer = any(name in str(row["hardware"]["name"]).lower() for name in hopper)
+    return stacks.MEGATRON_CORE if newer else stacks.MEGATRON_2022
 
 
 def _seconds(row: dict, transformer: Transformer, batch: int, seq: int, devices: int, peak: float) -> float | None:
