@@ -31,14 +31,6 @@ TILE_CYCLES = {
 SAME_CORE = {"v4": "v5p"}
 """Chips with the matrix and vector units of another (four 128 x 128 and 8 x 128 x 4 a core)."""
 
-CORES = 1024 * 1024
-
-TILE_CYCLES = {"v5e": {"fwd": 6416, "dq": 6123, "dkv": 8049}}
-"""Scheduled bundles of one tile on one core."""
-
-SAME_CORE = {"v4": "v5e"}
-"""Chips with the matrix and vector units of another (four 128 x 128 and 8 x 128 x 4 a core)."""
-
 CORES = {"v4": 2, "v5p": 2}
 """Cores that one JAX device joins (megacore); one elsewhere."""
 
@@ -55,7 +47,7 @@ def attention_cycles(op: Compute, hardware: Hardware) -> float | None:
     >>> attention_cycles(op, load_hardware("v5e"))
     6416.0
     """
-    tiles: dict[str, int] | None = TILE_CYCLES.get(SAME_CORE.get(hardware.name, hardware.name))
+    tiles = TILE_CYCLES.get(SAME_CORE.get(hardware.name, hardware.name))
     if tiles is None or op.matmul is None or "splash" not in op.name:
         return None
     part = next((part for part in ("dkv", "dq") if part in op.name), "fwd")

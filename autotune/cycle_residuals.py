@@ -1,7 +1,7 @@
 """What a TPU really takes beside the compiler's `estimated_cycles`, by class of work, from published microbenchmarks.
 
-The table is measured seconds / (cycles / clock) of the same operation, compiled for the same chip with libtpu 0.0.42.1
-(`scripts/cycle_table.py` prints it anew). Rows: AI-Hypercomputer/tpu-recipes, microbenchmarks.
+The table is measured seconds / (cycles / clock) of the same operation, compiled for the same chip with libtpu
+0.0.42.1 (2026-11-21). Rows: AI-Hypercomputer/tpu-recipes, microbenchmarks.
 
     chip    work                            measured     compiler   ratio
     v6e     matmul 8192^3 bf16              1328.8 us    1701.6 us  0.78
