@@ -206,10 +206,14 @@ def _shortlist(space: PricedSpace, capacity: float) -> list[int]:
     first: list[int] = []
     later: list[int] = []
     seen: dict[tuple[int, ...], int] = {}
+    priced: set[tuple[tuple[int, ...], float]] = set()
     for row in ranked[: 50 * LISTED_PRICED]:
         mesh = space.mesh_of(int(row))
-        seen[mesh] = seen.get(mesh, 0) + 1
-        (first if seen[mesh] <= PER_MESH else later).append(int(row))
+        twin = (mesh, float(space.seconds[row]))  # e.g. remat=full and remat=offload
+        if twin not in priced:
+            seen[mesh] = seen.get(mesh, 0) + 1
+        (first if twin not in priced and seen[mesh] <= PER_MESH else later).append(int(row))
+        priced.add(twin)
     return first + later
 
 
