@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune import price_remat
-from autotune.meshes.layout import SCHEDULES, WORDS
+from autotune.meshes.layout import REMAT, SCHEDULES, WORDS
 from autotune.meshes.target import Target
 from autotune.meshes.transformer import Transformer
 from autotune.price_assumptions import Assumptions
@@ -20,6 +20,7 @@ from autotune.price_memory import memory_of
 from autotune.price_network import CollectiveCost, Meshes, cost_of, distinct, meshes_of
 from autotune.price_parameters import Parameters, parameters_of
 from autotune.price_work import DTYPE_BYTES, Matmul, Work, work_of
+from autotune.replay import HOST_BYTES_PER_SECOND
 from autotune.schedules import bubble_seconds
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
 
@@ -154,6 +155,7 @@ class Chunk:
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
         book.add("launches", "launch", "layer", launches)
         cast = self._casts()
+        self._offloaded_inputs(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
         forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast
         backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast
         backward = backward + again["context"] * core[0] + again["elementwise"] * (rest[0] + work.launches[0])
@@ -169,6 +171,16 @@ class Chunk:
         seconds = cast / (self.hardware.hbm_bytes_per_second * self.hardware.hbm_efficiency)
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
+
+    def _offloaded_inputs(self, matmuls: np.ndarray) -> None:
+        """Layer inputs that wait in host memory travel there and back beside the matmuls."""
+        rows = self.table.remat == REMAT.index("offload")
+        if rows.any():
+            full = 2.0 * self.of(self.prepared.work.kept["input"]) / self._host_rate() * rows
+            self.book.add("offload.activations", "host", "layer", np.maximum(full - matmuls, 0.0) * rows, full)
+
+    def _host_rate(self) -> float:
+        return HOST_BYTES_PER_SECOND * self.hardware.faster.get("host", 1.0)
 
     # Collectives
 
@@ -355,6 +367,9 @@ class Chunk:
         traffic = state.update_traffic * (own + routed) / cut
         hbm = self.hardware.hbm_bytes_per_second * self.hardware.hbm_efficiency
         book.add("optimizer", "hbm", "step", traffic / hbm)
+        if (table.offload > 0).any():
+            moments = 2.0 * state.optimizer * (own + routed) / cut * (table.offload > 0)
+            book.add("offload.optimizer", "host", "step", moments / self._host_rate())
         if state.accumulate_traffic:
             sums = state.accumulate_traffic * (own + routed) / np.where(zero == 2, size["data"], 1.0)
             book.add("accumulation", "hbm", "step", self.passes * sums / hbm)

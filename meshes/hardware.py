@@ -67,8 +67,8 @@ class Hardware:
     `compile_fields`: what a compiler without the device must be told. GPU: the numbers of XLA's target description;
     TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
     `sources`: figure name -> where it is from, and what other sources say.
-    `faster`: resource ("matmul", "hbm", "core") -> how many times as fast as the compiler's cycles assume; 1 where not
-    named. Only `scale` sets it: a file describes the chip as the compiler knows it.
+    `faster`: resource ("matmul", "hbm", "core", "host") -> how many times as fast as the compiler's cycles and the
+    host link are taken to be; 1 where not named. Only `scale` sets it: a file describes the chip as the compiler knows it.
     """
 
     name: str
@@ -119,7 +119,8 @@ class Hardware:
 def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     """The same hardware with one resource `factor` times as good: a rate times it, a latency divided by it.
 
-    `resource`: "matmul", "hbm", "core" (the rest of the compiler's cycles), "latency" (of every tier and launch),
+    `resource`: "matmul", "hbm", "core" (the rest of the compiler's cycles), "host" (the link to its host's memory),
+    "latency" (of every tier and launch),
     "capacity", "network:<tier>" or "network:<axis>@<tier>" (links have no axis of their own: all of the tier), or
     "everything": all rates, the clock and all latencies, so that every time is divided by `factor`.
 
@@ -143,6 +144,7 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
             clock_hz=hardware.clock_hz and hardware.clock_hz * factor,
             hbm_bytes_per_second=hardware.hbm_bytes_per_second * factor,
             launch_seconds=hardware.launch_seconds / factor,
+            faster={**hardware.faster, "host": hardware.faster.get("host", 1.0) * factor},
             tiers=tuple(dataclasses.replace(tier, bytes_per_second=tier.bytes_per_second * factor) for tier in quicker),
         )
     if resource == "matmul":
@@ -150,7 +152,7 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     if resource == "hbm":
         rate = hardware.hbm_bytes_per_second * factor
         return dataclasses.replace(hardware, hbm_bytes_per_second=rate, faster=faster)
-    if resource == "core":
+    if resource in ("core", "host"):
         return dataclasses.replace(hardware, faster=faster)
     if resource == "latency":
         return dataclasses.replace(hardware, tiers=quicker, launch_seconds=hardware.launch_seconds / factor)
@@ -160,7 +162,8 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     name = where.rpartition("@")[2]
     if prefix != "network" or name not in [tier.name for tier in hardware.tiers]:
         known = ", ".join(f"network:{tier.name}" for tier in hardware.tiers)
-        raise ValueError(f"scale: {resource!r} is not a resource; known: matmul, hbm, core, latency, capacity, {known}")
+        known = f"matmul, hbm, core, host, latency, capacity, {known}"
+        raise ValueError(f"scale: {resource!r} is not a resource; known: {known}")
     tiers = tuple(
         dataclasses.replace(tier, bytes_per_second=tier.bytes_per_second * factor) if tier.name == name else tier
         for tier in hardware.tiers

@@ -170,3 +170,16 @@ def test_gpu_matmuls_reach_what_ordinary_data_reach():
     assert rate == pytest.approx(258, rel=0.02)
     small = 2 * 256**3 / float(matmul_seconds(load_hardware("a100-80"), "bfloat16", 2.0, 256, 256, 256)) / 1e12
     assert small < 60  # four tiles of 108 multiprocessors
+
+
+def test_what_waits_in_host_memory_travels_there_and_back():
+    target = parse_target("v5e:4x4")
+    near = estimate(DENSE, 16, 2048, "bfloat16", Layout(fsdp=16, remat="full"), target)
+    far = estimate(DENSE, 16, 2048, "bfloat16", Layout(fsdp=16, remat="full", offload="optimizer"), target)
+    assert far.memory["optimizer_state"] == 0
+    moved = 2 * near.memory["optimizer_state"] / 1.5e10
+    assert far.terms["offload.optimizer"].seconds == pytest.approx(moved)
+    assert far.step_seconds == pytest.approx(near.step_seconds + moved)
+    quick = dataclasses.replace(target, hardware=scale(target.hardware, "host", 2.0))
+    faster = estimate(DENSE, 16, 2048, "bfloat16", Layout(fsdp=16, remat="full", offload="optimizer"), quick)
+    assert faster.step_seconds == pytest.approx(near.step_seconds + moved / 2)
