@@ -55,7 +55,8 @@ def redundant(
 
     Of one line: compiled FLOPs x devices beside the traced ones of the whole mesh; the excess is repeated work, and
     takes the same share of the line's seconds. Attention kernels are left out: their FLOPs are no plain count.
-    Fusions can move matmuls between lines: the lines' excess is scaled down to that of the whole step.
+    The compiler can give a matmul to another line than the trace (a loop's, say): the lines' excess is scaled down to
+    that of the whole step, so that a step which repeats nothing has none.
     """
     if not traced_flops:
         return []
@@ -71,7 +72,8 @@ def redundant(
     over = {line: extra for line, extra in excess.items() if extra > NOTABLE * total}
     if not over:
         return []
-    scale = min(1.0, max(0.0, sum(excess.values())) / sum(over.values()))
+    whole = total - sum(traced_flops.values()) / devices
+    scale = min(1.0, max(0.0, whole) / sum(over.values()))
     return [
         Loss(
             kind="redundant",

@@ -15,10 +15,11 @@ from autotune.evidence import evidence_from_json, evidence_to_json
 from autotune.losses import bubble, replicated
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import parse_layout
+from autotune.preset import preset_workload
 from autotune.program import Collective, Compute, Done, Loop, Memory, Program, Start
 from autotune.report import report_to_json
 from autotune.report_text import lines, render
-from autotune.search import explain
+from autotune.search import explain, tune
 from autotune.workload import Workload
 
 BATCH, WIDTH, SLICES = 64, 256, 2
@@ -87,6 +88,19 @@ def test_a_step_without_a_bug_repeats_nothing():
     # data parallel: both matrices are whole on each of 8 devices, 7/8 of each could go
     held = [loss for loss in evidence.losses if loss.kind == "replicated"]
     assert [loss.bytes for loss in held] == [WIDTH * WIDTH * 4 * 7 // 8] * 2
+
+
+def test_a_bad_layout_gets_its_verdict():
+    workload = preset_workload("tiny", batch=16, seq=128, dtype="float32")
+    bad = "data=4,stage=2,remat=full,microbatches=4,schedule=gpipe"
+    layouts = [parse_layout("data=8"), parse_layout(bad)]
+    best, worse = tune(workload, "cpu:8", layouts=layouts, compile=2, measure=0, jobs=1).ranked
+    assert (str(best.layout), str(worse.layout)) == ("data=8", bad)
+    assert worse.reason.startswith("+") and "a step (compiled)" in worse.reason
+    [idle] = [loss for loss in worse.evidence.losses if loss.kind == "bubble"]
+    assert "1 of 5 ticks" in idle.what
+    assert 0 < worse.losses_seconds["bubble"] == idle.seconds < worse.step_seconds / 5
+    assert not [loss for row in (best, worse) for loss in row.evidence.losses if loss.kind == "redundant"]
 
 
 def test_only_large_unsharded_arrays_in_device_memory_are_replicated():
