@@ -172,7 +172,7 @@ class Chunk:
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
 
-    def _offloaded_inputs(self, matmuls: np.ndarray) -> None:
+    def _offloaded_inputs(self, matmuls: np.ndarray | float) -> None:
         """Layer inputs that wait in host memory travel there and back beside the matmuls."""
         rows = self.table.remat == REMAT.index("offload")
         if rows.any():

@@ -68,7 +68,8 @@ class Hardware:
     TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
     `sources`: figure name -> where it is from, and what other sources say.
     `faster`: resource ("matmul", "hbm", "core", "host") -> how many times as fast as the compiler's cycles and the
-    host link are taken to be; 1 where not named. Only `scale` sets it: a file describes the chip as the compiler knows it.
+    host link are taken to be; 1 where not named. Only `scale` sets it: a file describes the chip as the compiler knows
+    it.
     """
 
     name: str
