@@ -56,7 +56,13 @@ def sweep_to_json(
         "device_hour_price": budget.device_hour_price,
         "points": [point_to_json(point, budget, found.unconfirmed.get(point.chips)) for point in found.points],
         "limit_changes": [
-            {"chips": change.chips, "below_chips": change.below_chips, "from": change.before, "to": change.after}
+            {
+                "of": change.of,
+                "chips": change.chips,
+                "below_chips": change.below_chips,
+                "from": change.before,
+                "to": change.after,
+            }
             for change in found.limit_changes
         ],
         "largest_chips_above_min_mfu": largest.chips if largest else None,

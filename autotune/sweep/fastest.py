@@ -7,11 +7,13 @@ than theirs, the memory of the most passes never less. What is left is priced in
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.meshes.hardware import scale
 from autotune.meshes.layout import REMAT, SCHEDULES, WORDS, Layout
 from autotune.meshes.legality import reject_codes, rule_names, rules_about
 from autotune.meshes.target import Target
@@ -70,6 +72,25 @@ def fastest(
     return _Search(workload, target, axes, fixed, known).run()
 
 
+def fastest_and_roomier(
+    workload: Workload, target: Target, axes: tuple[str, ...], fixed: Mapping[str, str], factor: float
+) -> tuple[Fastest | NothingFits, Fastest | None]:
+    """`fastest`, and what it would be with `factor` times the memory (None where nothing fits as it is)."""
+    if workload.transformer is None:
+        found = _of_everything(workload, target, axes, fixed)
+        if isinstance(found, NothingFits):
+            return found, None
+        larger = dataclasses.replace(target, hardware=scale(target.hardware, "capacity", factor))
+        roomier = _of_everything(workload, larger, axes, fixed)
+        assert isinstance(roomier, Fastest), "what fits in less memory fits"
+        return found, roomier
+    search = _Search(workload, target, axes, fixed, None)
+    found = search.run(headroom=factor)
+    if isinstance(found, NothingFits):
+        return found, None
+    return found, search.again_with(factor * target.hardware.capacity_bytes)
+
+
 class _Search:
     def __init__(
         self,
@@ -98,7 +119,7 @@ class _Search:
         )
         self.hidden_share = {axis: self.pricer.assumptions.hidden_share.get(axis, 0.0) for axis in WORDS}
 
-    def run(self) -> Fastest | NothingFits:
+    def run(self, headroom: float = 1.0) -> Fastest | NothingFits:
         sizes = sizes_over(self.target, self.axes, self.fixed)
         if not sizes["data"].size:
             pins = ", ".join(f"{key}={value}" for key, value in self.fixed.items())
@@ -111,19 +132,28 @@ class _Search:
             return self._nothing_legal(broken)
         # How axes cross the outer tier is nothing to memory: whole sizes go or stay.
         peaks = self._least_of(sizes, self._least_bytes, "offload" if self.target.platform == "tpu" else "full")
-        roomy = _rows(sizes, peaks <= self.capacity)
-        if roomy["data"].size:
-            self._best_of(with_crossings(roomy, self.target, self.fixed))
+        hopeful = peaks <= self.capacity * headroom
+        crossings = with_crossings({**_rows(sizes, hopeful), "peak": peaks[hopeful]}, self.target, self.fixed)
+        self.mesh_peaks = crossings.pop("peak")
+        self.meshes = crossings
+        self.mesh_seconds = self._least_of(crossings, self._least_seconds, "none")
+        self._best_of()
         if self.best is None:
             return self._least_memory(sizes, peaks)
         return Fastest(layout=self.best[2], estimate=self.best[3], priced=self.priced)
 
-    def _best_of(self, meshes: Columns) -> None:
-        """Expand meshes, best bound first, until no bound is below what was found."""
-        if not meshes["data"].size:
-            return
-        seconds = self._least_of(meshes, self._least_seconds, "none")
-        order = np.argsort(seconds, kind="stable")
+    def again_with(self, capacity: float) -> Fastest:
+        """What more memory than before brings, after a run that found something; up to `headroom` times as much."""
+        self.capacity = capacity
+        self._best_of()
+        assert self.best is not None
+        return Fastest(layout=self.best[2], estimate=self.best[3], priced=self.priced)
+
+    def _best_of(self) -> None:
+        """Expand meshes that may fit, best bound first, until no bound is below what was found."""
+        seconds = self.mesh_seconds
+        order = np.flatnonzero(self.mesh_peaks <= self.capacity)
+        order = order[np.argsort(seconds[order], kind="stable")]
         begin, size = 0, FIRST_BLOCK
         while begin < order.size:
             block = order[begin : begin + size]
@@ -131,7 +161,7 @@ class _Search:
                 block = block[seconds[block] <= self.best[0]]
             if not block.size:
                 break
-            self._expand(_rows(meshes, block))
+            self._expand(_rows(self.meshes, block))
             begin, size = begin + size, size * 4
 
     def _expand(self, meshes: Columns) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.limits import ARC, Limit, binding_limit
-from autotune.meshes.hardware import scale
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
-from autotune.price import Estimate
-from autotune.sweep.fastest import Fastest, NothingFits, fastest
+from autotune.price import Estimate, estimate
+from autotune.sweep.fastest import Fastest, NothingFits, fastest, fastest_and_roomier
 from autotune.workload import Workload
 
 
@@ -72,26 +71,34 @@ def chips_of(target: Target) -> int:
 
 def point_at(question: Question, target: Target, arcs: bool = True) -> Point | Gap:
     """The best layout on one target. `arcs`: also ask what more memory and a larger batch would bring there."""
-    found = fastest(question.workload, target, question.axes, question.fixed)
+    if arcs:
+        found, roomier = fastest_and_roomier(question.workload, target, question.axes, question.fixed, ARC)
+    else:
+        found, roomier = fastest(question.workload, target, question.axes, question.fixed), None
     if isinstance(found, NothingFits):
         return Gap(target=target, why=found)
-    return point_of(question.workload, target, found, _arcs(question, target, found) if arcs else {})
+    gains = {}
+    if roomier is not None:
+        gains["memory"] = _arc(found.estimate.step_seconds, roomier, ARC)
+        if question.workload.transformer is not None:
+            gains["batch"] = _batch_arc(question, target, found)
+    return point_of(question.workload, target, found, gains)
 
 
 def point_of(workload: Workload, target: Target, found: Fastest, arcs: Mapping[str, float]) -> Point:
     """The point of a priced layout."""
-    estimate = found.estimate
-    shares = time_shares(estimate)
+    price = found.estimate
+    shares = time_shares(price)
     return Point(
         target=target,
         layout=found.layout,
-        **rates(workload, target, estimate.step_seconds),
+        **rates(workload, target, price.step_seconds),
         shares=shares,
         arcs=arcs,
         limit=limit_of(shares, arcs),
-        peak_bytes=estimate.peak_bytes,
+        peak_bytes=price.peak_bytes,
         source="priced",
-        priced=estimate,
+        priced=price,
     )
 
 
@@ -108,10 +115,10 @@ def rates(workload: Workload, target: Target, step_seconds: float) -> dict:
     }
 
 
-def time_shares(estimate: Estimate) -> dict[str, float]:
+def time_shares(price: Estimate) -> dict[str, float]:
     """Resource -> share of the step, largest first; "bubble" is what stages wait for each other."""
     seconds: dict[str, float] = {}
-    for term in estimate.terms.values():
+    for term in price.terms.values():
         name = term.resource or "bubble"
         seconds[name] = seconds.get(name, 0.0) + term.seconds
     total = sum(seconds.values())
@@ -126,16 +133,19 @@ def limit_of(shares: Mapping[str, float], arcs: Mapping[str, float]) -> Limit:
     return limit
 
 
-def _arcs(question: Question, target: Target, found: Fastest) -> dict[str, float]:
-    base = found.estimate.step_seconds
-    roomier = dataclasses.replace(target, hardware=scale(target.hardware, "capacity", ARC))
-    more = fastest(question.workload, roomier, question.axes, question.fixed, known=found)
-    arcs = {"memory": _arc(base, more, ARC)}
-    if question.workload.transformer is not None:
-        twice = resized(question.workload, 2 * question.workload.sequences)
-        larger = fastest(twice, target, question.axes, question.fixed)
-        arcs["batch"] = _arc(2 * base, larger, 2.0)
-    return arcs
+def _batch_arc(question: Question, target: Target, found: Fastest) -> float:
+    """What twice the batch brings; the same layout with twice the passes is the least it can do."""
+    twice = resized(question.workload, 2 * question.workload.sequences)
+    layout = found.layout
+    known = None
+    if layout.stage == 1 and "accumulate" not in question.fixed:
+        more = dataclasses.replace(layout, accumulate=2 * layout.accumulate)
+        assert twice.transformer is not None
+        price = estimate(twice.transformer, twice.sequences, twice.seq, twice.dtype, more, target)
+        fits = price.peak_bytes <= target.hardware.capacity_bytes
+        known = Fastest(layout=more, estimate=price, priced=1) if fits else None
+    larger = fastest(twice, target, question.axes, question.fixed, known)
+    return _arc(2 * found.estimate.step_seconds, larger, 2.0)
 
 
 def _arc(base: float, better: Fastest | NothingFits, factor: float) -> float:

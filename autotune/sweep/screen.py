@@ -12,7 +12,7 @@ from autotune.sweep.budget import Budget
 from autotune.sweep.document import gap_reason
 from autotune.sweep.point import Gap, Point
 from autotune.sweep.shapes import Shape
-from autotune.sweep.sweep import Sweep
+from autotune.sweep.sweep import Sweep, binding_name
 from autotune.sweep.what_helps import Help
 
 WORDS = {"matmul": "compute", "hbm": "memory bandwidth", "memory": "memory capacity"}
@@ -98,14 +98,16 @@ def _points(found: Sweep, budget: Budget) -> Table:
 
 
 def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
+    words = {"binding": "the limit that binds", "loss": "the largest loss beside compute"}
     lines = [
         Text(
-            f"at {change.chips} chips the limit changes from {limit_word(change.before)} to {limit_word(change.after)}"
+            f"at {change.chips} chips {words[change.of]} changes from {limit_word(change.before)} to "
+            f"{limit_word(change.after)}"
         )
         for change in found.limit_changes
     ]
-    if not lines:
-        lines = [Text("the same limit binds at every size")]
+    if not any(change.of == "binding" for change in found.limit_changes):
+        lines.insert(0, Text(f"{limit_word(binding_name(found.points[0]))} binds at every size"))
     if min_mfu is not None:
         largest, asked = found.largest_above(min_mfu), f"{100 * min_mfu:g} % of peak"
         if largest is None:
@@ -173,9 +175,7 @@ def _shapes(rows: Sequence[Shape]) -> Table:
 
 
 def _side_by_side(sweeps: Sequence[Sweep], budgets: Sequence[Budget]) -> Table:
-    table = Table(
-        title="side by side: tokens a second and device (and money per million tokens)", title_justify="left", box=None
-    )
+    table = Table(title="tok/s/device (money per M tokens)", title_justify="left", box=None)
     table.add_column("chips", justify="right")
     for found in sweeps:
         table.add_column(found.family.name, justify="right")

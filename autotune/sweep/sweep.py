@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from autotune.evidence import Evidence
@@ -13,12 +13,29 @@ from autotune.sweep.sizes import Family
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitChange:
-    """Between two neighbouring sizes the limit changes; `before` may be "memory": nothing fitted."""
+    """Between two neighbouring sizes the limit changes; `before` may be "memory": nothing fitted.
 
+    `of`: "binding", the limit that binds; "loss", the largest of the limits other than compute: what the utilisation
+    is lost to.
+    """
+
+    of: str
     chips: int
     below_chips: int
     before: str
     after: str
+
+
+def binding_name(point: Point | Gap) -> str:
+    """The limit that binds; of a gap what keeps everything out."""
+    return point.limit.resource if isinstance(point, Point) else point.why.limit
+
+
+def loss_name(point: Point | Gap) -> str:
+    """The largest limit other than compute."""
+    if isinstance(point, Gap):
+        return point.why.limit
+    return limit_of({**point.shares, "matmul": 0.0}, point.arcs).resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +59,14 @@ class Sweep:
     @property
     def limit_changes(self) -> tuple[LimitChange, ...]:
         """Each size at which another limit binds than at the size before it."""
-        names = [
-            (point.chips, point.limit.resource if isinstance(point, Point) else point.why.limit)
-            for point in self.points
-        ]
-        return tuple(
-            LimitChange(chips=chips, below_chips=below, before=before, after=after)
-            for (below, before), (chips, after) in zip(names, names[1:], strict=False)
-            if before != after
-        )
+        return (*self._changes("binding", binding_name), *self._changes("loss", loss_name))
+
+    def _changes(self, of: str, name: Callable[[Point | Gap], str]) -> Iterator[LimitChange]:
+        for below, point in zip(self.points, self.points[1:], strict=False):
+            if name(below) != name(point):
+                yield LimitChange(
+                    of=of, chips=point.chips, below_chips=below.chips, before=name(below), after=name(point)
+                )
 
     def largest_above(self, mfu: float) -> Point | None:
         """The largest size whose utilisation is at least `mfu`; None when none is."""
