@@ -11,6 +11,7 @@ _REPLICATED = re.compile(
     r"Involuntary full rematerialization.*?from sharding (\{.*?\}) to (\{.*?\}) efficiently for HLO operation "
     r"%\S+ = (\w+\[[\d,]*\])"
 )
+UNKNOWN_SOURCE = "source unknown"
 _PREFIX = re.compile(r"^[IWEF]\d{4} [\d:.]+ +\d+ \S+\] ")
 
 
@@ -32,6 +33,6 @@ def readable_warnings(compilation: Compilation) -> tuple[str, ...]:
         source, scope = module.source(op), module.scope(op)
         if source or match.groups() not in said:
             given, wanted, array = match.groups()
-            where = f"{source or 'source unknown'}{f' ({scope})' if scope else ''}"
+            where = f"{source or UNKNOWN_SOURCE}{f' ({scope})' if scope else ''}"
             said[match.groups()] = f"{where}: {array} is gathered whole to get from sharding {given} to {wanted}"
     return tuple(said.values())

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from autotune.compilation import Argument, Compilation
 from autotune.core_cost import core_seconds
+from autotune.hlo_warnings import UNKNOWN_SOURCE, readable_warnings
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import Layout
 from autotune.program import Compute, Instruction, Loop, Program, Start, walk
 
-KINDS = ("redundant", "replicated", "bubble")
+KINDS = ("redundant", "bubble", "resharded", "replicated")
 
 NOTABLE = 0.01
 """Share of a step's FLOPs, or of the state's bytes, from which one line or one array is worth a mention."""
@@ -23,7 +24,8 @@ class Loss:
 
     `kind`: "redundant" (FLOPs that several devices repeat, with the seconds they take), "replicated" (an array of the
     state that every device holds whole; `bytes` is what sharding it evenly over all devices would free), "bubble"
-    (ticks in which a stage computes on what nobody reads). `seconds` or `bytes` is None where it costs none of them.
+    (ticks in which a stage computes on what nobody reads), "resharded" (an array that the partitioner gathers whole,
+    for want of a way between two shardings). `seconds` or `bytes` is None where it is not known or costs none.
     `source`: "file.py:line".
     """
 
@@ -43,6 +45,7 @@ def losses_of(program: Program, compilation: Compilation, layout: Layout, hardwa
     found = [
         *redundant(program, compilation.traced_flops, layout.devices, hardware),
         *bubble(program, layout, hardware),
+        *resharded(compilation),
         *replicated(compilation.arguments, layout.devices),
     ]
     return tuple(sorted(found, key=lambda loss: (loss.seconds is None, -(loss.seconds or 0.0), -(loss.bytes or 0))))
@@ -135,6 +138,18 @@ def _core_seconds(body: tuple[Instruction, ...], hardware: Hardware) -> float:
         for op, trips in walk(body)
         if isinstance(op, Compute)
     )
+
+
+def resharded(compilation: Compilation) -> list[Loss]:
+    """Arrays of which the partitioner says that it gathers them whole (its "involuntary full rematerialization")."""
+    found = []
+    for warning in readable_warnings(compilation):
+        where, whole, what = warning.partition(": ")
+        if whole and "is gathered whole" in what:
+            source = where.split(" (")[0]
+            known = source if source != UNKNOWN_SOURCE else None
+            found.append(Loss(kind="resharded", what=what, seconds=None, bytes=None, source=known))
+    return found
 
 
 def replicated(arguments: tuple[Argument, ...], devices: int) -> list[Loss]:

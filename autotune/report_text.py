@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.limits import ARC
-from autotune.losses import KINDS
+from autotune.losses import KINDS, Loss
 from autotune.report import Report, Row
 
 GIB = 2**30
@@ -196,15 +196,21 @@ def _losses(row: Row) -> Text | None:
     for kind in KINDS:
         named = [loss for loss in listed if loss.kind == kind]
         lines += [
-            f"  {kind} {bytes_text(loss.bytes) if loss.seconds is None else seconds_text(loss.seconds)}"
-            f"{f' at {loss.source}' if loss.source else ''}: {loss.what}"
+            " ".join(filter(None, (f"  {kind}", _size(loss), f"at {loss.source}" if loss.source else "")))
+            + f": {loss.what}"
             for loss in named[:LOSSES]
         ]
         if named[LOSSES:]:
             rest = sum(loss.seconds or loss.bytes or 0 for loss in named[LOSSES:])
-            text = bytes_text(rest) if named[0].seconds is None else seconds_text(rest)
-            lines.append(f"  {kind} {text} in {len(named) - LOSSES} more")
+            text = seconds_text(rest) if named[0].seconds is not None else bytes_text(rest) if rest else ""
+            lines.append(" ".join(filter(None, (f"  {kind}", text, f"in {len(named) - LOSSES} more"))))
     return Text("\n".join(lines))
+
+
+def _size(loss: Loss) -> str:
+    if loss.seconds is not None:
+        return seconds_text(loss.seconds)
+    return bytes_text(loss.bytes) if loss.bytes is not None else ""
 
 
 def _memory(report: Report) -> Text:

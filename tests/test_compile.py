@@ -22,6 +22,7 @@ from autotune.compilation import compilation_from_json, failure_from_json, to_js
 from autotune.compile import Compilation, CompileFailure, CompileJob, compile_all, store_key
 from autotune.compile_log import last_useful_line, memory_needed, warnings_in
 from autotune.hlo_warnings import readable_warnings
+from autotune.losses import resharded
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.store import Store
@@ -377,3 +378,5 @@ def test_warnings_name_the_line_of_source(everything):
         "{devices=[2,1]<=[2]} to {devices=[1,2]<=[2]}",
         "Can't reduce memory use below 5GiB",
     )
+    [loss] = resharded(dataclasses.replace(compiled, warnings=lines))
+    assert loss.source == f"{toy_steps.__file__}:{number}" and loss.what.startswith("f32[4,8] is gathered whole")

@@ -39,12 +39,11 @@ def test_order_of_the_layouts(rows):
 
 
 def test_peaks(rows):
-    """Within 10 %, but for four ways of data: there Alpa holds every gradient whole at once, ours a layer's."""
-    missed = {
-        row.id for row in rows if row.memory_error is not None and abs(row.memory_error) > alpa_cases.MEMORY_ERROR
-    }
+    """Within 10 %, but for four ways of data and fsdp: there Alpa holds every gradient whole, ours a layer's."""
+    known = {row.id: row.memory_error for row in rows if row.memory_error is not None}
+    missed = {name for name, error in known.items() if abs(error) > alpa_cases.MEMORY_ERROR}
     assert missed <= {"alpa_osdi22-003", "alpa_osdi22-016", "alpa_osdi22-020"}
-    assert all(row.memory_error < 0.10 for row in rows if row.memory_error is not None)
+    assert max(known.values()) < alpa_cases.MEMORY_ERROR
 
 
 def test_the_script_prints_its_table(capsys):
