@@ -69,34 +69,34 @@ def splash_attention(q_BLNH, k_BMKH, v_BMKH, causal: bool, context: int) -> jax.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     length, heads, head_dim = q_BLNH.shape[1:]
-    square = (length * context, k_BMKH.shape[1])
-    mask: masks.Mask = masks.FullMask(square)
+    kv_length = k_BMKH.shape[1]
+    shares = context if causal else 1  # without an order every share sees the same
+    mask: masks.Mask = masks.FullMask((length, kv_length))
     if causal:
-        mask = masks.CausalMask(square)
-        mask.q_sequence = zigzag(square[0], context, causal).astype(np.int32)
-    tile = length // 2 if causal and context > 1 else length
+        mask = masks.CausalMask((kv_length, kv_length))
+        mask.q_sequence = zigzag(kv_length, context, causal).astype(np.int32)
     kernel = splash.make_splash_mha(
         mask=masks.MultiHeadMask([mask] * heads),
         head_shards=1,
-        q_seq_shards=context,
-        block_sizes=_splash_blocks(splash, tile, square[1]),
+        q_seq_shards=shares,
+        block_sizes=_splash_blocks(splash, length if shares == 1 else length // 2, kv_length),
         residual_checkpoint_name=ATTENTION,
     )
     scaled = (q_BLNH / math.sqrt(head_dim)).swapaxes(1, 2)
-    mapped = jax.vmap(_own_share(kernel, context))
+    mapped = jax.vmap(_own_share(kernel, shares))
     return mapped(scaled, k_BMKH.swapaxes(1, 2), v_BMKH.swapaxes(1, 2)).swapaxes(1, 2)
 
 
-def _own_share(kernel, context: int):
+def _own_share(kernel, shares: int):
     """The kernel with this device's part of its tables of tiles (`manual_sharding_spec` for code already inside
     shard_map, where no axis is left to name)."""
-    if context == 1:
+    if shares == 1:
         return kernel
 
     def part(table, axis):
         if table is None:
             return None
-        size = table.shape[axis] // context
+        size = table.shape[axis] // shares
         return jax.lax.dynamic_slice_in_dim(table, jax.lax.axis_index("context") * size, size, axis)
 
     def share(info):

@@ -21,6 +21,7 @@ every tick.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +34,8 @@ from autotune.models.remat import rematerialise
 
 RUNNABLE = ("gpipe", "circular")
 """Schedules this module can run."""
+
+ByHand = Callable[[Callable], Callable]
 
 BY_HAND = ("stage", "data", "fsdp", "context", "expert")
 SHARDS = ("data", "fsdp", "context", "expert")
@@ -75,9 +78,15 @@ def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
     stages, repeats, count = layout.stage, layout.virtual_stages, layout.microbatches
     stage = jax.lax.axis_index("stage")
     chunks = jax.tree.map(lambda leaf: deal_chunks(leaf, stages, repeats), weights)
-    gathered = jax.tree.map(lambda leaf, names: gather_once(leaf, _fsdp_dimension(names, run)), chunks, axes)
+
+    def whole(leaf, names):
+        by_hand = _by_hand((None, None, *names[1:]), run, "weights")
+        return gather_once(leaf, _fsdp_dimension(names, run), by_hand)
+
+    gathered = jax.tree.map(whole, chunks, axes)
     held_weights, sums = jax.tree.transpose(jax.tree.structure(chunks), jax.tree.structure((0, 0)), gathered)
-    inputs = jax.lax.all_gather(x_MBLD, "stage", axis=0, tiled=True)
+    beside_tensor = _by_hand((None, "batch", "norm_length", "features"), run)
+    inputs = beside_tensor(lambda x: jax.lax.all_gather(x, "stage", axis=0, tiled=True))(x_MBLD)
 
     def one_layer(x, layer):
         return nnx.merge(definition, jax.tree.map(borrow, *layer))(x, positions_L, run)
@@ -102,7 +111,18 @@ def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
     (_, outputs, balance), _ = jax.lax.scan(tick, start, jnp.arange(count * repeats + stages - 1))
     balance = jax.lax.pmean(jax.lax.psum(balance, "stage") / count, SHARDS)
     # Only the last stage wrote anything but zeros: the sum hands each stage its share of the microbatches.
-    return jax.lax.psum_scatter(outputs, "stage", scatter_dimension=0, tiled=True), balance
+    return beside_tensor(lambda x: jax.lax.psum_scatter(x, "stage", scatter_dimension=0, tiled=True))(outputs), balance
+
+
+def _by_hand(
+    names: tuple[str | None, ...], run: Execution, role: str = "activations"
+) -> Callable[[Callable], Callable]:
+    """Makes a collective that each member of `tensor` does on its own share of such an array.
+
+    The partitioner would gather the array over `tensor` first: it does not split gathers and scatters of other axes.
+    """
+    spec = run.sharder.spec(names, role)
+    return lambda collective: run.sharder.map(collective, in_specs=(spec,), out_specs=spec)
 
 
 def deal_chunks(layers: jax.Array, stages: int, repeats: int) -> jax.Array:
@@ -138,7 +158,9 @@ def _fsdp_dimension(names: tuple[str | None, ...], run: Execution) -> int | None
     return cut[0] + 1 if cut else None
 
 
-def gather_once(weight: jax.Array, dimension: int | None) -> tuple[jax.Array, jax.Array]:
+def gather_once(
+    weight: jax.Array, dimension: int | None, by_hand: ByHand = lambda collective: collective
+) -> tuple[jax.Array, jax.Array]:
     """(the weight whole along fsdp, a zero array of its shape in float32 that collects its gradient).
 
     The gradient is taken with respect to the second: summed over the microbatches in the weight's own 16-bit type, it
@@ -147,13 +169,17 @@ def gather_once(weight: jax.Array, dimension: int | None) -> tuple[jax.Array, ja
 
     @jax.custom_vjp
     def gather(weight):
-        whole = weight if dimension is None else jax.lax.all_gather(weight, "fsdp", axis=dimension, tiled=True)
+        whole = weight
+        if dimension is not None:
+            whole = by_hand(lambda part: jax.lax.all_gather(part, "fsdp", axis=dimension, tiled=True))(weight)
         return whole, jnp.zeros(whole.shape, jnp.float32)
 
     def reduce(_, gradients):
         total = gradients[1].astype(weight.dtype)
         if dimension is not None:
-            total = jax.lax.psum_scatter(total, "fsdp", scatter_dimension=dimension, tiled=True)
+            total = by_hand(lambda part: jax.lax.psum_scatter(part, "fsdp", scatter_dimension=dimension, tiled=True))(
+                total
+            )
         return (total,)
 
     gather.defvjp(lambda weight: (gather(weight), None), reduce)

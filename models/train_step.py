@@ -166,11 +166,13 @@ def replicas(parameters: Any, axes: Any, run: Execution) -> Any:
     """The weights one step works with: under ZeRO, copies in the compute dtype gathered over `data` once a step."""
     if not run.layout.zero:
         return parameters
-    return jax.tree.map(
-        lambda leaf, names: run.sharder.constrain(run.sharder.narrow(leaf, names, run.dtype), names, "storage"),
-        parameters,
-        axes,
-    )
+
+    def copy(leaf, names):
+        # Constrained on both sides of the gather, or XLA gathers the float32 weights and casts them afterwards.
+        cast = run.sharder.constrain(run.sharder.narrow(leaf, names, run.dtype), names, "optimizer")
+        return run.sharder.constrain(cast, names, "storage")
+
+    return jax.tree.map(copy, parameters, axes)
 
 
 def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any) -> jax.Array:
