@@ -117,9 +117,8 @@ def _stack(panel: Any, found: Sweep, points: Sequence[Point], seen: dict[str, st
         colour = seen[name] = colour_of(name, found)
         for point in points:
             share = point.shares.get(name, 0.0)
-            panel.bar(
-                point.chips, share, bottom=bottom[point.chips], width=0.5 * point.chips, align="center", color=colour
-            )
+            left, right = point.chips * 2**-0.35, point.chips * 2**0.35
+            panel.bar(left, share, bottom=bottom[point.chips], width=right - left, align="edge", color=colour)
             bottom[point.chips] += share
     panel.set_ylim(0, 1)
     panel.set_ylabel(f"{found.family.name}\nshare of time", fontsize=8)

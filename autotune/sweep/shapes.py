@@ -14,7 +14,8 @@ from autotune.sweep.point import Gap, Point, Question, point_at
 from autotune.workload import Workload
 
 DEPTH_FACTORS = (0.25, 0.5, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0)
-EQUAL = ("parameters", "flops")
+MLP_STEP = 256
+"""Widths of the MLP that are tried: whole multiples of two TPU lanes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,12 @@ def reshaped(transformer: Transformer, factor: float, size: Callable[[Transforme
             wide = middle
         else:
             thin = middle
-    return _scaled(transformer, layers, thin, rounded=True)
+    shape = _scaled(transformer, layers, thin, rounded=True)
+    # Heads come in whole groups, so the MLP's width makes up for what their rounding gave or took.
+    step = max(MLP_STEP, shape.d_ff // 64 // MLP_STEP * MLP_STEP)
+    nearby = [max(shape.d_ff // step + move, 1) * step for move in range(-16, 17)]
+    fitted = (dataclasses.replace(shape, d_ff=d_ff) for d_ff in nearby)
+    return min(fitted, key=lambda one: abs(size(one) - wanted))
 
 
 def _scaled(transformer: Transformer, layers: int, width: float, rounded: bool) -> Transformer:
