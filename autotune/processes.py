@@ -157,13 +157,18 @@ def leave() -> None:
         jax.distributed.shutdown()
 
 
-def follow(workload: Workload, target: Target, *, timeout_seconds: float = 600.0) -> int:
-    """What every process but 0 does: carry out process 0's orders until it is dismissed or the job ends. Returns 0."""
+def follow(workload: Workload | None, target: Target, *, timeout_seconds: float = 600.0) -> int:
+    """What every process but 0 does: carry out process 0's orders until it is dismissed or the job ends. Returns 0.
+
+    `workload` is None in a job that only calibrates.
+    """
     from autotune.local_runner import LocalRunner
 
     job = _current
     assert job is not None and not job.leads
-    runner = LocalRunner(workload, target, timeout_seconds=timeout_seconds, resident=True)
+    runner = None
+    if workload is not None:
+        runner = LocalRunner(workload, target, timeout_seconds=timeout_seconds, resident=True)
     while True:
         order, *arguments = job.hear()
         if order == "leave":
@@ -177,6 +182,7 @@ def follow(workload: Workload, target: Target, *, timeout_seconds: float = 600.0
             calibrate(target, agree=job.agree, tiers_only=arguments[0])
             job.answer(None)
             continue
+        assert runner is not None, order
         layout = parse_layout(arguments[0])
         if order == "prepare":
             job.answer(_outgoing(runner.prepare([layout])[0]))
