@@ -15,11 +15,17 @@ KERNELS = ("splash", "cudnn", "xla")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """`dtype`: of matmuls and activations. `kernel`: which attention kernel, one of KERNELS."""
+    """`dtype`: of matmuls and activations. `kernel`: which attention kernel, one of KERNELS.
+
+    `stage_dtype`: in which weights and activations cross the border of the pipeline's loop, and are reduced there. It
+    is `dtype`, but float32 on CPU, whose compiler aborts on a 16-bit sum in code that is manual along some axes only
+    (and widens 16-bit collectives to float32 in any case).
+    """
 
     layout: Layout
     sharder: Sharder
     dtype: jnp.dtype
+    stage_dtype: jnp.dtype
     kernel: str
 
 
@@ -29,6 +35,7 @@ def execution_of(layout: Layout, mesh: Mesh, dtype: str) -> Execution:
         layout=layout,
         sharder=Sharder(mesh=mesh, rules=rules_of(layout)),
         dtype=jnp.dtype(dtype),
+        stage_dtype=jnp.dtype("float32" if mesh.devices.flat[0].platform == "cpu" else dtype),
         kernel=attention_kernel(mesh.devices.flat[0], dtype),
     )
 

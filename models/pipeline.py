@@ -46,7 +46,7 @@ def pipelined(layers: nnx.Module, x_MBLD: jax.Array, positions_L: jax.Array, run
     definition, parameters = nnx.split(layers)
     axes = nnx.to_pure_dict(parameters, extract_fn=lambda variable: variable.get_metadata("out_sharding"))
     weights = jax.tree.map(
-        lambda leaf, names: run.sharder.narrow(leaf, names, run.dtype), nnx.to_pure_dict(parameters), axes
+        lambda leaf, names: run.sharder.narrow(leaf, names, run.stage_dtype), nnx.to_pure_dict(parameters), axes
     )
     rules, sizes = run.sharder.rules, {name: run.sharder.mesh.shape[name] for name in BY_HAND}
 
@@ -65,7 +65,8 @@ def pipelined(layers: nnx.Module, x_MBLD: jax.Array, positions_L: jax.Array, run
         axis_names=set(BY_HAND),
         check_vma=False,
     )
-    return loop(weights, x_MBLD, positions_L)
+    x, balance = loop(weights, x_MBLD.astype(run.stage_dtype), positions_L)
+    return x.astype(run.dtype), balance
 
 
 def _is_axes(node: Any) -> bool:
@@ -81,12 +82,13 @@ def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
 
     def whole(leaf, names):
         by_hand = _by_hand((None, None, *names[1:]), run, "weights")
-        return gather_once(leaf, _fsdp_dimension(names, run), by_hand)
+        gathered, sums = gather_once(leaf, _fsdp_dimension(names, run), by_hand)
+        return run.sharder.narrow(gathered, names, run.dtype), sums
 
     gathered = jax.tree.map(whole, chunks, axes)
     held_weights, sums = jax.tree.transpose(jax.tree.structure(chunks), jax.tree.structure((0, 0)), gathered)
     beside_tensor = _by_hand((None, "batch", "norm_length", "features"), run)
-    inputs = beside_tensor(lambda x: jax.lax.all_gather(x, "stage", axis=0, tiled=True))(x_MBLD)
+    inputs = beside_tensor(lambda x: jax.lax.all_gather(x, "stage", axis=0, tiled=True))(x_MBLD).astype(run.dtype)
 
     def one_layer(x, layer):
         return nnx.merge(definition, jax.tree.map(borrow, *layer))(x, positions_L, run)
@@ -111,7 +113,8 @@ def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
     (_, outputs, balance), _ = jax.lax.scan(tick, start, jnp.arange(count * repeats + stages - 1))
     balance = jax.lax.pmean(jax.lax.psum(balance, "stage") / count, SHARDS)
     # Only the last stage wrote anything but zeros: the sum hands each stage its share of the microbatches.
-    return beside_tensor(lambda x: jax.lax.psum_scatter(x, "stage", scatter_dimension=0, tiled=True))(outputs), balance
+    share = beside_tensor(lambda x: jax.lax.psum_scatter(x, "stage", scatter_dimension=0, tiled=True))
+    return share(outputs.astype(run.stage_dtype)), balance
 
 
 def _by_hand(
