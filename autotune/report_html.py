@@ -14,6 +14,10 @@ from autotune.report_text import bytes_text, percent, seconds_text
 def render_html(report: Report) -> str:
     """The whole page; numbers as in the terminal, with every row."""
     source = (Path(__file__).parent / "report.html").read_text()
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters |= {"seconds": seconds_text, "bytes": bytes_text, "percent": percent}
-    return environment.from_string(source).render(report=report, arc=ARC, capacity=report.target.hardware.capacity_bytes)
+    return environment.from_string(source).render(
+        report=report, arc=ARC, capacity=report.target.hardware.capacity_bytes
+    )
