@@ -315,6 +315,14 @@ def test_screen_tells_everything(capsys):
         assert part in screen, part
 
 
+def test_a_confirmed_point_is_marked_compiled(tmp_path, capsys):
+    words = ["sweep", "--model", "tiny", "--target", "cpu", "--chips", "1,2", "--batch-tokens", "512", "--seq", "64"]
+    assert run([*words, "--confirm", "1", "--store", str(tmp_path / "store"), "--json"]) == 0
+    one, two = json.loads(capsys.readouterr().out)["targets"][0]["points"]
+    assert (one["source"], two["source"]) == ("priced", "compiled")
+    assert one["step_seconds"] == one["step_seconds_priced"] and two["step_seconds"] != two["step_seconds_priced"]
+
+
 def test_picture_with_its_numbers(tmp_path, capsys):
     for name in ("a.png", "b.svg"):
         assert run(with_option("--plot", str(tmp_path / name))) == 0

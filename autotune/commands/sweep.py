@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from autotune.sweep.budget import Budget
     from autotune.sweep.point import Question
     from autotune.sweep.sizes import Family
+    from autotune.sweep.sweep import Sweep
 
 
 @click.command()
 @click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape.")
-@click.option("--target", help="One or several, e.g. v5p,h100,v6e; v5p:8x8x8 and h100:4 say what larger ones are made of.")  # noqa: E501
+@click.option(
+    "--target", help="One or several, e.g. v5p,h100,v6e; v5p:8x8x8 and h100:4 say what larger ones are made of."
+)  # noqa: E501
 @click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML), for one target.")
 @click.option("--chips", help="Powers of two in a range, 64..8192, or single sizes, 64,96,6144.")
 @click.option("--batch-tokens", help="Tokens in one step over all chips: 4M, 4Mi, 4194304.")
@@ -31,14 +34,25 @@ if TYPE_CHECKING:
 @click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
 @click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Pin one part of the layout, e.g. tensor=8.")
 @click.option("--depth-scale", type=float, default=1.0, help="As many parameters in so many times the layers.")
-@click.option("--scale", multiple=True, metavar="RESOURCE=FACTOR", help="Changes the machine: matmul, hbm, capacity, latency, network:TIER.")  # noqa: E501
+@click.option(
+    "--scale",
+    multiple=True,
+    metavar="RESOURCE=FACTOR",
+    help="Changes the machine: matmul, hbm, capacity, latency, network:TIER.",
+)  # noqa: E501
 @click.option("--tokens", help="Tokens of the whole run, e.g. 15T: adds days and chip-hours.")
-@click.option("--price", multiple=True, metavar="TARGET=MONEY", help="Of one JAX device for an hour, e.g. v5p=4.2,h100=3.")  # noqa: E501
+@click.option(
+    "--price", multiple=True, metavar="TARGET=MONEY", help="Of one JAX device for an hour, e.g. v5p=4.2,h100=3."
+)  # noqa: E501
 @click.option("--min-mfu", type=float, help="The largest size that stays above this utilisation, 0 to 1.")
 @click.option("--what-helps", is_flag=True, help="The same with one thing made better at a time, layouts chosen again.")
 @click.option("--shapes", is_flag=True, help="Deep against fat at the largest size: equal parameters, equal FLOPs.")
-@click.option("--confirm", type=click.IntRange(0), default=0, help="Compile so many of the points, spread over the sizes.")  # noqa: E501
-@click.option("--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take.")  # noqa: E501
+@click.option(
+    "--confirm", type=click.IntRange(0), default=0, help="Compile so many of the points, spread over the sizes."
+)  # noqa: E501
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take."
+)  # noqa: E501
 @store_option
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (.png, .svg) and its numbers (.csv).")
 @json_option
@@ -84,7 +98,14 @@ def sweep(
         found = [sweep_of(question, family, sizes) for question, family in zip(questions, families, strict=True)]
         if confirm:
             found = [_confirm(one, confirm, timeout, store) for one in found]
-        helps = {one.family.name: helps_of(one, _ends(one), budget, min_mfu) for one, budget in zip(found, budgets, strict=True)} if what_helps else {}  # noqa: E501
+        helps = (
+            {
+                one.family.name: helps_of(one, _helped(one, min_mfu), budget, min_mfu)
+                for one, budget in zip(found, budgets, strict=True)
+            }
+            if what_helps
+            else {}
+        )  # noqa: E501
         drawn = {one.family.name: shapes_of(one.question, one.points[-1].target) for one in found} if shapes else {}
     if plot is not None:
         from autotune.sweep.plot import picture
@@ -205,17 +226,22 @@ def _question(
         wanted = tuple(name.strip() for name in axes.split(",") if name.strip())
         for name in wanted:
             if name not in workload.axes:
-                raise click.UsageError(f"--axes: {workload.name} makes no use of {name!r}; it can use {', '.join(workload.axes)}")  # noqa: E501
+                raise click.UsageError(
+                    f"--axes: {workload.name} makes no use of {name!r}; it can use {', '.join(workload.axes)}"
+                )  # noqa: E501
     return Question(workload=workload, axes=wanted, fixed=parse_fix(fix))
 
 
-def _ends(found) -> tuple[int, ...]:
-    """Sizes for --what-helps: the smallest, the middle and the largest at which something runs."""
-    points = found.feasible or found.points
-    return tuple(sorted({points[0].chips, points[len(points) // 2].chips, points[-1].chips}))
+def _helped(found: Sweep, min_mfu: float | None) -> tuple[int, ...]:
+    """Sizes for --what-helps: the smallest, the middle and the largest at which something runs; all to find how far a
+    utilisation holds."""
+    points = found.points if min_mfu is not None else found.feasible or found.points
+    if min_mfu is None:
+        points = (points[0], points[len(points) // 2], points[-1])
+    return tuple(sorted({point.chips for point in points}))
 
 
-def _confirm(found, count: int, timeout: float, store: Path | None):
+def _confirm(found: Sweep, count: int, timeout: float, store: Path | None) -> Sweep:
     """Compile some of the points."""
     from autotune.commands.run import open_store
     from autotune.search import search

@@ -85,7 +85,7 @@ def picture(sweeps: Sequence[Sweep], budgets: Sequence[Budget], path: Path) -> N
     above.set_ylim(0, max([0.5, *((point.mfu or 0.0) for found in sweeps for point in found.feasible)]) * 1.12)
     above.set_ylabel("utilisation of peak (MFU)")
     above.grid(alpha=0.25)
-    above.legend(fontsize=8, loc="lower left")
+    above.legend(fontsize=8, loc="best")
     above.set_title(f"{sweeps[0].question.workload.name}: best layout at each size", fontsize=10)
     panels[-1].set_xlabel("chips")
     figure.legend(

@@ -119,7 +119,12 @@ def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
         lines.append(Text(f"not offered in sizes of {', '.join(map(str, found.skipped))} chips"))
     for chips, reason in found.unconfirmed.items():
         lines.append(Text(f"{chips} chips, compiled to confirm: {reason}"))
-    if all(point.source == "priced" for point in found.feasible):
+    ratios = [point.step_seconds / point.priced.step_seconds for point in found.feasible if point.source == "compiled"]
+    if ratios:
+        lines.append(
+            Text(f"compiled time over priced time, {len(ratios)} sizes: {min(ratios):.2f} to {max(ratios):.2f}")
+        )
+    else:
         lines.append(Text("nothing was compiled: these are closed-form prices (--confirm N compiles N of them)"))
     return lines
 
@@ -132,7 +137,7 @@ def _helps(rows: Sequence[Help], min_mfu: float | None) -> Table:
     if min_mfu is not None:
         table.add_column(f"largest at {100 * min_mfu:g} %", justify="right")
     for row in rows:
-        cells = ["does not fit" if gain is None else f"{gain:.2f}" for gain in row.speedup.values()]
+        cells = ["nothing fits" if gain is None else f"{gain:.2f}" for gain in row.speedup.values()]
         if min_mfu is not None:
             cells.append("none" if row.largest_chips is None else str(row.largest_chips))
         table.add_row(row.change.name, *cells)
