@@ -101,8 +101,8 @@ def partition_spec(
 ) -> PartitionSpec:
     """The mesh axes of each dimension; axes of size 1 are left out, one used by an earlier dimension is not used again.
 
-    >>> partition_spec({"embed": ("fsdp", "data")}, ("embed", None), {"fsdp": 4, "data": 1})
-    PartitionSpec('fsdp', None)
+    >>> tuple(partition_spec({"embed": ("fsdp", "data")}, ("embed", None), {"fsdp": 4, "data": 1}))
+    ('fsdp', None)
     """
     used: set[str] = set()
     parts: list[str | tuple[str, ...] | None] = []
