@@ -13,7 +13,9 @@ LAYOUTS = (
     Layout(),
     parse_layout("data=2,fsdp=16,tensor=4,dcn.data=2,zero=1,remat=full,accumulate=2"),
     parse_layout("stage=4,data=2,microbatches=8,schedule=circular,virtual_stages=2,sequence_parallel=0"),
-    parse_layout("context=4,expert=2,context_attention=ring,offload=optimizer,order=tensor>expert>context>fsdp>data>stage"),
+    parse_layout(
+        "context=4,expert=2,context_attention=ring,offload=optimizer,order=tensor>expert>context>fsdp>data>stage"
+    ),
 )
 
 
