@@ -1,8 +1,8 @@
 """What better resources or looser constraints would be worth, the layout chosen again.
 
-Compiled layouts answer with their replayed time on the better machine. Layouts that were only priced answer with the
-closed form, scaled by what compiling said of the chosen one; since the search preferred the chosen layout to them, they
-are taken to be no faster than it is before the change.
+Compiled layouts answer with what their replay gains on the better machine, applied to the best number known of them.
+Layouts that were only priced answer with the closed form, scaled by what is known of the chosen one. The search chose
+that one before all others, so none is taken to be faster than it before the change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORTH_SAYING = 0.01
 def prices_of_resources(target: Target, space: PricedSpace, runnable: Sequence[Row]) -> dict[str, float]:
     """Fraction of the step time saved when each resource is `ARC` times as good and the layout is chosen again."""
     best = runnable[0]
-    base = _model_seconds(best)
+    base = _known_seconds(best)
     trust = base / best.price.step_seconds if best.price else 1.0
     fits = space.legal & (space.peak_bytes <= target.hardware.capacity_bytes)
     for row in runnable:
@@ -36,9 +36,9 @@ def prices_of_resources(target: Target, space: PricedSpace, runnable: Sequence[R
     gains = {}
     for resource in best.elasticities:
         times = [
-            row.evidence.improved_seconds.get(resource, row.evidence.prediction.step_seconds)
+            max(_known_seconds(row), base) * row.evidence.improved_seconds.get(resource, compiled) / compiled
             for row in runnable
-            if row.evidence
+            if row.evidence and (compiled := row.evidence.prediction.step_seconds)
         ]
         if fits.any():
             better = space.repriced(scale(target.hardware, resource, ARC)).step_seconds[fits]
@@ -63,7 +63,7 @@ def kept_out_by(
     layouts if the cuts came out even. None when nothing excluded would be `WORTH_SAYING` faster.
     """
     best = runnable[0]
-    base = _model_seconds(best)
+    base = _known_seconds(best)
     trust = base / best.price.step_seconds if best.price else 1.0
     capacity = target.hardware.capacity_bytes
     too_large = space.legal & (space.peak_bytes > capacity) & (space.peak_bytes <= ARC * capacity)
@@ -85,9 +85,8 @@ def kept_out_by(
     return max(found, key=lambda one: (one.gain, one.constraint), default=None)
 
 
-def _model_seconds(row: Row) -> float:
-    """The predicted time that gains are fractions of: compiled where there is one, else priced."""
-    if row.evidence:
-        return row.evidence.prediction.step_seconds
-    assert row.price is not None
-    return row.price.step_seconds
+def _known_seconds(row: Row) -> float:
+    """The best number there is for a row that can run: measured, else compiled, else priced."""
+    seconds = row.step_seconds
+    assert seconds is not None, row.layout
+    return seconds

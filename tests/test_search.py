@@ -6,6 +6,7 @@ import json
 import pytest
 
 import autotune
+from autotune.limits import ARC
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
@@ -54,6 +55,13 @@ def test_compiled_stands_beside_measured_with_the_rank_correlation(report):
     assert report.rank_correlation is not None and -1 <= report.rank_correlation <= 1
     medians = [row.measurement.median_seconds for row in report.ranked]
     assert medians == sorted(medians)
+
+
+def test_no_resource_is_worth_more_than_all_of_the_step_getting_better(report):
+    assert report.prices
+    for resource, gain in report.prices.items():
+        if resource != "capacity":
+            assert 0 <= gain <= 1 - 1 / ARC + 1e-9, resource
 
 
 def test_the_plan_is_the_best_row_and_survives_json(report, tmp_path):
