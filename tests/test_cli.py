@@ -1,5 +1,6 @@
 """Bad input gets one line on stderr and exit 2; nothing is written; `--help` imports no jax."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -109,6 +110,17 @@ def test_a_model_too_large_for_every_layout_is_exit_1_with_the_closest_miss(caps
     assert "no layout fits v5e:2x2" in screen
     assert "closest: " in screen and "GiB over" in screen
     assert "smallest change that would fit: " in screen
+
+
+def test_a_compiler_that_is_not_installed_is_said_with_what_works_without(capsys, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    for target, package in (("v5e:4x4", "libtpu"), ("h100:1x8", "jax-cuda12-plugin")):
+        assert run(["tune", "--model", "tiny", "--batch", "16", "--seq", "128", "--target", target]) == 2
+        said = capsys.readouterr().err
+        assert package in said and "--target cpu:8" in said and said.count("\n") == 1
 
 
 def test_help_imports_neither_jax_nor_numpy():

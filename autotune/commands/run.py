@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from autotune.commands.options import bad_input, write_whole
+
+if TYPE_CHECKING:
+    from autotune.meshes.target import Target
 
 
 def run_search(
@@ -35,6 +40,8 @@ def run_search(
 
     reports = join_job(*job)
     machine = target()
+    if compile_count:
+        require_compiler(machine)
     train_step = workload(machine)
     if not reports:
         from autotune.processes import follow
@@ -94,6 +101,20 @@ def open_store(path: Path | None):
         return Store(path, warn=lambda line: click.echo(line, err=True))
     except StoreError as error:
         raise click.UsageError(str(error)) from None
+
+
+def require_compiler(target: Target) -> None:
+    """Refuse a target whose compiler is not installed, saying how to get it and what works without."""
+    package, extra = {"tpu": ("libtpu", "tpu"), "cuda": ("jax-cuda12-plugin", "gpu")}.get(target.platform, (None, None))
+    if package is None or target.attached:
+        return
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise click.UsageError(
+            f"--target {target.name}: its compiler, {package}, is not installed "
+            f"(pip install 'autotune-jax[{extra}]', Linux only); --compile 0 only prices, and --target cpu:8 compiles and measures on a simulated mesh"
+        ) from None
 
 
 def join_job(coordinator: str | None, processes: int | None, process_id: int | None) -> bool:
