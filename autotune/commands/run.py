@@ -113,7 +113,8 @@ def require_compiler(target: Target) -> None:
     except importlib.metadata.PackageNotFoundError:
         raise click.UsageError(
             f"--target {target.name}: its compiler, {package}, is not installed "
-            f"(pip install 'autotune-jax[{extra}]', Linux only); --compile 0 only prices, and --target cpu:8 compiles and measures on a simulated mesh"
+            f"(pip install 'autotune-jax[{extra}]', Linux only); --compile 0 only prices, "
+            "and --target cpu:8 compiles and measures on a simulated mesh"
         ) from None
 
 
