@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import Target
 from autotune.partition import Partition, partition_from_json
+from autotune.whole_file import write_whole
 
 if TYPE_CHECKING:
     from autotune.replay import LedgerRow
@@ -171,18 +170,7 @@ class Plan:
 
     def save(self, path: Path | str) -> None:
         """Write aside, then rename: a reader sees the old file or the whole new one."""
-        path = Path(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(self.to_json() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_whole(Path(path), self.to_json() + "\n")
 
     def version_differences(self) -> tuple[str, ...]:
         """Packages whose installed version is not the plan's: "jax 0.10.2 (plan), 0.11.0 (here)"."""

@@ -19,7 +19,7 @@ from autotune.losses import losses_of
 from autotune.meshes.collectives import Leg, legs
 from autotune.meshes.hardware import Hardware, scale
 from autotune.meshes.layout import Layout
-from autotune.meshes.placement import place
+from autotune.meshes.placement import Placement, place
 from autotune.meshes.target import Target
 from autotune.program import Collective, Compute, Program, walk
 from autotune.replay import Prediction, replay
@@ -58,18 +58,22 @@ def predict(program: Program, layout: Layout, target: Target, hardware: Hardware
 
     @functools.cache
     def ridden(collective: Collective) -> tuple[Leg, ...]:
-        found = legs(
-            collective.kind,
-            collective.payload_bytes,
-            collective.axes,
-            placement,
-            hardware,
-            group_size=collective.group_size,
-            crosses_groups=collective.crosses_groups,
-        )
-        return tuple(_one_way(leg, collective.shift, hardware) for leg in found)
+        return tuple(_one_way(leg, collective.shift, hardware) for leg in legs_of(collective, placement, hardware))
 
     return replay(program, ridden, hardware)
+
+
+def legs_of(collective: Collective, placement: Placement, hardware: Hardware) -> tuple[Leg, ...]:
+    """The links that a collective of a program rides, and how long on each."""
+    return legs(
+        collective.kind,
+        collective.payload_bytes,
+        collective.axes,
+        placement,
+        hardware,
+        group_size=collective.group_size,
+        crosses_groups=collective.crosses_groups,
+    )
 
 
 def _one_way(leg: Leg, shift: int | None, hardware: Hardware) -> Leg:

@@ -35,11 +35,11 @@ from validation.score import NEAR  # noqa: E402
 
 from autotune.compilation import Compilation, CompileJob, compilation_from_json, to_json  # noqa: E402
 from autotune.compile import compile_all  # noqa: E402
-from autotune.meshes.collectives import Leg, legs  # noqa: E402
+from autotune.meshes.collectives import Leg  # noqa: E402
 from autotune.meshes.placement import place  # noqa: E402
 from autotune.preset import transformer_workload  # noqa: E402
 from autotune.program import Collective  # noqa: E402
-from autotune.read_compilation import program_of  # noqa: E402
+from autotune.read_compilation import legs_of, program_of  # noqa: E402
 from autotune.replay import replay  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,15 +149,7 @@ def _cube_mesh_legs(case: Case) -> Callable[[Collective], tuple[Leg, ...]]:
     placement = place(case.layout, case.target)
 
     def ridden(collective: Collective) -> tuple[Leg, ...]:
-        found = legs(
-            collective.kind,
-            collective.payload_bytes,
-            collective.axes,
-            placement,
-            hardware,
-            group_size=collective.group_size,
-            crosses_groups=collective.crosses_groups,
-        )
+        found = legs_of(collective, placement, hardware)
         slower = LINKS_IN_ALL / LINKS[collective.group_size]
         return tuple(dataclasses.replace(leg, bytes_seconds=leg.bytes_seconds * slower) for leg in found)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from autotune.commands.options import bad_input, json_option, target_of, target_options, writable, write_whole
+from autotune.commands.options import bad_input, json_option, target_of, target_options, writable
 from autotune.commands.run import join_job
+from autotune.whole_file import write_whole
 
 
 @click.command()
