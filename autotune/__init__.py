@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout, parse_layout
-    from autotune.plan import Plan, load_plan
-    from autotune.report import NoPlanFits, Report
+    from autotune.plan.plan import Plan, load_plan
+    from autotune.report.report import NoPlanFits, Report
     from autotune.search import explain, tune
-    from autotune.workload import Workload, load_workload
+    from autotune.workload.workload import Workload, load_workload
 
 __all__ = [
     "Layout",
@@ -34,13 +34,13 @@ __all__ = [
 
 _HOMES = {
     "Layout": "autotune.meshes.layout",
-    "NoPlanFits": "autotune.report",
-    "Plan": "autotune.plan",
-    "Report": "autotune.report",
-    "Workload": "autotune.workload",
+    "NoPlanFits": "autotune.report.report",
+    "Plan": "autotune.plan.plan",
+    "Report": "autotune.report.report",
+    "Workload": "autotune.workload.workload",
     "explain": "autotune.search",
-    "load_plan": "autotune.plan",
-    "load_workload": "autotune.workload",
+    "load_plan": "autotune.plan.plan",
+    "load_workload": "autotune.workload.workload",
     "parse_layout": "autotune.meshes.layout",
     "tune": "autotune.search",
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from autotune.losses import Loss
 from autotune.program import Buffer, Memory
-from autotune.replay import LedgerRow, Prediction
+from autotune.replay.replay import LedgerRow, Prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

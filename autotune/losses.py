@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.compilation import Argument, Compilation
-from autotune.core_cost import core_seconds
-from autotune.hlo_warnings import UNKNOWN_SOURCE, readable_warnings
+from autotune.compile.compilation import Argument, Compilation
+from autotune.hlo.warnings import UNKNOWN_SOURCE, readable_warnings
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import Layout
 from autotune.program import Compute, Instruction, Loop, Program, Start, walk
+from autotune.replay.core_cost import core_seconds
 
 KINDS = ("redundant", "bubble", "resharded", "replicated")
 

@@ -15,7 +15,7 @@ from autotune import meshes, models
 from autotune.meshes.layout import WORDS
 from autotune.meshes.transformer import Transformer, read_transformer
 from autotune.models.presets import PRESETS
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 
 def preset_workload(model: str, *, batch: int, seq: int, dtype: str) -> Workload:

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from autotune.compilation import Compilation, CompileFailure, CompileJob
-from autotune.measure import Prepared, RunFailure, Turn
+from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
+from autotune.measure.measure import Prepared, RunFailure, Turn
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import Target
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 LOST = 3
 """Exit code of a process whose job lost another one."""
@@ -162,7 +162,7 @@ def follow(workload: Workload | None, target: Target, *, timeout_seconds: float 
 
     `workload` is None in a job that only calibrates.
     """
-    from autotune.local_runner import LocalRunner
+    from autotune.measure.local_runner import LocalRunner
 
     job = _current
     assert job is not None and not job.leads
@@ -177,7 +177,7 @@ def follow(workload: Workload | None, target: Target, *, timeout_seconds: float 
         if order == "dismiss":
             return 0
         if order == "calibrate":
-            from autotune.calibrate import calibrate
+            from autotune.calibrate.calibrate import calibrate
 
             calibrate(target, agree=job.agree, tiers_only=arguments[0])
             job.answer(None)
@@ -200,7 +200,7 @@ class AgreedRunner:
     """
 
     def __init__(self, job: Job, workload: Workload, target: Target, *, timeout_seconds: float = 600.0) -> None:
-        from autotune.local_runner import LocalRunner
+        from autotune.measure.local_runner import LocalRunner
 
         self.job = job
         self.local = LocalRunner(workload, target, timeout_seconds=timeout_seconds, resident=True)
@@ -260,7 +260,7 @@ def compile_together(job: Job, jobs: Sequence[CompileJob]):
 
 def calibrate_together(job: Job, target: Target, *, tiers_only: bool = False, on_progress=lambda line: None):
     """The calibrated Hardware of this job's devices, every process taking part."""
-    from autotune.calibrate import calibrate
+    from autotune.calibrate.calibrate import calibrate
 
     job.tell(["calibrate", tiers_only])
     hardware = calibrate(target, agree=job.agree, tiers_only=tiers_only, on_progress=on_progress)

@@ -124,7 +124,7 @@ class Buffer:
 class Memory:
     """Bytes per device while the program runs.
 
-    `peak_bytes`: the backend's own reading (which one depends on the backend; see `autotune.hlo_memory`).
+    `peak_bytes`: the backend's own reading (which one depends on the backend; see `autotune.hlo.memory`).
     `by_category`: parameters, optimizer_state, gradients, activations, logits, workspace: adds up to the peak.
     """
 

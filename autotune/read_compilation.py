@@ -8,12 +8,12 @@ import hashlib
 from pathlib import Path
 
 from autotune import meshes
-from autotune.compilation import Compilation
+from autotune.compile.compilation import Compilation
 from autotune.evidence import Evidence, evidence_from_json, evidence_to_json
-from autotune.hlo import read_program
-from autotune.hlo_memory import read_memory
-from autotune.hlo_versions import unchecked
-from autotune.hlo_warnings import readable_warnings
+from autotune.hlo.memory import read_memory
+from autotune.hlo.read import read_program
+from autotune.hlo.versions import unchecked
+from autotune.hlo.warnings import readable_warnings
 from autotune.limits import ARC
 from autotune.losses import losses_of
 from autotune.meshes.collectives import Leg, legs
@@ -22,7 +22,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.placement import Placement, place
 from autotune.meshes.target import Target
 from autotune.program import Collective, Compute, Program, walk
-from autotune.replay import Prediction, replay
+from autotune.replay.replay import Prediction, replay
 from autotune.store import Store
 
 
@@ -123,11 +123,8 @@ def _reader() -> str:
     digest = hashlib.sha256()
     here = Path(__file__).parent
     names = (
-        "hlo*.py",
-        "replay.py",
-        "core_cost.py",
-        "attention_cost.py",
-        "cycle_residuals.py",
+        "hlo/*.py",
+        "replay/*.py",
         "efficiency.py",
         "evidence.py",
         "losses.py",

@@ -13,26 +13,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autotune import processes
-from autotune.chosen_again import kept_out_by, prices_of_resources
-from autotune.compilation import Compilation, CompileFailure, CompileJob
-from autotune.compile import CompileEvent, compile_all, store_key
+from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
+from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.evidence import Evidence
 from autotune.limits import binding_limit, elasticities
-from autotune.measure import Measurement, RunFailure, measure, tied
-from autotune.measure import from_json as measurement_from_json
-from autotune.measure import to_json as measurement_to_json
+from autotune.measure.measure import Measurement, RunFailure, measure, tied
+from autotune.measure.measure import from_json as measurement_from_json
+from autotune.measure.measure import to_json as measurement_to_json
+from autotune.measure.runner import runner_for
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
-from autotune.plan import plan_of
-from autotune.price import Estimate
-from autotune.priced_space import PricedSpace, price_space
+from autotune.plan.plan import plan_of
+from autotune.price.chosen_again import kept_out_by, prices_of_resources
+from autotune.price.price import Estimate
+from autotune.price.space import PricedSpace, price_space
 from autotune.read_compilation import evidence_of
-from autotune.report import Omitted, Report, Row
-from autotune.runner import runner_for
+from autotune.report.report import Omitted, Report, Row
 from autotune.space import complete, enumerate_layouts, parse_fix
 from autotune.store import Key, Store
 from autotune.table import LayoutTable
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 LISTED_PRICED = 100
 """Rows of the report that were only priced (or priced as too large); the rest is counted by reason."""
@@ -500,7 +500,7 @@ def _closest(rows: list[Row]) -> Row | None:
 
 def _remedies(workload: Workload, target: Target, closest: Row) -> tuple[Row, ...]:
     """The smallest changes of the job that would make a layout fit, by price: a smaller batch, shorter sequences."""
-    from autotune.priced_space import smallest_changes
+    from autotune.price.space import smallest_changes
 
     return tuple(
         _row(workload, target, layout, "priced", price, reason=text, peak=price.peak_bytes)

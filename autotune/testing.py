@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autotune.check import TOLERANCE, CheckFailed, check_plan
-from autotune.plan import Plan, load_plan
+from autotune.plan.check import TOLERANCE, CheckFailed, check_plan
+from autotune.plan.plan import Plan, load_plan
 from autotune.store import Store
-from autotune.workload import Workload, load_workload
+from autotune.workload.workload import Workload, load_workload
 
 
 def assert_plan_holds(

@@ -33,14 +33,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from validation.cases import Case, read_cases  # noqa: E402
 from validation.score import NEAR  # noqa: E402
 
-from autotune.compilation import Compilation, CompileJob, compilation_from_json, to_json  # noqa: E402
-from autotune.compile import compile_all  # noqa: E402
+from autotune.compile.compilation import Compilation, CompileJob, compilation_from_json, to_json  # noqa: E402
+from autotune.compile.compile import compile_all  # noqa: E402
 from autotune.meshes.collectives import Leg  # noqa: E402
 from autotune.meshes.placement import place  # noqa: E402
 from autotune.preset import transformer_workload  # noqa: E402
 from autotune.program import Collective  # noqa: E402
 from autotune.read_compilation import legs_of, program_of  # noqa: E402
-from autotune.replay import replay  # noqa: E402
+from autotune.replay.replay import replay  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "tests" / "data" / "published" / "alpa_osdi22_2_4_gpu.json"

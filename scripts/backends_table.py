@@ -13,10 +13,10 @@ import math
 import sys
 from typing import Any
 
-from autotune.compilation import Compilation, CompileJob
-from autotune.compile import compile_all
-from autotune.hlo import read_program
-from autotune.hlo_memory import read_memory
+from autotune.compile.compilation import Compilation, CompileJob
+from autotune.compile.compile import compile_all
+from autotune.hlo.memory import read_memory
+from autotune.hlo.read import read_program
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import parse_target
 from autotune.preset import preset_workload, transformer_of

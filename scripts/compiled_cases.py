@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.compilation import Compilation, CompileJob, compilation_from_json, to_json
-from autotune.compile import compile_all
+from autotune.compile.compilation import Compilation, CompileJob, compilation_from_json, to_json
+from autotune.compile.compile import compile_all
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.meshes.transformer import Transformer
 from autotune.preset import transformer_workload
 from autotune.program import Instruction, Loop, Program, Start
 from autotune.read_compilation import predict, program_of
-from autotune.replay import Prediction
+from autotune.replay.replay import Prediction
 from autotune.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from autotune.measure import Budget, Measurement, measure
+from autotune.measure.measure import Budget, Measurement, measure
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import Target
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 SETTINGS = (
     *(
@@ -105,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def calibrated(target: Target, out: Path | None) -> Target:
     """The target with this device's own rates; written to `out`/hardware.toml."""
-    from autotune.calibrate import calibrate
-    from autotune.hardware_file import hardware_toml
+    from autotune.calibrate.calibrate import calibrate
+    from autotune.calibrate.hardware_file import hardware_toml
 
     hardware = calibrate(target, on_progress=say)
     if out:
@@ -119,7 +119,7 @@ def calibrated(target: Target, out: Path | None) -> Target:
 def check(setting: str, workload: Workload, layout: Layout, target: Target) -> Row:
     """Compile one setting on the device, predict it from what was compiled, and run it."""
     from autotune.limits import binding_limit, elasticities
-    from autotune.local_runner import LocalRunner
+    from autotune.measure.local_runner import LocalRunner
     from autotune.read_compilation import predict, program_of
 
     runner = LocalRunner(workload, target, timeout_seconds=300.0, resident=True)

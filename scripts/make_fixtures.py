@@ -15,8 +15,8 @@ import lzma
 import sys
 from pathlib import Path
 
-from autotune.compilation import CompileFailure, CompileJob, to_json
-from autotune.compile import compile_all
+from autotune.compile.compilation import CompileFailure, CompileJob, to_json
+from autotune.compile.compile import compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.meshes.transformer import Transformer

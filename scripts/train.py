@@ -35,7 +35,7 @@ def train(plan_path: Path, text: Path, steps: int, folder: Path | None, every: i
     """Run until `steps` steps are done, printing one line a step."""
     import jax
 
-    from autotune.lower import compiler_options, lower_step
+    from autotune.compile.lower import compiler_options, lower_step
 
     plan, workload = planned(plan_path)
     corpus = read_bytes(text, plan.seq, workload.transformer.vocab)
@@ -76,7 +76,7 @@ def train(plan_path: Path, text: Path, steps: int, folder: Path | None, every: i
 
 def planned(plan_path: Path):
     """The plan and the reference model it is for."""
-    from autotune.plan import load_plan
+    from autotune.plan.plan import load_plan
     from autotune.preset import preset_workload
 
     plan = load_plan(plan_path)

@@ -27,14 +27,14 @@ from hosts import TwoHosts, why_not
 
 from autotune import processes
 from autotune.limits import binding_limit, elasticities
-from autotune.measure import Budget, Measurement, Prepared, RunFailure, measure
+from autotune.measure.measure import Budget, Measurement, Prepared, RunFailure, measure
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.transformer import Transformer
 from autotune.preset import transformer_workload
 from autotune.read_compilation import predict, program_of
-from autotune.replay import Prediction
-from autotune.workload import Workload
+from autotune.replay.replay import Prediction
+from autotune.workload.workload import Workload
 
 MEGABIT = 1e6 / 8
 RATES = (200, 400, 4000, 8000)

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.compilation import Compilation, compilation_from_json
-from autotune.hlo import read_program
+from autotune.compile.compilation import Compilation, compilation_from_json
+from autotune.hlo.read import read_program
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import Target, parse_target
 from autotune.meshes.transformer import Transformer

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from autotune import calibrate as module
-from autotune.calibrate import Sample, calibrate, fit_tier, residual
-from autotune.hardware_file import hardware_toml
+from autotune.calibrate import calibrate as module
+from autotune.calibrate.calibrate import Sample, calibrate, fit_tier, residual
+from autotune.calibrate.hardware_file import hardware_toml
+from autotune.calibrate.microbench import Bench
 from autotune.meshes.collectives import tier_seconds
 from autotune.meshes.hardware import Tier, hardware_names, load_hardware, read_hardware
 from autotune.meshes.placement import switch_route
 from autotune.meshes.target import parse_target
-from autotune.microbench import Bench
 from autotune.program import COLLECTIVES
 
 TRUE = Tier(

@@ -11,15 +11,15 @@ import pytest
 import user_models as user
 from test_plan import plan_for
 
-from autotune.check import CheckFailed, check_plan, compare
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
-from autotune.plan import axis_bytes_of, collectives_of
+from autotune.plan.check import CheckFailed, check_plan, compare
+from autotune.plan.plan import axis_bytes_of, collectives_of
 from autotune.program import Collective, Compute, Done, Loop, Memory, Program, Start
 from autotune.read_compilation import predict
 from autotune.search import explain
 from autotune.testing import assert_plan_holds
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 ROOT = Path(__file__).parents[1]
 CPU = parse_target("cpu:8")

@@ -17,11 +17,11 @@ import psutil
 import pytest
 import toy_steps
 
-from autotune import compile as compiling
-from autotune.compilation import compilation_from_json, failure_from_json, to_json
-from autotune.compile import Compilation, CompileFailure, CompileJob, compile_all, store_key
-from autotune.compile_log import last_useful_line, memory_needed, warnings_in
-from autotune.hlo_warnings import readable_warnings
+from autotune.compile import compile as compiling
+from autotune.compile.compilation import compilation_from_json, failure_from_json, to_json
+from autotune.compile.compile import Compilation, CompileFailure, CompileJob, compile_all, store_key
+from autotune.compile.log import last_useful_line, memory_needed, warnings_in
+from autotune.hlo.warnings import readable_warnings
 from autotune.losses import resharded
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
@@ -248,7 +248,7 @@ PARENT = """
 import sys
 sys.path.insert(0, {tests!r})
 import toy_steps
-from autotune.compile import CompileJob, compile_all
+from autotune.compile.compile import CompileJob, compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 workload = toy_steps.toy(toy_steps.build_hang)

@@ -21,8 +21,8 @@ import pytest
 import yaml
 from test_plan import PLAN, plan_for
 
-from autotune.emit import emit
 from autotune.meshes.layout import WORDS
+from autotune.plan.emit import emit
 
 LAYOUTS = {
     "fsdp=64,tensor=4": "v5e:16x16",

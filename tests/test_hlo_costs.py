@@ -6,9 +6,9 @@ import itertools
 import pytest
 from hlo_fixtures import NO_MEMORY
 
-from autotune.hlo import read_program
-from autotune.hlo_flops import _valid_pairs
-from autotune.hlo_kernels import causal_blocks
+from autotune.hlo.flops import _valid_pairs
+from autotune.hlo.kernels import causal_blocks
+from autotune.hlo.read import read_program
 from autotune.program import Compute, CopyStart
 
 

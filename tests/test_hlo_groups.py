@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from autotune.hlo_groups import (
+from autotune.hlo.groups import (
     axes_of_groups,
     axes_of_pairs,
     device_grid,

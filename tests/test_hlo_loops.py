@@ -2,7 +2,7 @@
 
 import pytest
 
-from autotune.hlo import read_program
+from autotune.hlo.read import read_program
 from autotune.program import Done, Loop, Memory, Start, walk
 
 NO_MEMORY = Memory(

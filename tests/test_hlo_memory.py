@@ -6,11 +6,11 @@ import importlib.util
 import pytest
 import toy_steps
 
-from autotune.compilation import Argument, CompileFailure
-from autotune.compile import Compilation, CompileJob, compile_all
-from autotune.hlo_liveness import liveness, padded
-from autotune.hlo_memory import CATEGORIES, needs, peak_bytes, read_memory
-from autotune.hlo_text import read_module
+from autotune.compile.compilation import Argument, CompileFailure
+from autotune.compile.compile import Compilation, CompileJob, compile_all
+from autotune.hlo.liveness import liveness, padded
+from autotune.hlo.memory import CATEGORIES, needs, peak_bytes, read_memory
+from autotune.hlo.text import read_module
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 

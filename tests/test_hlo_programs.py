@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 from hlo_fixtures import NAMES, NO_MEMORY, fixture
 
-from autotune.hlo import read_program
-from autotune.hlo_versions import CHECKED_VERSIONS, unchecked
+from autotune.hlo.read import read_program
+from autotune.hlo.versions import CHECKED_VERSIONS, unchecked
 from autotune.program import Compute, CopyStart, Done, Loop, Start, by_collective, by_kernel, walk
 
 FULL = [name for name in NAMES if "remat=full" in fixture(name).compilation.layout]

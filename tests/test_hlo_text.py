@@ -2,8 +2,8 @@
 
 import pytest
 
-from autotune.hlo_shape import read_shapes
-from autotune.hlo_text import read_module
+from autotune.hlo.shape import read_shapes
+from autotune.hlo.text import read_module
 
 MODULE = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}, num_partitions=4
 

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from autotune.compilation import Argument
+from autotune.compile.compilation import Argument
 from autotune.evidence import evidence_from_json, evidence_to_json
 from autotune.losses import bubble, replicated
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import parse_layout
 from autotune.preset import preset_workload
 from autotune.program import Collective, Compute, Done, Loop, Memory, Program, Start
-from autotune.report import report_to_json
-from autotune.report_text import lines, render
+from autotune.report.report import report_to_json
+from autotune.report.text import lines, render
 from autotune.search import explain, tune
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 BATCH, WIDTH, SLICES = 64, 256, 2
 

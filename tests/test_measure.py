@@ -11,7 +11,7 @@ import time
 import pytest
 from toy_steps import build_mlp, toy
 
-from autotune.measure import (
+from autotune.measure.measure import (
     Budget,
     Measurement,
     Prepared,
@@ -22,9 +22,9 @@ from autotune.measure import (
     tied,
     to_json,
 )
+from autotune.measure.worker_runner import WorkerRunner
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import parse_target
-from autotune.worker_runner import WorkerRunner
 
 FAST, SLOW, THIRD = Layout(data=2), Layout(fsdp=2), Layout(tensor=2)
 

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.placement import place
 from autotune.meshes.target import parse_target
-from autotune.plan import Figures, Plan, PlanWarning, installed_versions, load_plan, plan_from_json
-from autotune.workload import Workload
+from autotune.plan.plan import Figures, Plan, PlanWarning, installed_versions, load_plan, plan_from_json
+from autotune.workload.workload import Workload
 
 FIGURES = Figures(
     priced_seconds=0.5,

@@ -7,15 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from autotune import price as price_module
 from autotune.meshes.collectives import legs
 from autotune.meshes.hardware import load_hardware, scale
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.placement import default_dcn, place
 from autotune.meshes.target import parse_target
 from autotune.meshes.transformer import Transformer
-from autotune.price import estimate, price_transformer
-from autotune.price_network import cost_of, meshes_of
+from autotune.price import price as price_module
+from autotune.price.network import cost_of, meshes_of
+from autotune.price.price import estimate, price_transformer
 from autotune.space import enumerate_layouts
 from autotune.table import LayoutTable
 

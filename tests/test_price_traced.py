@@ -7,9 +7,9 @@ from test_workload import PLAIN
 
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
-from autotune.price import price
+from autotune.price.price import price
 from autotune.table import LayoutTable
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 TARGET = parse_target("cpu:8")
 

@@ -12,7 +12,7 @@ from autotune.limits import ARC
 from autotune.meshes.hardware import scale
 from autotune.meshes.target import parse_target
 from autotune.preset import preset_workload, transformer_of
-from autotune.priced_space import price_space
+from autotune.price.space import price_space
 from autotune.search import search
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.sweep.batch import BatchRule

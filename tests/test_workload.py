@@ -7,12 +7,12 @@ import pytest
 import user_models as user
 from jax.sharding import PartitionSpec as P
 
-from autotune.lower import lower_step
+from autotune.compile.lower import lower_step
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import parse_target
 from autotune.meshes.topology import mesh_of
 from autotune.user_code import UserCodeError
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 CPU = parse_target("cpu:8")
 
@@ -24,7 +24,7 @@ def build(workload: Workload, text: str):
 
 
 def specs(step) -> dict[str, P]:
-    from autotune.workload_leaves import leaves_of
+    from autotune.workload.leaves import leaves_of
 
     return {path: array.sharding.spec for path, (_, array) in leaves_of(step.state).items()}
 

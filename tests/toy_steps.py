@@ -9,7 +9,7 @@ import time
 
 from autotune.meshes.layout import Layout
 from autotune.meshes.step import Step
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 WIDTH, DEPTH, BATCH = 256, 4, 64
 

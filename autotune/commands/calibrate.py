@@ -28,8 +28,8 @@ def calibrate(target, hardware, coordinator, processes, process_id, out, as_json
     if not machine.measurable:
         raise click.UsageError(f"--target {machine.name}: has no devices here; only local and cpu:N can be measured")
     from autotune import processes as job
-    from autotune.calibrate import calibrate as measured
-    from autotune.hardware_file import hardware_toml
+    from autotune.calibrate.calibrate import calibrate as measured
+    from autotune.calibrate.hardware_file import hardware_toml
 
     if not leads:
         return job.follow(None, machine)

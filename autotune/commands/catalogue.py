@@ -74,8 +74,8 @@ def models(as_json: bool) -> None:
 @json_option
 def selftest(as_json: bool) -> None:
     """Which compiler versions the reader of compiled programs has been checked with, and those installed here."""
-    from autotune.hlo_versions import CHECKED_VERSIONS, unchecked
-    from autotune.plan import installed_versions
+    from autotune.hlo.versions import CHECKED_VERSIONS, unchecked
+    from autotune.plan.plan import installed_versions
 
     here = installed_versions(tuple(CHECKED_VERSIONS))
     if as_json:

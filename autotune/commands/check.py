@@ -20,8 +20,8 @@ from autotune.commands.options import bad_input, json_option, target_of, workloa
 @json_option
 def check(plan: Path, tolerance: float, hardware: Path | None, timeout: float, as_json: bool) -> int:
     """Recompile a plan; exit 1 when FLOPs, bytes on an axis, peak memory or collectives grew."""
-    from autotune.check import CheckFailed, check_plan
-    from autotune.plan import load_plan
+    from autotune.plan.check import CheckFailed, check_plan
+    from autotune.plan.plan import load_plan
 
     with bad_input():
         saved = load_plan(plan)

@@ -47,7 +47,7 @@ def compare(
         if not text.endswith(".json"):
             layouts += layouts_of(text) or ()
             continue
-        from autotune.plan import load_plan
+        from autotune.plan.plan import load_plan
 
         with bad_input():
             saved = load_plan(Path(text))
@@ -58,7 +58,7 @@ def compare(
         target = target or saved.target
     if len(layouts) != 2:
         raise click.UsageError("compare: FIRST and SECOND must each be one layout")
-    from autotune.comparison import comparison_to_json, render_comparison
+    from autotune.report.comparison import comparison_to_json, render_comparison
     from autotune.search import search
 
     machine = target_of(target, hardware)
@@ -72,7 +72,7 @@ def compare(
     if as_json:
         click.echo(json.dumps(comparison_to_json(report, *rows), indent=1))
     else:
-        from autotune.report_text import lines
+        from autotune.report.text import lines
 
         click.echo("\n".join(lines(render_comparison(report, *rows))))
     return 0 if all(row.evidence for row in rows) else 1

@@ -16,8 +16,8 @@ from autotune.commands.options import bad_input, json_option
 @json_option
 def emit(plan: Path, codebase: str, as_json: bool) -> None:
     """Print a plan as another codebase's flags, YAML or code."""
-    from autotune.emit import emit as emitted
-    from autotune.plan import load_plan
+    from autotune.plan.emit import emit as emitted
+    from autotune.plan.plan import load_plan
 
     with bad_input():
         text = emitted(load_plan(plan), codebase)

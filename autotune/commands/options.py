@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout
     from autotune.meshes.target import Target
-    from autotune.workload import Workload
+    from autotune.workload.workload import Workload
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def workload_of(
             raise click.UsageError(f"{name}={value} must be 1 or more")
     with bad_input():
         if workload:
-            from autotune.workload import load_workload
+            from autotune.workload.workload import load_workload
 
             return load_workload(workload)
         from autotune.preset import preset_workload

@@ -71,19 +71,19 @@ def run_search(
     if out and report.ranked:
         report.plan.save(out)
     if html:
-        from autotune.report_html import render_html
+        from autotune.report.html import render_html
 
         write_whole(html, render_html(report))
     if as_json:
         import json
 
-        from autotune.report import report_to_json
+        from autotune.report.report import report_to_json
 
         click.echo(json.dumps(report_to_json(report), indent=1))
     else:
         from rich.console import Console
 
-        from autotune.report_text import lines, render
+        from autotune.report.text import lines, render
 
         if sys.stdout.isatty():
             Console(highlight=False).print(render(report))

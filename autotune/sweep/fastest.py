@@ -17,13 +17,13 @@ from autotune.meshes.hardware import scale
 from autotune.meshes.layout import REMAT, SCHEDULES, WORDS, Layout
 from autotune.meshes.legality import reject_codes, rule_names, rules_about
 from autotune.meshes.target import Target
-from autotune.price import CHUNK, Estimate, Prices, price_table
-from autotune.price_assumptions import assumptions_of
-from autotune.price_terms import Pricer
-from autotune.priced_space import price_space
+from autotune.price.assumptions import assumptions_of
+from autotune.price.price import CHUNK, Estimate, Prices, price_table
+from autotune.price.space import price_space
+from autotune.price.terms import Pricer
 from autotune.space import enumerate_layouts, order_of, sizes_over, with_choices, with_crossings, with_passes
 from autotune.table import LayoutTable
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 Columns = dict[str, np.ndarray]
 

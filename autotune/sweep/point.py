@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from autotune.limits import ARC, Limit, binding_limit
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
-from autotune.price import Estimate, estimate
+from autotune.price.price import Estimate, estimate
 from autotune.sweep.fastest import Fastest, NothingFits, fastest, fastest_and_roomier
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

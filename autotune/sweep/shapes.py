@@ -11,7 +11,7 @@ from autotune.frontier.shapes import round_width
 from autotune.meshes.target import Target
 from autotune.meshes.transformer import Transformer
 from autotune.sweep.point import Gap, Point, Question, point_at
-from autotune.workload import Workload
+from autotune.workload.workload import Workload
 
 DEPTH_FACTORS = (0.25, 0.5, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0)
 MLP_STEP = 256

@@ -12,7 +12,7 @@ import numpy as np
 
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
-from autotune.price import estimate, price_transformer
+from autotune.price.price import estimate, price_transformer
 from autotune.space import enumerate_layouts
 from autotune.table import LayoutTable
 

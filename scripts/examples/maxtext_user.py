@@ -8,7 +8,7 @@ autotune emit plan.json --for maxtext
 import sys
 
 import autotune
-from autotune.emit import emit
+from autotune.plan.emit import emit
 from autotune.preset import preset_workload
 
 

@@ -18,7 +18,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target
 from autotune.meshes.transformer import Transformer
-from autotune.price_assumptions import Assumptions, assumptions_of
+from autotune.price.assumptions import Assumptions, assumptions_of
 
 CHIPS = {
     "a100-40gb": "a100-40", "a100-80gb": "a100-80", "a100": "a100-80", "h100": "h100", "h200": "h200",
@@ -212,7 +212,7 @@ def _schedule(text: str, virtual: int) -> str:
 
 
 def _zero_bubble(text: str) -> str:
-    """The name of `autotune.schedules` for a zero-bubble schedule as the papers write it."""
+    """The name of `autotune.price.schedules` for a zero-bubble schedule as the papers write it."""
     text = text.lower().replace("_", "-").removeprefix("zero-bubble").removeprefix("zb")
     if "v" in text:
         return "zero-bubble-v"

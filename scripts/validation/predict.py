@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from validation.cases import Case
 
-from autotune.price import Estimate, price_transformer
-from autotune.price_remat import POLICIES
+from autotune.price.price import Estimate, price_transformer
+from autotune.price.remat import POLICIES
 from autotune.table import LayoutTable
 
 

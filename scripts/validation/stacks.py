@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from autotune.price_assumptions import XLA_GPU, Assumptions, Saved, State, Traffic
+from autotune.price.assumptions import XLA_GPU, Assumptions, Saved, State, Traffic
 
 A100_BYTES_IN_USE = 1.9e9
 """What a PyTorch process holds before its first array: CUDA kernels 1.3 GiB (Hugging Face transformers, "Methods and

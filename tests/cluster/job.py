@@ -11,7 +11,7 @@ from pathlib import Path
 from toy_steps import toy
 
 from autotune import processes
-from autotune.measure import Budget, measure, to_json
+from autotune.measure.measure import Budget, measure, to_json
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.topology import local_target
 

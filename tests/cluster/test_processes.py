@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.measure import Measurement, from_json
+from autotune.measure.measure import Measurement, from_json
 from autotune.processes import LOST, join
 
 HERE = Path(__file__).parent

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from autotune.comparison import render_comparison
 from autotune.evidence import Evidence
 from autotune.limits import KeptOut, binding_limit, elasticities
 from autotune.losses import Loss
-from autotune.measure import Measurement
+from autotune.measure.measure import Measurement
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
-from autotune.price import Estimate, Term
+from autotune.price.price import Estimate, Term
 from autotune.program import Buffer, Memory
-from autotune.replay import LedgerRow, Prediction
-from autotune.report import Omitted, Report, Row, report_to_json
-from autotune.report_html import render_html
-from autotune.report_text import lines, render
+from autotune.replay.replay import LedgerRow, Prediction
+from autotune.report.comparison import render_comparison
+from autotune.report.html import render_html
+from autotune.report.report import Omitted, Report, Row, report_to_json
+from autotune.report.text import lines, render
 
 HERE = Path(__file__).parent
 GIB = 2**30

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import compiled_cases  # noqa: E402
 
-from autotune.price import Estimate, estimate  # noqa: E402
+from autotune.price.price import Estimate, estimate  # noqa: E402
 from autotune.program import Start, walk  # noqa: E402
 
 RUNS = {case.saved: case.at(min(case.slices, 2)) for case in compiled_cases.read_cases() if case.saved.exists()}

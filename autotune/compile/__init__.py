@@ -1,0 +1,1 @@
+"""Compiles one layout for one target in a worker process, and what came of it."""

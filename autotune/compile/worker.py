@@ -1,0 +1,274 @@
+"""The worker process: builds and compiles one job after another, and dies alone when the compiler does.
+
+Started by `autotune.compile.process`, never imported by the tool itself. The only module that calls `memory_analysis`
+and `cost_analysis`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import functools
+import gc
+import json
+import math
+import os
+import pickle
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import jax
+
+from autotune.compile.compilation import Argument, Compilation, CompileFailure, CompileJob
+from autotune.compile.log import memory_needed, one_line, warnings_in
+from autotune.compile.lower import compiler_options, trace_step
+from autotune.compile.traced_sources import flops_by_source
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target
+from autotune.meshes.topology import mesh_of
+
+MEMORY_FIELDS = (
+    "argument_size_in_bytes",
+    "output_size_in_bytes",
+    "alias_size_in_bytes",
+    "temp_size_in_bytes",
+    "peak_memory_in_bytes",
+    "generated_code_size_in_bytes",
+    "host_argument_size_in_bytes",
+    "host_output_size_in_bytes",
+    "host_alias_size_in_bytes",
+    "host_temp_size_in_bytes",
+)
+PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
+
+
+def serve(jobs_fd: int, replies_fd: int) -> None:
+    """Take jobs (JSON lines naming files) until the other end closes; each answer is one JSON line."""
+    threading.Thread(target=_die_with_parent, args=(jobs_fd,), daemon=True).start()
+    faulthandler.enable(all_threads=False)
+    with os.fdopen(jobs_fd, "rb") as jobs, os.fdopen(replies_fd, "wb") as replies:
+        for line in jobs:
+            order = json.loads(line)
+            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(log)
+            _reset_peak_rss()
+            with open(order["job"], "rb") as file:
+                payload = file.read()
+            outcome = compile_job(payload, order["log"], functools.partial(_reply, replies))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            with open(order["outcome"], "wb") as file:
+                pickle.dump(outcome, file)
+            del outcome, payload
+            _free()
+            _reply(replies, "finished")
+
+
+def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> Compilation | CompileFailure:
+    """Build, lower and compile a cloudpickled CompileJob in this process; every Python error becomes a failure.
+
+    `enter` is told each stage ("build", "compile") as it begins, so that a crash can say in which it came.
+    """
+    begin = time.perf_counter()
+    names = {"layout": "", "target": ""}
+    arguments: tuple[Argument, ...] = ()
+    stage = "build"
+    enter(stage)
+    try:
+        job: CompileJob = cloudpickle.loads(payload)
+        names = {"layout": str(job.layout), "target": job.target.name}
+        target = job.target
+        if target.platform == "tpu":  # attached chips belong to the process that runs on them, never to a compiler's
+            target = replace(target, attached=False)
+        mesh = mesh_of(job.layout, target)
+        step = job.workload.build(job.layout, mesh)
+        arguments = arguments_of(step)
+        with jax.set_mesh(mesh):
+            traced = trace_step(step)
+            lowered = traced.lower()
+        stage = "compile"
+        enter(stage)
+        lowered_at = time.perf_counter()
+        compiled = lowered.compile(compiler_options=compiler_options(job.layout, job.target.platform))
+        compiled_at = time.perf_counter()
+        sys.stderr.flush()
+        return compilation_of(
+            compiled,
+            step,
+            job.layout,
+            job.target,
+            lower_seconds=lowered_at - begin,
+            compile_seconds=compiled_at - lowered_at,
+            log_path=log_path,
+            traced_flops=flops_by_source(traced.jaxpr.jaxpr),
+        )
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error))
+        with contextlib.suppress(OSError):  # a disk too full for the log
+            print(trace, file=sys.stderr)
+        message = str(error)
+        needed, available = memory_needed(message)
+        out_of_memory = stage == "compile" and "RESOURCE_EXHAUSTED" in message
+        return CompileFailure(
+            **names,
+            kind="oom" if out_of_memory else "failed",
+            stage=stage,
+            reason=one_line(f"{type(error).__name__}: {message}"),
+            last_line=one_line(message.strip().splitlines()[-1]) if message.strip() else None,
+            traceback=trace if stage == "build" else None,
+            source=_source(error),
+            log_path=log_path,
+            seconds=time.perf_counter() - begin,
+            needed_bytes=needed if out_of_memory else None,
+            available_bytes=available if out_of_memory else None,
+            arguments=arguments,
+        )
+
+
+def compilation_of(
+    compiled: Any,
+    step: Any,
+    layout: Layout,
+    target: Target,
+    *,
+    lower_seconds: float,
+    compile_seconds: float,
+    log_path: str,
+    traced_flops: Mapping[str, float] | None = None,
+) -> Compilation:
+    """What JAX tells about a step it compiled in this process; `log_path` may name no file."""
+    text = compiled.as_text()
+    if text is None:
+        raise RuntimeError("the compiler gave no text of the program")
+    memory = compiled.memory_analysis()
+    return Compilation(
+        layout=str(layout),
+        target=target.name,
+        platform=target.platform,
+        text=text,
+        memory={field: int(getattr(memory, field)) for field in MEMORY_FIELDS if hasattr(memory, field)},
+        cost=_cost(compiled),
+        arguments=arguments_of(step),
+        lower_seconds=lower_seconds,
+        compile_seconds=compile_seconds,
+        worker_peak_rss_bytes=_peak_rss(),
+        versions=_versions(),
+        warnings=warnings_in(Path(log_path)),
+        log_path=log_path,
+        traced_flops=traced_flops,
+    )
+
+
+def arguments_of(step: Any) -> tuple[Argument, ...]:
+    """What the step takes, leaf by leaf in the order in which `jax.jit` flattens (state, batch)."""
+    parameters = {id(leaf) for leaf in jax.tree.leaves(step.parameters(step.state))}
+    leaves = jax.tree_util.tree_flatten_with_path((step.state, step.batch))[0]
+    return tuple(_argument(path, leaf, id(leaf) in parameters) for path, leaf in leaves)
+
+
+def _argument(path: tuple[Any, ...], leaf: Any, is_parameter: bool) -> Argument:
+    if path[0].idx == 1:
+        category = "batch"
+    elif is_parameter:
+        category = "parameters"
+    elif jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) or not leaf.shape:
+        category = "other"
+    else:
+        category = "optimizer_state"
+    shape = tuple(leaf.sharding.shard_shape(leaf.shape))
+    kind = leaf.sharding.memory_kind
+    return Argument(
+        name=("state", "batch")[path[0].idx] + jax.tree_util.keystr(path[1:]),
+        category=category,
+        dtype=str(leaf.dtype),
+        shape=shape,
+        global_shape=tuple(leaf.shape),
+        spec=str(tuple(leaf.sharding.spec)),
+        bytes=math.prod(shape) * leaf.dtype.itemsize,
+        memory_kind=kind if kind and "host" in kind and kind != "unpinned_host" else None,
+    )
+
+
+def _cost(compiled: Any) -> dict[str, float] | None:
+    cost = compiled.cost_analysis()
+    if not cost:
+        return None
+    return {name: float(value) for name, value in cost.items() if "{" not in name}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _source(error: BaseException) -> str | None:
+    """The innermost frame that is neither an installed package nor this tool."""
+    ours = str(Path(__file__).resolve().parents[1])
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and not str(Path(frame.filename).resolve()).startswith(ours)
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def _die_with_parent(jobs_fd: int) -> None:
+    """Kill this process group once nobody holds the other end of the pipe, whatever the main thread is doing."""
+    poll = select.poll()
+    poll.register(jobs_fd, 0)
+    poll.poll()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _reply(replies: Any, stage: str) -> None:
+    replies.write(json.dumps({"stage": stage, "rss_bytes": _status("VmRSS")}).encode() + b"\n")
+    replies.flush()
+
+
+def _free() -> None:
+    """Give the last job's memory back, so that the next one starts small."""
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset_peak_rss() -> None:
+    """Forget earlier jobs' peak; where the kernel refuses, the peak is the process's own since it started."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _peak_rss() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status(field: str) -> int:
+    """Bytes of one field of /proc/self/status; 0 where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)

@@ -1,0 +1,126 @@
+"""Floating point operations of one instruction: dots, convolutions and the matmul and attention kernels it calls."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from autotune.hlo.kernels import kernel_work
+from autotune.hlo.text import Computation, Module, Op
+from autotune.hlo.work import Work, dot_shape
+
+_DIMS = {
+    name: re.compile(name + r"=\{([\d,]*)\}")
+    for name in ("lhs_batch_dims", "lhs_contracting_dims", "rhs_batch_dims", "rhs_contracting_dims")
+}
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_GROUPS = re.compile(r"(feature|batch)_group_count=(\d+)")
+
+
+def op_work(module: Module, computation: Computation, op: Op, known: dict[str, Work]) -> Work:
+    """Work of one instruction with everything it calls, loops apart. `known` keeps what was found per computation."""
+    if op.opcode == "dot":
+        return _dot(computation, op)
+    if op.opcode == "convolution":
+        return _convolution(computation, op)
+    if op.opcode == "custom-call":
+        return kernel_work(computation, op)
+    if op.opcode in ("fusion", "call", "async-start"):
+        return sum((computation_work(module, name, known) for name in op.called()), Work())
+    return Work()
+
+
+def computation_work(module: Module, name: str, known: dict[str, Work]) -> Work:
+    """Work of one execution of a whole computation."""
+    if name not in known:
+        inner = module.computations[name]
+        known[name] = sum((op_work(module, inner, op, known) for op in inner.ops), Work())
+    return known[name]
+
+
+def dims_of(op: Op, name: str) -> tuple[int, ...]:
+    """The dimension numbers of one attribute of a dot."""
+    match = _DIMS[name].search(op.attributes)
+    return tuple(int(dim) for dim in match[1].split(",") if dim) if match else ()
+
+
+def _dot(computation: Computation, op: Op) -> Work:
+    left, right = (computation.operand(op, index).shapes[0] for index in (0, 1))
+    matmul = dot_shape(
+        left.dims,
+        right.dims,
+        (dims_of(op, "lhs_batch_dims"), dims_of(op, "rhs_batch_dims")),
+        (dims_of(op, "lhs_contracting_dims"), dims_of(op, "rhs_contracting_dims")),
+    )
+    return Work(flops=2.0 * math.prod(matmul), matmul=matmul, dtype=left.dtype)
+
+
+def _convolution(computation: Computation, op: Op) -> Work:
+    """Multiply-adds that touch real input: padding and dilation holes cost nothing.
+
+    TPU writes matmuls as convolutions, batch dimensions as spatial ones with dilation; every spatial dimension has some
+    number of valid (output position, window position) pairs, and the FLOPs are 2 x batch x features in x features out
+    x the product of those numbers (as in XLA's HloCostAnalysis::HandleConvolution).
+    """
+    labels = _LABELS.search(op.attributes)
+    if not labels:
+        raise ValueError(f"hlo: convolution {op.name} has no dim_labels")
+    left, right = (computation.operand(op, index).shapes[0] for index in (0, 1))
+    output = op.shapes[0]
+    groups = {name: int(count) for name, count in _GROUPS.findall(op.attributes)}
+    window = _window(op, sum(label.isdigit() for label in labels[1]))
+    k = right.dims[labels[2].index("i")]
+    n = right.dims[labels[2].index("o")]
+    m = left.dims[labels[1].index("b")] // groups.get("batch", 1)
+    batch, partial = 1, 1.0
+    for spatial, (size, stride, low, left_dilation, right_dilation) in enumerate(window):
+        have = left.dims[labels[1].index(str(spatial))]
+        give = output.dims[labels[3].index(str(spatial))]
+        pairs = _valid_pairs(have, give, size, stride, low, left_dilation, right_dilation)
+        if give == 1:
+            k *= pairs
+        elif size == 1:
+            m *= pairs
+        elif have == 1:
+            n *= pairs
+        elif have == give == pairs:
+            batch *= pairs
+        else:
+            m, partial = m * give, partial * pairs / give
+    flops = 2.0 * batch * m * n * k * partial
+    return Work(flops=flops, matmul=(batch, m, n, max(round(k * partial), 1)), dtype=left.dtype)
+
+
+def _window(op: Op, dimensions: int) -> list[tuple[int, int, int, int, int]]:
+    """(size, stride, low padding, input dilation, window dilation) of each spatial dimension."""
+    match = _WINDOW.search(op.attributes)
+    fields = dict(part.split("=") for part in match[1].split()) if match else {}
+
+    def numbers(name: str) -> list[int]:
+        return [int(number.split("_")[0]) for number in fields[name].split("x")] if name in fields else []
+
+    def at(values: list[int], default: int) -> list[int]:
+        return values or [default] * dimensions
+
+    rows = (
+        at(numbers("size"), 1),
+        at(numbers("stride"), 1),
+        at(numbers("pad"), 0),
+        at(numbers("lhs_dilate"), 1),
+        at(numbers("rhs_dilate"), 1),
+    )
+    return list(zip(*rows, strict=True))
+
+
+def _valid_pairs(have: int, give: int, size: int, stride: int, low: int, dilation: int, window_dilation: int) -> int:
+    """(output, window) position pairs that fall on an input element."""
+    if size == 1 and stride == dilation == 1 and low == 0:
+        return min(have, give)
+    pairs = 0
+    for position in range(give):
+        start = position * stride - low
+        for tap in range(size):
+            at = start + tap * window_dilation
+            pairs += at >= 0 and at % dilation == 0 and at // dilation < have
+    return pairs

@@ -1,0 +1,167 @@
+"""Custom calls: which cost nothing, and the FLOPs of the matmul and attention kernels among them.
+
+Attention forward is 2 matmuls, 4 B N Tq Tkv H FLOPs; backward 5 matmuls, 10 B N Tq Tkv H (one of them recomputes the
+scores). Half where the mask is causal; splash attention skips whole blocks, so there the blocks it visits are counted.
+What says so: cuDNN its `mask_type`; splash attention its block sizes, and the mask it prefetches (a full mask has
+none); Triton and Mosaic attention say nothing and are taken as causal. Kernels with a `cost_estimate` are believed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from autotune.hlo.shape import Shape
+from autotune.hlo.text import Computation, Op
+from autotune.hlo.work import Work, dot_shape
+
+FREE_CALLS = frozenset(
+    {
+        "AllocateBuffer",
+        "AssumeGatherIndicesInBound",
+        "AsyncCollectiveDone",
+        "AsyncCollectiveStart",
+        "ConcatBitcast",
+        "GatherScatterIndicesBitpacked",
+        "Sharding",
+        "SliceId",
+        "SPMDFullToShardShape",
+        "SPMDShardToFullShape",
+        "ZeroCrop",
+        "annotate_device_placement",
+    }
+)
+"""Marks and views: no kernel runs for them."""
+
+NO_FLOPS = frozenset(
+    {"TopK", "PadToStatic", "SliceToDynamic", "xla_ffi_python_cpu_callback", "MoveToHost", "MoveToDevice"}
+)
+"""Real work, but no matmul in it."""
+
+_ATTENTION = re.compile(r"attention|splash|\bmha|\bmqa|fmha|flash", re.IGNORECASE)
+_BACKWARD = re.compile(r"bwd|backward|dkv|\bdq|_dq", re.IGNORECASE)
+_COST = re.compile(r'"cost_estimate": ?\{[^}]*?"flops": ?"?(\d+)')
+_BLOCKS = re.compile(r'\\+"(block_\w+|use_fused_bwd_kernel|[qkv]_layout)\\+": (\w+)')
+_CUBLAS = re.compile(r'"dot_dimension_numbers": ?(\{[^}]*\})')
+_SEQUENCE_MINOR = "2"
+
+
+def target_of(op: Op) -> str:
+    """The name a custom call is registered under."""
+    return op.word("custom_call_target") or "?"
+
+
+def kernel_work(computation: Computation, op: Op) -> Work:
+    """Work of one custom call."""
+    target = target_of(op)
+    if target in FREE_CALLS or target in NO_FLOPS:
+        return Work()
+    if target.startswith(("__cublas$", "__onednn$matmul")):
+        return _cublas(computation, op)
+    if target.startswith("__cudnn$fmha"):
+        return _cudnn_attention(computation, op, backward="Backward" in target)
+    cost = _COST.search(op.attributes)
+    arrays = [shape for name in op.operands for shape in computation.by_name[name].shapes]
+    wide = [shape for shape in arrays if shape.dtype in ("bf16", "f16", "f32") and len(shape.dims) >= 3]
+    name = f"{op.name} {op.word('kernel_name') or ''} {(op.word('op_name') or '').rsplit('/', 3)[-1]}"
+    attention = bool(_ATTENTION.search(name) or _ATTENTION.search(op.word("op_name") or ""))
+    if cost:
+        return Work(flops=float(cost[1]), dtype=wide[0].dtype if wide else None, attention=attention)
+    if len(wide) >= 3 and attention:
+        splash = dict(_BLOCKS.findall(op.attributes))
+        if "splash" in op.name or splash:
+            return _splash(op, wide, arrays, splash)
+        return _attention(wide[0], wide[1], backward=bool(_BACKWARD.search(name)))
+    return Work(unknown=(target,))
+
+
+def _cublas(computation: Computation, op: Op) -> Work:
+    found = _CUBLAS.search(op.attributes)
+    if not found:
+        return Work(unknown=(target_of(op),))
+    numbers = {
+        key: tuple(int(dim) for dim in dims) for key, dims in json.loads(found[1]).items() if isinstance(dims, list)
+    }
+    left, right = (computation.operand(op, index).shapes[0] for index in (0, 1))
+    b, m, n, k = matmul = dot_shape(
+        left.dims,
+        right.dims,
+        (numbers.get("lhs_batch_dimensions", ()), numbers.get("rhs_batch_dimensions", ())),
+        (numbers["lhs_contracting_dimensions"], numbers["rhs_contracting_dimensions"]),
+    )
+    return Work(flops=2.0 * b * m * n * k, matmul=matmul, dtype=left.dtype)
+
+
+def _cudnn_attention(computation: Computation, op: Op, *, backward: bool) -> Work:
+    found = re.search(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]', op.attributes)
+    query = computation.operand(op, 0).shapes[0]
+    if not found:
+        return Work(unknown=(target_of(op),))
+    batch, heads, queries, keys = (int(size.strip(' "')) for size in found[1].split(","))
+    share = 0.5 if "CAUSAL" in (op.word("mask_type") or "") else 1.0
+    matmuls = 5 if backward else 2
+    head_dim = query.dims[-1]
+    return Work(
+        flops=matmuls * 2.0 * batch * heads * queries * keys * head_dim * share,
+        matmul=(batch * heads, queries, keys, head_dim),
+        dtype=query.dtype,
+        attention=True,
+    )
+
+
+def _splash(op: Op, wide: list[Shape], arrays: list[Shape], said: dict[str, str]) -> Work:
+    """Splash attention on TPU: q, k, v are [..., heads, length, head_dim] unless their layout is said to be other.
+
+    The backward pass is two kernels (dq: scores, dp, dq; dkv: scores, dv, dp, dk) or one fused kernel of 5 matmuls.
+    """
+    query, key = wide[0].dims, wide[1].dims
+    queries, head_dim = query[-2:] if said.get("q_layout") != _SEQUENCE_MINOR else query[-1:-3:-1]
+    keys = key[-2] if said.get("k_layout") != _SEQUENCE_MINOR else key[-1]
+    heads = wide[0].elements // (queries * head_dim)
+    if "dkv" in op.name:
+        matmuls, suffix = (5 if said.get("use_fused_bwd_kernel") == "true" else 4), "_dkv"
+    elif "dq" in op.name:
+        matmuls, suffix = 3, "_dq"
+    else:
+        matmuls, suffix = 2, ""
+    masked = any(shape.dtype in ("s8", "s16", "s32") and len(shape.dims) == 3 for shape in arrays)
+    share = 1.0
+    if masked:
+        block_q = _whole(said.get(f"block_q{suffix}"), queries)
+        block_kv = _whole(said.get(f"block_kv{suffix}"), keys)
+        share = causal_blocks(queries, keys, block_q, block_kv)
+    return Work(
+        flops=matmuls * 2.0 * heads * queries * keys * head_dim * share,
+        matmul=(heads, queries, keys, head_dim),
+        dtype=wide[0].dtype,
+        attention=True,
+    )
+
+
+def _whole(text: str | None, default: int) -> int:
+    return int(text) if text and text.isdigit() else default
+
+
+def causal_blocks(queries: int, keys: int, block_q: int, block_kv: int) -> float:
+    """Share of a score matrix that a causal kernel computes when it skips only whole blocks.
+
+    >>> causal_blocks(1024, 1024, 512, 512)
+    0.75
+    """
+    visited = 0
+    for start in range(0, queries, block_q):
+        last = min(start + block_q, queries)
+        visited += -(-min(last, keys) // block_kv) * block_kv * (last - start)
+    return visited / (queries * keys)
+
+
+def _attention(query: Shape, key: Shape, *, backward: bool) -> Work:
+    """A Triton or Mosaic kernel over [batch, length, heads, head_dim], taken as causal."""
+    batch, queries, heads, head_dim = (1, *query.dims)[-4:]
+    keys = (1, *key.dims)[-3]
+    return Work(
+        flops=(5 if backward else 2) * 2.0 * batch * heads * queries * keys * head_dim * 0.5,
+        matmul=(batch * heads, queries, keys, head_dim),
+        dtype=query.dtype,
+        attention=True,
+    )

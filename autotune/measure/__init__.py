@@ -1,0 +1,1 @@
+"""Short runs of the best layouts where devices exist."""

@@ -1,0 +1,26 @@
+"""Which Runner measures a target here."""
+
+from __future__ import annotations
+
+from autotune.measure.measure import Runner
+from autotune.measure.worker_runner import WorkerRunner
+from autotune.meshes.target import Target
+from autotune.workload.workload import Workload
+
+
+def runner_for(workload: Workload, target: Target, *, jobs: int = 2, timeout_seconds: float = 300.0) -> Runner:
+    """The Runner of a measurable target.
+
+    In a job of several processes all of them run each layout together. Attached devices are run from this process,
+    which holds them: an accelerator cannot be shared with a worker. Simulated CPU devices get a worker per layout.
+    """
+    from autotune import processes
+
+    job = processes.current()
+    if job is not None:
+        return processes.AgreedRunner(job, workload, target, timeout_seconds=timeout_seconds)
+    if target.attached:
+        from autotune.measure.local_runner import LocalRunner
+
+        return LocalRunner(workload, target, timeout_seconds=timeout_seconds)
+    return WorkerRunner(workload, target, jobs=jobs, timeout_seconds=timeout_seconds)

@@ -1,0 +1,45 @@
+"""The worker process behind WorkerRunner: one layout on simulated CPU devices, turn after turn. Never imported."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+import cloudpickle
+import jax
+
+
+def main() -> None:
+    """Take the number of devices, then what to run, then numbers of steps, until the other end closes."""
+    handle = int(sys.argv[1])
+    threading.Thread(target=_die_with_parent, args=(handle,), daemon=True).start()
+    pipe = Connection(handle)
+    jax.config.update("jax_num_cpu_devices", cloudpickle.loads(pipe.recv_bytes()))
+    # Imported after the number of devices is fixed, and before the user's own modules.
+    from autotune.measure.local_runner import LocalRunner
+
+    workload, target, layout = cloudpickle.loads(pipe.recv_bytes())
+    # The parent is the one who times us out.
+    runner = LocalRunner(workload, target, timeout_seconds=None, resident=True)
+    pipe.send_bytes(cloudpickle.dumps(runner.prepare([layout])[0]))
+    while True:
+        try:
+            steps = cloudpickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        pipe.send_bytes(cloudpickle.dumps(runner.turn(layout, steps)))
+
+
+def _die_with_parent(handle: int) -> None:
+    """Leave at once when nobody holds the other end of the pipe, whatever the step is doing."""
+    poll = select.poll()
+    poll.register(handle, 0)
+    poll.poll()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

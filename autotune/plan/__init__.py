@@ -1,0 +1,1 @@
+"""The layout that a codebase takes home: applied, checked, and said in other codebases' words."""

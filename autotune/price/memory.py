@@ -1,0 +1,72 @@
+"""Bytes a device needs at the worst moment of a step, by category.
+
+The worst moment is the start of the backward pass of the last layer (all activations alive, logits and their
+gradient), or the end of it (gradients whole, one layer's working set), whichever is more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autotune.meshes.layout import SCHEDULES
+from autotune.price import remat as price_remat
+from autotune.price.schedules import waiting_microbatches
+
+if TYPE_CHECKING:
+    from autotune.price.terms import Chunk
+
+CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logits", "workspace")
+
+
+def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
+    """Category -> bytes a device, for each row of a chunk; they add up to the peak."""
+    stack, size, table, work = chunk.stack, chunk.size, chunk.table, chunk.prepared.work
+    state = stack.state
+    staged = size["stage"] > 1
+    zero = table.zero
+    every = chunk.parameters.dense(chunk.middle) + chunk.parameters.routed(chunk.middle)
+    kept = every / size["fsdp"]
+    cut = np.where(zero > 0, size["data"], 1.0)
+    weights = state.weights * kept / (cut if stack.shards_zero_weights else 1.0)
+    if stack.shards_zero_weights:
+        # ZeRO gathers a copy in the compute dtype once a step
+        weights = weights + np.where(zero > 0, state.compute * kept, 0.0)
+    optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
+    gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
+
+    share = price_remat.kept()
+    layer = sum(share[part][table.remat] * chunk.of(values) for part, values in work.kept.items())
+    waiting = np.ones(len(table))
+    for code, schedule in enumerate(SCHEDULES):
+        rows = staged & (table.schedule == code)
+        if rows.any():
+            name = stack.zero_bubble if schedule == "zero-bubble" else schedule
+            passes = table.microbatches.astype(np.float64)
+            held = waiting_microbatches(
+                name, stages=size["stage"], passes=passes, virtual_stages=table.virtual_stages.astype(np.float64)
+            )
+            waiting = np.where(rows, held, waiting)
+    activations = layer * chunk.middle * waiting
+    gathered = np.where(size["fsdp"] > 1, state.compute * chunk.parameters.layer, 0.0)
+    if stack.keeps_gathered:
+        activations = activations + np.where(table.remat == 0, gathered * chunk.middle, 0.0)
+    logits = chunk.of(work.logit_bytes) * np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
+    working = chunk.of(work.layer_work_bytes) + 2.0 * gathered + stack.fixed_bytes
+    late = np.zeros(len(table)) if stack.gradients_from_start else gradients
+    at_start = activations + logits + (gradients - late)
+    at_end = activations + gradients + chunk.of(work.layer_work_bytes)
+    ends = at_end > at_start
+    categories = {
+        "parameters": weights,
+        "gradients": np.where(ends, gradients, gradients - late),
+        "optimizer_state": optimizer,
+        "activations": activations,
+        "logits": np.where(ends, 0.0, logits),
+        "workspace": working,
+    }
+    if stack.allocator != 1.0:
+        asked = sum(categories.values()) - stack.fixed_bytes
+        categories["workspace"] = working + (stack.allocator - 1.0) * asked
+    return categories

@@ -1,0 +1,53 @@
+"""How many parameters one device works with, before fsdp and ZeRO cut what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.meshes.transformer import Transformer
+from autotune.price.assumptions import Assumptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Counts a device, cut along tensor and expert only. `layer`: of one layer; `layer_dense` and `layer_routed` are
+    its parts that every expert rank repeats or holds alone; `vocabulary`: embedding and output projection together on
+    the fullest stage."""
+
+    layer_dense: np.ndarray
+    layer_routed: np.ndarray
+    vocabulary: np.ndarray
+
+    @property
+    def layer(self) -> np.ndarray:
+        return self.layer_dense + self.layer_routed
+
+    def dense(self, layers: np.ndarray) -> np.ndarray:
+        """Of a stage with that many layers: all but the routed experts."""
+        return layers * self.layer_dense + self.vocabulary
+
+    def routed(self, layers: np.ndarray) -> np.ndarray:
+        """Of a stage with that many layers: the routed experts."""
+        return layers * self.layer_routed
+
+
+def parameters_of(shape: Transformer, stack: Assumptions, size: Mapping[str, np.ndarray]) -> Parameters:
+    """The counts of each row, given the sizes of its axes."""
+    one_expert = shape.mlp_matrices * shape.d_model * shape.d_ff
+    routed = float(one_expert * shape.experts)
+    dense = float(shape.attention_parameters + shape.mlp_parameters) - routed
+    tables = 1.0 if shape.tied_embeddings else 2.0
+    table = float(shape.vocab * shape.d_model) / size["tensor"]
+    if stack.head_everywhere:
+        vocabulary = tables * table
+    else:
+        # one table at each end of the pipeline (tied ones are kept twice); both where there is one stage
+        vocabulary = np.where(size["stage"] > 1, table, tables * table)
+    return Parameters(
+        layer_dense=dense / size["tensor"] + 2.0 * shape.d_model,
+        layer_routed=routed / (size["tensor"] * size["expert"]),
+        vocabulary=vocabulary,
+    )

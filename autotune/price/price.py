@@ -1,0 +1,171 @@
+"""The closed form: what a layout of a transformer costs per step and device, for millions of layouts a second.
+
+No JAX, no compiler. Work that few columns decide is worked out once for each distinct piece (`price.work`), as are the
+routes of each distinct mesh (`price.network`); `price.terms` puts them together row by row, in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target
+from autotune.meshes.transformer import Transformer
+from autotune.price.assumptions import Assumptions, assumptions_of
+from autotune.price.terms import Pricer
+from autotune.table import LayoutTable
+
+if TYPE_CHECKING:
+    from autotune.price.ledger import Ledger
+    from autotune.workload.workload import Workload
+
+CHUNK = 1 << 14
+"""Rows worked on at a time: their columns stay in cache."""
+
+
+class AnyPricer(Protocol):
+    """Prices a chunk at a time: of a transformer (`price.terms`) or of a traced step (`price.traced`)."""
+
+    def prepare(self, table: LayoutTable) -> Any:
+        """What all chunks of the table share."""
+
+    def ledger(self, table: LayoutTable, prepared: Any, rows: slice) -> Ledger:
+        """Every term of some rows (already taken as `table`) of the prepared table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One named part of the step: its seconds and the resource they are spent on (None: waiting, as a bubble does)."""
+
+    seconds: float
+    resource: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The price of one layout, per device and step. `terms` add up to `step_seconds`, `memory` to `peak_bytes`.
+
+    `low_seconds`: all communication perfectly hidden; `high_seconds`: none of it. `resources`: seconds by resource, the
+    bubble shared out over what the waiting stage waits for; they add up to the step, so shares are elasticities.
+    """
+
+    step_seconds: float
+    low_seconds: float
+    high_seconds: float
+    peak_bytes: float
+    terms: Mapping[str, Term]
+    resources: Mapping[str, float]
+    memory: Mapping[str, float]
+
+    @property
+    def elasticities(self) -> dict[str, float]:
+        """Resource -> its share of the step, largest first; the shares add up to 1."""
+        total = sum(self.resources.values())
+        ranked = sorted(self.resources.items(), key=lambda item: (-item[1], item[0]))
+        return {name: seconds / total for name, seconds in ranked}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prices:
+    """The prices of a table, one row a layout, per device and step; `estimate(row)` itemises one."""
+
+    table: LayoutTable
+    pricer: AnyPricer
+    step_seconds: np.ndarray
+    low_seconds: np.ndarray
+    high_seconds: np.ndarray
+    peak_bytes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.step_seconds)
+
+    def estimate(self, row: int) -> Estimate:
+        """One row with every term."""
+        return _estimate(self.pricer, self.table.take(slice(row, row + 1)))
+
+
+def price(workload: Workload, table: LayoutTable, target: Target) -> Prices:
+    """Price every row of a table for the workload on the target.
+
+    A step that is no transformer we know is priced from its trace (`autotune.price.traced`).
+    """
+    if workload.transformer is None:
+        from autotune.price.traced import traced_pricer
+
+        return price_table(traced_pricer(workload, target), table)
+    return price_transformer(workload.transformer, workload.sequences, workload.seq, workload.dtype, table, target)
+
+
+def price_transformer(
+    transformer: Transformer,
+    batch: int,
+    seq: int,
+    dtype: str,
+    table: LayoutTable,
+    target: Target,
+    assumptions: Assumptions | None = None,
+) -> Prices:
+    """Price every row of a table for `batch` sequences of `seq` tokens a step (whole mesh) on the target.
+
+    Rows are taken as they are: whether their sizes divide is for `autotune.meshes.legality` to say. `assumptions`: the
+    training stack; None: our own models as XLA compiles them for the target.
+    """
+    pricer = Pricer(
+        transformer=transformer,
+        batch=batch,
+        seq=seq,
+        dtype=dtype,
+        target=target,
+        assumptions=assumptions or assumptions_of(target.hardware, dtype),
+    )
+    return price_table(pricer, table)
+
+
+def price_table(pricer: AnyPricer, table: LayoutTable) -> Prices:
+    """All rows of the table, `CHUNK` at a time."""
+    totals = [np.empty(len(table)) for _ in range(4)]
+    prepared = pricer.prepare(table)
+    for begin in range(0, len(table), CHUNK):
+        rows = slice(begin, min(begin + CHUNK, len(table)))
+        ledger = pricer.ledger(table.take(rows), prepared, rows)
+        for total, values in zip(totals, ledger.totals(), strict=True):
+            total[rows] = values
+    step, low, high, peak = totals
+    return Prices(table=table, pricer=pricer, step_seconds=step, low_seconds=low, high_seconds=high, peak_bytes=peak)
+
+
+def estimate(
+    transformer: Transformer,
+    batch: int,
+    seq: int,
+    dtype: str,
+    layout: Layout,
+    target: Target,
+    assumptions: Assumptions | None = None,
+) -> Estimate:
+    """The price of one layout with every term; the same numbers as its row of `price.transformer`."""
+    table = LayoutTable.from_layouts([layout])
+    return price_transformer(transformer, batch, seq, dtype, table, target, assumptions).estimate(0)
+
+
+def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
+    ledger = pricer.ledger(table, pricer.prepare(table), slice(0, 1))
+    step, low, high, peak = (float(values[0]) for values in ledger.totals())
+    terms: dict[str, Term] = {}
+    for name, resource, seconds in ledger.terms():
+        before = terms[name].seconds if name in terms else 0.0
+        if seconds[0] or name in terms:
+            terms[name] = Term(seconds=before + float(seconds[0]), resource=resource)
+    return Estimate(
+        step_seconds=step,
+        low_seconds=low,
+        high_seconds=high,
+        peak_bytes=peak,
+        terms=dict(sorted(terms.items(), key=lambda item: -item[1].seconds)),
+        resources={name: float(seconds[0]) for name, seconds in ledger.resources().items() if seconds[0]},
+        memory={name: float(np.broadcast_to(values, 1)[0]) for name, values in ledger.memory.items()},
+    )

@@ -1,0 +1,175 @@
+"""The space of layouts with a verdict on each: illegal and why, or its closed-form price."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.meshes.hardware import Hardware
+from autotune.meshes.layout import REMAT, WORDS, Layout
+from autotune.meshes.legality import reject, reject_codes, rule_names
+from autotune.meshes.target import Target
+from autotune.price.price import Estimate, Prices, price
+from autotune.table import LayoutTable
+from autotune.workload.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PricedSpace:
+    """A LayoutTable with, for each row, the first rule it breaks (-1: legal) and its price.
+
+    `seconds` and `peak_bytes` are per device and step; of illegal rows they are what the closed form would say if the
+    cuts came out even.
+    """
+
+    workload: Workload
+    target: Target
+    table: LayoutTable
+    layouts: tuple[Layout, ...] | None
+    broken: np.ndarray
+    prices: Prices
+
+    @property
+    def legal(self) -> np.ndarray:
+        return self.broken < 0
+
+    @property
+    def seconds(self) -> np.ndarray:
+        return self.prices.step_seconds
+
+    @property
+    def peak_bytes(self) -> np.ndarray:
+        return self.prices.peak_bytes
+
+    def layout(self, row: int) -> Layout:
+        """One row as a Layout (the user's own, with its compiler options, where layouts were named)."""
+        return self.layouts[row] if self.layouts is not None else self.table.layout(row)
+
+    def row_of(self, layout: Layout) -> int:
+        """The row of a layout of this space; KeyError when it is not there."""
+        if self.layouts is not None:
+            return self.layouts.index(layout)
+        same = np.ones(len(self.table), dtype=bool)
+        wanted = LayoutTable.from_layouts([layout])
+        for name in LayoutTable.columns():
+            if name != "order":
+                same &= getattr(self.table, name) == getattr(wanted, name)[0]
+        for row in np.flatnonzero(same):
+            if self.table.orders[self.table.order[row]] == layout.order:
+                return int(row)
+        raise KeyError(str(layout))
+
+    def mesh_of(self, row: int) -> tuple[int, ...]:
+        """The axis sizes of a row."""
+        return tuple(int(getattr(self.table, name)[row]) for name in WORDS)
+
+    def price(self, row: int) -> Estimate:
+        """The price of one row with all its terms."""
+        return self.prices.estimate(row)
+
+    def rule_of(self, row: int) -> str:
+        """Name of the first rule an illegal row breaks."""
+        return rule_names()[int(self.broken[row])]
+
+    def why_illegal(self, row: int) -> str:
+        """The first rule an illegal row breaks, with its values."""
+        return why_illegal(self.workload, self.target, self.layout(row)) or self.rule_of(row)
+
+    def repriced(self, hardware: Hardware) -> Prices:
+        """The whole space priced on other hardware."""
+        return _price(self.workload, self.target, self.table, hardware)
+
+
+def price_space(
+    workload: Workload, target: Target, table: LayoutTable, layouts: Sequence[Layout] | None = None
+) -> PricedSpace:
+    """Judge and price every row of `table`; `layouts` are the same rows as the user named them."""
+    return PricedSpace(
+        workload=workload,
+        target=target,
+        table=table,
+        layouts=tuple(layouts) if layouts is not None else None,
+        broken=reject_codes(table, workload.transformer, workload.sequences, workload.seq, target),
+        prices=_price(workload, target, table, target.hardware),
+    )
+
+
+def why_illegal(workload: Workload, target: Target, layout: Layout) -> str | None:
+    """The first rule that `layout` breaks, in words with the values and the remedy; None when it breaks none."""
+    rejection = reject(layout, workload.transformer, workload.sequences, workload.seq, target)
+    return str(rejection) if rejection else None
+
+
+def _price(workload: Workload, target: Target, table: LayoutTable, hardware: Hardware) -> Prices:
+    return price(workload, table, dataclasses.replace(target, hardware=hardware))
+
+
+def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iterator[tuple[Layout, Estimate, str]]:
+    """Single changes to a layout that does not fit, or to its job, each taken as far as it needs to go to fit.
+
+    More recomputation, smaller pieces of the batch, a smaller batch, shorter sequences, more devices.
+    """
+    transformer = workload.transformer
+    if transformer is None:
+        return
+    base = _one(workload, target, layout)
+
+    def tell(words: str, changed: Workload, on: Target, other: Layout) -> tuple[Layout, Estimate, str] | None:
+        if why_illegal(changed, on, other):
+            return None
+        found = _one(changed, on, other)
+        if found.peak_bytes > on.hardware.capacity_bytes:
+            return None
+        change = found.step_seconds / changed.tokens / (base.step_seconds / workload.tokens) - 1
+        return (
+            other,
+            found,
+            f"{words} -> {found.peak_bytes / 2**30:.2f} GiB ({100 * change:+.0f} % time a token; priced)",
+        )
+
+    attempts: list[Iterator[tuple[str, Workload, Target, Layout]]] = [
+        (
+            (f"remat={name}", workload, target, dataclasses.replace(layout, remat=name))
+            for name in REMAT[REMAT.index(layout.remat) + 1 :]
+        ),
+        (
+            (f"accumulate={times * layout.accumulate}", workload, target,
+             dataclasses.replace(layout, accumulate=times * layout.accumulate))
+            for times in (2, 4, 8, 16, 32, 64)
+        ),
+        (("offload=optimizer", workload, target, dataclasses.replace(layout, offload="optimizer")) for _ in range(1)),
+        (
+            (f"batch {workload.sequences} -> {workload.sequences // by}", _resized(workload, workload.sequences // by, workload.seq), target, layout)  # noqa: E501
+            for by in (2, 4, 8, 16, 32, 64) if workload.sequences % by == 0
+        ),
+        (
+            (f"sequence {workload.seq} -> {workload.seq // by}", _resized(workload, workload.sequences, workload.seq // by), target, layout)  # noqa: E501
+            for by in (2, 4, 8, 16, 32, 64) if workload.seq % by == 0
+        ),
+    ]  # fmt: skip
+    for attempt in attempts:
+        for words, changed, on, other in attempt:
+            found = tell(words, changed, on, other)
+            if found is not None:
+                yield found
+                break
+    state = sum(base.memory.get(name, 0.0) for name in ("parameters", "gradients", "optimizer_state"))
+    whole = state * layout.fsdp * layout.tensor * layout.stage * layout.expert
+    least = math.ceil(whole / target.hardware.capacity_bytes)
+    if least > target.devices:
+        words = "parameters, gradients and optimizer state alone are"
+        yield layout, base, f"{least} devices of this kind or more: {words} {whole / 2**30:,.0f} GiB in all (priced)"
+
+
+def _one(workload: Workload, target: Target, layout: Layout) -> Estimate:
+    return price_space(workload, target, LayoutTable.from_layouts([layout]), [layout]).price(0)
+
+
+def _resized(workload: Workload, sequences: int, seq: int) -> Workload:
+    """The same step on another batch, to be priced only: its `build` still makes the old one."""
+    fields = {name: getattr(workload, name) for name in workload.__slots__}
+    return Workload.of(**fields | {"sequences": sequences, "seq": seq})

@@ -1,0 +1,191 @@
+"""Work of one pass (one microbatch) on one device, per layer and for the head: seconds of compute and bytes moved.
+
+Depends on a few columns of a layout only, so it is worked out once for each distinct piece of work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.efficiency import matmul_seconds
+from autotune.meshes.hardware import Hardware
+from autotune.meshes.transformer import Transformer
+from autotune.price.assumptions import Assumptions
+
+DTYPE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float8": 1.0, "int8": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matmul:
+    """Seconds of a group of matmuls: forward, gradient of the input, gradient of the weight."""
+
+    forward: np.ndarray
+    backward_input: np.ndarray
+    backward_weight: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One pass on one device; arrays over distinct pieces of work. Seconds and bytes of one layer unless named `head`.
+
+    `heads`, `out`, `hidden_in`, `hidden_out`: matmuls to heads, back from attention, into and out of the MLP.
+    `core_*`: attention's core: `_matmul` at the matmul rate, `_hbm` at the memory rate. `elementwise`: (forward,
+    backward) memory traffic. `launches`: (forward, backward) seconds of kernel launches.
+    `stream_bytes`: tokens x d_model in the compute dtype, not cut along `tensor`; `kv_bytes`: keys and values.
+    """
+
+    sequences: np.ndarray
+    tokens: np.ndarray
+    heads: Matmul
+    out: Matmul
+    hidden_in: Matmul
+    hidden_out: Matmul
+    core_matmul: tuple[np.ndarray, np.ndarray]
+    core_hbm: tuple[np.ndarray, np.ndarray]
+    elementwise: tuple[np.ndarray, np.ndarray]
+    launches: tuple[float, float]
+    head: Matmul
+    loss: tuple[np.ndarray, np.ndarray]
+    stream_bytes: np.ndarray
+    kv_bytes: np.ndarray
+    kept: dict[str, np.ndarray]
+    layer_work_bytes: np.ndarray
+    logit_bytes: np.ndarray
+
+
+def work_of(
+    transformer: Transformer,
+    seq: int,
+    dtype: str,
+    hardware: Hardware,
+    assumptions: Assumptions,
+    *,
+    sequences: np.ndarray,
+    tensor: np.ndarray,
+    context: np.ndarray,
+    expert: np.ndarray,
+    sequence_parallel: np.ndarray,
+) -> Work:
+    """The work of `sequences` sequences a device and pass, cut along `tensor`, `context` and `expert`."""
+    shape, traffic, saved = transformer, assumptions.traffic, assumptions.saved
+    width = DTYPE_BYTES[dtype]
+    scale = width / 2.0
+    hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
+    tokens = sequences * seq / context
+    heads = shape.heads / tensor
+    kv_heads = np.maximum(shape.kv_heads / tensor, 1.0)
+    d, h = float(shape.d_model), float(shape.head_dim)
+
+    def matmul(m, n, k, count=1.0) -> Matmul:
+        return Matmul(
+            forward=matmul_seconds(hardware, dtype, width, m, n, k, count),
+            backward_input=matmul_seconds(hardware, dtype, width, m, k, n, count),
+            backward_weight=matmul_seconds(hardware, dtype, width, k, n, m, count),
+        )
+
+    if assumptions.fused_qkv:
+        to_heads = matmul(tokens, (heads + 2 * kv_heads) * h, d)
+    else:
+        to_heads = _sum(matmul(tokens, heads * h, d), matmul(tokens, kv_heads * h, d, 2.0))
+    first = shape.mlp_matrices - 1
+    hidden = shape.d_ff / tensor
+    if shape.experts:
+        local = shape.experts / expert
+        each = tokens * shape.experts_per_token / local
+        hidden_in, hidden_out = matmul(each, hidden, d, first * local), matmul(each, d, hidden, local)
+        if shape.shared_experts:
+            shared = float(shape.shared_experts)
+            hidden_in = _sum(hidden_in, matmul(tokens, hidden, d, first * shared))
+            hidden_out = _sum(hidden_out, matmul(tokens, d, hidden, shared))
+        hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d))
+        copies = shape.experts_per_token + shape.shared_experts
+    else:
+        hidden_in, hidden_out = matmul(tokens, hidden, d, float(first)), matmul(tokens, d, hidden)
+        copies = 1
+
+    scores = sequences * heads * (seq / context) * seq
+    # The last of `context` shards sees nearly all of the sequence: it sets the pace.
+    seen = 1.0 - 0.5 / context if shape.kind == "decoder" else np.ones_like(tokens)
+    peak = hardware.peak(dtype)
+    if assumptions.flash:
+        counted = scores * h * (seen if assumptions.skips_masked else 1.0)
+        core = tuple(
+            flops * counted / (peak * share)
+            for flops, share in zip((4.0, 10.0), assumptions.flash_efficiency, strict=True)
+        )
+        core_hbm = (np.zeros_like(tokens), np.zeros_like(tokens))
+        kernels = (1.0, 2.0)
+    else:
+        # scores = q k^T and probabilities x v; backward two matmuls for each
+        length = seq / context
+        batches = sequences * heads
+        one_way = matmul_seconds(hardware, dtype, width, length, float(seq), h, batches)
+        other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
+        core = (one_way + other_way, 2.0 * (one_way + other_way))
+        forward_bytes, backward_bytes = traffic.scores
+        core_hbm = (scores * scale * forward_bytes / hbm, scores * scale * backward_bytes / hbm)
+        kernels = (4.0, 8.0)
+    cut = np.where(sequence_parallel > 0, tensor, 1)
+    gate = first - 1
+    elements = (tokens * d / cut, tokens * (heads + 2 * kv_heads) * h, tokens * copies * hidden)
+    elementwise = tuple(
+        scale
+        * (
+            elements[0] * traffic.stream[way]
+            + elements[1] * traffic.heads[way]
+            + elements[2] * (traffic.hidden[way] + gate * traffic.gate[way])
+        )
+        / hbm
+        for way in (0, 1)
+    )
+    matmuls = (1.0 if assumptions.fused_qkv else 3.0) + 1.0 + shape.mlp_matrices
+    launches = tuple(
+        (traffic.kernels[way] + kernels[way] + (1.0 + way) * matmuls) * hardware.launch_seconds for way in (0, 1)
+    )
+    logits = tokens * (shape.vocab / (1.0 if assumptions.gathers_logits else tensor))
+    kept = {
+        "input": 2.0 * tokens * d / cut,
+        "stream": saved.stream * tokens * d / cut,
+        "whole": saved.whole * tokens * d / (cut if assumptions.gathers_again else 1.0),
+        "heads": saved.heads * elements[1],
+        "context": saved.context * tokens * heads * h + saved.statistics * tokens * heads,
+        "outputs": 2.0 * tokens * d / cut,
+        "scores": saved.scores * scores,
+        "hidden_in": 2.0 * first * elements[2],
+        "hidden_rest": (saved.hidden + gate * saved.gate) * elements[2],
+    }
+    return Work(
+        sequences=sequences,
+        tokens=tokens,
+        heads=to_heads,
+        out=matmul(tokens, d, heads * h),
+        hidden_in=hidden_in,
+        hidden_out=hidden_out,
+        core_matmul=core,  # type: ignore[arg-type]
+        core_hbm=core_hbm,  # type: ignore[arg-type]
+        elementwise=elementwise,  # type: ignore[arg-type]
+        launches=launches,  # type: ignore[arg-type]
+        head=matmul(tokens, shape.vocab / tensor, d),
+        loss=tuple(scale * bytes_each * logits / hbm for bytes_each in traffic.logits),  # type: ignore[arg-type]
+        stream_bytes=width * tokens * d,
+        kv_bytes=width * 2 * tokens * kv_heads * h,
+        kept={name: scale * value for name, value in kept.items()},
+        layer_work_bytes=scale
+        * (
+            4.0 * tokens * d
+            + 2.0 * elements[1]
+            + 4.0 * first * elements[2]
+            + (saved.scores + 4.0) * scores * (not assumptions.flash)
+        ),  # noqa: E501
+        logit_bytes=scale * saved.logits * logits,
+    )
+
+
+def _sum(a: Matmul, b: Matmul) -> Matmul:
+    return Matmul(
+        forward=a.forward + b.forward,
+        backward_input=a.backward_input + b.backward_input,
+        backward_weight=a.backward_weight + b.backward_weight,
+    )

@@ -1,0 +1,1 @@
+"""Walks a Program on a machine: seconds by resource."""

@@ -1,0 +1,59 @@
+"""How long one instruction keeps the core busy, and which of its resources is to blame."""
+
+from __future__ import annotations
+
+from autotune.meshes.hardware import Hardware
+from autotune.program import Compute
+from autotune.replay.attention_cost import attention_cycles
+from autotune.replay.cycle_residuals import PASSES, credible_seconds
+
+CORE_MARGIN = 1.5
+"""When the time exceeds both FLOPs/peak and bytes/bandwidth by this factor, it belongs to `core`: vector work, layout
+changes, waiting inside the op. A good matmul sits near 1.2 (84 % of peak)."""
+
+
+def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tuple[tuple[tuple[str, str], float], ...]:
+    """((resource, detail), seconds) pairs of one execution on one device; they add up to its time.
+
+    With the compiler's cycles (of attention kernels: its schedule's): cycles / clock x what such work was measured to
+    take beside them; a pass over memory not less than its bytes take at the achieved bandwidth. Without: the longer of
+    FLOPs at the achieved matmul rate and bytes at the achieved memory bandwidth (the hardware file says what each is
+    achieved from). A launch is added where kernels are launched one by one (GPU, CPU thunks).
+    `bound`: "expected", or the "low" or "high" end of what the microbenchmarks leave open.
+    """
+    flop_seconds = op.flops / hardware.peak(op.dtype) if op.flops and op.dtype else 0.0
+    byte_seconds = op.hbm_bytes / hardware.hbm_bytes_per_second
+    parts: tuple[tuple[tuple[str, str], float], ...] = ()
+    cycles = op.cycles
+    if cycles is None and op.kernel == "attention" and hardware.platform == "tpu":
+        cycles = attention_cycles(op, hardware)
+    if cycles is not None and hardware.clock_hz is not None:
+        plain = flop_seconds * hardware.faster.get("matmul", 1.0) / hardware.matmul_efficiency
+        told = credible_seconds(op.kernel, hardware.name, cycles / hardware.clock_hz, plain, bound)
+        parts = _from_cycles(op, hardware, told, flop_seconds, byte_seconds)
+    elif flop_seconds or byte_seconds:
+        flop_seconds /= hardware.matmul_efficiency
+        byte_seconds /= hardware.hbm_efficiency
+        parts = (((_longer(flop_seconds, byte_seconds), op.kernel), max(flop_seconds, byte_seconds)),)
+    if hardware.launch_seconds:
+        parts += ((("latency", "launch"), hardware.launch_seconds),)
+    return parts
+
+
+def _from_cycles(
+    op: Compute, hardware: Hardware, told: float, flop_seconds: float, byte_seconds: float
+) -> tuple[tuple[tuple[str, str], float], ...]:
+    """The cycles are the compiler's, so is the blame: on hardware made faster by `scale`, judge at the old rates."""
+    asked_flops = flop_seconds * hardware.faster.get("matmul", 1.0)
+    asked_bytes = byte_seconds * hardware.faster.get("hbm", 1.0)
+    seconds = max(told, asked_flops, asked_bytes / hardware.hbm_efficiency if op.kernel in PASSES else 0.0)
+    if not seconds:
+        return ()
+    core = seconds > CORE_MARGIN * max(asked_flops, asked_bytes)
+    resource = "core" if core else _longer(asked_flops, asked_bytes)
+    seconds = max(seconds / hardware.faster.get(resource, 1.0), min(seconds, max(flop_seconds, byte_seconds)))
+    return (((resource, op.kernel), seconds),)
+
+
+def _longer(flop_seconds: float, byte_seconds: float) -> str:
+    return "matmul" if flop_seconds >= byte_seconds else "hbm"

@@ -1,0 +1,1 @@
+"""What the search found: JSON, terminal and HTML."""

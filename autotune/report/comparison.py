@@ -1,0 +1,95 @@
+"""Two layouts side by side: where the seconds and the bytes went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autotune.replay.replay import LedgerRow
+from autotune.report.report import Report, Row, row_to_json
+from autotune.report.text import bytes_text, seconds_text
+
+
+def seconds_by_resource(first: Row, second: Row) -> dict[str, tuple[float, float]]:
+    """Critical-path seconds of each resource in both layouts, the largest difference first."""
+    assert first.evidence is not None and second.evidence is not None
+    a, b = first.evidence.prediction.by_resource(), second.evidence.prediction.by_resource()
+    both = {name: (a.get(name, 0.0), b.get(name, 0.0)) for name in {*a, *b}}
+    return dict(sorted(both.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), item[0])))
+
+
+def bytes_by_collective(
+    first: Row, second: Row
+) -> dict[tuple[str, str, str], tuple[LedgerRow | None, LedgerRow | None]]:
+    """The ledger lines of both layouts by (axis, tier, kind), the largest difference in bytes sent first."""
+    assert first.evidence is not None and second.evidence is not None
+    a, b = (
+        {(line.axis, line.tier, line.kind): line for line in row.evidence.prediction.ledger}
+        for row in (first, second)
+        if row.evidence
+    )
+    both = {key: (a.get(key), b.get(key)) for key in {*a, *b}}
+
+    def sent(line: LedgerRow | None) -> float:
+        return line.wire_bytes if line else 0.0
+
+    return dict(sorted(both.items(), key=lambda item: (-abs(sent(item[1][1]) - sent(item[1][0])), item[0])))
+
+
+def comparison_to_json(report: Report, first: Row, second: Row) -> dict[str, Any]:
+    """Both rows, and the differences by resource and by memory category; null where one did not compile."""
+    both = first.evidence is not None and second.evidence is not None
+    return {
+        "schema": 1,
+        "target": report.target.name,
+        "workload": report.workload,
+        "first": row_to_json(report, first),
+        "second": row_to_json(report, second),
+        "seconds": {name: list(pair) for name, pair in seconds_by_resource(first, second).items()} if both else None,
+        "memory_bytes": {name: list(pair) for name, pair in _memory(first, second).items()} if both else None,
+    }
+
+
+def render_comparison(report: Report, first: Row, second: Row) -> RenderableType:
+    """The screen of `compare`."""
+    if first.evidence is None or second.evidence is None:
+        failed = [row for row in (first, second) if row.evidence is None]
+        return Text("\n".join(f"{row.layout}: {row.status}: {row.reason}" for row in failed))
+    head = f"{report.workload} on {report.target.name}, per device and step (compiled)"
+    head += f"\nA = {first.layout}\nB = {second.layout}"
+    seconds = _table("seconds on the critical path", "resource")
+    _line(seconds, "step", first.step_seconds, second.step_seconds, seconds_text)
+    for name, pair in seconds_by_resource(first, second).items():
+        _line(seconds, name, *pair, seconds_text)
+    traffic = _table("bytes one device sends", "collective")
+    for (axis, tier, kind), (a, b) in bytes_by_collective(first, second).items():
+        count = f"{a.count if a else 0} / {b.count if b else 0}"
+        name = f"{kind} {axis}@{tier} (x {count})"
+        _line(traffic, name, a.wire_bytes if a else 0.0, b.wire_bytes if b else 0.0, bytes_text)
+    memory = _table("memory at the peak", "category")
+    _line(memory, "peak", first.peak_bytes, second.peak_bytes, bytes_text)
+    for name, pair in _memory(first, second).items():
+        _line(memory, name, *pair, bytes_text)
+    return Group(Text(head), seconds, traffic, memory)
+
+
+def _memory(first: Row, second: Row) -> dict[str, tuple[int, int]]:
+    assert first.evidence is not None and second.evidence is not None
+    a, b = first.evidence.memory.by_category, second.evidence.memory.by_category
+    return {name: (a.get(name, 0), b.get(name, 0)) for name in dict.fromkeys((*a, *b))}
+
+
+def _table(title: str, what: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(what)
+    for name in ("A", "B", "B - A"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _line(table: Table, name: str, a: float | None, b: float | None, text) -> None:
+    change = "-" if a is None or b is None else ("+" if b >= a else "-") + text(abs(b - a))
+    table.add_row(name, text(a), text(b), change)

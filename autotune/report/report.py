@@ -1,0 +1,226 @@
+"""The outcome of a search as one value, and as the JSON that others read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.evidence import Evidence
+from autotune.limits import KeptOut, Limit
+from autotune.measure.measure import Measurement
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target
+from autotune.plan.plan import Plan
+from autotune.price.price import Estimate
+
+STATUSES = ("measured", "compiled", "priced", "oom", "illegal", "failed", "timeout")
+
+
+class NoPlanFits(Exception):
+    """Nothing in the space can run; carries the Report that says why."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"no layout of {report.workload} fits {report.target.name}")
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One layout and all that is known of it; what was not done is None.
+
+    `reason` says why an illegal, oom, failed or timeout row is one, and why a runner-up lost.
+    `mfu` and `tokens_per_second_per_device` follow from the best number there is: measured, else compiled, else priced.
+    """
+
+    layout: Layout
+    status: str
+    reason: str | None
+    price: Estimate | None
+    evidence: Evidence | None
+    measurement: Measurement | None
+    peak_bytes: float | None
+    mfu: float | None
+    tokens_per_second_per_device: float | None
+    limit: Limit | None
+    elasticities: Mapping[str, float]
+    losses_seconds: Mapping[str, float | None]
+    log: str | None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The best number there is: measured, else compiled, else priced."""
+        if self.measurement is not None:
+            return self.measurement.median_seconds
+        if self.evidence is not None:
+            return self.evidence.prediction.step_seconds
+        return self.price.step_seconds if self.price else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Omitted:
+    """Layouts that are not listed, counted by the reason."""
+
+    reason: str
+    count: int
+    best_step_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Every layout of the space, listed or counted: `counts` by final status adds up to the space.
+
+    `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those
+    that can run first. `prices`: fraction of the step time saved when a resource is `limits.ARC` times as good and the
+    layout is chosen again. `notes`: doubts that concern the whole report.
+    """
+
+    workload: str
+    target: Target
+    tokens: int
+    named: tuple[Layout, ...]
+    rows: tuple[Row, ...]
+    omitted: tuple[Omitted, ...]
+    counts: Mapping[str, int]
+    prices: Mapping[str, float]
+    kept_out: KeptOut | None
+    closest: Row | None
+    remedies: tuple[Row, ...]
+    tied: tuple[str, ...]
+    rank_correlation: float | None
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    plan_or_none: Plan | None
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """Rows that can run, best first."""
+        return tuple(row for row in self.rows if row.status in ("measured", "compiled", "priced"))
+
+    def best(self) -> Row:
+        """The chosen row. Raises NoPlanFits carrying this report when nothing can run."""
+        if not self.ranked:
+            raise NoPlanFits(self)
+        return self.ranked[0]
+
+    @property
+    def plan(self) -> Plan:
+        """What a codebase takes home. Raises NoPlanFits when nothing can run."""
+        if self.plan_or_none is None:
+            raise NoPlanFits(self)
+        return self.plan_or_none
+
+
+def layout_to_json(layout: Layout) -> dict[str, Any]:
+    """The layout as the JSON of rows and plans has it."""
+    return {
+        "axes": layout.axes,
+        "dcn_axes": layout.dcn_axes,
+        "zero": layout.zero,
+        "remat": layout.remat,
+        "accumulate": layout.accumulate,
+        "microbatches": layout.microbatches,
+        "schedule": layout.schedule,
+        "virtual_stages": layout.virtual_stages,
+        "sequence_parallel": layout.sequence_parallel,
+        "context_attention": layout.context_attention,
+        "offload": layout.offload,
+        "order": list(layout.order),
+        "compiler_options": dict(layout.compiler_options),
+    }
+
+
+def row_to_json(report: Report, row: Row) -> dict[str, Any]:
+    """One row; unknown is null, never 0. Seconds and bytes are per device and step."""
+    evidence, price, measured = row.evidence, row.price, row.measurement
+    prediction = evidence.prediction if evidence else None
+    chosen = report.ranked[:1] == (row,)
+    kept_out = report.kept_out if chosen else None
+    return {
+        "layout": layout_to_json(row.layout),
+        "text": str(row.layout),
+        "status": row.status,
+        "reason": row.reason,
+        "step_seconds": {
+            "priced": price.step_seconds if price else None,
+            "priced_low": price.low_seconds if price else None,
+            "priced_high": price.high_seconds if price else None,
+            "compiled": prediction.step_seconds if prediction else None,
+            "compiled_low": prediction.low_seconds if prediction else None,
+            "compiled_high": prediction.high_seconds if prediction else None,
+            "measured": measured.median_seconds if measured else None,
+            "measured_spread": measured.spread_seconds if measured else None,
+            "measured_samples": measured.samples if measured else None,
+        },
+        "mfu": row.mfu,
+        "tokens_per_second_per_device": row.tokens_per_second_per_device,
+        "peak_bytes": row.peak_bytes,
+        "peak_bytes_priced": price.peak_bytes if price else None,
+        "capacity_bytes": report.target.hardware.capacity_bytes,
+        "memory": dict(evidence.memory.by_category) if evidence else (dict(price.memory) if price else None),
+        "binding": {
+            "resource": row.limit.resource,
+            "elasticity": row.limit.elasticity,
+            "runner_up": row.limit.runner_up,
+            "margin": row.limit.margin,
+        }
+        if row.limit
+        else None,
+        "kept_out_by": {
+            "constraint": kept_out.constraint if kept_out else None,
+            "gain": kept_out.gain if kept_out else None,
+            "layout": kept_out.layout if kept_out else None,
+        },
+        "elasticities": dict(row.elasticities),
+        "prices": dict(report.prices) if chosen else None,
+        "losses_seconds": dict(row.losses_seconds),
+        "losses": [dataclasses.asdict(loss) for loss in evidence.losses] if evidence else None,
+        "collectives": [
+            {
+                "axis": line.axis,
+                "tier": line.tier,
+                "kind": line.kind,
+                "count": line.count,
+                "payload_bytes": line.payload_bytes,
+                "wire_bytes": line.wire_bytes,
+                "seconds": line.seconds,
+                "exposed_seconds": line.exposed_seconds,
+            }
+            for line in prediction.ledger
+        ]
+        if prediction
+        else None,
+        "terms_priced": {
+            name: {"seconds": term.seconds, "resource": term.resource} for name, term in price.terms.items()
+        }
+        if price
+        else None,
+        "compile_seconds": evidence.compile_seconds if evidence else None,
+        "warnings": list(evidence.warnings) if evidence else [],
+        "log": row.log,
+    }
+
+
+def report_to_json(report: Report) -> dict[str, Any]:
+    """The one JSON document of `tune --json`."""
+    ranked = report.ranked
+    return {
+        "schema": 1,
+        "target": report.target.name,
+        "devices": report.target.devices,
+        "workload": report.workload,
+        "best": row_to_json(report, ranked[0]) if ranked else None,
+        "rows": [row_to_json(report, row) for row in report.rows],
+        "omitted": [
+            {"reason": item.reason, "count": item.count, "best_step_seconds": item.best_step_seconds}
+            for item in report.omitted
+        ],
+        "counts": dict(report.counts),
+        "closest": row_to_json(report, report.closest) if report.closest else None,
+        "remedies": [row_to_json(report, row) for row in report.remedies],
+        "tied": list(report.tied),
+        "rank_correlation": report.rank_correlation,
+        "notes": list(report.notes),
+        "seconds": dict(report.seconds),
+    }

@@ -1,0 +1,69 @@
+"""A sharding for arrays that nobody annotated: tensor parallelism along axes between two matmuls, FSDP for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autotune.partition import Name
+from autotune.workload.dimensions import dimensions_of
+
+
+def guess_names(jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int]) -> dict[str, tuple[Name, ...]]:
+    """Mesh axes for each dimension of each parameter.
+
+    `parameters`: path -> which input of the jaxpr it is; `batch`: the inputs whose first dimension is the batch.
+
+    Cutting an axis saves the matmuls along it and costs a reduction of every matmul result that was summed over it.
+    Axes with the most FLOPs saved per element reduced go to `tensor`, as long as no parameter is cut twice: in a
+    transformer these are MLP width, heads and vocabulary (as in Megatron-LM, arXiv 1909.08053). `fsdp` cuts the
+    largest dimension left of every matrix.
+    """
+    found, inputs = dimensions_of(jaxpr)
+    axis = found.axis
+    data = {axis(dimension) for index in batch for dimension in inputs[index][:2]}
+    stacked = {axis(dimension) for dimension in found.stacked}
+    saved: dict[int, float] = {}
+    reduced: dict[int, float] = {}
+    for contraction in found.contractions:
+        summed = {axis(dimension) for dimension in contraction.summed}
+        result = {axis(dimension) for dimension in contraction.result}
+        for one in summed | result:
+            saved[one] = saved.get(one, 0.0) + contraction.flops
+        for one in summed - result:
+            reduced[one] = reduced.get(one, 0.0) + contraction.result_elements
+    arrays = {path: [axis(dimension) for dimension in inputs[index]] for path, index in parameters.items()}
+    shapes = {path: jaxpr.invars[index].aval.shape for path, index in parameters.items()}
+    candidates = {one for axes in arrays.values() for one in axes} & saved.keys() - data - stacked
+    chosen: set[int] = set()
+    for one in sorted(candidates, key=lambda one: (-saved[one] / max(reduced.get(one, 0.0), 1.0), one)):
+        if all(sum(each in chosen or each == one for each in axes) <= 1 for axes in arrays.values()):
+            chosen.add(one)
+    names = {}
+    for path, axes in arrays.items():
+        cut: list[Name] = ["tensor" if one in chosen else None for one in axes]
+        free = [index for index, one in enumerate(axes) if one not in chosen and one not in stacked]
+        matrix = sum(one not in stacked for one in axes) >= 2
+        if matrix and free:
+            # A dimension that some matmul sums over, rather than one that is only looked up (a vocabulary).
+            cut[max(free, key=lambda index: (axes[index] in saved, shapes[path][index], -index))] = "fsdp"
+        names[path] = tuple(cut)
+    return names
+
+
+def describe(names: Mapping[str, tuple[Name, ...]], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """What was guessed and how to pin it, largest arrays first; the small fry counted."""
+    ranked = sorted(names, key=lambda path: (-math.prod(shapes[path]), path))
+    lines = [
+        f"guessed: {path} {list(shapes[path])} is cut over {_words(names[path])}; "
+        f"pin it with rules=[(r'{path}$', {names[path]!r})]"
+        for path in ranked[:8]
+    ]
+    if len(ranked) > 8:
+        lines.append(f"guessed: {len(ranked) - 8} smaller arrays likewise; workload.partition lists them all")
+    return tuple(lines)
+
+
+def _words(names: tuple[Name, ...]) -> str:
+    return "(" + ", ".join(str(name) if name else "-" for name in names) + ")"

@@ -1,0 +1,368 @@
+"""A user's step function as a Step on any mesh: adapted to (state, batch) -> (state, metrics), shapes cut by names."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.core.spmd import logical_axis_rules
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from autotune.meshes.layout import AXES, Layout
+from autotune.meshes.step import Step
+from autotune.partition import MESH_NAMES, Leaf, Partition
+from autotune.user_code import user_code
+from autotune.workload.leaves import map_leaves, path_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """The user's step in our shape. `function(state, batch) -> (state, metrics)` is pure; `state` and `batch` are trees
+    of `jax.ShapeDtypeStruct`; `initialise()` makes a real state, None when the user gave only shapes. `in_place`: the
+    user's own step changes NNX objects."""
+
+    function: Callable[[Any, Any], tuple[Any, Any]]
+    state: Any
+    batch: Any
+    initialise: Callable[[], Any] | None
+    in_place: bool
+
+
+def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> Adapted:
+    """Read what the user gave: `state` is an abstract or real tree, NNX objects, or a function that makes them.
+
+    NNX objects are split; their step may change them in place. `step` takes (state, batch), or the parts of a tuple
+    `state` one by one and then the batch; it returns the new state and metrics in either order, or the state alone.
+    """
+    if not callable(step):
+        raise ValueError(f"workload: step={step!r} must be a function")
+    if _is_factory(batch):
+        with user_code("making the batch"):
+            batch = jax.eval_shape(batch)
+    batch = abstract(batch)
+    if not jax.tree.leaves(batch):
+        raise ValueError("workload: batch has no arrays")
+    pure = _PureState(make=state if _is_factory(state) else None, made=state)
+    if pure.make is None:
+        tree = abstract(pure())
+    else:
+        with user_code("making the state"), tracing(explicit):
+            tree = jax.eval_shape(pure)
+    if not jax.tree.leaves(tree):
+        raise ValueError("workload: state has no arrays")
+    spread = _spreads(step, pure.parts)
+    call: Callable[[Any, Any], tuple[Any, Any]] = _TreeStep(step=step, spread=spread)
+    if pure.graph is not None:
+        call = _ObjectStep(step=step, graph=pure.graph, spread=spread)
+    initialise = _Initialise(make=pure.make) if pure.make is not None else None
+    in_place = pure.graph is not None
+    return Adapted(function=call, state=tree, batch=batch, initialise=initialise, in_place=in_place)
+
+
+class _PureState:
+    """Calling it gives the state as a tree of arrays; `graph` is then what NNX objects are beside their arrays (None
+    for a state without such objects), and `parts` how many things a tuple state has."""
+
+    def __init__(self, make: Callable[[], Any] | None, made: Any) -> None:
+        self.make, self.made = make, made
+        self.graph: Any = None
+        self.parts = 1
+
+    def __call__(self) -> Any:
+        # Without a mesh of the user's own to live on, an annotated NNX variable must not ask for one when it is made.
+        with nnx.use_eager_sharding(False):
+            made = self.make() if self.make is not None else self.made
+        self.parts = len(made) if type(made) is tuple else 1
+        if not _holds_objects(made):
+            return made
+        self.graph, tree = nnx.split(made)
+        return tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class _Initialise:
+    """Makes the user's real initial state, as a tree of arrays."""
+
+    make: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        return _PureState(self.make, None)()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class _ObjectStep:
+    """A step over NNX objects, which it may change in place."""
+
+    step: Callable[..., Any]
+    graph: Any
+    spread: bool
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        objects = nnx.merge(self.graph, state)
+        arguments = objects if self.spread else (objects,)
+        with user_code("the step"):
+            metrics = self.step(*arguments, batch)
+        return nnx.state(objects), metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class _TreeStep:
+    """A pure step over a tree."""
+
+    step: Callable[..., Any]
+    spread: bool
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        arguments = state if self.spread else (state,)
+        with user_code("the step"):
+            result = self.step(*arguments, batch)
+        return split_result(result, state)
+
+
+def split_result(result: Any, state: Any) -> tuple[Any, Any]:
+    """(new state, metrics) out of whatever order the step returns them in; ValueError when no part is a state."""
+    wanted: Any = jax.tree.structure(state)
+
+    def fits(tree: Any) -> bool:
+        return bool(jax.tree.structure(tree) == wanted)
+
+    if fits(result):
+        return result, ()
+    if isinstance(result, tuple) and result:
+        if fits(result[0]):
+            return result[0], result[1:]
+        if fits(result[-1]):
+            return result[-1], result[:-1]
+        if type(state) is tuple:
+            size = len(state)
+            if fits(result[:size]):
+                return result[:size], result[size:]
+            if fits(result[-size:]):
+                return result[-size:], result[:-size]
+    raise ValueError(
+        f"workload: the step returns {_shape_of(result)}; it must return the new state, built like the one it takes "
+        f"({_shape_of(state)}), and metrics"
+    )
+
+
+def abstract(tree: Any) -> Any:
+    """The tree with `jax.ShapeDtypeStruct` in place of arrays."""
+
+    def shape(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            sharding = getattr(leaf, "sharding", None)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding if _named(sharding) else None)
+        return jax.eval_shape(lambda: jnp.asarray(leaf))
+
+    return jax.tree.map(shape, tree)
+
+
+@contextlib.contextmanager
+def tracing(explicit: bool, names: tuple[str, ...] = ()) -> Iterator[None]:
+    """A mesh of one device that has every axis name a step may use, so that any step can be traced without devices."""
+    every = tuple(dict.fromkeys((*AXES, *MESH_NAMES, *names)))
+    kind = AxisType.Explicit if explicit else AxisType.Auto
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,) * len(every), every, axis_types=(kind,) * len(every))):
+        yield
+
+
+def trace(adapted: Adapted, explicit: bool, names: tuple[str, ...]) -> Any:
+    """The ClosedJaxpr of the step; checks that the new state is built like the old one."""
+    state, batch = unplaced(adapted.state), unplaced(adapted.batch)
+    with tracing(explicit, names):
+        closed, out = jax.make_jaxpr(adapted.function, return_shape=True)(state, batch)
+    for (path, old), new in zip(
+        jax.tree_util.tree_flatten_with_path(adapted.state)[0], jax.tree.leaves(out[0]), strict=True
+    ):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise ValueError(
+                f"workload: the step turns {path_of(path)} from {old.dtype}{list(old.shape)} into "
+                f"{new.dtype}{list(new.shape)}; a state must keep its shapes"
+            )
+    return closed
+
+
+def unplaced(tree: Any) -> Any:
+    """Shapes without their shardings."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type), tree)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class Builder:
+    """`build(layout, mesh)` of a step that does not depend on the layout: only the cut of its arrays does."""
+
+    adapted: Adapted
+    partition: Partition
+
+    def __call__(self, layout: Layout, mesh: Any) -> Step:
+        problem = self.partition.problem(layout)
+        if problem:
+            raise ValueError(f"layout {layout}: {problem}")
+        mesh = renamed(mesh, self.partition)
+        state = map_leaves(
+            lambda path, leaf: _placed(leaf, self.partition.state[path], self.partition, layout, mesh),
+            self.adapted.state,
+        )
+        batch = map_leaves(
+            lambda path, leaf: _placed(leaf, self.partition.batch[path], self.partition, layout, mesh),
+            self.adapted.batch,
+        )
+        chosen = [index for index, one in enumerate(self.partition.state.values()) if one.role == "parameters"]
+        return Step(
+            function=_WithRules(function=self.adapted.function, rules=flax_rules(self.partition, layout)),
+            mesh=mesh,
+            state=state,
+            batch=batch,
+            initialise=lambda seed: _initial(self.adapted, self.partition, state, seed),
+            make_batch=_random(batch, 1.0),
+            parameters=lambda tree: [jax.tree.leaves(tree)[index] for index in chosen],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class _WithRules:
+    """Flax's own logical constraints inside the step find the layout's rules."""
+
+    function: Callable[[Any, Any], tuple[Any, Any]]
+    rules: tuple[tuple[str, Any], ...]
+
+    @property
+    def __name__(self) -> str:
+        """What JAX calls the program."""
+        return "step"
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        with logical_axis_rules(self.rules):
+            return self.function(state, batch)
+
+
+def flax_rules(partition: Partition, layout: Layout) -> tuple[tuple[str, Any], ...]:
+    """The logical rules of a layout as Flax takes them, in the mesh's own names."""
+    rules = dict(partition.rules) | dict(layout.rules)
+    own = partition.mesh_names
+    return tuple((name, tuple(own.get(axis, axis) for axis in axes) or None) for name, axes in rules.items())
+
+
+def renamed(mesh: Any, partition: Partition) -> Any:
+    """The same devices under the names that the step itself uses."""
+    kind = AxisType.Explicit if partition.explicit else AxisType.Auto
+    names = tuple(partition.mesh_names.get(name, name) for name in mesh.axis_names)
+    if names == mesh.axis_names and all(one == kind for one in mesh.axis_types):
+        return mesh
+    return Mesh(mesh.devices, names, axis_types=(kind,) * len(names))
+
+
+def partition_spec(partition: Partition, leaf: Leaf, layout: Layout) -> PartitionSpec:
+    """The cut of one array in the mesh's own names."""
+    parts = []
+    for axes in partition.cut(leaf, layout):
+        own = tuple(partition.mesh_names.get(axis, axis) for axis in axes)
+        parts.append(own[0] if len(own) == 1 else own or None)
+    return PartitionSpec(*parts)
+
+
+def _placed(leaf: Any, named: Leaf, partition: Partition, layout: Layout, mesh: Any) -> jax.ShapeDtypeStruct:
+    sharding = NamedSharding(mesh, partition_spec(partition, named, layout))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type)
+
+
+def _initial(adapted: Adapted, partition: Partition, state: Any, seed: int) -> Any:
+    """The user's own initial state, made where it will live; else small random parameters and zeros."""
+    leaves, structure = jax.tree.flatten(state)
+    if adapted.initialise is not None:
+        make = adapted.initialise
+        # As a list: made anew, a tree can differ in what it carries beside its arrays (the functions of a TrainState).
+        flat = jax.jit(lambda: jax.tree.leaves(make()), out_shardings=[leaf.sharding for leaf in leaves])
+        with user_code("making the state"), jax.set_mesh(leaves[0].sharding.mesh):
+            return jax.tree.unflatten(structure, flat())
+    roles = [leaf.role for leaf in partition.state.values()]
+    chosen = [leaf for leaf, role in zip(leaves, roles, strict=True) if role == "parameters"]
+    made = iter(_random(chosen, 0.02)(seed))
+    zeros = iter(_zeros([leaf for leaf, role in zip(leaves, roles, strict=True) if role != "parameters"]))
+    return jax.tree.unflatten(structure, [next(made if role == "parameters" else zeros) for role in roles])
+
+
+def _zeros(leaves: list[Any]) -> list[Any]:
+    if not leaves:
+        return []
+
+    def make() -> list[Any]:
+        return [
+            jax.random.split(jax.random.key(0), leaf.shape)
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) and leaf.shape
+            else jax.random.key(0)
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else jnp.zeros(leaf.shape, leaf.dtype)
+            for leaf in leaves
+        ]
+
+    return jax.jit(make, out_shardings=[leaf.sharding for leaf in leaves])()
+
+
+def _random(tree: Any, scale: float) -> Callable[[int], Any]:
+    """Makes such a tree from a seed: normal floats, small whole numbers (0 or 1: valid as any index), False."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def draw(key: Any) -> list[Any]:
+        keys = jax.random.split(key, len(leaves))
+        return [_random_array(one, leaf, scale) for one, leaf in zip(keys, leaves, strict=True)]
+
+    program = jax.jit(draw, out_shardings=[leaf.sharding for leaf in leaves])
+
+    def make(seed: int) -> Any:
+        with jax.set_mesh(leaves[0].sharding.mesh):
+            return jax.tree.unflatten(structure, program(jax.random.key(seed)))
+
+    return make
+
+
+def _random_array(key: Any, leaf: Any, scale: float) -> Any:
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return (scale * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        return jax.random.randint(key, leaf.shape, 0, 2).astype(leaf.dtype)
+    return jnp.zeros(leaf.shape, leaf.dtype)
+
+
+def _named(sharding: Any) -> bool:
+    return isinstance(sharding, NamedSharding)
+
+
+def _is_factory(state: Any) -> bool:
+    return callable(state) and jax.tree_util.all_leaves([state])
+
+
+def _holds_objects(state: Any) -> bool:
+    parts = state if isinstance(state, (tuple, list)) else (state,)
+    return any(isinstance(part, nnx.Pytree) for part in parts)
+
+
+def _spreads(step: Callable[..., Any], parts: int) -> bool:
+    """Whether the step takes the parts of a tuple state one by one: (model, optimizer, batch)."""
+    try:
+        given = inspect.signature(step).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [one for one in given if one.kind in kinds and one.default is inspect.Parameter.empty]
+    if parts > 1 and len(needed) == parts + 1:
+        return True
+    if len(needed) != 2:
+        raise ValueError(
+            f"workload: the step takes {len(needed)} arguments; it must take (state, batch)"
+            + (f", or the {parts} parts of the state and then the batch" if parts > 1 else "")
+        )
+    return False
+
+
+def _shape_of(tree: Any) -> str:
+    text = str(jax.tree.structure(tree))
+    return text if len(text) < 120 else text[:117] + "..."

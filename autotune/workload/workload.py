@@ -1,0 +1,164 @@
+"""What is to be trained: a train step that can be built for any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autotune.meshes.layout import WORDS, Layout
+from autotune.meshes.step import Step
+from autotune.meshes.transformer import Transformer
+from autotune.partition import Partition
+
+if TYPE_CHECKING:
+    from autotune.workload.trace import Traced
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Workload:
+    """`build(layout, mesh)` makes the Step of one layout on a `jax.sharding.Mesh` (deviceless meshes included).
+
+    `sequences` of `seq` tokens make one step over the whole mesh (examples of 1 token where the data has no length).
+    `transformer` is the shape that the closed-form prices use; None for a step that is no transformer we know.
+    `axes`: mesh axes that this step can make use of; `fixed`: words of a layout that it cannot change (a step that was
+    not built from the layout keeps its own remat and microbatches).
+    `fingerprint` names the program: two workloads with the same fingerprint compile to the same thing.
+    `guesses`: what nobody said and was guessed, and how to pin it. `traced`: the figures of its trace, and `partition`:
+    how its arrays are cut; None for the reference models, which the `transformer` describes.
+    `recipe`: the command-line words that build it again (model or workload, batch, seq, dtype); empty when only Python
+    can. Travels to worker processes by cloudpickle.
+    """
+
+    name: str
+    build: Callable[[Layout, Any], Step]
+    sequences: int
+    seq: int
+    dtype: str
+    transformer: Transformer | None
+    axes: tuple[str, ...]
+    fixed: Mapping[str, str]
+    fingerprint: str
+    guesses: tuple[str, ...]
+    traced: Traced | None
+    partition: Partition | None
+    recipe: Mapping[str, Any]
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        state: Any,
+        batch: Any,
+        *,
+        rules: Sequence[tuple[str, Any]] = (),
+        logical_rules: Any = (),
+        mesh_axes: Mapping[str, str] | None = None,
+        parameters: Callable[[Any], Any] | None = None,
+        explicit: bool = False,
+        name: str | None = None,
+    ) -> None:
+        """A workload from your own `step(state, batch) -> (state, metrics)`; see docs of the arguments below.
+
+        `state`: a tree of shapes (`jax.eval_shape`) or arrays; NNX objects such as `(model, optimizer)`, whose step is
+        `step(model, optimizer, batch)`; or a function without arguments that makes either.
+        `batch`: shapes or arrays, the first dimension of each being the batch.
+        `rules`: (regex over the path of an array, axes of its dimensions) pairs; they win over Flax metadata.
+        `logical_rules`: what the logical axis names of Flax metadata mean, as `flax.linen.logical_axis_rules` has them.
+        `mesh_axes`: what your own mesh axes are, where their names do not say: {"mdl": "tensor"}.
+        `parameters`: picks the parameters out of the state, where their place does not say.
+        `explicit`: the step is written for Explicit mesh axes.
+        """
+        from autotune.workload.plain import plain_fields
+
+        fields = plain_fields(
+            step, state, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes, parameters=parameters,
+            explicit=explicit, name=name,
+        )  # fmt: skip
+        self._set(transformer=None, recipe={}, **fields)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        name: str,
+        build: Callable[[Layout, Any], Step],
+        sequences: int,
+        seq: int,
+        dtype: str,
+        fingerprint: str,
+        transformer: Transformer | None = None,
+        axes: tuple[str, ...] = WORDS,
+        fixed: Mapping[str, str] | None = None,
+        guesses: tuple[str, ...] = (),
+        traced: Traced | None = None,
+        partition: Partition | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> Workload:
+        """The workload whose `build` and figures are already known."""
+        workload = object.__new__(cls)
+        workload._set(
+            name=name, build=build, sequences=sequences, seq=seq, dtype=dtype, transformer=transformer, axes=axes,
+            fixed=fixed or {}, fingerprint=fingerprint, guesses=guesses, traced=traced, partition=partition,
+            recipe=recipe or {},
+        )  # fmt: skip
+        return workload
+
+    @classmethod
+    def from_builder(
+        cls,
+        builder: Callable[..., Any],
+        *,
+        axes: tuple[str, ...] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> Workload:
+        """A workload whose code depends on the layout (pipeline, microbatches, remat).
+
+        `builder(layout)` returns (step, state, batch), as the constructor takes them with its `options`; or
+        `builder(layout, mesh)` returns a finished `autotune.meshes.step.Step`. The words of the layout that it reads
+        are the ones the search varies. `axes`: the mesh axes to search, where they are not those its arrays name.
+        """
+        from autotune.workload.builder import builder_fields
+
+        workload = object.__new__(cls)
+        workload._set(transformer=None, recipe={}, **builder_fields(builder, axes, name, options))
+        return workload
+
+    def with_recipe(self, recipe: Mapping[str, Any]) -> Workload:
+        """The same workload, knowing the command-line words that build it again."""
+        workload = object.__new__(type(self))
+        workload._set(**{field: getattr(self, field) for field in self.__slots__} | {"recipe": recipe})
+        return workload
+
+    def problem(self, layout: Layout) -> str | None:
+        """Why this step cannot run under that layout, in one line; None when nothing speaks against it."""
+        for word, value in self.fixed.items():
+            if str(_word(layout, word)) != value:
+                return f"{word}={_word(layout, word)}: the step takes no notice of it (Workload.from_builder can)"
+        for axis in WORDS:
+            if getattr(layout, axis) > 1 and axis not in self.axes:
+                return f"{axis}={getattr(layout, axis)}: no array of the step is cut along {axis}"
+        if self.partition and layout.zero == 2:
+            return "zero=2: the step reduces its gradients itself; zero=1 is what a plan can add"
+        return self.partition.problem(layout) if self.partition else None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step over the whole mesh."""
+        return self.sequences * self.seq
+
+    def _set(self, **values: Any) -> None:
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+
+def _word(layout: Layout, word: str) -> object:
+    value = getattr(layout, word)
+    return int(value) if isinstance(value, bool) else value
+
+
+def load_workload(text: str) -> Workload:
+    """The workload that `package.module:function` names, imported from the current folder as the user's own code."""
+    from autotune.workload.load import load
+
+    return load(text)
