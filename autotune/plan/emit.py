@@ -23,35 +23,58 @@ def emit(plan: Plan, codebase: str) -> str:
 
 
 def maxtext(plan: Plan) -> str:
-    """Command-line overrides of MaxText's configs/base.yml: ici_* inside a slice, dcn_* between slices."""
+    """Command-line overrides of MaxText's configs/base.yml: ici_* inside a slice, dcn_* between slices.
+
+    Its axis `tensor_sequence` cuts norms along the sequence as our sequence parallelism does, `tensor` along the width.
+    """
     layout, inner, outer = plan.layout, inner_axes(plan.layout), plan.layout.dcn_axes
-    names = {"data": "data", "stage": "pipeline", "fsdp": "fsdp", "context": "context", "tensor": "tensor",
+    if layout.stage > 1 and layout.microbatches % layout.stage:
+        raise ValueError(
+            f"emit: MaxText wants microbatches to be a multiple of the stages; this plan has "
+            f"microbatches={layout.microbatches}, stage={layout.stage}"
+        )
+    tensor = "tensor_sequence" if layout.sequence_parallel else "tensor"
+    names = {"data": "data", "stage": "pipeline", "fsdp": "fsdp", "context": "context", "tensor": tensor,
              "expert": "expert"}  # fmt: skip
     flags: dict[str, object] = {f"ici_{name}_parallelism": inner[axis] for axis, name in names.items()}
     flags |= {f"dcn_{name}_parallelism": outer[axis] for axis, name in names.items()}
     flags["per_device_batch_size"] = _short(plan.sequences / (layout.devices * layout.accumulate))
     flags["max_target_length"] = plan.seq
     flags["gradient_accumulation_steps"] = layout.accumulate
-    policies = {"minimal": "minimal", "attention": "save_dot_with_context_except_mlp", "none": "none", "full": "full"}
-    flags["remat_policy"] = policies.get(layout.remat, "custom")
+    policies = {"none": "none", "dots": "minimal_with_context", "minimal": "minimal", "full": "full",
+                "attention": "save_dot_with_context_except_mlp", "offload": "custom"}  # fmt: skip
+    flags["remat_policy"] = policies[layout.remat]
     if layout.remat == "offload":
         flags["decoder_layer_input"] = "offload"
-    if layout.remat == "dots":
-        saved = ("context", "query_proj", "key_proj", "value_proj", "out_proj", "mlpwi", "mlpwi_0", "mlpwi_1", "mlpwo")
-        flags |= {name: "device" for name in saved}
+    if layout.zero:
+        flags["shard_optimizer_over_data"] = True
     if layout.offload == "optimizer":
         flags["optimizer_memory_host_offload"] = True
+    if layout.context > 1:
+        flags["context_parallel_strategy"] = {"gather": "all_gather", "ring": "ring"}[layout.context_attention]
+    expressed = ["dcn", "zero", "remat", "accumulate", "sequence_parallel", "context_attention", "offload"]
+    notes = []
+    if layout.zero == 2:
+        notes.append("zero=2 is said as zero=1: MaxText shards the optimizer's state over data, gradients stay whole")
     if layout.stage > 1:
         flags["num_pipeline_microbatches"] = layout.microbatches
-    notes = [*_about(plan), *_unsaid(layout, "zero", "sequence_parallel", "schedule")]
-    if layout.stage > 1:
+        expressed += ["microbatches", "virtual_stages"]
+        expressed += ["schedule"] if layout.schedule in ("gpipe", "circular") else []
         notes.append(f"set num_layers_per_pipeline_stage to the layers / {layout.stage * layout.virtual_stages}")
+    along = [axis for axis in ("context", "expert") if layout.axes[axis] > 1]
+    if along:
+        notes.append(f"MaxText cuts weights along {' and '.join(along)} too, where this plan keeps them whole")
+    notes = [*_about(plan), *notes, *_unsaid(plan, *expressed)]
     lines = [f"{name}={value}" for name, value in flags.items()]
-    return _comments(notes) + " \\\n  ".join(["python3 -m MaxText.train MaxText/configs/base.yml", *lines]) + "\n"
+    return _comments(notes) + " \\\n  ".join(["python3 -m maxtext.trainers.pre_train.train maxtext/configs/base.yml",
+                                           *lines]) + "\n"  # fmt: skip
 
 
 def levanter(plan: Plan) -> str:
-    """The `trainer` section of a Levanter config: MeshConfig's axes, dcn_axes and mappings."""
+    """The `trainer` and `model` sections of a Levanter config: MeshConfig's axes, dcn_axes and mappings.
+
+    Tensor axes stand in both mappings: versions differ in whether parameters take over `shared_mapping`.
+    """
     layout, inner, outer = plan.layout, inner_axes(plan.layout), plan.layout.dcn_axes
     _refuse(layout, "Levanter", "stage")
     names = {"data": "replica", "fsdp": "data", "tensor": "model", "context": "context", "expert": "expert"}
@@ -67,92 +90,113 @@ def levanter(plan: Plan) -> str:
         own = [names[axis] for axis in ours]
         return [f"{name}_dcn" for name in own if f"{name}_dcn" in between] + [name for name in own if name in axes]
 
+    both = {name: physical("tensor") for name in ("mlp", "heads", "kv_head", "vocab")}
+    if layout.expert > 1:
+        both["experts"] = physical("expert")
+    compute = {"batch": physical("data", "fsdp", "expert")} | both
+    if layout.context > 1:
+        compute |= {"position": physical("context"), "key_position": physical("context")}
     mesh: dict[str, dict[str, Any]] = {
         "axes": axes,
         "dcn_axes": between,
-        "compute_mapping": {"batch": physical("data", "fsdp", "expert")},
-        "param_mapping": {"embed": physical("fsdp")},
-        "shared_mapping": {name: physical("tensor") for name in ("mlp", "heads", "kv_head", "vocab")},
+        "shared_mapping": {},
+        "compute_mapping": compute,
+        "param_mapping": {"embed": physical("fsdp")} | both,
     }
-    if layout.context > 1:
-        mesh["compute_mapping"]["position"] = physical("context")
-    if layout.expert > 1:
-        mesh["shared_mapping"]["experts"] = physical("expert")
-    checkpointing = {"none": "false", "full": "true", "offload": '"offload"'}.get(layout.remat, "true")
+    checkpointing = {"none": "false", "offload": '"offload"'}.get(layout.remat, "true")
     lines = ["trainer:", f"  train_batch_size: {plan.sequences}"]
     # Examples one data shard takes at a time; what is left of the batch is accumulated.
     shards = layout.batch_shards
     lines.append(f"  per_device_parallelism: {_short(plan.sequences / (shards * layout.accumulate))}")
     lines.append("  mesh:")
     for key, value in mesh.items():
-        lines.append(f"    {key}:")
+        lines.append(f"    {key}:" if value else f"    {key}: {{}}")
         lines += [f"      {name}: {json.dumps(part)}" for name, part in value.items()]
     lines += ["model:", f"  gradient_checkpointing: {checkpointing}"]
-    notes = [*_about(plan), *_unsaid(layout, "zero", "sequence_parallel", "offload")]
-    if layout.remat not in ("none", "full", "offload"):
-        notes.append(f"remat={layout.remat} has no word here; whole layers are recomputed")
-    return _comments(notes) + "\n".join(lines) + "\n"
+    notes = _unsaid(plan, "dcn", "remat", "accumulate")
+    if layout.remat in ("dots", "minimal", "attention"):
+        notes.append(f"remat={layout.remat} has no word here; whole layers are recomputed: less memory, more time")
+    return _comments([*_about(plan), *notes]) + "\n".join(lines) + "\n"
 
 
 def easylm(plan: Plan) -> str:
     """Flags of EasyLM's llama_train: one flat mesh of dp, fsdp, mp."""
     layout = plan.layout
     _refuse(layout, "EasyLM", "stage", "context", "expert")
-    policies = {"none": "everything_saveable", "dots": "checkpoint_dots", "full": "nothing_saveable",
+    policies = {"none": "", "dots": "checkpoint_dots_with_no_batch_dims",
                 "minimal": "checkpoint_dots_with_no_batch_dims"}  # fmt: skip
-    remat = policies.get(layout.remat, "nothing_saveable")
     flags = {
         "mesh_dim": f"dp:{layout.data},fsdp:{layout.fsdp},mp:{layout.tensor}",
-        "llama.remat_block": remat,
-        "llama.remat_mlp": remat,
-        "llama.remat_attention": remat,
+        # Of the block alone: a policy on its MLP and attention too would run them a third time.
+        "llama.remat_block": policies.get(layout.remat, "nothing_saveable"),
+        "llama.remat_mlp": "",
+        "llama.remat_attention": "",
         "train_dataset.json_dataset.batch_size": plan.sequences // layout.accumulate,
         "train_dataset.json_dataset.seq_length": plan.seq,
         "optimizer.accumulate_gradient_steps": layout.accumulate,
     }
-    notes = [*_about(plan), *_unsaid(layout, "zero", "offload")]
+    notes = _unsaid(plan, "remat", "accumulate")
     if layout.dcn:
-        notes.append("EasyLM has no axes between slices; dp is its outermost axis, so put dcn factors on data")
-    if layout.remat not in policies:
+        notes.append("EasyLM has one flat mesh; its outermost axis, dp, is the one that crosses slices")
+    if layout.accumulate > 1:
+        notes.append(f"EasyLM counts every pass as a step: {layout.accumulate} of its steps are one of this plan")
+    if layout.remat == "dots":
+        notes.append("remat=dots is said as minimal: the attention kernel runs again")
+    if layout.remat in ("attention", "offload"):
         notes.append(f"remat={layout.remat} has no word here; nothing_saveable recomputes more")
     lines = [f"--{name}='{value}'" for name, value in flags.items()]
-    return _comments(notes) + " \\\n  ".join(["python3 -m EasyLM.models.llama.llama_train", *lines]) + "\n"
+    head = "python3 -m EasyLM.models.llama.llama_train"
+    return _comments([*_about(plan), *notes]) + " \\\n  ".join([head, *lines]) + "\n"
 
 
 def axlearn(plan: Plan) -> str:
-    """Code that sets an AXLearn SpmdTrainer config's mesh."""
+    """Code that sets an AXLearn SpmdTrainer config's mesh, rematerialisation and gradient accumulation."""
     layout, inner, outer = plan.layout, inner_axes(plan.layout), plan.layout.dcn_axes
-    names = {
-        "pipeline": "stage",
-        "data": "data",
-        "expert": "expert",
-        "fsdp": "fsdp",
-        "seq": "context",
-        "model": "tensor",
-    }
+    names = {"pipeline": "stage", "data": "data", "expert": "expert", "fsdp": "fsdp", "seq": "context",
+             "model": "tensor"}  # fmt: skip
 
     def call(sizes: dict[str, int]) -> str:
         words = ", ".join(f"{name}={sizes[axis]}" for name, axis in names.items() if sizes[axis] > 1)
         return f"mesh_shape_from_axes({words})"
 
-    code = ["from axlearn.common.utils import HybridMeshShape", "from axlearn.experiments.text.gpt.common import "
-            "MESH_AXIS_NAMES, mesh_shape_from_axes", "", "cfg.mesh_axis_names = MESH_AXIS_NAMES"]  # fmt: skip
+    imports = ["from axlearn.experiments.text.gpt.common import MESH_AXIS_NAMES, mesh_shape_from_axes"]
+    code = ["cfg.mesh_axis_names = MESH_AXIS_NAMES"]
     if layout.dcn:
+        imports.append("from axlearn.common.utils import HybridMeshShape")
         code.append(f"cfg.mesh_shape = HybridMeshShape(ici_mesh_shape={call(inner)}, dcn_mesh_shape={call(outer)})")
     else:
         code.append(f"cfg.mesh_shape = {call(inner)}")
     code.append('cfg.batch_axis_names = ("data", "expert", "fsdp")')
+    code.append("cfg.mesh_rules = None  # they would replace the shape by one for the instance type")
+    notes = [f"global batch {plan.sequences} sequences of {plan.seq} tokens"]
+    if layout.remat == "none":
+        code.append("cfg.model.decoder.transformer.layer.remat_spec = None")
+    else:
+        policies = dict.fromkeys(("dots", "minimal"), "dots_with_no_batch_dims_saveable")
+        policy = policies.get(layout.remat, "nothing_saveable")
+        imports += ["from axlearn.common.base_layer import RematSpec", "from jax import checkpoint_policies"]
+        code.append(
+            "cfg.model.decoder.transformer.layer.remat_spec = RematSpec("
+            f"prevent_cse=False, policy=checkpoint_policies.{policy})"
+        )
+        if layout.remat not in ("minimal", "full"):
+            notes.append(f"remat={layout.remat} is said as {policy}, which recomputes more")
     if layout.accumulate > 1:
-        code += [
-            "from axlearn.common.gradient_accumulation import with_minibatch_steps",
-            "from axlearn.common.config import config_for_function",
-            f"cfg.learner.forward_fn_transformation = config_for_function(with_minibatch_steps).set("
-            f"steps={layout.accumulate}, metric_accumulator=MetricAccumulator.default_config())",
-        ]
-        code.insert(2, "from axlearn.common.metrics import MetricAccumulator")
-    unsaid = _unsaid(layout, "zero", "remat", "schedule", "microbatches", "sequence_parallel", "offload")
-    notes = [*_about(plan), f"global batch {plan.sequences} sequences of {plan.seq} tokens", *unsaid]
-    return _comments(notes) + "\n".join(code) + "\n"
+        imports.append("from axlearn.common.trainer_config_modifier import GradientAccumulationModifier")
+        code.append(
+            f"cfg = GradientAccumulationModifier.default_config().set(grad_acc_steps={layout.accumulate})"
+            ".instantiate()(cfg)"
+        )
+    along = [name for name in ("expert", "seq") if layout.axes[names[name]] > 1]
+    if along:
+        notes.append(f"AXLearn's GPT configs cut weights along {' and '.join(along)} too, where this plan does not")
+    if layout.stage > 1:
+        notes.append(
+            f"the transformer stack must be a PipelinedTransformerLayer of {layout.stage} stages with "
+            f"{layout.microbatches} microbatches"
+        )
+    notes = [*_about(plan), *notes, *_unsaid(plan, "dcn", "remat", "accumulate", "microbatches")]
+    return _comments(notes) + "\n".join([*sorted(imports), "", *code]) + "\n"
 
 
 def flax(plan: Plan) -> str:
@@ -166,16 +210,16 @@ def flax(plan: Plan) -> str:
     rules = dict(partition.rules if partition else RULES) | dict(layout.rules)
     kept = {name: tuple(own.get(axis, axis) for axis in axes if axis in used) for name, axes in rules.items()}
     kind = "Explicit" if partition and partition.explicit else "Auto"
-    order = [plan.device_order[index] for index in range(plan.devices)]
+    order = list(plan.device_order)
+    counted = f"list(range({plan.devices}))" if order == list(range(plan.devices)) else str(order)
     code = [
         "import jax",
         "import numpy as np",
         "from jax.sharding import AxisType, Mesh",
         "",
-        f"DEVICE_ORDER = {order}"
-        if order != list(range(plan.devices))
-        else f"DEVICE_ORDER = list(range({plan.devices}))",
-        "devices = np.array(jax.devices(), dtype=object)[DEVICE_ORDER]",
+        f"DEVICE_ORDER = {counted}",
+        f"devices = sorted(jax.devices(), key=lambda device: {POSITIONS[plan.machine().platform]})",
+        "devices = np.array(devices, dtype=object)[DEVICE_ORDER]",
         f"mesh = Mesh(devices.reshape({shape!r}), {names!r}, axis_types=(AxisType.{kind},) * {len(names)})",
         "",
         "# with jax.set_mesh(mesh), flax.linen.logical_axis_rules(LOGICAL_AXIS_RULES): ...",
@@ -183,8 +227,15 @@ def flax(plan: Plan) -> str:
         *(f"    ({name!r}, {_rule(axes)!r})," for name, axes in kept.items()),
         ")",
     ]
-    words = ("zero", "remat", "accumulate", "microbatches", "schedule", "offload")
-    return _comments([*_about(plan), *_unsaid(layout, *words)]) + "\n".join(code) + "\n"
+    return _comments([*_about(plan), *_unsaid(plan, "dcn", "order", "rule")]) + "\n".join(code) + "\n"
+
+
+POSITIONS = {
+    "tpu": '(getattr(device, "slice_index", None) or 0, *device.coords, device.core_on_chip, device.id)',
+    "cuda": '(getattr(device, "slice_index", device.process_index), device.id)',
+    "cpu": "(device.process_index, device.id)",
+}
+"""`autotune.meshes.topology.position` in words: `jax.devices()` comes by id, plans count devices by place."""
 
 
 CODEBASES: dict[str, Callable[[Plan], str]] = {
@@ -217,14 +268,19 @@ def _about(plan: Plan) -> list[str]:
     return [f"{plan.workload} on {plan.target}: {plan.layout}{expected}"]
 
 
-def _unsaid(layout: Layout, *words: str) -> list[str]:
-    """What of the layout this codebase is not told."""
-    plain = Layout()
-    return [
-        f"not expressed: {word}={getattr(layout, word)}"
-        for word in words
-        if getattr(layout, word) != getattr(plain, word)
+def _unsaid(plan: Plan, *expressed: str) -> list[str]:
+    """What of the layout this codebase is not told: every word beyond the axes that is not among the expressed ones."""
+    layout = plan.layout
+    words = {word: value for word, value in layout.words().items() if word not in layout.axes}
+    notes = [
+        f"not expressed: {word}={value}"
+        for word, value in words.items()
+        if word.partition(".")[0] not in expressed  # "dcn.data", "rule.mlp", "xla.<option>"
     ]
+    along_sequence = plan.partition is None and layout.tensor > 1 and layout.sequence_parallel
+    if along_sequence and "sequence_parallel" not in expressed:
+        notes.append("not expressed: this plan cuts norms and residuals over tensor along the sequence")
+    return notes
 
 
 def _comments(notes: list[str]) -> str:
