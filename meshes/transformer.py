@@ -15,7 +15,9 @@ class Transformer:
     """Sizes of one transformer (global, before any sharding).
 
     `experts` = 0 is a dense MLP; else each token visits `experts_per_token` of `experts` MLPs of width `d_ff` and all
-    of `shared_experts`. `kind` "decoder" is causal and predicts the next token; "encoder" attends both ways.
+    of `shared_experts`. An expert has room for `capacity_factor` times its mean load of a sequence (Fedus et al. 2021,
+    arXiv 2101.03961, section 2.2); `experts / experts_per_token` drops no token whatever the routing. `kind` "decoder"
+    is causal and predicts the next token; "encoder" attends both ways.
     `tied_embeddings`: the output projection is the embedding transposed.
     """
 
@@ -31,6 +33,7 @@ class Transformer:
     experts: int = 0
     experts_per_token: int = 0
     shared_experts: int = 0
+    capacity_factor: float = 1.25
     kind: str = "decoder"
     tied_embeddings: bool = False
 
@@ -55,6 +58,8 @@ class Transformer:
             raise ValueError(
                 f"model {self.name}: experts_per_token={self.experts_per_token} must be 1 to experts={self.experts}"
             )
+        if not isinstance(self.capacity_factor, int | float) or not self.capacity_factor > 0:
+            raise ValueError(f"model {self.name}: capacity_factor={self.capacity_factor!r} must be a number above 0")
 
     @property
     def mlp_matrices(self) -> int:
@@ -88,6 +93,17 @@ class Transformer:
         layer = self.attention_parameters + self.mlp_parameters + 2 * self.d_model
         embeddings = self.vocab * self.d_model * (1 if self.tied_embeddings else 2)
         return self.layers * layer + embeddings + self.d_model
+
+    @property
+    def slots_per_token(self) -> float:
+        """Places of routed experts for each token, filled or not."""
+        return min(self.experts_per_token * self.capacity_factor, float(self.experts))
+
+    def padding_flops(self, batch: int, seq: int) -> float:
+        """FLOPs of one train step, whole mesh, on slots beyond the mean load: no part of `train_flops`."""
+        one = self.mlp_matrices * self.d_model * self.d_ff
+        empty = max(self.slots_per_token - self.experts_per_token, 0.0)
+        return 6.0 * self.layers * one * empty * batch * seq
 
     def train_flops(self, batch: int, seq: int) -> float:
         """Model FLOPs of one train step, whole mesh: forward and backward matmuls, logits, attention in full.

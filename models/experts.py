@@ -19,18 +19,15 @@ from autotune.models.mlp import MLP
 from autotune.models.parameters import weight
 from autotune.models.remat import EXPERT_TOKENS, MLP_PROJECTIONS, keep
 
-CAPACITY_FACTOR = 1.25
-"""Slots over the mean load (Fedus et al. 2021, arXiv 2101.03961, section 2.2)."""
-
 BALANCE = 0.01
-"""Weight of the load-balance loss in the loss (the same, section 2.2)."""
+"""Weight of the load-balance loss in the loss (Fedus et al. 2021, arXiv 2101.03961, section 2.2)."""
 
 
 class Experts(nnx.Module):
     """Router, routed experts, and shared experts as one wide MLP. Returns (output, load-balance loss)."""
 
     def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
-        self.per_token = shape.experts_per_token
+        self.per_token, self.capacity_factor = shape.experts_per_token, shape.capacity_factor
         e, d, f = shape.experts, shape.d_model, shape.d_ff
         self.router = weight(rngs, (d, e), ("embed", "router"), fan_in=d)
         if shape.mlp == "swiglu-3mat":
@@ -43,10 +40,10 @@ class Experts(nnx.Module):
     def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
         router = run.sharder.fetch(self.router[...], ("embed", "router"), run.dtype)
         scores = run.sharder.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router, ("batch", "length", None))
-        probabilities = jax.nn.softmax(scores, axis=-1)
-        gates, chosen = jax.lax.top_k(probabilities, self.per_token)
-        gates = gates / gates.sum(axis=-1, keepdims=True)
-        slots, places, owners, load = dispatch(x_BLD, chosen, positions_L, self.router.shape[-1], run)
+        probabilities, gates, chosen = choose(scores, self.per_token, run)
+        slots, places, owners, load = dispatch(
+            x_BLD, chosen, positions_L, self.router.shape[-1], self.capacity_factor, run
+        )
         out = self._experts(keep(slots, EXPERT_TOKENS), run)
         mixed = combine(out, gates, places, owners, run)
         # load x probability, averaged over tokens: 1 when balanced (Fedus et al. 2021, eq. 4, here per sequence)
@@ -70,12 +67,27 @@ class Experts(nnx.Module):
         return keep(run.sharder.einsum("becf,efd->becd", hidden, w, out_axes), MLP_PROJECTIONS)
 
 
-def capacity(length: int, experts: int, per_token: int) -> int:
-    """Slots of one expert for one sequence."""
-    return math.ceil(CAPACITY_FACTOR * length * per_token / experts)
+def choose(scores_BLE: jax.Array, per_token: int, run: Execution):
+    """(probabilities BxLxE, gates and experts of each token's choices BxLxK), each device for its own tokens.
+
+    Left to the partitioner, top-k gathers the scores of the whole batch where they are repeated along another axis.
+    """
+
+    def local(scores):
+        probabilities = jax.nn.softmax(scores, axis=-1)
+        gates, chosen = jax.lax.top_k(probabilities, per_token)
+        return probabilities, gates / gates.sum(axis=-1, keepdims=True), chosen
+
+    spec = run.sharder.spec(("batch", "length", None))
+    return run.sharder.map(local, in_specs=(spec,), out_specs=(spec, spec, spec))(scores_BLE)
 
 
-def dispatch(x_BLD, chosen_BLK, positions_L, experts: int, run: Execution):
+def capacity(length: int, experts: int, per_token: int, factor: float) -> int:
+    """Slots of one expert for one sequence: never more than its tokens."""
+    return min(length, math.ceil(factor * length * per_token / experts))
+
+
+def dispatch(x_BLD, chosen_BLK, positions_L, experts: int, factor: float, run: Execution):
     """Tokens into slots: (BxExCxD, cut over `expert` along E; slot of each choice BxLxK; choice in each slot BxEC; load
     BxE). Slots of one sequence are dealt out over `context`, rows of D over `tensor`, so that no copy is sent twice."""
     context = run.layout.context
@@ -86,9 +98,9 @@ def dispatch(x_BLD, chosen_BLK, positions_L, experts: int, run: Execution):
             jax.lax.all_gather(value, "context", axis=axis, tiled=True)
             for value, axis in ((x, 1), (chosen, 1), (positions, 0))
         )
-        size = capacity(x.shape[1], experts, per_token)
-        size += -size % context  # slots past the capacity stay empty
-        plan = jax.vmap(lambda one: assign(one, positions, experts, size))
+        limit = capacity(x.shape[1], experts, per_token, factor)
+        size = limit + -limit % context  # slots past the capacity stay empty
+        plan = jax.vmap(lambda one: assign(one, positions, experts, limit, size))
         places, owners, load = plan(chosen)
         tokens = jnp.where(owners < 0, -1, owners // per_token)
         rows = x.shape[1]
@@ -145,18 +157,17 @@ def combine(out_BECD, gates_BLK, places_BLK, owners_BS, run: Execution) -> jax.A
     return run.sharder.constrain(mixed, ("batch", "norm_length", "features"))
 
 
-def assign(chosen_LK: jax.Array, positions_L: jax.Array, experts: int, size: int):
+def assign(chosen_LK: jax.Array, positions_L: jax.Array, experts: int, limit: int, size: int):
     """One sequence's plan: (slot of each choice LxK or -1, choice in each slot or -1, load of each expert).
 
-    Choices are numbered row * K + k. An expert takes the earliest positions first; load is its share of the choices
+    Choices are numbered row * K + k. An expert takes the `limit` earliest positions; load is its share of the choices
     times the number of experts, 1 when balanced.
     """
     length, per_token = chosen_LK.shape
-    limit = capacity(length, experts, per_token)
     choices = chosen_LK.reshape(-1)
     order_key = (choices * length + jnp.repeat(positions_L, per_token)) * per_token
     order = jnp.argsort(order_key + jnp.tile(jnp.arange(per_token), length))
-    counts = jnp.zeros(experts, jnp.int32).at[choices].add(1)
+    counts = (choices[:, None] == jnp.arange(experts)[None, :]).sum(axis=0, dtype=jnp.int32)
     starts = jnp.cumsum(counts) - counts
     rank = jnp.argsort(order) - starts[choices]
     places = jnp.where(rank < limit, choices * size + rank, -1)

@@ -23,6 +23,8 @@ FREE_CALLS = frozenset(
         "AsyncCollectiveStart",
         "ConcatBitcast",
         "GatherScatterIndicesBitpacked",
+        "PrepareAsyncCallDone",
+        "PrepareAsyncCallStart",
         "Sharding",
         "SliceId",
         "SPMDFullToShardShape",

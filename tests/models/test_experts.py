@@ -28,7 +28,7 @@ def loop_over_tokens(module, x_LD):
     """The same arithmetic, one token after another: an expert that has had its fill lets later tokens pass."""
     get = {name: np.asarray(getattr(module, name)[...], np.float64) for name in ("router", "gate", "up", "down")}
     shared = [np.asarray(getattr(module.shared, name)[...], np.float64) for name in ("gate", "up", "down")]
-    limit = experts.capacity(LENGTH, SHAPE.experts, SHAPE.experts_per_token)
+    limit = experts.capacity(LENGTH, SHAPE.experts, SHAPE.experts_per_token, SHAPE.capacity_factor)
     taken, chosen, probabilities, out = np.zeros(SHAPE.experts), np.zeros(SHAPE.experts), [], []
     for x in np.asarray(x_LD, np.float64):
         scores = np.exp(x @ get["router"])
@@ -74,7 +74,7 @@ def test_experts_equal_a_loop_over_tokens_dropped_ones_included():
 def test_a_plan_fills_slots_in_the_order_of_positions():
     # 4 tokens, 1 choice each, 2 experts, capacity ceil(1.25 * 4 / 2) = 3; rows lie in reverse order of position
     chosen = jnp.array([[1], [1], [1], [1]])
-    places, owners, load = experts.assign(chosen, jnp.array([3, 2, 1, 0]), 2, 3)
+    places, owners, load = experts.assign(chosen, jnp.array([3, 2, 1, 0]), 2, 3, 3)
     assert places[:, 0].tolist() == [-1, 5, 4, 3]  # the last position finds expert 1 full
     assert owners.tolist() == [-1, -1, -1, 3, 2, 1]
     assert load.tolist() == [0.0, 2.0]
