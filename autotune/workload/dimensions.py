@@ -63,14 +63,14 @@ def _walk(found: Dimensions, jaxpr: Any, inputs: list[tuple[int, ...]], trips: i
 
     def read(var: Any) -> tuple[int, ...]:
         if not isinstance(var, jex.Var):
-            return found.fresh(len(getattr(var.aval, "shape", ())))
+            return found.fresh(_rank(var))
         if var not in known:
-            known[var] = found.fresh(len(getattr(var.aval, "shape", ())))
+            known[var] = found.fresh(_rank(var))
         return known[var]
 
     for equation in jaxpr.eqns:
         ins = [read(var) for var in equation.invars]
-        outs = [found.fresh(len(getattr(var.aval, "shape", ()))) for var in equation.outvars]
+        outs = [found.fresh(_rank(var)) for var in equation.outvars]
         _relate(found, equation, ins, outs, trips)
         known.update(zip(equation.outvars, outs, strict=True))
     return [read(var) for var in jaxpr.outvars]
@@ -218,12 +218,15 @@ def _gather(found: Dimensions, equation: Any, ins, out) -> None:
 
 
 def _scan(found: Dimensions, equation: Any, ins, outs, trips: int) -> None:
-    params = equation.params
-    constants, carries = params["num_consts"], params["num_carry"]
+    body = equation.params["jaxpr"].jaxpr
+    # What is scanned over loses its first dimension inside; how jax counts constants and carries depends on its version.
+    stacked = sum(_rank(outer) > _rank(inner) for outer, inner in zip(equation.invars, body.invars, strict=True))
+    carries = sum(_rank(outer) == _rank(inner) for outer, inner in zip(equation.outvars, body.outvars, strict=True))
+    constants = len(ins) - stacked - carries
     stacks = ins[constants + carries :]
     found.stacked.update(stack[0] for stack in stacks)
     inside = [*ins[: constants + carries], *(stack[1:] for stack in stacks)]
-    results = _walk(found, params["jaxpr"].jaxpr, inside, trips * params["length"])
+    results = _walk(found, body, inside, trips * equation.params["length"])
     for index, result in enumerate(results):
         if index < carries:
             _pairs(found, zip(result, ins[constants + index], strict=True))
@@ -231,3 +234,7 @@ def _scan(found: Dimensions, equation: Any, ins, outs, trips: int) -> None:
         else:
             found.stacked.add(outs[index][0])
             _pairs(found, zip(result, outs[index][1:], strict=True))
+
+
+def _rank(var: Any) -> int:
+    return len(getattr(var.aval, "shape", ()))
