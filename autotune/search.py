@@ -25,6 +25,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.plan.plan import plan_of
 from autotune.price.chosen_again import kept_out_by, prices_of_resources
+from autotune.price.orders import with_best_orders
 from autotune.price.price import Estimate
 from autotune.price.space import PricedSpace, price_space
 from autotune.read_compilation import evidence_of
@@ -127,6 +128,8 @@ def search(
         raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
     table, listed = _space(workload, target, axes, layouts, fix)
     space = price_space(workload, target, table, listed)
+    if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
+        space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
     clock.lap("pricing")
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
@@ -206,14 +209,18 @@ def _shortlist(space: PricedSpace, capacity: float) -> list[int]:
     first: list[int] = []
     later: list[int] = []
     seen: dict[tuple[int, ...], int] = {}
-    priced: set[tuple[tuple[int, ...], float]] = set()
-    for row in ranked[: 50 * LISTED_PRICED]:
+    priced: set[tuple] = set()
+    ranked = ranked[: 50 * LISTED_PRICED]
+    unordered = [getattr(space.table, name)[ranked].tolist() for name in LayoutTable.columns() if name != "order"]
+    for row, *choices in zip(ranked, *unordered, strict=True):
         mesh = space.mesh_of(int(row))
-        twin = (mesh, float(space.seconds[row]))  # e.g. remat=full and remat=offload
-        if twin not in priced:
+        # e.g. remat=full and remat=offload; the same in another order
+        twins: set[tuple] = {(mesh, float(space.seconds[row])), tuple(choices)}
+        new = not twins & priced
+        if new:
             seen[mesh] = seen.get(mesh, 0) + 1
-        (first if twin not in priced and seen[mesh] <= PER_MESH else later).append(int(row))
-        priced.add(twin)
+        (first if new and seen[mesh] <= PER_MESH else later).append(int(row))
+        priced |= twins
     return first + later
 
 
@@ -433,19 +440,23 @@ def _mfu(workload: Workload, target: Target, seconds: float | None) -> float | N
 def _losses(
     workload, target, layout: Layout, evidence: Evidence | None, price: Estimate | None
 ) -> dict[str, float | None]:
-    """Seconds of the step lost to the pipeline bubble, to recomputation, and to FLOPs that several devices repeat."""
+    """Seconds of the step lost to the pipeline bubble, to recomputation, to slots of experts beyond their mean load, and
+    to FLOPs that several devices repeat."""
     if evidence is None:
         waiting = [term.seconds for term in price.terms.values() if term.resource is None] if price else []
-        return {"bubble": sum(waiting) if price else None, "recompute": None, "redundant": None}
+        return {"bubble": sum(waiting) if price else None, "recompute": None, "padding": None, "redundant": None}
     bubble = sum(loss.seconds or 0.0 for loss in evidence.losses if loss.kind == "bubble")
     flops = model_flops(workload)
-    redundant = None
+    padding = redundant = None
     if flops is not None and evidence.flops:
+        shape = workload.transformer
+        empty = shape.padding_flops(workload.sequences, workload.seq) if shape else 0.0
         useful = evidence.flops - evidence.recompute_flops
-        matmul = evidence.prediction.by_resource().get("matmul", 0.0)
-        repeated = max(0.0, 1.0 - flops / (useful * target.devices)) if useful else 0.0
-        redundant = matmul * repeated * useful / evidence.flops
-    return {"bubble": bubble, "recompute": evidence.prediction.losses.get("recompute"), "redundant": redundant}
+        second = evidence.prediction.by_resource().get("matmul", 0.0) / (evidence.flops * target.devices)
+        padding = second * empty
+        redundant = second * max(0.0, useful * target.devices - flops - empty)
+    recompute = evidence.prediction.losses.get("recompute")
+    return {"bubble": bubble, "recompute": recompute, "padding": padding, "redundant": redundant}
 
 
 def _omit(space: PricedSpace, members: list[int], word: str, capacity: float) -> list[Omitted]:
@@ -530,7 +541,7 @@ def _rank_correlation(runnable: list[Row]) -> float | None:
 
 
 def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
-    notes = list(workload.guesses)
+    notes = [*workload.guesses, *space.notes]
     ratios = [
         row.evidence.prediction.step_seconds / row.price.step_seconds for row in runnable if row.evidence and row.price
     ]

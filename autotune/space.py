@@ -19,7 +19,8 @@ from autotune.meshes.target import Target
 from autotune.table import CONTEXT_ATTENTION, OFFLOAD, LayoutTable
 
 DEFAULTS = {"sequence_parallel": "1", "offload": "none", "order": ">".join(AXES)}
-"""Choices the search keeps at one value unless they are pinned to another."""
+"""Choices kept at one value here unless they are pinned to another; orders that help are added by
+`autotune.price.orders`."""
 
 CROSSINGS_AT_ONCE = 256
 """Sizes whose ways to cross the outer tier are worked out together: bounds memory."""
@@ -183,10 +184,17 @@ def with_passes(
     columns: Mapping[str, np.ndarray], batch: int, layers: int | None, fixed: Mapping[str, str]
 ) -> LayoutTable:
     """Those choices times every way to cut the batch into passes: accumulation, or microbatches of a pipeline."""
+    columns = pass_columns(columns, batch, layers, fixed)
+    return LayoutTable(orders=(order_of(fixed),), order=np.zeros(len(columns["data"]), dtype=np.int64), **columns)
+
+
+def pass_columns(
+    columns: Mapping[str, np.ndarray], batch: int, layers: int | None, fixed: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """`with_passes` as columns, with whatever other columns the choices came with."""
     staged = columns["stage"] > 1
     parts = [_accumulated(_where(columns, ~staged), batch, fixed), _pipelined(_where(columns, staged), layers, fixed)]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return LayoutTable(orders=(order_of(fixed),), order=np.zeros(len(columns["data"]), dtype=np.int64), **columns)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def order_of(fixed: Mapping[str, str]) -> tuple[str, ...]:

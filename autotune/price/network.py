@@ -186,6 +186,11 @@ def _switch(size: np.ndarray) -> np.ndarray:
     return np.stack([size, one, size - 1, (size - 1) / size, (size > 1) * 1.0, one, (size > 1) * 1.0])
 
 
+def placed(target: Target, sizes: tuple[int, ...]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Per axis (sizes inside one slice, innermost first) and tier, the figures of its route (`FIELDS`)."""
+    return _placed(torus(target), target.hardware.devices_per_chip, len(target.hardware.tiers), sizes)
+
+
 @lru_cache(maxsize=100_000)
 def _placed(
     dimensions: tuple[tuple[int, bool], ...], cores_a_chip: int, tiers: int, sizes: tuple[int, ...]

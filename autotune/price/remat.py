@@ -9,18 +9,22 @@ from autotune.meshes.layout import REMAT
 POLICIES = (*REMAT, "selective")
 """A Layout's `remat`, and Megatron's "selective", which runs only attention's core again (arXiv 2205.05198)."""
 
-KEPT_PARTS = ("input", "stream", "whole", "heads", "context", "outputs", "scores", "hidden_in", "hidden_rest")
+KEPT_PARTS = (
+    "input", "stream", "whole", "heads", "context", "outputs", "mlp_outputs", "slots", "scores", "hidden_in",
+    "hidden_rest",
+)  # fmt: skip
 """Layer input; norm statistics and residuals; the matmuls' gathered inputs; queries, keys, values; attention's output;
-outputs of the projections back to d_model; scores; outputs of the MLP's first matmuls; the rest of the MLP."""
+its projection back to d_model; the MLP's (shared experts' of a mixture); what goes into routed experts or comes out of
+them, each; scores; outputs of the MLP's first matmuls; the rest of the MLP."""
 
 _KEPT = {
-    "none": (1, 1, 1, 1, 1, 0, 1, 1, 1),
-    "dots": (1, 0, 0, 1, 1, 2, 1, 1, 0),
-    "attention": (1, 0, 0, 1, 1, 1, 1, 0, 0),
-    "minimal": (1, 0, 0, 1, 0, 2, 0, 1, 0),
-    "full": (1, 0, 0, 0, 0, 0, 0, 0, 0),
-    "offload": (0, 0, 0, 0, 0, 0, 0, 0, 0),
-    "selective": (1, 1, 1, 1, 1, 0, 0, 1, 1),
+    "none": (1, 1, 1, 1, 1, 0, 0, 2, 1, 1, 1),
+    "dots": (1, 0, 0, 1, 1, 1, 1, 2, 1, 1, 0),
+    "attention": (1, 0, 0, 1, 1, 1, 0, 0, 1, 0, 0),
+    "minimal": (1, 0, 0, 1, 0, 1, 1, 2, 0, 1, 0),
+    "full": (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "offload": (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    "selective": (1, 1, 1, 1, 1, 0, 0, 2, 0, 1, 1),
 }
 
 RUN_PARTS = ("heads", "context", "out", "hidden_in", "hidden_out", "elementwise", "gathers", "scatters")

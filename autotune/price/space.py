@@ -23,7 +23,7 @@ class PricedSpace:
     """A LayoutTable with, for each row, the first rule it breaks (-1: legal) and its price.
 
     `seconds` and `peak_bytes` are per device and step; of illegal rows they are what the closed form would say if the
-    cuts came out even.
+    cuts came out even. `notes`: what was done to the space, a line each.
     """
 
     workload: Workload
@@ -32,6 +32,7 @@ class PricedSpace:
     layouts: tuple[Layout, ...] | None
     broken: np.ndarray
     prices: Prices
+    notes: tuple[str, ...]
 
     @property
     def legal(self) -> np.ndarray:
@@ -95,6 +96,7 @@ def price_space(
         layouts=tuple(layouts) if layouts is not None else None,
         broken=reject_codes(table, workload.transformer, workload.sequences, workload.seq, target),
         prices=_price(workload, target, table, target.hardware),
+        notes=(),
     )
 
 

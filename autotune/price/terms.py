@@ -220,6 +220,12 @@ class Chunk:
             self._move("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters)
         if not self.parallel.all():
             self._move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
+        if self.shape.experts:
+            # Slots travel cut along D, are whole for the experts' matmuls, and their results are reduced onto the cut:
+            # gathered forward, again for the weights' gradients, and the gradient of the result.
+            slots = self.of(self.prepared.work.slot_bytes)
+            self._move("tensor", "all_gather", "layer", slots, 3.0)
+            self._move("tensor", "reduce_scatter", "layer", slots, 2.0)
 
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Keys and values of the other shards: gathered, or handed around a ring, while attention works on others.
@@ -242,7 +248,8 @@ class Chunk:
         """Tokens travel to their experts and back, forward and backward."""
         if self.used["expert"] and self.shape.experts:
             times = 4.0 + 2.0 * self.again["hidden_in"]
-            self._move("expert", "all_to_all", "layer", self.stream_bytes * self.shape.experts_per_token, times)
+            slots = self.of(self.prepared.work.slot_bytes) / self.size["tensor"]
+            self._move("expert", "all_to_all", "layer", slots, times)
 
     def _fsdp(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Weights gathered before each use, gradients reduced onto their shards, in every pass."""
