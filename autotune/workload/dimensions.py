@@ -219,7 +219,7 @@ def _gather(found: Dimensions, equation: Any, ins, out) -> None:
 
 def _scan(found: Dimensions, equation: Any, ins, outs, trips: int) -> None:
     body = equation.params["jaxpr"].jaxpr
-    # What is scanned over loses its first dimension inside; how jax counts constants and carries depends on its version.
+    # What is scanned over loses a dimension inside; how jax counts constants and carries depends on its version.
     stacked = sum(_rank(outer) > _rank(inner) for outer, inner in zip(equation.invars, body.invars, strict=True))
     carries = sum(_rank(outer) == _rank(inner) for outer, inner in zip(equation.outvars, body.outvars, strict=True))
     constants = len(ins) - stacked - carries
