@@ -20,6 +20,7 @@ class Traffic:
     parallelism. `heads`: per token and element of queries, keys and values; `hidden`: per token and element of the
     MLP's hidden width; `gate`: the same, more, where the MLP has a gate; `scores`: per attention score (plain attention
     only); `logits`: per logit, of the loss. `kernels`: separate launches a layer, beside its matmuls.
+    `saving`: per byte kept for the backward pass, beside what makes and reads it.
     """
 
     stream: tuple[float, float]
@@ -29,6 +30,7 @@ class Traffic:
     scores: tuple[float, float]
     logits: tuple[float, float]
     kernels: tuple[float, float]
+    saving: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +41,9 @@ class Saved:
     parallelism; `whole`: the matmuls' inputs, cut only where the stack gathers them again in the backward pass;
     `heads`: per element of queries, keys and values; `context`: per element of attention's output; `hidden` and `gate`:
     per element of the MLP's hidden width, for each of the two-matrix MLP and what a gate adds; `scores`: per attention
-    score. `logits`: bytes per logit alive at once around the loss. `statistics`: bytes per token and head of a flash
-    kernel's softmax statistics.
+    score. `logits`: bytes per logit alive at once around the loss; `held_logits`: through the backward pass of the
+    layers. `statistics`: bytes per token and head of a flash kernel's softmax statistics. `working`: per token and
+    d_model element, not cut along `tensor`, that one layer's backward pass has in hand.
     """
 
     stream: float
@@ -51,7 +54,9 @@ class Saved:
     gate: float
     scores: float
     logits: float
+    held_logits: float
     statistics: float
+    working: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +82,10 @@ class State:
 class Assumptions:
     """One training stack.
 
-    `flash`: attention never stores its scores; `flash_efficiency`: share of the peak its kernel reaches, (forward,
-    backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix. `fused_qkv`: queries,
+    `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
+    same; `flash_efficiency`: share of the peak its kernel reaches, (forward,
+    backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix. `fused_context`: ways to
+    attend over a causal sequence cut along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries,
     keys and values come from one matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
     `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing).
     `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
@@ -100,8 +107,10 @@ class Assumptions:
 
     name: str
     flash: bool
+    reruns_kernel: bool
     flash_efficiency: tuple[float, float]
     skips_masked: bool
+    fused_context: tuple[str, ...]
     fused_qkv: bool
     gathers_logits: bool
     traffic: Traffic
@@ -136,10 +145,20 @@ _XLA_TRAFFIC = Traffic(
     scores=(20.0, 24.0),  # float32 scores written, read, exponentiated, written in the compute dtype and read
     logits=(6.0, 6.0),  # written and read twice in the compute dtype (models/loss.py keeps no float32 copy)
     kernels=(8.0, 16.0),
+    saving=0.0,
+)
+
+_XLA_GPU_TRAFFIC = dataclasses.replace(
+    _XLA_TRAFFIC,
+    # The scan over layers fills the stacked array with zeros once, and copies each layer's part into it in a kernel of
+    # its own (dynamic-update-slice, read and write): h100 and a100-80, jax 0.10.2, all remat policies.
+    saving=3.0,
 )
 
 _XLA_SAVED = Saved(
-    stream=2.0,  # the residual between the halves
+    # Both norms in float32, input and normalised (16), less the layer's own input; as the scan's stacked residuals of a
+    # dense layer without remat show (h100, jax 0.10.2)
+    stream=14.0,
     whole=4.0,  # outputs of the two norms
     heads=2.0,
     context=2.0,
@@ -147,7 +166,20 @@ _XLA_SAVED = Saved(
     gate=4.0,
     scores=6.0,
     logits=8.0,  # logits, their gradient, and one float32 temporary
+    held_logits=0.0,
     statistics=4.0,
+    working=4.0,
+)
+
+_XLA_GPU_SAVED = dataclasses.replace(
+    _XLA_SAVED,
+    # The GPU compiler fuses the loss into one pass: the gradient takes the place of the logits, and waits there until
+    # after the layers for the matmul of the unembedding's gradient (h100, jax 0.10.2, every layout looked at).
+    logits=2.0,
+    held_logits=2.0,
+    # Seven to eight arrays of tokens x d_model, whole along `tensor`: gathered inputs, partial sums before their
+    # scatter, and their gradients (h100, remat=full, tensor 1 to 8).
+    working=16.0,
 )
 
 _XLA_STATE = State(
@@ -159,9 +191,11 @@ _XLA_STATE = State(
 XLA_TPU = Assumptions(
     name="xla-tpu",
     flash=True,
+    reruns_kernel=False,  # splash attention names its statistics, too
     # Splash attention on v5e and v5p: 40 to 60 % of peak reported for long sequences; an assumption, not a fit.
     flash_efficiency=(0.5, 0.45),
     skips_masked=True,
+    fused_context=("gather",),
     fused_qkv=False,
     gathers_logits=False,
     traffic=_XLA_TRAFFIC,
@@ -189,13 +223,16 @@ XLA_TPU = Assumptions(
 XLA_GPU = Assumptions(
     name="xla-gpu",
     flash=True,
+    # cuDNN's softmax statistics have no name that a policy could keep, and plain attention makes its scores again
+    reruns_kernel=True,
     # FlashAttention-2 on A100, head dim 128, causal: up to 73 % forward, 63 % backward (Dao 2023)
     flash_efficiency=(0.60, 0.50),
     skips_masked=True,
+    fused_context=(),  # no public way to tell cuDNN where queries begin among longer keys
     fused_qkv=False,
     gathers_logits=False,
-    traffic=_XLA_TRAFFIC,
-    saved=_XLA_SAVED,
+    traffic=_XLA_GPU_TRAFFIC,
+    saved=_XLA_GPU_SAVED,
     state=_XLA_STATE,
     hidden_share={"fsdp": 0.8, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
     transfer_hidden=0.0,

@@ -26,16 +26,33 @@ class Entry:
 
 @dataclass(slots=True)
 class Ledger:
-    """All entries of a chunk, how often each unit counts, the bubble in seconds, and memory by category in bytes."""
+    """All entries of a chunk, how often each unit counts, the bubble in seconds, and memory by category in bytes.
+
+    `counts`: (what, unit, amount) of FLOPs and of bytes sent along each axis; kept only while `counting`.
+    """
 
     rows: int
     entries: list[Entry] = field(default_factory=list)
     times: dict[str, np.ndarray] = field(default_factory=dict)
     bubble: np.ndarray | float = 0.0
     memory: dict[str, np.ndarray] = field(default_factory=dict)
+    counting: bool = False
+    counts: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
 
     def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
         self.entries.append(Entry(name, resource, unit, seconds, seconds if full is None else full))
+
+    def count(self, what: str, unit: str, amount: np.ndarray | float) -> None:
+        """Enter an amount that is no time."""
+        if self.counting:
+            self.counts.append((what, unit, amount * np.ones(self.rows)))
+
+    def counted(self) -> dict[str, np.ndarray]:
+        """What was counted, a step."""
+        found: dict[str, np.ndarray] = {}
+        for what, unit, amount in self.counts:
+            found[what] = found.get(what, 0.0) + amount * self.times[unit]
+        return found
 
     def unit_seconds(self, unit: str, *, full: bool = False) -> np.ndarray:
         """Sum of all entries of one unit."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autotune.meshes.layout import SCHEDULES
-from autotune.price import remat as price_remat
 from autotune.price.schedules import waiting_microbatches
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
     optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
 
-    share = price_remat.kept()
-    layer = sum(share[part][table.remat] * chunk.of(values) for part, values in work.kept.items())
     waiting = np.ones(len(table))
     for code, schedule in enumerate(SCHEDULES):
         rows = staged & (table.schedule == code)
@@ -48,22 +45,21 @@ def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
                 name, stages=size["stage"], passes=passes, virtual_stages=table.virtual_stages.astype(np.float64)
             )
             waiting = np.where(rows, held, waiting)
-    activations = layer * chunk.middle * waiting
+    activations = (chunk.kept * waiting + chunk.kept_weights) * chunk.middle
     gathered = np.where(size["fsdp"] > 1, state.compute * chunk.parameters.layer, 0.0)
-    if stack.keeps_gathered:
-        activations = activations + np.where(table.remat == 0, gathered * chunk.middle, 0.0)
-    logits = chunk.of(work.logit_bytes) * np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
+    pieces = np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
+    logits, held = chunk.of(work.logit_bytes) * pieces, chunk.of(work.held_logit_bytes) * pieces
     working = chunk.of(work.layer_work_bytes) + 2.0 * gathered + stack.fixed_bytes
     late = np.zeros(len(table)) if stack.gradients_from_start else gradients
     at_start = activations + logits + (gradients - late)
-    at_end = activations + gradients + chunk.of(work.layer_work_bytes)
+    at_end = activations + gradients + held + chunk.of(work.layer_work_bytes)
     ends = at_end > at_start
     categories = {
         "parameters": weights,
         "gradients": np.where(ends, gradients, gradients - late),
         "optimizer_state": optimizer,
         "activations": activations,
-        "logits": np.where(ends, 0.0, logits),
+        "logits": np.where(ends, held, logits),
         "workspace": working,
     }
     if stack.allocator != 1.0:

@@ -33,8 +33,8 @@ class AnyPricer(Protocol):
     def prepare(self, table: LayoutTable) -> Any:
         """What all chunks of the table share."""
 
-    def ledger(self, table: LayoutTable, prepared: Any, rows: slice) -> Ledger:
-        """Every term of some rows (already taken as `table`) of the prepared table."""
+    def ledger(self, table: LayoutTable, prepared: Any, rows: slice, *, counting: bool = False) -> Ledger:
+        """Every term of some rows (already taken as `table`) of the prepared table; `counting`: FLOPs and bytes too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,7 @@ class Estimate:
 
     `low_seconds`: all communication perfectly hidden; `high_seconds`: none of it. `resources`: seconds by resource, the
     bubble shared out over what the waiting stage waits for; they add up to the step, so shares are elasticities.
+    `flops`: of matmuls and attention, as the kernels run them. `sent`: bytes one device sends, by mesh axis.
     """
 
     step_seconds: float
@@ -60,6 +61,8 @@ class Estimate:
     terms: Mapping[str, Term]
     resources: Mapping[str, float]
     memory: Mapping[str, float]
+    flops: float
+    sent: Mapping[str, float]
 
     @property
     def elasticities(self) -> dict[str, float]:
@@ -153,7 +156,9 @@ def estimate(
 
 
 def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
-    ledger = pricer.ledger(table, pricer.prepare(table), slice(0, 1))
+    ledger = pricer.ledger(table, pricer.prepare(table), slice(0, 1), counting=True)
+    counts = {name: float(amount[0]) for name, amount in ledger.counted().items()}
+    flops = counts.pop("flops", 0.0)
     step, low, high, peak = (float(values[0]) for values in ledger.totals())
     terms: dict[str, Term] = {}
     for name, resource, seconds in ledger.terms():
@@ -168,4 +173,6 @@ def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
         terms=dict(sorted(terms.items(), key=lambda item: -item[1].seconds)),
         resources={name: float(seconds[0]) for name, seconds in ledger.resources().items() if seconds[0]},
         memory={name: float(np.broadcast_to(values, 1)[0]) for name, values in ledger.memory.items()},
+        flops=flops,
+        sent={axis: amount for axis, amount in counts.items() if amount},
     )

@@ -19,9 +19,10 @@ them, each; scores; outputs of the MLP's first matmuls; the rest of the MLP."""
 
 _KEPT = {
     "none": (1, 1, 1, 1, 1, 0, 0, 2, 1, 1, 1),
-    "dots": (1, 0, 0, 1, 1, 1, 1, 2, 1, 1, 0),
-    "attention": (1, 0, 0, 1, 1, 1, 0, 0, 1, 0, 0),
-    "minimal": (1, 0, 0, 1, 0, 1, 1, 2, 0, 1, 0),
+    # The MLP's output is on the policies' lists, but nothing reads it again: the next layer keeps its own input.
+    "dots": (1, 0, 0, 1, 1, 1, 0, 2, 0, 1, 0),
+    "attention": (1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0),
+    "minimal": (1, 0, 0, 1, 0, 1, 0, 2, 0, 1, 0),
     "full": (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
     "offload": (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
     "selective": (1, 1, 1, 1, 1, 0, 0, 2, 0, 1, 1),
@@ -52,10 +53,15 @@ def kept() -> dict[str, np.ndarray]:
     return dict(zip(KEPT_PARTS, table.T, strict=True))
 
 
-def run_again(reruns_unread: bool) -> dict[str, np.ndarray]:
+def run_again(reruns_unread: bool, reruns_kernel: bool) -> dict[str, np.ndarray]:
     """Part of the forward pass -> share run again in the backward pass, by policy.
 
-    `reruns_unread`: the stack runs a whole checkpointed layer again, what nothing reads included.
+    `reruns_unread`: the stack runs a whole checkpointed layer again, what nothing reads included. `reruns_kernel`: it
+    runs attention's core again wherever anything is recomputed.
     """
-    rows = [_EVERYTHING if reruns_unread and name in ("full", "offload") else _RUN[name] for name in POLICIES]
+    everything = ("full", "offload") if reruns_unread else ()
+    rows: list[tuple[float, ...]] = [_EVERYTHING if name in everything else _RUN[name] for name in POLICIES]
+    if reruns_kernel:
+        core = RUN_PARTS.index("context")
+        rows = [(*row[:core], 1 if any(row) else 0, *row[core + 1 :]) for row in rows]
     return dict(zip(RUN_PARTS, np.array(rows, dtype=np.float64).T, strict=True))

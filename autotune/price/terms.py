@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import REMAT, SCHEDULES, WORDS
 from autotune.meshes.target import Target
 from autotune.meshes.transformer import Transformer
@@ -60,7 +61,8 @@ class Pricer:
         """What all chunks of the table share."""
         meshes = meshes_of(table, self.target)
         pieces = table.data * table.fsdp * table.expert * table.accumulate * table.microbatches
-        first, work_of_row = distinct([pieces, table.tensor, table.context, table.expert, table.sequence_parallel])
+        choices = [getattr(table, name) for name in ("tensor", "context", "expert", "sequence_parallel")]
+        first, work_of_row = distinct([pieces, *choices, table.context_attention])
         work = work_of(
             self.transformer,
             self.seq,
@@ -72,19 +74,20 @@ class Pricer:
             context=table.context[first].astype(np.float64),
             expert=table.expert[first].astype(np.float64),
             sequence_parallel=table.sequence_parallel[first],
+            ring=table.context_attention[first] == CONTEXT_ATTENTION.index("ring"),
         )
         costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in KINDS.items() for kind in kinds}
         return Prepared(meshes=meshes, costs=costs, work=work, work_of_row=work_of_row)
 
-    def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice) -> Ledger:
+    def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> Ledger:
         """Every term of some rows (already taken as `table`) of the prepared table."""
-        return Chunk(self, table, prepared, rows).ledger()
+        return Chunk(self, table, prepared, rows, counting).ledger()
 
 
 class Chunk:
     """One chunk while it is worked out; every array has one entry a row. `price.memory` reads it too."""
 
-    def __init__(self, pricer: Pricer, table: LayoutTable, prepared: Prepared, rows: slice) -> None:
+    def __init__(self, pricer: Pricer, table: LayoutTable, prepared: Prepared, rows: slice, counting: bool) -> None:
         self.pricer, self.table, self.prepared = pricer, table, prepared
         self.stack, self.shape, self.hardware = pricer.assumptions, pricer.transformer, pricer.target.hardware
         self.mesh = prepared.meshes.of_row[rows]
@@ -95,11 +98,16 @@ class Chunk:
         self.passes = (table.accumulate * table.microbatches).astype(np.float64)
         self.parallel = table.sequence_parallel > 0
         self.again = {
-            part: share[table.remat] for part, share in price_remat.run_again(self.stack.reruns_unread).items()
+            part: share[table.remat]
+            for part, share in price_remat.run_again(self.stack.reruns_unread, self.stack.reruns_kernel).items()
         }
-        self.book = Ledger(rows=len(table))
+        self.book = Ledger(rows=len(table), counting=counting)
         self.parameters: Parameters = parameters_of(self.shape, self.stack, self.size)
         self.stream_bytes = self.of(prepared.work.stream_bytes)
+        kept = price_remat.kept()
+        self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in prepared.work.kept.items())
+        gathered = (self.size["fsdp"] > 1) & (table.remat == 0) & self.stack.keeps_gathered
+        self.kept_weights = self.stack.state.compute * self.parameters.layer * gathered
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Values of each row's piece of work."""
@@ -144,14 +152,20 @@ class Chunk:
         core = [self.of(values) for values in work.core_matmul]
         book.add("attention", "matmul", "layer", core[0] + core[1])
         book.add("recompute.attention", "matmul", "layer", again["context"] * core[0])
+        for name, matmul in matmuls.items():
+            book.count("flops", "layer", (3.0 + again[name]) * self.of(matmul.flops))
+        kernel = [self.of(values) for values in work.core_flops]
+        book.count("flops", "layer", (1.0 + again["context"]) * kernel[0] + kernel[1])
         rest = [self.of(values) for values in work.elementwise]
         book.add("elementwise", "hbm", "layer", rest[0] + rest[1])
         book.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])
-        if not self.stack.flash:
+        if any(np.any(values) for values in work.core_hbm):
             scores = [self.of(values) for values in work.core_hbm]
             book.add("attention.scores", "hbm", "layer", scores[0] + scores[1])
             book.add("recompute.scores", "hbm", "layer", again["context"] * scores[0])
             core = [matmul + spill for matmul, spill in zip(core, scores, strict=True)]
+        rate = self.hardware.hbm_bytes_per_second * self.hardware.hbm_efficiency
+        book.add("saving", "hbm", "layer", self.stack.traffic.saving * (self.kept + self.kept_weights) / rate)
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
         book.add("launches", "launch", "layer", launches)
         cast = self._casts()
@@ -189,6 +203,8 @@ class Chunk:
         if not self.used[axis]:
             return 0.0
         cost = self.prepared.costs[axis, kind]
+        if self.book.counting:
+            self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
         parts, latency = cost.seconds(self.mesh, payload)
         total = latency
         for part in parts:
@@ -277,6 +293,7 @@ class Chunk:
             "matmul.logits", "matmul", "head",
             self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
         )  # fmt: skip
+        book.count("flops", "head", 3.0 * self.of(head.flops))
         book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
         book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds * np.ones(book.rows))
         beside = book.unit_seconds("head")

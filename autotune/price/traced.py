@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.efficiency import matmul_seconds
+from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import REMAT, WORDS
 from autotune.meshes.target import Target
 from autotune.partition import Partition
@@ -97,7 +98,7 @@ class TracedPricer:
                         total[members] += each
         return found
 
-    def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice) -> Ledger:
+    def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> Ledger:
         """Every term of some rows."""
         traced, hardware, shares = self.workload.traced, self.target.hardware, prepared.shares
         assert traced is not None, "a workload without a transformer is traced"
@@ -105,7 +106,7 @@ class TracedPricer:
         size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
         pieces = size["data"] * size["fsdp"] * size["expert"] * size["context"]
         passes = table.accumulate * table.microbatches
-        book = Ledger(rows=len(table))
+        book = Ledger(rows=len(table), counting=counting)
         left = 0.0
         for dot in traced.dots:
             dtype = dot.dtype if dot.dtype in hardware.flops_per_second else "float32"
@@ -115,6 +116,8 @@ class TracedPricer:
             )
             name = "recompute.matmul" if dot.recomputed else "matmul"
             book.add(name, "matmul", "step", each * dot.trips * passes / size["stage"])
+            share = dot.trips / (pieces * size["tensor"] * size["stage"])
+            book.count("flops", "step", 2.0 * dot.batch * dot.m * dot.n * dot.k * share)
             book.add("launches", "launch", "step", passes * dot.trips * hardware.launch_seconds / size["stage"])
             left += width * dot.batch * dot.m * dot.n * dot.trips
         hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
@@ -136,6 +139,7 @@ class TracedPricer:
                 for tier, part in zip(cost.tiers, parts, strict=True):
                     if part.any():
                         book.add(f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", "step", part * times)
+                book.count(axis, "step", wire_bytes(kind, payload, size[axis]) * times)
                 book.add(f"latency[{axis}]", "latency", "step", latency * times)
         book.times = dict.fromkeys(UNITS, np.ones(len(table)))
         stages = size["stage"]

@@ -25,8 +25,9 @@ DTYPE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float8": 1.0, "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matmul:
-    """Seconds of a group of matmuls: forward, gradient of the input, gradient of the weight."""
+    """Seconds of a group of matmuls: forward, gradient of the input, gradient of the weight; and FLOPs of each."""
 
+    flops: np.ndarray
     forward: np.ndarray
     backward_input: np.ndarray
     backward_weight: np.ndarray
@@ -37,8 +38,8 @@ class Work:
     """One pass on one device; arrays over distinct pieces of work. Seconds and bytes of one layer unless named `head`.
 
     `heads`, `out`, `hidden_in`, `hidden_out`: matmuls to heads, back from attention, into and out of the MLP.
-    `core_*`: attention's core: `_matmul` at the matmul rate, `_hbm` at the memory rate. `elementwise`: (forward,
-    backward) memory traffic. `launches`: (forward, backward) seconds of kernel launches.
+    `core_*`: attention's core: `_flops`, `_matmul` at the matmul rate, `_hbm` at the memory rate. `elementwise`:
+    (forward, backward) memory traffic. `launches`: (forward, backward) seconds of kernel launches.
     `stream_bytes`: tokens x d_model in the compute dtype, not cut along `tensor`; `kv_bytes`: keys and values;
     `slot_bytes`: slots of routed experts x d_model, not cut along `tensor` either.
     """
@@ -49,6 +50,7 @@ class Work:
     out: Matmul
     hidden_in: Matmul
     hidden_out: Matmul
+    core_flops: tuple[np.ndarray, np.ndarray]
     core_matmul: tuple[np.ndarray, np.ndarray]
     core_hbm: tuple[np.ndarray, np.ndarray]
     elementwise: tuple[np.ndarray, np.ndarray]
@@ -61,6 +63,7 @@ class Work:
     kept: dict[str, np.ndarray]
     layer_work_bytes: np.ndarray
     logit_bytes: np.ndarray
+    held_logit_bytes: np.ndarray
 
 
 def work_of(
@@ -75,8 +78,10 @@ def work_of(
     context: np.ndarray,
     expert: np.ndarray,
     sequence_parallel: np.ndarray,
+    ring: np.ndarray,
 ) -> Work:
-    """The work of `sequences` sequences a device and pass, cut along `tensor`, `context` and `expert`."""
+    """The work of `sequences` sequences a device and pass, cut along `tensor`, `context` and `expert`; `ring`: whether
+    attention over `context` is one."""
     shape, traffic, saved = transformer, assumptions.traffic, assumptions.saved
     width = DTYPE_BYTES[dtype]
     scale = width / 2.0
@@ -88,6 +93,7 @@ def work_of(
 
     def matmul(m, n, k, count=1.0) -> Matmul:
         return Matmul(
+            flops=2.0 * m * n * k * count,
             forward=matmul_seconds(hardware, dtype, width, m, n, k, count),
             backward_input=matmul_seconds(hardware, dtype, width, m, k, n, count),
             backward_weight=matmul_seconds(hardware, dtype, width, k, n, m, count),
@@ -114,26 +120,35 @@ def work_of(
         copies = 1
 
     scores = sequences * heads * (seq / context) * seq
-    # The last of `context` shards sees nearly all of the sequence: it sets the pace.
-    seen = 1.0 - 0.5 / context if shape.kind == "decoder" else np.ones_like(tokens)
+    # Shards of a causal sequence are dealt out so that all see the same half of it (autotune.models.ring).
+    causal = shape.kind == "decoder"
+    seen = 0.5 if causal and assumptions.skips_masked else 1.0
+    length, batches = seq / context, sequences * heads
+    one_way = matmul_seconds(hardware, dtype, width, length, float(seq), h, batches)
+    other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
+    stored_bytes = tuple(scores * scale * each / hbm for each in traffic.scores)
     peak = hardware.peak(dtype)
     if assumptions.flash:
-        counted = scores * h * (seen if assumptions.skips_masked else 1.0)
+        counted = scores * h * seen
+        core_flops = (4.0 * counted, 10.0 * counted)
         core = tuple(
-            flops * counted / (peak * share)
-            for flops, share in zip((4.0, 10.0), assumptions.flash_efficiency, strict=True)
+            flops / (peak * share) for flops, share in zip(core_flops, assumptions.flash_efficiency, strict=True)
         )
-        core_hbm = (np.zeros_like(tokens), np.zeros_like(tokens))
+        # What the kernel cannot do runs as plain matmuls on blocks of scores, which the backward pass makes again.
+        gathers = "gather" in assumptions.fused_context or not causal
+        plain = (context > 1) & np.where(ring, "ring" not in assumptions.fused_context, not gathers)
+        share = np.where(ring, seen, 1.0)
+        forward, backward = one_way + other_way, 3.0 * one_way + 2.0 * other_way
+        core = tuple(
+            np.where(plain, matmuls * share, fast) for matmuls, fast in zip((forward, backward), core, strict=True)
+        )
+        core_hbm = tuple(np.where(plain, each * share, 0.0) for each in stored_bytes)
         kernels = (1.0, 2.0)
     else:
         # scores = q k^T and probabilities x v; backward two matmuls for each
-        length = seq / context
-        batches = sequences * heads
-        one_way = matmul_seconds(hardware, dtype, width, length, float(seq), h, batches)
-        other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
         core = (one_way + other_way, 2.0 * (one_way + other_way))
-        forward_bytes, backward_bytes = traffic.scores
-        core_hbm = (scores * scale * forward_bytes / hbm, scores * scale * backward_bytes / hbm)
+        core_flops = (4.0 * scores * h, 8.0 * scores * h)
+        core_hbm = stored_bytes
         kernels = (4.0, 8.0)
     cut = np.where(sequence_parallel > 0, tensor, 1)
     gate = first - 1
@@ -164,7 +179,8 @@ def work_of(
         "outputs": 2.0 * tokens * d / cut,
         "mlp_outputs": 2.0 * tokens * d / cut * (shape.shared_experts > 0 or not shape.experts),
         "slots": 2.0 * slots,
-        "scores": saved.scores * scores,
+        # A flash kernel never stores them: kept without remat, they made every such layout look too large.
+        "scores": saved.scores * scores * (not assumptions.flash),
         "hidden_in": 2.0 * first * elements[2],
         "hidden_rest": (saved.hidden + gate * saved.gate) * elements[2],
     }
@@ -175,6 +191,7 @@ def work_of(
         out=matmul(tokens, d, heads * h),
         hidden_in=hidden_in,
         hidden_out=hidden_out,
+        core_flops=core_flops,
         core_matmul=core,  # type: ignore[arg-type]
         core_hbm=core_hbm,  # type: ignore[arg-type]
         elementwise=elementwise,  # type: ignore[arg-type]
@@ -187,18 +204,20 @@ def work_of(
         kept={name: scale * value for name, value in kept.items()},
         layer_work_bytes=scale
         * (
-            4.0 * tokens * d
+            saved.working * tokens * d
             + 2.0 * elements[1]
             + 4.0 * first * elements[2]
             + 4.0 * slots * tensor
             + (saved.scores + 4.0) * scores * (not assumptions.flash)
         ),  # noqa: E501
         logit_bytes=scale * saved.logits * logits,
+        held_logit_bytes=scale * saved.held_logits * logits,
     )
 
 
 def _sum(a: Matmul, b: Matmul) -> Matmul:
     return Matmul(
+        flops=a.flops + b.flops,
         forward=a.forward + b.forward,
         backward_input=a.backward_input + b.backward_input,
         backward_weight=a.backward_weight + b.backward_weight,

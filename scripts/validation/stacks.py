@@ -35,20 +35,23 @@ MEGATRON_TRAFFIC = Traffic(
     # backward r4 w4, to half r4 w2
     logits=(38.0, 14.0),
     kernels=(14.0, 20.0),
+    saving=0.0,
 )
 
 MEGATRON_SAVED = Saved(
     # Korthikanti et al., section 4.1: s b h (10 + 24/t + 5 a s / (h t)), of which 2 are the layer's input
     stream=4.0, whole=4.0, heads=2.0, context=2.0, hidden=2.0, gate=0.0, scores=5.0,
     logits=14.0,  # half, float32, softmax in place of it, and the gradient in float32 before it is halved
-    statistics=0.0,
+    held_logits=0.0, statistics=0.0, working=4.0,
 )  # fmt: skip
 
 MEGATRON_2022 = Assumptions(
     name="megatron-2022",
     flash=False,
+    reruns_kernel=False,
     flash_efficiency=(1.0, 1.0),
     skips_masked=False,
+    fused_context=("gather", "ring"),
     fused_qkv=True,
     gathers_logits=False,
     traffic=MEGATRON_TRAFFIC,
@@ -99,6 +102,7 @@ MEGATRON_CORE = dataclasses.replace(
     # 2024, arXiv 2407.08608, figures 5 and 6, read off)
     flash_efficiency=(0.55, 0.45),
     skips_masked=True,
+    fused_context=("gather", "ring"),
     saved=dataclasses.replace(MEGATRON_SAVED, scores=0.0, statistics=4.0),
 )
 
@@ -112,9 +116,11 @@ DEEPSPEED_ZERO3 = dataclasses.replace(
 ALEPH_RMS = Assumptions(
     name="aleph-flash2-rms",
     flash=True,
+    reruns_kernel=False,
     # FlashAttention-2 on A100, causal, head dim 128, 2k tokens: 62 and 56 % of 312 TFLOP/s (Dao 2023, figures 5 and 6)
     flash_efficiency=(0.60, 0.52),
     skips_masked=True,
+    fused_context=("gather", "ring"),
     fused_qkv=True,
     gathers_logits=True,  # ColumnParallelLinear of TransformerLMHead gathers its output; the loss is not parallel
     traffic=Traffic(
@@ -128,6 +134,7 @@ ALEPH_RMS = Assumptions(
         # float32 copy r2 w4, log-softmax r8 w4, argmax r4; backward w4, r12 w4, to bfloat16 r4 w2
         logits=(22.0, 26.0),
         kernels=(24.0, 40.0),
+        saving=0.0,
     ),
     saved=Saved(
         stream=2.0,  # the residual between the blocks
@@ -137,7 +144,7 @@ ALEPH_RMS = Assumptions(
         hidden=2.0, gate=2.0,  # silu's output and the product
         scores=0.0,
         logits=18.0,  # bfloat16, gathered copy, float32, log-softmax, gradients in float32 (two) and bfloat16
-        statistics=4.0,
+        held_logits=0.0, statistics=4.0, working=4.0,
     ),
     state=State(
         weights=2.0, gradients=2.0, optimizer=12.0, compute=2.0,
@@ -184,6 +191,7 @@ ALEPH_FUSED = dataclasses.replace(
     name="aleph-fused-softmax",
     flash=False,
     skips_masked=False,
+    fused_context=("gather", "ring"),
     traffic=dataclasses.replace(ALEPH_FLASH2.traffic, scores=MEGATRON_TRAFFIC.scores),
     saved=dataclasses.replace(ALEPH_FLASH2.saved, context=2.0, scores=5.0, statistics=0.0),
 )

@@ -10,8 +10,10 @@ from autotune.evidence import Evidence
 from autotune.limits import KeptOut, binding_limit, elasticities
 from autotune.losses import Loss
 from autotune.measure.measure import Measurement
+from autotune.memory_use import MemoryUse, compiled_use
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
+from autotune.price.changes import Change
 from autotune.price.price import Estimate, Term
 from autotune.program import Buffer, Memory
 from autotune.replay.replay import LedgerRow, Prediction
@@ -37,6 +39,8 @@ def price(seconds: float, peak: float) -> Estimate:
         terms=terms,
         resources={"matmul": 0.8 * seconds, "network:fsdp@ici": 0.2 * seconds},
         memory={"parameters": 0.25 * peak, "optimizer_state": 0.5 * peak, "activations": 0.25 * peak},
+        flops=1e12 * seconds,
+        sent={"fsdp": 1e9 * seconds},
     )
 
 
@@ -70,7 +74,10 @@ def evidence(matmul: float, network: float, peak_gib: float) -> Evidence:
             alias_bytes=GIB,
             host_bytes=0,
             by_category={"parameters": GIB, "activations": int((peak_gib - 1) * GIB)},
-            largest=(Buffer(bytes=GIB, shape="bf16[8]", category="activations", source="model.py:3", scope=None),),
+            largest=(
+                Buffer(bytes=2 * GIB, shape="bf16[8]", category="activations", source="model.py:3", scope=None),
+                Buffer(bytes=GIB, shape="f32[4]", category="parameters", source=None, scope="state[0]['table']"),
+            ),
         ),
         flops=1e15,
         recompute_flops=2e14,
@@ -99,6 +106,26 @@ def evidence(matmul: float, network: float, peak_gib: float) -> Evidence:
     )
 
 
+TOO_LARGE = MemoryUse(
+    bytes=17 * GIB,
+    by_category={"parameters": 4 * GIB, "activations": 13 * GIB, "logits": 0},
+    largest=(Buffer(bytes=9 * GIB, shape="bf16[64]", category="activations", source="model.py:7", scope=None),),
+    source="the compiler's total; arguments by their shardings, the rest as in the compile of fsdp=256,accumulate=2",
+)
+CHANGES = (
+    Change(
+        what="remat=full",
+        layout=parse_layout("fsdp=256,remat=full"),
+        same_job=True,
+        peak_bytes=13.2 * GIB,
+        time_change=0.21,
+    ),
+    Change(
+        what="batch 128 instead of 256", layout=parse_layout("fsdp=256"), same_job=False, peak_bytes=9 * GIB, time_change=0.0
+    ),
+)
+
+
 def row(text: str, status: str, found: Evidence | None, *, reason: str | None = None, measured: bool = False) -> Row:
     shares = elasticities(found.prediction.by_resource()) if found else {}
     turns = (1.31, 1.29, 1.30)
@@ -114,6 +141,8 @@ def row(text: str, status: str, found: Evidence | None, *, reason: str | None = 
         if measured
         else None,
         peak_bytes=found.memory.peak_bytes if found else 17 * GIB,
+        memory=compiled_use(found.memory) if found else TOO_LARGE,
+        changes=() if found else CHANGES,
         mfu=0.512 if found else None,
         tokens_per_second_per_device=3150.0 if found else None,
         limit=binding_limit(shares),
@@ -141,7 +170,7 @@ def report() -> Report:
         prices={"matmul": 0.16, "network:fsdp@ici": 0.03, "capacity": 0.05},
         kept_out=KeptOut(constraint="capacity", layout="fsdp=256", gain=0.05),
         closest=None,
-        remedies=(),
+        more_devices=None,
         tied=(),
         rank_correlation=None,
         notes=("compiled time over priced time, 2 layouts: 1.01 to 1.12",),
@@ -171,8 +200,7 @@ def test_measured_screen(report):
 
 def test_nothing_fits_screen(report):
     lost = report.rows[2]
-    remedy = replace(lost, reason="remat=offload -> 13.20 GiB (+21 % time a token; priced)")
-    text = "\n".join(lines(render(replace(report, rows=(lost,), closest=lost, remedies=(remedy,), counts={"oom": 1}))))
+    text = "\n".join(lines(render(replace(report, rows=(lost,), closest=lost, counts={"oom": 1}))))
     same("nothing_fits.txt", text + "\n")
 
 
@@ -185,6 +213,8 @@ def test_html_page_names_every_row(report):
     for one in report.rows:
         assert str(one.layout) in page
     assert "llama3-8b" in page and "750 more" in page and "capacity" in page
+    assert "model.py:3" in page and "model.py:7" in page and "remat=full -&gt; 13.20 GiB" in page
+    assert "near limit" in page  # fsdp=256,remat=full: 15.2 of 15.75 GiB
 
 
 def test_json_has_the_keys_others_read(report):
@@ -197,5 +227,10 @@ def test_json_has_the_keys_others_read(report):
     assert best["binding"]["resource"] == "matmul"
     assert best["kept_out_by"] == {"constraint": "capacity", "gain": 0.05, "layout": "fsdp=256"}
     assert best["collectives"][0]["count"] == 193
+    assert best["largest_buffers"][0]["source"] == "model.py:3" and not best["near_capacity"]
+    second, lost = document["rows"][1:]
+    assert second["near_capacity"]
+    assert sum(lost["memory"].values()) == lost["peak_bytes"] and "compiler's total" in lost["memory_source"]
+    assert [one["what"] for one in lost["changes_that_fit"]] == ["remat=full", "batch 128 instead of 256"]
     assert sum(best["elasticities"].values()) == pytest.approx(1.0)
     assert sum(document["counts"].values()) == 753

@@ -1,0 +1,192 @@
+"""Spaces of layouts small enough to compile whole: what every layout of each was compiled to, as saved figures.
+
+Shapes have real widths; their layers are scanned, so compiling 24 costs what compiling 2 does. Each space is what the
+tuner would enumerate under those `--axes` and `--fix`; no legal layout is left out, those that do not fit neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
+from autotune.compile.compile import compile_all
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target, parse_target
+from autotune.meshes.transformer import Transformer
+from autotune.preset import transformer_workload
+from autotune.price.space import PricedSpace, price_space
+from autotune.program import Program, Start, walk
+from autotune.read_compilation import predict, program_of
+from autotune.space import enumerate_layouts, parse_fix
+from autotune.store import Store
+from autotune.workload.workload import Workload
+
+SAVED = Path(__file__).resolve().parents[2] / "tests" / "data" / "compiled_spaces.json"
+
+MODELS = {
+    model.name: model
+    for model in (
+        Transformer(
+            name="dense-2048", layers=16, d_model=2048, heads=16, kv_heads=8, head_dim=128, d_ff=8192, vocab=32768,
+        ),
+        Transformer(
+            name="dense-4096", layers=8, d_model=4096, heads=32, kv_heads=8, head_dim=128, d_ff=14336, vocab=32768,
+        ),
+        Transformer(
+            name="gelu-1536", layers=24, d_model=1536, heads=16, kv_heads=16, head_dim=96, d_ff=6144, vocab=50304,
+            mlp="gelu-2mat", tied_embeddings=True,
+        ),
+        Transformer(
+            name="mixtral-2048", layers=8, d_model=2048, heads=16, kv_heads=8, head_dim=128, d_ff=7168, vocab=32768,
+            experts=8, experts_per_token=2,
+        ),
+        Transformer(
+            name="deepseek-1024", layers=8, d_model=1024, heads=8, kv_heads=8, head_dim=128, d_ff=704, vocab=32768,
+            experts=64, experts_per_token=6, shared_experts=2,
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceCase:
+    """One (model, target) with the tuner's options that bound its space. `axes` and `fix` as `--axes` and `--fix`."""
+
+    model: str
+    target: str
+    batch: int
+    seq: int
+    axes: str
+    fix: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.target} b{self.batch}x{self.seq} {self.axes} {self.fix}"
+
+    @property
+    def transformer(self) -> Transformer:
+        return MODELS[self.model]
+
+    @property
+    def placed(self) -> Target:
+        return parse_target(self.target)
+
+    @property
+    def workload(self) -> Workload:
+        return transformer_workload(self.transformer, batch=self.batch, seq=self.seq, dtype="bfloat16")
+
+    def space(self) -> PricedSpace:
+        """Every layout with its verdict and its price of today."""
+        table = enumerate_layouts(
+            self.placed, tuple(self.axes.split(",")), self.batch, self.transformer.layers, parse_fix(self.fix.split())
+        )
+        return price_space(self.workload, self.placed, table)
+
+
+def _cases(*rows: tuple[str, str, int, int, str, str]) -> tuple[SpaceCase, ...]:
+    return tuple(
+        SpaceCase(model=model, target=target, batch=batch, seq=seq, axes=axes, fix=fix)
+        for model, target, batch, seq, axes, fix in rows
+    )
+
+
+CASES = _cases(
+    ("dense-2048", "h100:2x8", 64, 2048, "data,fsdp,tensor", "remat=full zero=0 accumulate=1"),
+    ("mixtral-2048", "h100:2x8", 64, 2048, "data,fsdp,expert", "remat=full zero=0 accumulate=1"),
+    ("deepseek-1024", "h100:2x8", 64, 2048, "fsdp,expert,tensor", "remat=full accumulate=1"),
+    ("dense-2048", "h100:2x8", 64, 2048, "data,fsdp", "zero=1 accumulate=1 dcn.fsdp=1"),
+    ("dense-2048", "h100:2x8", 128, 2048, "fsdp,tensor", "accumulate=1 dcn.tensor=1"),
+    ("dense-4096", "h100:4x8", 64, 4096, "data,fsdp,tensor", "remat=full zero=1 accumulate=1 dcn.tensor=1"),
+    ("dense-4096", "h100:4x8", 128, 4096, "fsdp,tensor", "remat=minimal dcn.tensor=1"),
+    ("dense-4096", "h100:4x8", 64, 4096, "fsdp,tensor,stage", "remat=dots schedule=gpipe dcn.tensor=1 dcn.fsdp=1"),
+    ("dense-4096", "h100:2x8", 64, 4096, "fsdp,stage", "remat=full schedule=circular virtual_stages=2"),
+    ("dense-4096", "h100:2x8", 16, 8192, "fsdp,tensor,context", "remat=full accumulate=1 context_attention=gather dcn.tensor=1"),  # noqa: E501
+    ("dense-2048", "h100:4x8", 32, 8192, "data,fsdp,context", "remat=full zero=0 accumulate=1 dcn.context=1 dcn.data=1"),  # noqa: E501
+    ("dense-2048", "a100-80:2x8", 64, 2048, "data,tensor", "remat=full accumulate=1"),
+    ("dense-2048", "a100-80:2x8", 128, 2048, "data,fsdp", "remat=dots zero=2 dcn.fsdp=1"),
+    ("gelu-1536", "a100-80:2x8", 128, 1024, "data,fsdp,tensor", "remat=none zero=0 accumulate=1 dcn.tensor=1"),
+    ("gelu-1536", "h100:2x8", 256, 1024, "fsdp,tensor", "accumulate=1 dcn.tensor=1"),
+    ("mixtral-2048", "h100:4x8", 64, 2048, "fsdp,expert,tensor", "remat=dots accumulate=1 dcn.tensor=1"),
+    ("mixtral-2048", "a100-80:2x8", 64, 2048, "fsdp,expert", "accumulate=1 dcn.expert=1"),
+    ("deepseek-1024", "a100-80:2x8", 64, 2048, "data,fsdp,expert", "remat=dots zero=1 accumulate=1"),
+    ("dense-2048", "v5e:4x4", 64, 2048, "data,fsdp,tensor", "remat=full zero=0 accumulate=1"),
+    ("dense-4096", "v5p:4x4x4", 64, 4096, "fsdp,tensor", "remat=full accumulate=1"),
+    ("dense-2048", "v5e:4x4*2", 64, 2048, "data,fsdp", "remat=full zero=0 accumulate=1 dcn.data=2"),
+    ("dense-4096", "v6e:4x4", 32, 4096, "fsdp,context", "remat=full accumulate=1"),
+    ("mixtral-2048", "v5p:2x2x4", 64, 2048, "fsdp,expert", "remat=full accumulate=1"),
+)  # fmt: skip
+
+
+def compile_case(case: SpaceCase, store: Store, workers: int) -> Iterator[dict[str, Any]]:
+    """Every legal layout of the case with what it was compiled to; quick where the store knows it."""
+    space = case.space()
+    jobs = [
+        CompileJob(workload=case.workload, layout=space.layout(row), target=case.placed)
+        for row in range(len(space.table))
+        if space.legal[row]
+    ]
+    for job, outcome in compile_all(jobs, workers=workers, timeout_seconds=600, store=store):
+        yield _figures(outcome, job.layout, case.placed)
+
+
+def _figures(outcome: Compilation | CompileFailure, layout: Layout, target: Target) -> dict[str, Any]:
+    if isinstance(outcome, CompileFailure):
+        return {"layout": str(layout), "failure": outcome.kind, "reason": outcome.reason, "peak": outcome.needed_bytes}
+    program = program_of(outcome, layout, target)
+    prediction = predict(program, layout, target, target.hardware)
+    return {
+        "layout": str(layout),
+        "compile_seconds": round(outcome.compile_seconds, 1),
+        "flops": round(program.flops()),
+        "seconds": _short(prediction.step_seconds),
+        "resources": {name: _short(seconds) for name, seconds in prediction.by_resource().items()},
+        "peak": program.memory.peak_bytes,
+        "memory": dict(program.memory.by_category),
+        "sent": [[axes, kind, _short(size)] for (axes, kind), size in sent(program).items()],
+    }
+
+
+def sent(program: Program) -> dict[tuple[str, str], float]:
+    """Bytes that one device sends a step, by (mesh axes joined by "+", kind)."""
+    found: dict[tuple[str, str], float] = {}
+    for op, trips in walk(program.instructions):
+        if isinstance(op, Start):
+            key = ("+".join(op.collective.axes), op.collective.kind)
+            found[key] = found.get(key, 0.0) + trips * op.collective.wire_bytes
+    return found
+
+
+def _short(value: float) -> float:
+    """Five digits: what the comparison needs, and the file stays small."""
+    return float(f"{value:.5g}")
+
+
+def save(cases: dict[str, list[dict[str, Any]]], versions: dict[str, str]) -> None:
+    """Write the figures of all cases, one layout a line."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    lines = [f'{{"date": "{today}", "versions": {json.dumps(versions)}, "cases": {{']
+    for index, (name, rows) in enumerate(cases.items()):
+        body = ",\n".join(json.dumps(row) for row in rows)
+        lines.append(f"{json.dumps(name)}: [\n{body}\n]" + ("," if index < len(cases) - 1 else ""))
+    SAVED.write_text("\n".join([*lines, "}}"]) + "\n")
+
+
+def saved() -> dict[str, list[dict[str, Any]]]:
+    """The figures of every case by its name."""
+    return json.loads(SAVED.read_text())["cases"]
+
+
+def case_of(name: str) -> SpaceCase:
+    """The case of that name."""
+    return next(case for case in CASES if case.name == name)
+
+
+def fields_of(case: SpaceCase) -> dict[str, Any]:
+    """The case as plain values."""
+    return dataclasses.asdict(case)
