@@ -27,8 +27,11 @@ TCP = {
     "tcp_limit_output_bytes": "131072",
     "tcp_autocorking": "0",
 }
-"""So that the link's rate is what a message feels, and TCP's search for it is not: no pacing probes (bbr needs twice
-the time for a message both ways), no restart after each pause, and no deep queue that acknowledgements wait in."""
+"""So that the link's rate is what a message feels, whatever the machine is set to: no restart after each pause, no
+waiting for small packets to fill, no deep queue that acknowledgements wait in. The congestion control is fixed for the
+same reason, not because another is worse: where this was written `sysctl net.ipv4.tcp_congestion_control` is bbr, and
+12 exchanges of 100 ms of link time both ways at once took 98 to 114 ms under reno and under bbr alike at 200 Mbit/s,
+105 to 115 ms at 4000 (2026-11-21)."""
 
 
 def why_not() -> str | None:
