@@ -21,15 +21,17 @@ from autotune.measure.measure import Measurement, RunFailure, measure, tied
 from autotune.measure.measure import from_json as measurement_from_json
 from autotune.measure.measure import to_json as measurement_to_json
 from autotune.measure.runner import runner_for
+from autotune.memory_use import MemoryUse, Smaller, compiled_use, failed_use, priced_use
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.plan.plan import plan_of
+from autotune.price.changes import devices_needed, price_one, scaled_peak, smallest_changes
 from autotune.price.chosen_again import kept_out_by, prices_of_resources
 from autotune.price.orders import with_best_orders
 from autotune.price.price import Estimate
-from autotune.price.space import PricedSpace, price_space
+from autotune.price.space import PricedSpace, price_space, why_illegal
 from autotune.read_compilation import evidence_of
-from autotune.report.report import Omitted, Report, Row
+from autotune.report.report import RUNNABLE, Omitted, Report, Row
 from autotune.space import complete, enumerate_layouts, parse_fix
 from autotune.store import Key, Store
 from autotune.table import LayoutTable
@@ -41,6 +43,9 @@ LISTED_PRICED = 100
 SLACK = 1.15
 """Layouts priced at up to this much of the capacity are still given to the compiler, whose word is the last: the
 closed form's peak is off by 15 % at times, and a compile that does not fit fails within seconds."""
+
+EXPLAINED = 3
+"""Layouts that were compiled and do not fit for which the smallest changes that would fit are looked up."""
 
 PER_MESH = 2
 """Layouts compiled of the same axis sizes before another mesh has its turn: near-copies must leave room for others."""
@@ -54,6 +59,7 @@ class _Outcomes:
     failures: dict[Layout, CompileFailure]
     measurements: dict[Layout, Measurement]
     run_failures: dict[Layout, RunFailure]
+    smaller: dict[Layout, Smaller]
 
     def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
         if isinstance(outcome, Measurement):
@@ -133,9 +139,21 @@ def search(
     clock.lap("pricing")
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
-    outcomes = _Outcomes(evidence={}, failures={}, measurements={}, run_failures={})
+    outcomes = _Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={})
     busy = _Busy(on_event)
-    _compile(space, workload, target, compile_count, jobs, timeout_seconds, retry, store, executor, busy, outcomes)
+
+    def compiled(work: Sequence[CompileJob]) -> Iterable[tuple[CompileJob, Compilation | CompileFailure]]:
+        together = processes.current() if target.attached else None
+        if together is not None:
+            return processes.compile_together(together, work)
+        return compile_all(
+            work, workers=jobs, timeout_seconds=timeout_seconds, store=store, on_event=busy, executor=executor,
+            retry=retry,
+        )  # fmt: skip
+
+    _compile(space, workload, target, compile_count, compiled, store, outcomes)
+    if compile_count and not _fitting(outcomes, target):
+        _compile_smaller(workload, target, compiled, outcomes)
     clock.lap("compiling and reading")
     clock.laps["compilers running"] = busy.seconds
     if wanted:
@@ -203,9 +221,13 @@ def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Lay
 
 
 def _shortlist(space: PricedSpace, capacity: float) -> list[int]:
-    """Row numbers worth compiling, best-priced first, at most `PER_MESH` of one mesh before others had their turn."""
-    hopeful = np.flatnonzero(space.legal & (space.peak_bytes <= SLACK * capacity))
-    ranked = hopeful[np.argsort(space.seconds[hopeful], kind="stable")]
+    """Row numbers worth compiling, best-priced first, at most `PER_MESH` of one mesh before others had their turn.
+
+    Layouts that the user named come last, not never, where they are priced as too large.
+    """
+    small = space.peak_bytes <= SLACK * capacity
+    hopeful = np.flatnonzero(space.legal & (small | (space.layouts is not None)))
+    ranked = hopeful[np.lexsort((space.seconds[hopeful], ~small[hopeful]))]
     first: list[int] = []
     later: list[int] = []
     seen: dict[tuple[int, ...], int] = {}
@@ -224,9 +246,10 @@ def _shortlist(space: PricedSpace, capacity: float) -> list[int]:
     return first + later
 
 
-def _compile(
-    space, workload, target, count, jobs, timeout_seconds, retry, store, executor, on_event, outcomes: _Outcomes
-) -> None:
+_Compiler = Callable[[Sequence[CompileJob]], Iterable[tuple[CompileJob, Compilation | CompileFailure]]]
+
+
+def _compile(space, workload, target, count: int, compiled: _Compiler, store, outcomes: _Outcomes) -> None:
     """Compile down the shortlist until `count` layouts compiled and fit, in at most 3 x `count` attempts."""
     shortlist = _shortlist(space, target.hardware.capacity_bytes) if count else []
     attempts = 0
@@ -235,24 +258,35 @@ def _compile(
         batch, shortlist = shortlist[:missing], shortlist[missing:]
         attempts += len(batch)
         work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
-        together = processes.current() if target.attached else None
-        if together is not None:
-            compiled = processes.compile_together(together, work)
-        else:
-            compiled = compile_all(
-                work,
-                workers=jobs,
-                timeout_seconds=timeout_seconds,
-                store=store,
-                on_event=on_event,
-                executor=executor,
-                retry=retry,
-            )
-        for job, outcome in compiled:
+        for job, outcome in compiled(work):
             if isinstance(outcome, Compilation):
                 outcomes.evidence[job.layout] = evidence_of(outcome, job.layout, target, store)
             else:
                 outcomes.failures[job.layout] = outcome
+
+
+def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, outcomes: _Outcomes) -> None:
+    """Of the layout that the compiler finds too large by least, the same step on a smaller piece of the batch.
+
+    The compiler of a TPU says how much such a step needs and nothing else; the smaller one's program says what for.
+    """
+    failed = {layout: one.needed_bytes for layout, one in outcomes.failures.items() if one.needed_bytes is not None}
+    if not failed:
+        return
+    layout = min(failed, key=lambda one: (failed[one], str(one)))
+    base = price_one(workload, target, layout)
+    for times in (2, 4, 8, 16):
+        other = replace(layout, accumulate=times * layout.accumulate)
+        if workload.problem(other) or why_illegal(workload, target, other):
+            return
+        held = failed_use(outcomes.failures[layout], base, None).by_category
+        if scaled_peak(held, base, price_one(workload, target, other)) > SLACK * target.hardware.capacity_bytes:
+            continue
+        [(_, outcome)] = compiled([CompileJob(workload=workload, layout=other, target=target)])
+        if isinstance(outcome, Compilation):
+            outcomes.smaller[layout] = Smaller(layout=other, compilation=outcome)
+        if isinstance(outcome, Compilation) or outcome.kind != "oom":
+            return
 
 
 def _fits(evidence: Evidence, target: Target) -> bool:
@@ -323,8 +357,8 @@ def _report(workload, target, space: PricedSpace, outcomes: _Outcomes, seconds) 
         keep = members[: listed if word != "illegal" or named else 0]
         rows += [_priced_row(workload, target, space, row, word) for row in keep]
         omitted += _omit(space, members[len(keep) :], word, capacity)
-    rows = _ranked(rows)
-    runnable = [row for row in rows if row.status in ("measured", "compiled", "priced")]
+    rows = _with_changes(_ranked(rows), workload, target)
+    runnable = [row for row in rows if row.status in RUNNABLE]
     rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
     counts = {word: int((status == word).sum()) for word in sorted(set(status.tolist()))}
     best = runnable[0] if runnable else None
@@ -340,7 +374,7 @@ def _report(workload, target, space: PricedSpace, outcomes: _Outcomes, seconds) 
         prices=prices_of_resources(target, space, runnable) if best else {},
         kept_out=kept_out_by(target, space, runnable, outcomes.failures) if best else None,
         closest=closest,
-        remedies=() if best or closest is None else _remedies(workload, target, closest),
+        more_devices=devices_needed(workload, target, closest.layout) if closest else None,
         tied=_ties(runnable),
         rank_correlation=_rank_correlation(runnable),
         notes=_notes(workload, target, space, runnable),
@@ -357,8 +391,11 @@ def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes
     if evidence is None:
         failure = outcomes.failures[layout]
         word = {"oom": "oom", "timeout": "timeout"}.get(failure.kind, "failed")
-        needed = failure.needed_bytes if failure.kind == "oom" else None
-        return _row(workload, target, layout, word, price, reason=failure.reason, log=failure.log_path, peak=needed)
+        memory = None
+        if failure.kind == "oom":
+            memory = failed_use(failure, price, outcomes.smaller.get(layout))
+        return _row(workload, target, layout, word, price, reason=failure.reason, log=failure.log_path,
+                    peak=failure.needed_bytes, memory=memory)  # fmt: skip
     measurement, run_failure = outcomes.measurements.get(layout), outcomes.run_failures.get(layout)
     peak = evidence.memory.peak_bytes
     if not _fits(evidence, target):
@@ -397,12 +434,17 @@ def _row(
     peak: float | None = None,
     evidence: Evidence | None = None,
     measurement: Measurement | None = None,
+    memory: MemoryUse | None = None,
     shares: Mapping[str, float] | None = None,
 ) -> Row:
     """A row with what follows from its numbers: MFU, tokens per second, the limit, the losses."""
     if evidence:
+        memory = compiled_use(evidence.memory)
+    elif price is not None and memory is None and status in ("priced", "oom"):
+        memory = priced_use(price)
+    if evidence:
         shares = elasticities(evidence.prediction.by_resource())
-    runs = status in ("measured", "compiled", "priced")
+    runs = status in RUNNABLE
     best = measurement.median_seconds if measurement else None
     if best is None:
         best = evidence.prediction.step_seconds if evidence else (price.step_seconds if price else None)
@@ -414,6 +456,8 @@ def _row(
         evidence=evidence,
         measurement=measurement,
         peak_bytes=peak,
+        memory=memory,
+        changes=(),
         mfu=_mfu(workload, target, best) if runs else None,
         tokens_per_second_per_device=workload.tokens / best / target.devices if runs and best else None,
         limit=binding_limit(shares) if shares else None,
@@ -440,8 +484,8 @@ def _mfu(workload: Workload, target: Target, seconds: float | None) -> float | N
 def _losses(
     workload, target, layout: Layout, evidence: Evidence | None, price: Estimate | None
 ) -> dict[str, float | None]:
-    """Seconds of the step lost to the pipeline bubble, to recomputation, to slots of experts beyond their mean load, and
-    to FLOPs that several devices repeat."""
+    """Seconds of the step lost to the pipeline bubble, to recomputation, to slots of experts beyond their mean load,
+    and to FLOPs that several devices repeat."""
     if evidence is None:
         waiting = [term.seconds for term in price.terms.values() if term.resource is None] if price else []
         return {"bubble": sum(waiting) if price else None, "recompute": None, "padding": None, "redundant": None}
@@ -503,20 +547,24 @@ def _signed(seconds: float) -> str:
     return f"{seconds * scale:+.3g} {unit}"
 
 
+def _with_changes(rows: list[Row], workload: Workload, target: Target) -> list[Row]:
+    """What would make them fit, of the layouts that were compiled and do not, and of the closest where nothing fits."""
+    wanted = [row for row in rows if row.status == "oom" and row.memory and row.memory.source != "priced"][:EXPLAINED]
+    closest = _closest(rows)
+    if closest and closest not in wanted and not any(row.status in RUNNABLE for row in rows):
+        wanted.append(closest)
+    return [
+        replace(row, changes=smallest_changes(workload, target, row.layout, row.memory.by_category))
+        if row in wanted and row.memory
+        else row
+        for row in rows
+    ]
+
+
 def _closest(rows: list[Row]) -> Row | None:
     """Of the layouts that do not fit, the one that misses the capacity by least."""
     misses = [row for row in rows if row.status == "oom" and row.peak_bytes is not None]
     return min(misses, key=lambda row: (row.peak_bytes, str(row.layout)), default=None)
-
-
-def _remedies(workload: Workload, target: Target, closest: Row) -> tuple[Row, ...]:
-    """The smallest changes of the job that would make a layout fit, by price: a smaller batch, shorter sequences."""
-    from autotune.price.space import smallest_changes
-
-    return tuple(
-        _row(workload, target, layout, "priced", price, reason=text, peak=price.peak_bytes)
-        for layout, price, text in smallest_changes(workload, target, closest.layout)
-    )
 
 
 def _ties(runnable: list[Row]) -> tuple[str, ...]:

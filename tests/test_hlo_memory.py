@@ -6,10 +6,9 @@ import importlib.util
 import pytest
 import toy_steps
 
-from autotune.compile.compilation import Argument, CompileFailure
 from autotune.compile.compile import Compilation, CompileJob, compile_all
 from autotune.hlo.liveness import liveness, padded
-from autotune.hlo.memory import CATEGORIES, needs, peak_bytes, read_memory
+from autotune.hlo.memory import CATEGORIES, peak_bytes, read_memory
 from autotune.hlo.text import read_module
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
@@ -227,24 +226,3 @@ def test_the_peak_is_the_reading_that_is_right_for_the_backend(compiled):
     figures = {f"{name}_size_in_bytes": value for name, value in memory.items()} | {"peak_memory_in_bytes": 110}
     assert peak_bytes(dataclasses.replace(compilation, memory=figures)) == 140
     assert peak_bytes(dataclasses.replace(compilation, memory=figures, platform="tpu")) == 110
-
-
-def _failure(needed: int | None, arguments: tuple[Argument, ...]) -> CompileFailure:
-    return CompileFailure(
-        layout="fsdp=4", target="v5e:2x2", kind="oom", stage="compile", reason="r", last_line=None, traceback=None,
-        source=None, log_path="", seconds=1.0, needed_bytes=needed, available_bytes=None, arguments=arguments,
-    )  # fmt: skip
-
-
-def test_what_did_not_fit_is_shared_out_like_a_smaller_compile(compiled):
-    smaller = compiled["cpu", "fsdp=4"]
-    needed = 10 * peak_bytes(smaller)
-    split = needs(_failure(needed, smaller.arguments), smaller)
-    assert split is not None and sum(split.values()) == needed
-    own = read_memory(smaller).by_category
-    assert split["parameters"] == own["parameters"]
-    assert split["activations"] > 9 * own["activations"]
-    alone = needs(_failure(needed, smaller.arguments), None)
-    assert alone is not None and alone["activations"] == 0 and sum(alone.values()) == needed
-    assert needs(_failure(None, smaller.arguments), smaller) is None
-    assert needs(_failure(1, smaller.arguments), smaller) is None

@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Mapping
 
-from autotune.compile.compilation import Argument, Compilation, CompileFailure
+from autotune.compile.compilation import Argument, Compilation
 from autotune.hlo.liveness import LiveBuffer, Liveness, liveness
 from autotune.hlo.text import Module, Op, read_module
 from autotune.program import Buffer, Memory
@@ -65,18 +65,9 @@ def read_memory(compilation: Compilation) -> Memory:
         temporary[category] += buffer.bytes
     arguments = dict.fromkeys(CATEGORIES, 0)
     for argument, size in zip(compilation.arguments, held, strict=True):
-        arguments[_of_argument(argument)] += size
+        arguments[category_of(argument)] += size
     shown = _fit(temporary, peak - sum(held))
-    largest = [
-        Buffer(
-            bytes=size,
-            shape=f"{argument.dtype}[{','.join(str(extent) for extent in argument.shape)}]",
-            category=_of_argument(argument),
-            source=None,
-            scope=argument.name,
-        )
-        for argument, size in zip(compilation.arguments, held, strict=True)
-    ]
+    largest = [described(argument, size) for argument, size in zip(compilation.arguments, held, strict=True)]
     largest += [_named(module, category, buffer) for category, buffer in live]
     largest.sort(key=lambda buffer: -buffer.bytes)
     host = [memory.get(f"host_{part}_size_in_bytes", 0) for part in ("argument", "output", "temp", "alias")]
@@ -92,34 +83,20 @@ def read_memory(compilation: Compilation) -> Memory:
     )
 
 
-def needs(failure: CompileFailure, smaller: Compilation | None) -> dict[str, int] | None:
-    """What a step that did not fit needs, by category, adding up to the compiler's total; None where it gave none.
-
-    Arguments come from their shardings, unpadded. The rest is shared out like the temporaries of `smaller`, a compile
-    of the same step with fewer layers or a smaller batch; without one it is all workspace.
-    """
-    if failure.needed_bytes is None or not failure.arguments:
-        return None
-    total = dict.fromkeys(CATEGORIES, 0)
-    for argument in failure.arguments:
-        total[_of_argument(argument)] += argument.bytes if argument.memory_kind is None else 0
-    rest = failure.needed_bytes - sum(total.values())
-    if rest < 0:
-        return None
-    shares = dict.fromkeys(CATEGORIES, 0)
-    if smaller is not None:
-        shares = dict(read_memory(smaller).by_category)
-        for argument in smaller.arguments:
-            if argument.memory_kind is None:
-                shares[_of_argument(argument)] = max(shares[_of_argument(argument)] - argument.bytes, 0)
-    if not sum(shares.values()):
-        shares["workspace"] = 1
-    spread = _scaled(shares, rest)
-    return {name: total[name] + spread[name] for name in CATEGORIES}
-
-
-def _of_argument(argument: Argument) -> str:
+def category_of(argument: Argument) -> str:
+    """What an argument of the step counts as, one of CATEGORIES."""
     return argument.category if argument.category in ("parameters", "optimizer_state") else "workspace"
+
+
+def described(argument: Argument, size: int) -> Buffer:
+    """An argument of the step as a buffer: named by its path in the state, since no line makes it."""
+    return Buffer(
+        bytes=size,
+        shape=f"{argument.dtype}[{','.join(str(extent) for extent in argument.shape)}]",
+        category=category_of(argument),
+        source=None,
+        scope=argument.name,
+    )
 
 
 def _arguments_held(lives: Liveness, arguments: tuple[Argument, ...]) -> list[int]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autotune.meshes.hardware import Hardware
-from autotune.meshes.layout import REMAT, WORDS, Layout
+from autotune.meshes.layout import WORDS, Layout
 from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
 from autotune.price.price import Estimate, Prices, price
@@ -108,70 +107,3 @@ def why_illegal(workload: Workload, target: Target, layout: Layout) -> str | Non
 
 def _price(workload: Workload, target: Target, table: LayoutTable, hardware: Hardware) -> Prices:
     return price(workload, table, dataclasses.replace(target, hardware=hardware))
-
-
-def smallest_changes(workload: Workload, target: Target, layout: Layout) -> Iterator[tuple[Layout, Estimate, str]]:
-    """Single changes to a layout that does not fit, or to its job, each taken as far as it needs to go to fit.
-
-    More recomputation, smaller pieces of the batch, a smaller batch, shorter sequences, more devices.
-    """
-    transformer = workload.transformer
-    if transformer is None:
-        return
-    base = _one(workload, target, layout)
-
-    def tell(words: str, changed: Workload, on: Target, other: Layout) -> tuple[Layout, Estimate, str] | None:
-        if why_illegal(changed, on, other):
-            return None
-        found = _one(changed, on, other)
-        if found.peak_bytes > on.hardware.capacity_bytes:
-            return None
-        change = found.step_seconds / changed.tokens / (base.step_seconds / workload.tokens) - 1
-        return (
-            other,
-            found,
-            f"{words} -> {found.peak_bytes / 2**30:.2f} GiB ({100 * change:+.0f} % time a token; priced)",
-        )
-
-    attempts: list[Iterator[tuple[str, Workload, Target, Layout]]] = [
-        (
-            (f"remat={name}", workload, target, dataclasses.replace(layout, remat=name))
-            for name in REMAT[REMAT.index(layout.remat) + 1 :]
-        ),
-        (
-            (f"accumulate={times * layout.accumulate}", workload, target,
-             dataclasses.replace(layout, accumulate=times * layout.accumulate))
-            for times in (2, 4, 8, 16, 32, 64)
-        ),
-        (("offload=optimizer", workload, target, dataclasses.replace(layout, offload="optimizer")) for _ in range(1)),
-        (
-            (f"batch {workload.sequences} -> {workload.sequences // by}", _resized(workload, workload.sequences // by, workload.seq), target, layout)  # noqa: E501
-            for by in (2, 4, 8, 16, 32, 64) if workload.sequences % by == 0
-        ),
-        (
-            (f"sequence {workload.seq} -> {workload.seq // by}", _resized(workload, workload.sequences, workload.seq // by), target, layout)  # noqa: E501
-            for by in (2, 4, 8, 16, 32, 64) if workload.seq % by == 0
-        ),
-    ]  # fmt: skip
-    for attempt in attempts:
-        for words, changed, on, other in attempt:
-            found = tell(words, changed, on, other)
-            if found is not None:
-                yield found
-                break
-    state = sum(base.memory.get(name, 0.0) for name in ("parameters", "gradients", "optimizer_state"))
-    whole = state * layout.fsdp * layout.tensor * layout.stage * layout.expert
-    least = math.ceil(whole / target.hardware.capacity_bytes)
-    if least > target.devices:
-        words = "parameters, gradients and optimizer state alone are"
-        yield layout, base, f"{least} devices of this kind or more: {words} {whole / 2**30:,.0f} GiB in all (priced)"
-
-
-def _one(workload: Workload, target: Target, layout: Layout) -> Estimate:
-    return price_space(workload, target, LayoutTable.from_layouts([layout]), [layout]).price(0)
-
-
-def _resized(workload: Workload, sequences: int, seq: int) -> Workload:
-    """The same step on another batch, to be priced only: its `build` still makes the old one."""
-    fields = {name: getattr(workload, name) for name in workload.__slots__}
-    return Workload.of(**fields | {"sequences": sequences, "seq": seq})

@@ -71,6 +71,9 @@ def render_comparison(report: Report, first: Row, second: Row) -> RenderableType
         _line(traffic, name, a.wire_bytes if a else 0.0, b.wire_bytes if b else 0.0, bytes_text)
     memory = _table("memory at the peak", "category")
     _line(memory, "peak", first.peak_bytes, second.peak_bytes, bytes_text)
+    capacity = report.target.hardware.capacity_bytes
+    spare = [None if row.peak_bytes is None else max(capacity - row.peak_bytes, 0.0) for row in (first, second)]
+    _line(memory, "left", spare[0], spare[1], bytes_text)
     for name, pair in _memory(first, second).items():
         _line(memory, name, *pair, bytes_text)
     return Group(Text(head), seconds, traffic, memory)

@@ -7,8 +7,8 @@ from pathlib import Path
 import jinja2
 
 from autotune.limits import ARC
-from autotune.report.report import Report
-from autotune.report.text import bytes_text, percent, seconds_text
+from autotune.report.report import Report, near_capacity
+from autotune.report.text import buffer_text, bytes_text, percent, seconds_text, too_large
 
 
 def render_html(report: Report) -> str:
@@ -17,7 +17,11 @@ def render_html(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"seconds": seconds_text, "bytes": bytes_text, "percent": percent}
+    environment.filters |= {"seconds": seconds_text, "bytes": bytes_text, "percent": percent, "buffer": buffer_text}
     return environment.from_string(source).render(
-        report=report, arc=ARC, capacity=report.target.hardware.capacity_bytes
+        report=report,
+        arc=ARC,
+        capacity=report.target.hardware.capacity_bytes,
+        too_large=too_large(report),
+        near_capacity=near_capacity,
     )

@@ -10,12 +10,15 @@ from typing import Any
 from autotune.evidence import Evidence
 from autotune.limits import KeptOut, Limit
 from autotune.measure.measure import Measurement
+from autotune.memory_use import MemoryUse
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.plan.plan import Plan
+from autotune.price.changes import Change
 from autotune.price.price import Estimate
 
 STATUSES = ("measured", "compiled", "priced", "oom", "illegal", "failed", "timeout")
+RUNNABLE = STATUSES[:3]
 
 
 class NoPlanFits(Exception):
@@ -31,7 +34,10 @@ class Row:
     """One layout and all that is known of it; what was not done is None.
 
     `reason` says why an illegal, oom, failed or timeout row is one, and why a runner-up lost.
-    `mfu` and `tokens_per_second_per_device` follow from the best number there is: measured, else compiled, else priced.
+    `peak_bytes`: of one device, the compiler's own number where it gave one. `memory`: the same by category, with the
+    largest buffers. `changes`: of a layout that does not fit, single changes after which it would (not looked up for
+    all). `mfu` and `tokens_per_second_per_device` follow from the best number there is: measured, else compiled, else
+    priced.
     """
 
     layout: Layout
@@ -41,6 +47,8 @@ class Row:
     evidence: Evidence | None
     measurement: Measurement | None
     peak_bytes: float | None
+    memory: MemoryUse | None
+    changes: tuple[Change, ...]
     mfu: float | None
     tokens_per_second_per_device: float | None
     limit: Limit | None
@@ -72,7 +80,8 @@ class Report:
     """Every layout of the space, listed or counted: `counts` by final status adds up to the space.
 
     `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those
-    that can run first. `prices`: fraction of the step time saved when a resource is `limits.ARC` times as good and the
+    that can run first. `closest`: where nothing fits, what misses by least; `more_devices`: how many its state alone
+    asks for, if more. `prices`: fraction of the step time saved when a resource is `limits.ARC` times as good and the
     layout is chosen again. `notes`: doubts that concern the whole report.
     """
 
@@ -86,7 +95,7 @@ class Report:
     prices: Mapping[str, float]
     kept_out: KeptOut | None
     closest: Row | None
-    remedies: tuple[Row, ...]
+    more_devices: str | None
     tied: tuple[str, ...]
     rank_correlation: float | None
     notes: tuple[str, ...]
@@ -96,7 +105,7 @@ class Report:
     @property
     def ranked(self) -> tuple[Row, ...]:
         """Rows that can run, best first."""
-        return tuple(row for row in self.rows if row.status in ("measured", "compiled", "priced"))
+        return tuple(row for row in self.rows if row.status in RUNNABLE)
 
     def best(self) -> Row:
         """The chosen row. Raises NoPlanFits carrying this report when nothing can run."""
@@ -110,6 +119,18 @@ class Report:
         if self.plan_or_none is None:
             raise NoPlanFits(self)
         return self.plan_or_none
+
+
+NEAR_CAPACITY = 0.95
+"""Above this share of the capacity the compiler starts to rematerialise on its own, and times are less sure."""
+
+
+def near_capacity(report: Report, row: Row) -> bool | None:
+    """Whether a layout that fits is within a few per cent of the limit; None where its memory is not known."""
+    if row.peak_bytes is None:
+        return None
+    capacity = report.target.hardware.capacity_bytes
+    return NEAR_CAPACITY * capacity < row.peak_bytes <= capacity
 
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:
@@ -158,7 +179,20 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         "peak_bytes": row.peak_bytes,
         "peak_bytes_priced": price.peak_bytes if price else None,
         "capacity_bytes": report.target.hardware.capacity_bytes,
-        "memory": dict(evidence.memory.by_category) if evidence else (dict(price.memory) if price else None),
+        "near_capacity": near_capacity(report, row),
+        "memory": dict(row.memory.by_category) if row.memory else None,
+        "memory_source": row.memory.source if row.memory else None,
+        "largest_buffers": [dataclasses.asdict(buffer) for buffer in row.memory.largest] if row.memory else [],
+        "changes_that_fit": [
+            {
+                "what": change.what,
+                "layout": str(change.layout),
+                "same_job": change.same_job,
+                "peak_bytes": change.peak_bytes,
+                "time_change": change.time_change,
+            }
+            for change in row.changes
+        ],
         "binding": {
             "resource": row.limit.resource,
             "elasticity": row.limit.elasticity,
@@ -218,7 +252,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
         ],
         "counts": dict(report.counts),
         "closest": row_to_json(report, report.closest) if report.closest else None,
-        "remedies": [row_to_json(report, row) for row in report.remedies],
+        "more_devices": report.more_devices,
         "tied": list(report.tied),
         "rank_correlation": report.rank_correlation,
         "notes": list(report.notes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,11 +10,12 @@ from rich.text import Text
 
 from autotune.limits import ARC
 from autotune.losses import KINDS, Loss
-from autotune.report.report import Report, Row
+from autotune.program import Buffer
+from autotune.report.report import Report, Row, near_capacity
 
 GIB = 2**30
-NEAR_CAPACITY = 0.95
-"""Above this share of the capacity the compiler starts to rematerialise on its own, and times are less sure."""
+BUFFERS = 5
+"""Largest buffers of a layout on the screen."""
 
 LOSSES = 3
 """Losses of one kind on the screen."""
@@ -30,11 +31,10 @@ def render(report: Report) -> Group:
         parts += [_ranking(report), _verdict(report), _why_others_lost(report)]
         if report.ranked[0].evidence:
             parts += [_ledger(report.ranked[0]), _losses(report.ranked[0])]
-        if report.ranked[0].evidence or report.ranked[0].price:
-            parts.append(_memory(report))
+        parts.append(_memory(report, report.ranked[0]))
     else:
         parts.append(_nothing_fits(report))
-    parts += [_others(report), _notes(report)]
+    parts += [_does_not_fit(report), _others(report), _notes(report)]
     return Group(*(part for part in parts if part is not None))
 
 
@@ -116,7 +116,7 @@ def _against_capacity(report: Report, row: Row) -> str:
     if row.peak_bytes is None:
         return "-"
     share = row.peak_bytes / report.target.hardware.capacity_bytes
-    flag = ", near limit" if share > NEAR_CAPACITY else ""
+    flag = ", near limit" if near_capacity(report, row) else ""
     return f"{bytes_text(row.peak_bytes)}, {100 * share:.0f} %{flag}"
 
 
@@ -133,6 +133,8 @@ def _verdict(report: Report) -> Text:
     lines = [f"chosen: {best.layout}   {seconds_text(best.step_seconds)} a step ({word})"]
     if best.tokens_per_second_per_device:
         lines[0] += f", {best.tokens_per_second_per_device:,.0f} tokens/s/device"
+    if best.peak_bytes is not None:
+        lines[0] += f", {bytes_text(report.target.hardware.capacity_bytes - best.peak_bytes)} of memory left"
     if report.tied:
         lines.append(f"tied with it, closer than the noise: {'; '.join(report.tied)}")
     if report.rank_correlation is not None:
@@ -213,40 +215,51 @@ def _size(loss: Loss) -> str:
     return bytes_text(loss.bytes) if loss.bytes is not None else ""
 
 
-def _memory(report: Report) -> Text:
-    row = report.ranked[0]
+def _memory(report: Report, row: Row) -> Text | None:
+    """What one layout holds, how far it is from the limit, and its largest buffers by line."""
+    if row.memory is None or row.peak_bytes is None:
+        return None
     capacity = report.target.hardware.capacity_bytes
-    parts: Mapping[str, float]
-    total: float
-    if row.evidence:
-        parts, word, total = row.evidence.memory.by_category, "compiled", row.evidence.memory.peak_bytes
-    else:
-        assert row.price is not None
-        parts, word, total = row.price.memory, "priced", row.price.peak_bytes
-    listed = ", ".join(f"{name} {bytes_text(value)}" for name, value in parts.items() if value)
-    text = (
-        f"memory ({word}): {bytes_text(total)} of {bytes_text(capacity)}, {bytes_text(capacity - total)} left: {listed}"
-    )
-    if total > NEAR_CAPACITY * capacity:
-        text += (
-            "\n  within 5 % of the limit: the compiler may have begun to rematerialise; expect the time to be less sure"
+    left = capacity - row.peak_bytes
+    distance = f"{bytes_text(left)} left" if left >= 0 else f"{bytes_text(-left)} over"
+    listed = ", ".join(f"{name} {bytes_text(size)}" for name, size in row.memory.by_category.items() if size)
+    fits = left >= 0
+    word = f"memory ({row.memory.source})" if fits else f"{row.layout}"
+    lines = [f"{word}: {bytes_text(row.peak_bytes)} of {bytes_text(capacity)}, {distance}: {listed}"]
+    if near_capacity(report, row):
+        lines.append(
+            "  within 5 % of the limit: the compiler may have begun to rematerialise; expect the time to be less sure"
         )
-    return Text(text)
+    if not fits:
+        lines.append(f"  known from: {row.memory.source}")
+    lines += [f"  {buffer_text(buffer)}" for buffer in row.memory.largest[:BUFFERS]]
+    lines += [f"  would fit: {change}" for change in row.changes]
+    return Text("\n".join(lines))
+
+
+def buffer_text(buffer: Buffer) -> str:
+    """One buffer: how large, what for, of which shape, and the line that makes it (the path of an argument)."""
+    where = f"at {buffer.source}" if buffer.source else buffer.scope or ""
+    return f"{bytes_text(buffer.bytes)} {buffer.category} {buffer.shape} {where}".rstrip()
 
 
 def _nothing_fits(report: Report) -> Text:
     lines = [f"no layout fits {report.target.name}"]
     if report.closest:
-        row = report.closest
-        over = (row.peak_bytes or 0.0) - report.target.hardware.capacity_bytes
-        parts = row.evidence.memory.by_category if row.evidence else (row.price.memory if row.price else {})
-        listed = ", ".join(f"{name} {bytes_text(value)}" for name, value in parts.items() if value)
-        lines.append(
-            f"closest: {row.layout}, needs {bytes_text(row.peak_bytes)} a device, {bytes_text(over)} over: {listed}"
-        )
-    for row in report.remedies:
-        lines.append(f"smallest change that would fit: {row.reason}")
+        lines.append(f"closest: {report.closest.layout}, needs {bytes_text(report.closest.peak_bytes)} a device")
+    if report.more_devices:
+        lines.append(report.more_devices)
     return Text("\n".join(lines))
+
+
+def too_large(report: Report) -> list[Row]:
+    """The layouts whose lack of memory is worth explaining: those with changes that would fit, and the closest."""
+    return [row for row in report.rows if row.changes or row == report.closest]
+
+
+def _does_not_fit(report: Report) -> RenderableType | None:
+    told = [part for row in too_large(report) if (part := _memory(report, row))]
+    return Group(Text("what does not fit, and the smallest changes that would:"), *told) if told else None
 
 
 def _others(report: Report) -> RenderableType | None:

@@ -121,7 +121,11 @@ CHANGES = (
         time_change=0.21,
     ),
     Change(
-        what="batch 128 instead of 256", layout=parse_layout("fsdp=256"), same_job=False, peak_bytes=9 * GIB, time_change=0.0
+        what="batch 128 instead of 256",
+        layout=parse_layout("fsdp=256"),
+        same_job=False,
+        peak_bytes=9 * GIB,
+        time_change=0.0,
     ),
 )
 
