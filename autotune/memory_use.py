@@ -29,10 +29,19 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smaller:
-    """A layout of the same step that needs less memory, and its compiled program."""
+    """A layout of the same step that needs less memory, and its compiled program.
+
+    `less`: the categories of which it holds less: all that grow with the batch, or the activations of a layout that
+    recomputes them. The others are as large as in the step that did not fit.
+    """
 
     layout: Layout
     compilation: Compilation
+    less: tuple[str, ...]
+
+
+BY_BATCH = ("activations", "logits", "workspace")
+"""Categories that grow with the piece of the batch that is worked on at a time."""
 
 
 def compiled_use(memory: Memory) -> MemoryUse:
@@ -48,9 +57,9 @@ def priced_use(price: Estimate) -> MemoryUse:
 def failed_use(failure: CompileFailure, price: Estimate, smaller: Smaller | None) -> MemoryUse:
     """What a step needs of which the compiler said only that it does not fit, and how much it needs in all.
 
-    Arguments are exact, from their shardings. Gradients are those of `smaller`, or of the closed form. What is left of
-    the compiler's total grows with the batch and is shared out as there: activations, logits, workspace. Buffers are
-    those of `smaller`, made larger in the same way; without one only the arguments are known by name.
+    Arguments are exact, from their shardings. The rest is as in `smaller`, those categories made larger of which it
+    holds less, until the compiler's total is reached; its buffers likewise. Without one, the closed form shares out the
+    rest, and only the arguments are known by name.
     """
     held = [one for one in failure.arguments if one.memory_kind is None]
     rest = (failure.needed_bytes or 0) - sum(one.bytes for one in held)
@@ -70,7 +79,7 @@ def failed_use(failure: CompileFailure, price: Estimate, smaller: Smaller | None
         names = {one.name for one in arguments}
         own = [one for one in memory.largest if one.scope not in names]
         source = f"the compiler's total; arguments by their shardings, the rest as in the compile of {smaller.layout}"
-    spread = _fill(shares, rest)
+    spread = _fill(shares, rest, smaller.less if smaller else BY_BATCH)
     for name, size in spread.items():
         total[name] += size
     buffers += [
@@ -89,15 +98,16 @@ def _by_category(arguments: list[Argument]) -> dict[str, int]:
     return total
 
 
-def _fill(shares: Mapping[str, float], total: float) -> dict[str, float]:
-    """`shares` made to add up to `total`: gradients as they are, the rest in proportion; all of it where they are more.
+def _fill(shares: Mapping[str, float], total: float, growing: tuple[str, ...]) -> dict[str, float]:
+    """`shares` made to add up to `total`: the growing ones in proportion; all of them where the others are more.
 
-    >>> _fill({"gradients": 2.0, "activations": 1.0, "workspace": 1.0}, 10.0)
+    >>> _fill({"gradients": 2.0, "activations": 1.0, "workspace": 1.0}, 10.0, ("activations", "workspace"))
     {'gradients': 2.0, 'activations': 4.0, 'workspace': 4.0}
     """
-    fixed = shares["gradients"] if shares["gradients"] < total else 0.0
-    growing = sum(size for name, size in shares.items() if name != "gradients" or not fixed)
-    if not growing:
-        return dict(shares) | {"workspace": total - fixed}
-    scale = (total - fixed) / growing
-    return {name: size if fixed and name == "gradients" else size * scale for name, size in shares.items()}
+    fixed = sum(size for name, size in shares.items() if name not in growing)
+    if fixed >= total:
+        return {name: size * total / fixed if name not in growing else 0.0 for name, size in shares.items()}
+    room = sum(shares[name] for name in growing)
+    if not room:
+        return dict(shares) | {"workspace": shares["workspace"] + total - fixed}
+    return {name: size * (total - fixed) / room if name in growing else size for name, size in shares.items()}

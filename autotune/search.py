@@ -6,7 +6,7 @@ The only place that knows this order. Every layout ends with one status; counts 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -16,16 +16,17 @@ from autotune import processes
 from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
 from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.evidence import Evidence
+from autotune.hlo.memory import peak_bytes
 from autotune.limits import binding_limit, elasticities
 from autotune.measure.measure import Measurement, RunFailure, measure, tied
 from autotune.measure.measure import from_json as measurement_from_json
 from autotune.measure.measure import to_json as measurement_to_json
 from autotune.measure.runner import runner_for
-from autotune.memory_use import MemoryUse, Smaller, compiled_use, failed_use, priced_use
+from autotune.memory_use import BY_BATCH, MemoryUse, Smaller, compiled_use, failed_use, priced_use
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.plan.plan import plan_of
-from autotune.price.changes import devices_needed, price_one, scaled_peak, smallest_changes
+from autotune.price.changes import Change, devices_needed, price_one, scaled_peak, smallest_changes
 from autotune.price.chosen_again import kept_out_by, prices_of_resources
 from autotune.price.orders import with_best_orders
 from autotune.price.price import Estimate
@@ -60,6 +61,7 @@ class _Outcomes:
     measurements: dict[Layout, Measurement]
     run_failures: dict[Layout, RunFailure]
     smaller: dict[Layout, Smaller]
+    neighbours: dict[Layout, Compilation | CompileFailure]
 
     def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
         if isinstance(outcome, Measurement):
@@ -139,7 +141,7 @@ def search(
     clock.lap("pricing")
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
-    outcomes = _Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={})
+    outcomes = _Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
     busy = _Busy(on_event)
 
     def compiled(work: Sequence[CompileJob]) -> Iterable[tuple[CompileJob, Compilation | CompileFailure]]:
@@ -266,7 +268,8 @@ def _compile(space, workload, target, count: int, compiled: _Compiler, store, ou
 
 
 def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, outcomes: _Outcomes) -> None:
-    """Of the layout that the compiler finds too large by least, the same step on a smaller piece of the batch.
+    """Of the layout that the compiler finds too large by least, the same step on a smaller piece of the batch; where
+    that does not fit either, with full recomputation.
 
     The compiler of a TPU says how much such a step needs and nothing else; the smaller one's program says what for.
     """
@@ -275,16 +278,19 @@ def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, ou
         return
     layout = min(failed, key=lambda one: (failed[one], str(one)))
     base = price_one(workload, target, layout)
-    for times in (2, 4, 8, 16):
-        other = replace(layout, accumulate=times * layout.accumulate)
-        if workload.problem(other) or why_illegal(workload, target, other):
-            return
-        held = failed_use(outcomes.failures[layout], base, None).by_category
+    held = failed_use(outcomes.failures[layout], base, None).by_category
+    tries: list[tuple[Layout, tuple[str, ...]]]
+    tries = [(replace(layout, accumulate=times * layout.accumulate), BY_BATCH) for times in (2, 4, 8, 16)]
+    tries.append((replace(layout, remat="full"), ("activations",)))
+    for other, less in tries:
+        if other == layout or workload.problem(other) or why_illegal(workload, target, other):
+            continue
         if scaled_peak(held, base, price_one(workload, target, other)) > SLACK * target.hardware.capacity_bytes:
             continue
         [(_, outcome)] = compiled([CompileJob(workload=workload, layout=other, target=target)])
+        outcomes.neighbours[other] = outcome
         if isinstance(outcome, Compilation):
-            outcomes.smaller[layout] = Smaller(layout=other, compilation=outcome)
+            outcomes.smaller[layout] = Smaller(layout=other, compilation=outcome, less=less)
         if isinstance(outcome, Compilation) or outcome.kind != "oom":
             return
 
@@ -357,7 +363,7 @@ def _report(workload, target, space: PricedSpace, outcomes: _Outcomes, seconds) 
         keep = members[: listed if word != "illegal" or named else 0]
         rows += [_priced_row(workload, target, space, row, word) for row in keep]
         omitted += _omit(space, members[len(keep) :], word, capacity)
-    rows = _with_changes(_ranked(rows), workload, target)
+    rows = _with_changes(_ranked(rows), workload, target, outcomes.neighbours)
     runnable = [row for row in rows if row.status in RUNNABLE]
     rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
     counts = {word: int((status == word).sum()) for word in sorted(set(status.tolist()))}
@@ -377,7 +383,7 @@ def _report(workload, target, space: PricedSpace, outcomes: _Outcomes, seconds) 
         more_devices=devices_needed(workload, target, closest.layout) if closest else None,
         tied=_ties(runnable),
         rank_correlation=_rank_correlation(runnable),
-        notes=_notes(workload, target, space, runnable),
+        notes=(*_notes(workload, target, space, runnable), *_failed(outcomes)),
         seconds=seconds,
         plan_or_none=None,
     )
@@ -547,18 +553,27 @@ def _signed(seconds: float) -> str:
     return f"{seconds * scale:+.3g} {unit}"
 
 
-def _with_changes(rows: list[Row], workload: Workload, target: Target) -> list[Row]:
-    """What would make them fit, of the layouts that were compiled and do not, and of the closest where nothing fits."""
+def _with_changes(
+    rows: list[Row], workload: Workload, target: Target, compiled: Mapping[Layout, Compilation | CompileFailure]
+) -> list[Row]:
+    """What would make them fit, of the layouts that were compiled and do not, and of the closest where nothing fits.
+
+    Of a neighbour that was `compiled`, the compiler's word counts.
+    """
     wanted = [row for row in rows if row.status == "oom" and row.memory and row.memory.source != "priced"][:EXPLAINED]
     closest = _closest(rows)
     if closest and closest not in wanted and not any(row.status in RUNNABLE for row in rows):
         wanted.append(closest)
-    return [
-        replace(row, changes=smallest_changes(workload, target, row.layout, row.memory.by_category))
-        if row in wanted and row.memory
-        else row
-        for row in rows
-    ]
+
+    def changes(row: Row) -> Iterator[Change]:
+        for change in smallest_changes(workload, target, row.layout, row.memory.by_category if row.memory else None):
+            outcome = compiled.get(change.layout) if change.same_job else None
+            if isinstance(outcome, Compilation):
+                yield replace(change, peak_bytes=peak_bytes(outcome), source="compiled")
+            elif outcome is None:
+                yield change
+
+    return [replace(row, changes=tuple(changes(row))) if row in wanted else row for row in rows]
 
 
 def _closest(rows: list[Row]) -> Row | None:
@@ -586,6 +601,14 @@ def _rank_correlation(runnable: list[Row]) -> float | None:
         return None
     compiled, measured = (np.argsort(np.argsort(column)) for column in zip(*pairs, strict=True))
     return float(np.corrcoef(compiled, measured)[0, 1])
+
+
+def _failed(outcomes: _Outcomes) -> tuple[str, ...]:
+    """A line where compiles failed for another reason than memory and none went through: the prices stand unproved."""
+    failed = [failure for failure in outcomes.failures.values() if failure.kind != "oom"]
+    if outcomes.evidence or not failed:
+        return ()
+    return (f"none of {len(failed)} compiles went through, so the choice is by price alone; e.g. {failed[0].reason}",)
 
 
 def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:

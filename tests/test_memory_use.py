@@ -7,7 +7,7 @@ from hlo_fixtures import fixture
 
 from autotune.compile.compilation import CompileFailure
 from autotune.hlo.memory import CATEGORIES, peak_bytes, read_memory
-from autotune.memory_use import Smaller, failed_use, priced_use
+from autotune.memory_use import BY_BATCH, Smaller, failed_use, priced_use
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.preset import preset_workload, transformer_workload
@@ -35,7 +35,7 @@ def test_what_did_not_fit_is_shared_out_like_a_smaller_compile(small):
     """Arguments stay exact, gradients stay, all else grows until the compiler's total is reached; lines are named."""
     found, price = small
     needed = 10 * peak_bytes(found.compilation)
-    smaller = Smaller(layout=found.layout, compilation=found.compilation)
+    smaller = Smaller(layout=found.layout, compilation=found.compilation, less=BY_BATCH)
     use = failed_use(failure(needed, found.compilation.arguments), price, smaller)
     own = read_memory(found.compilation)
     assert tuple(use.by_category) == CATEGORIES
@@ -47,6 +47,15 @@ def test_what_did_not_fit_is_shared_out_like_a_smaller_compile(small):
     named = [buffer for buffer in use.largest if buffer.category == "activations"]
     assert named and named[0].source is not None and ".py:" in named[0].source
     assert [buffer.bytes for buffer in use.largest] == sorted((one.bytes for one in use.largest), reverse=True)
+
+
+def test_where_only_activations_are_fewer_only_they_grow(small):
+    found, price = small
+    smaller = Smaller(layout=found.layout, compilation=found.compilation, less=("activations",))
+    use = failed_use(failure(10 * peak_bytes(found.compilation), found.compilation.arguments), price, smaller)
+    own = read_memory(found.compilation).by_category
+    assert {name for name in CATEGORIES if use.by_category[name] > 1.01 * own[name]} == {"activations"}
+    assert sum(use.by_category.values()) == pytest.approx(10 * peak_bytes(found.compilation))
 
 
 def test_without_a_smaller_compile_the_closed_form_shares_out_the_rest(small):

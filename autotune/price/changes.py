@@ -23,7 +23,8 @@ class Change:
     """One change to a layout that does not fit, or to its job, taken as far as it needs to go to fit.
 
     `what`: in words. `layout`: the changed one, or the same where the job changes (`same_job` is False then).
-    `peak_bytes`: of one device. `time_change`: of the priced time of one token, as a fraction.
+    `peak_bytes`: of one device, `source`: "priced" or "compiled". `time_change`: of the priced time of one token, as a
+    fraction.
     """
 
     what: str
@@ -31,10 +32,11 @@ class Change:
     same_job: bool
     peak_bytes: float
     time_change: float
+    source: str
 
     def __str__(self) -> str:
-        peak = f"{self.peak_bytes / 2**30:.2f} GiB"
-        return f"{self.what} -> {peak} ({100 * self.time_change:+.0f} % time a token; priced)"
+        peak = f"{self.peak_bytes / 2**30:.2f} GiB {self.source}"
+        return f"{self.what} -> {peak} ({100 * self.time_change:+.0f} % time a token, priced)"
 
 
 def smallest_changes(
@@ -69,7 +71,9 @@ def _that_fit(
             if peak <= target.hardware.capacity_bytes:
                 slower = new.step_seconds / changed.tokens / (base.step_seconds / workload.tokens) - 1
                 same = changed is workload
-                found.append(Change(what=what, layout=other, same_job=same, peak_bytes=peak, time_change=slower))
+                found.append(
+                    Change(what=what, layout=other, same_job=same, peak_bytes=peak, time_change=slower, source="priced")
+                )
                 break
     return found
 

@@ -8,7 +8,7 @@ import jinja2
 
 from autotune.limits import ARC
 from autotune.report.report import Report, near_capacity
-from autotune.report.text import buffer_text, bytes_text, percent, seconds_text, too_large
+from autotune.report.text import buffers_text, bytes_text, percent, seconds_text, too_large
 
 
 def render_html(report: Report) -> str:
@@ -17,7 +17,7 @@ def render_html(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"seconds": seconds_text, "bytes": bytes_text, "percent": percent, "buffer": buffer_text}
+    environment.filters |= {"seconds": seconds_text, "bytes": bytes_text, "percent": percent, "buffers": buffers_text}
     return environment.from_string(source).render(
         report=report,
         arc=ARC,

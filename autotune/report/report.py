@@ -190,6 +190,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
                 "same_job": change.same_job,
                 "peak_bytes": change.peak_bytes,
                 "time_change": change.time_change,
+                "source": change.source,
             }
             for change in row.changes
         ],

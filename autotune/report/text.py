@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
@@ -232,15 +233,19 @@ def _memory(report: Report, row: Row) -> Text | None:
         )
     if not fits:
         lines.append(f"  known from: {row.memory.source}")
-    lines += [f"  {buffer_text(buffer)}" for buffer in row.memory.largest[:BUFFERS]]
+    lines += [f"  {text}" for text in buffers_text(row.memory.largest)[:BUFFERS]]
     lines += [f"  would fit: {change}" for change in row.changes]
     return Text("\n".join(lines))
 
 
-def buffer_text(buffer: Buffer) -> str:
-    """One buffer: how large, what for, of which shape, and the line that makes it (the path of an argument)."""
-    where = f"at {buffer.source}" if buffer.source else buffer.scope or ""
-    return f"{bytes_text(buffer.bytes)} {buffer.category} {buffer.shape} {where}".rstrip()
+def buffers_text(buffers: Iterable[Buffer]) -> list[str]:
+    """Buffers with size, what for, shape, and the line that makes them (the path of an argument); like ones counted."""
+
+    def told(buffer: Buffer) -> str:
+        where = f"at {buffer.source}" if buffer.source else buffer.scope or ""
+        return f"{bytes_text(buffer.bytes)} {buffer.category} {buffer.shape} {where}".rstrip()
+
+    return [text if count == 1 else f"{count} x {text}" for text, count in Counter(map(told, buffers)).items()]
 
 
 def _nothing_fits(report: Report) -> Text:

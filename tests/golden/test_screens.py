@@ -119,6 +119,7 @@ CHANGES = (
         same_job=True,
         peak_bytes=13.2 * GIB,
         time_change=0.21,
+        source="compiled",
     ),
     Change(
         what="batch 128 instead of 256",
@@ -126,6 +127,7 @@ CHANGES = (
         same_job=False,
         peak_bytes=9 * GIB,
         time_change=0.0,
+        source="priced",
     ),
 )
 
@@ -217,7 +219,7 @@ def test_html_page_names_every_row(report):
     for one in report.rows:
         assert str(one.layout) in page
     assert "llama3-8b" in page and "750 more" in page and "capacity" in page
-    assert "model.py:3" in page and "model.py:7" in page and "remat=full -&gt; 13.20 GiB" in page
+    assert "model.py:3" in page and "model.py:7" in page and "remat=full -&gt; 13.20 GiB compiled" in page
     assert "near limit" in page  # fsdp=256,remat=full: 15.2 of 15.75 GiB
 
 
