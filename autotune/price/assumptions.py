@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from autotune.meshes.hardware import Hardware
+from autotune.replay.attention_cost import kernel_shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class State:
 
     `update_traffic`: bytes read and written per parameter of an optimizer step. `casts`: weights are cast to the
     compute dtype in every pass. `accumulate_traffic`: bytes per parameter and pass of adding gradients to a buffer.
+    `reduce_traffic`: bytes read and written per parameter around the reduction over `data`, where there is one.
     """
 
     weights: float
@@ -76,6 +78,7 @@ class State:
     update_traffic: float
     casts: bool
     accumulate_traffic: float
+    reduce_traffic: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +86,18 @@ class Assumptions:
     """One training stack.
 
     `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
-    same; `flash_efficiency`: share of the peak its kernel reaches, (forward,
-    backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix. `fused_context`: ways to
-    attend over a causal sequence cut along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries,
-    keys and values come from one matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
-    `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing).
+    same; `flash_efficiency`: share of the peak its kernel reaches, (forward, backward); `flash_matmuls`: over the
+    scores, (forward, backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix, but for
+    the diagonal's tiles of `flash_tile` (0: exactly half). `fused_context`: ways to attend over a causal sequence cut
+    along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries, keys and values come from one
+    matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
+    `reduces_each`: each matmul that is cut by its columns reduces the gradient of its input by itself, those of a gated
+    MLP included (without sequence parallelism). `reruns_head`: full recomputation checkpoints the logits too.
+    `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing);
+    `hidden_most`: axis -> the most of a collective that is hidden, however much compute there is (1 where not named).
+    `scatter_hides`: whether reducing gradients onto their fsdp shards hides beside compute: "always", "never", or
+    "alone" (where they are summed over fsdp only). `least_shard`: rows of d_model a shard must have for that to be a
+    reduce-scatter; with fewer, gradients are all-reduced and cut.
     `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
     bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step.
     `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only. `lighter_ends`:
@@ -109,14 +119,21 @@ class Assumptions:
     flash: bool
     reruns_kernel: bool
     flash_efficiency: tuple[float, float]
+    flash_matmuls: tuple[float, float]
+    flash_tile: int
     skips_masked: bool
     fused_context: tuple[str, ...]
     fused_qkv: bool
     gathers_logits: bool
+    reduces_each: bool
+    reruns_head: bool
     traffic: Traffic
     saved: Saved
     state: State
     hidden_share: dict[str, float]
+    hidden_most: dict[str, float]
+    scatter_hides: str
+    least_shard: int
     transfer_hidden: float
     transfer_wait: float
     gradients_per_pass: bool
@@ -165,10 +182,12 @@ _XLA_SAVED = Saved(
     hidden=4.0,
     gate=4.0,
     scores=6.0,
-    logits=8.0,  # logits, their gradient, and one float32 temporary
+    logits=4.0,  # logits and their gradient: the loss keeps nothing in float32
     held_logits=0.0,
     statistics=4.0,
-    working=4.0,
+    # Seven to eight arrays of tokens x d_model, whole along `tensor`: gathered inputs, partial sums before their
+    # scatter, and their gradients (h100 and v5e, remat=full, tensor 1 to 8).
+    working=16.0,
 )
 
 _XLA_GPU_SAVED = dataclasses.replace(
@@ -177,31 +196,38 @@ _XLA_GPU_SAVED = dataclasses.replace(
     # after the layers for the matmul of the unembedding's gradient (h100, jax 0.10.2, every layout looked at).
     logits=2.0,
     held_logits=2.0,
-    # Seven to eight arrays of tokens x d_model, whole along `tensor`: gathered inputs, partial sums before their
-    # scatter, and their gradients (h100, remat=full, tensor 1 to 8).
-    working=16.0,
 )
 
 _XLA_STATE = State(
     weights=4.0, gradients=4.0, optimizer=8.0, compute=2.0, reduced=2.0,
     update_traffic=32.0,  # AdamW: parameter, two moments read and written, gradient read; and its norm read once more
-    casts=True, accumulate_traffic=0.0,
+    casts=True, accumulate_traffic=0.0, reduce_traffic=0.0,
 )  # fmt: skip
 
 XLA_TPU = Assumptions(
     name="xla-tpu",
     flash=True,
     reruns_kernel=False,  # splash attention names its statistics, too
-    # Splash attention on v5e and v5p: 40 to 60 % of peak reported for long sequences; an assumption, not a fit.
+    # Splash attention on v5e and v5p: 40 to 60 % of peak reported for long sequences; an assumption, not a fit. Chips
+    # whose schedule of the kernel is known take that (`assumptions_of`).
     flash_efficiency=(0.5, 0.45),
+    flash_matmuls=(2.0, 7.0),  # two kernels backward, both of which make the scores again
+    flash_tile=1024,
     skips_masked=True,
     fused_context=("gather",),
     fused_qkv=False,
     gathers_logits=False,
+    reduces_each=False,
+    reruns_head=False,
     traffic=_XLA_TRAFFIC,
     saved=_XLA_SAVED,
     state=_XLA_STATE,
     hidden_share={"fsdp": 0.9, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
+    hidden_most={"fsdp": 0.9},
+    # A windowed einsum scatters a gradient in steps under its matmul; where it is summed over `data` too, or its shards
+    # are under the 128 lanes of a tile, nothing runs beside the sum (v5e and v5p, libtpu 0.0.42).
+    scatter_hides="alone",
+    least_shard=128,
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
@@ -227,14 +253,21 @@ XLA_GPU = Assumptions(
     reruns_kernel=True,
     # FlashAttention-2 on A100, head dim 128, causal: up to 73 % forward, 63 % backward (Dao 2023)
     flash_efficiency=(0.60, 0.50),
+    flash_matmuls=(2.0, 5.0),
+    flash_tile=0,
     skips_masked=True,
     fused_context=(),  # no public way to tell cuDNN where queries begin among longer keys
     fused_qkv=False,
     gathers_logits=False,
+    reduces_each=False,
+    reruns_head=False,
     traffic=_XLA_GPU_TRAFFIC,
     saved=_XLA_GPU_SAVED,
     state=_XLA_STATE,
-    hidden_share={"fsdp": 0.8, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
+    hidden_share={"fsdp": 0.3, "tensor": 0.0, "data": 0.5, "context": 0.5, "expert": 0.0},
+    hidden_most={"fsdp": 0.75},
+    scatter_hides="never",
+    least_shard=0,
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
@@ -257,7 +290,8 @@ XLA_GPU = Assumptions(
 def assumptions_of(hardware: Hardware, dtype: str) -> Assumptions:
     """The stack that our own models run on that hardware: the attention kernel is the one `models.execution` picks."""
     if hardware.platform == "tpu":
-        return XLA_TPU
+        shares = kernel_shares(hardware)
+        return dataclasses.replace(XLA_TPU, flash_efficiency=shares) if shares else XLA_TPU
     flash = hardware.platform == "cuda" and dtype in ("bfloat16", "float16") and not hardware.name.startswith("v100")
     overlap = XLA_GPU.hidden_share if hardware.platform == "cuda" else dict.fromkeys(XLA_GPU.hidden_share, 0.0)
     return dataclasses.replace(XLA_GPU, flash=flash, hidden_share=overlap, name=f"xla-{hardware.platform}")

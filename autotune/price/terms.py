@@ -27,7 +27,7 @@ from autotune.table import CONTEXT_ATTENTION, LayoutTable
 
 KINDS = {
     "tensor": ("all_gather", "reduce_scatter", "all_reduce"),
-    "fsdp": ("all_gather", "reduce_scatter"),
+    "fsdp": ("all_gather", "reduce_scatter", "all_reduce"),
     "data": ("all_gather", "reduce_scatter", "all_reduce"),
     "context": ("all_gather", "reduce_scatter", "permute", "all_reduce"),
     "expert": ("all_to_all", "all_reduce"),
@@ -76,7 +76,8 @@ class Pricer:
             sequence_parallel=table.sequence_parallel[first],
             ring=table.context_attention[first] == CONTEXT_ATTENTION.index("ring"),
         )
-        costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in KINDS.items() for kind in kinds}
+        used = {axis: kinds for axis, kinds in KINDS.items() if (getattr(table, axis) > 1).any()}
+        costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
         return Prepared(meshes=meshes, costs=costs, work=work, work_of_row=work_of_row)
 
     def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> Ledger:
@@ -214,7 +215,8 @@ class Chunk:
         scale = times
         exposed = total
         if beside is not None and share:
-            exposed = np.maximum(total - share * beside, 0.0)
+            most = self.stack.hidden_most.get(axis, 1.0)
+            exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
             scale = times * np.divide(exposed, total, out=np.zeros(self.book.rows), where=total > 0)
         for tier, part in zip(cost.tiers, parts, strict=True):
             if part.any():
@@ -230,7 +232,8 @@ class Chunk:
         regather = 2.0 * self.stack.gathers_again * (1.0 - self.stack.regather_hidden)
         gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"] + regather, 0.0)
         scatters = np.where(self.parallel, 4.0 + 2.0 * again["scatters"], 0.0)
-        reductions = np.where(self.parallel, 0.0, 4.0 + 2.0 * again["scatters"])
+        own = float(self.stack.reduces_each * (self.shape.mlp_matrices - 2))
+        reductions = np.where(self.parallel, 0.0, 4.0 + own + 2.0 * again["scatters"])
         if self.parallel.any():
             self._move("tensor", "all_gather", "layer", self.stream_bytes, gathers)
             self._move("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters)
@@ -282,7 +285,17 @@ class Chunk:
             np.where(saved, 0.0, 1.0),
             0.5 * backward,
         )  # noqa: E501
-        self._move("fsdp", "reduce_scatter", "layer", state.reduced * self.parameters.layer, 1.0, 0.5 * backward)
+        self._scatter("layer", state.reduced * self.parameters.layer, 0.5 * backward)
+
+    def _scatter(self, unit: str, gradients: np.ndarray, beside: np.ndarray) -> None:
+        """Gradients of one layer or of the tables onto their fsdp shards."""
+        whole = self.shape.d_model / self.size["fsdp"] < self.stack.least_shard
+        if self.stack.scatter_hides != "always":
+            alone = (self.size["data"] == 1) if self.stack.scatter_hides == "alone" else False
+            beside = np.where(alone, beside, 0.0)
+        self._move("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, 1.0), beside)
+        if whole.any():
+            self._move("fsdp", "all_reduce", unit, gradients, np.where(whole, 1.0, 0.0))
 
     def _head(self) -> None:
         """Logits, loss, and the collectives around embedding and logits."""
@@ -293,7 +306,10 @@ class Chunk:
             "matmul.logits", "matmul", "head",
             self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
         )  # fmt: skip
-        book.count("flops", "head", 3.0 * self.of(head.flops))
+        rerun = self.stack.reruns_head * self.again["out"]
+        if self.stack.reruns_head:
+            book.add("recompute.logits", "matmul", "head", rerun * self.of(head.forward))
+        book.count("flops", "head", (3.0 + rerun) * self.of(head.flops))
         book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
         book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds * np.ones(book.rows))
         beside = book.unit_seconds("head")
@@ -304,10 +320,15 @@ class Chunk:
                 self._move("tensor", "reduce_scatter", "head", self.stream_bytes, 2.0 * both)
             if not self.parallel.all():
                 self._move("tensor", "all_reduce", "head", self.stream_bytes, 2.0 * (1.0 - both))
+            if self.stack.gathers_logits:
+                whole = self.width * self.of(work.tokens) * self.shape.vocab
+                self._move("tensor", "all_gather", "head", whole, 1.0 + rerun)
         if self.used["fsdp"]:
             table = self.parameters.vocabulary
-            self._move("fsdp", "all_gather", "head", state.compute * table, 1.5, 0.5 * beside)
-            self._move("fsdp", "reduce_scatter", "head", state.reduced * table, 1.0, 0.5 * beside)
+            # Embedding and unembedding once each; the latter again in the backward pass where nothing keeps it.
+            times = 1.0 if self.stack.keeps_gathered else 1.5
+            self._move("fsdp", "all_gather", "head", state.compute * table, times, 0.5 * beside)
+            self._scatter("head", state.reduced * table, 0.5 * beside)
 
     def _pipeline(self, forward: np.ndarray, backward: np.ndarray, weight: np.ndarray) -> None:
         """How often each unit counts on the busiest stage, the transfers between stages, and the bubble."""
@@ -374,6 +395,9 @@ class Chunk:
         routed = self.parameters.routed(self.middle) / size["fsdp"]
         repeats = table.accumulate.astype(np.float64) if self.stack.gradients_per_pass else np.ones(book.rows)
         beside = book.unit_seconds("layer") * self.middle
+        if self.stack.scatter_hides == "never":
+            # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
+            beside = np.where(size["fsdp"] > 1, 0.0, 0.5 * beside)
         zero = table.zero
         scattered = (zero == 2) | ((zero == 1) & self.stack.zero1_scatters)
         gradients = state.reduced * (own + routed)
@@ -394,6 +418,9 @@ class Chunk:
         if (table.offload > 0).any():
             moments = 2.0 * state.optimizer * (own + routed) / cut * (table.offload > 0)
             book.add("offload.optimizer", "host", "step", moments / self._host_rate())
+        if state.reduce_traffic and self.used["data"]:
+            copies = state.reduce_traffic * (own + routed) * (size["data"] > 1)
+            book.add("gradient_copies", "hbm", "step", copies / hbm)
         if state.accumulate_traffic:
             sums = state.accumulate_traffic * (own + routed) / np.where(zero == 2, size["data"], 1.0)
             book.add("accumulation", "hbm", "step", self.passes * sums / hbm)

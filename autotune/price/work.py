@@ -129,8 +129,10 @@ def work_of(
     stored_bytes = tuple(scores * scale * each / hbm for each in traffic.scores)
     peak = hardware.peak(dtype)
     if assumptions.flash:
-        counted = scores * h * seen
-        core_flops = (4.0 * counted, 10.0 * counted)
+        tile = min(assumptions.flash_tile, seq)
+        # Tiles on the diagonal are computed whole: n + 1 of every 2 n.
+        counted = scores * h * (seen + 0.5 * tile / seq if seen < 1.0 else 1.0)
+        core_flops = tuple(2.0 * matmuls * counted for matmuls in assumptions.flash_matmuls)
         core = tuple(
             flops / (peak * share) for flops, share in zip(core_flops, assumptions.flash_efficiency, strict=True)
         )
@@ -141,6 +143,10 @@ def work_of(
         forward, backward = one_way + other_way, 3.0 * one_way + 2.0 * other_way
         core = tuple(
             np.where(plain, matmuls * share, fast) for matmuls, fast in zip((forward, backward), core, strict=True)
+        )
+        core_flops = tuple(
+            np.where(plain, 2.0 * matmuls * scores * h * share, fast)
+            for matmuls, fast in zip((2.0, 5.0), core_flops, strict=True)
         )
         core_hbm = tuple(np.where(plain, each * share, 0.0) for each in stored_bytes)
         kernels = (1.0, 2.0)
@@ -191,7 +197,7 @@ def work_of(
         out=matmul(tokens, d, heads * h),
         hidden_in=hidden_in,
         hidden_out=hidden_out,
-        core_flops=core_flops,
+        core_flops=core_flops,  # type: ignore[arg-type]
         core_matmul=core,  # type: ignore[arg-type]
         core_hbm=core_hbm,  # type: ignore[arg-type]
         elementwise=elementwise,  # type: ignore[arg-type]

@@ -55,3 +55,23 @@ def attention_cycles(op: Compute, hardware: Hardware) -> float | None:
     scores = op.flops / (2 * head_dim * MATMULS[part])
     # A head of up to 128 fills one pass of the matrix unit; a larger one takes several.
     return scores / TILE_SCORES * tiles[part] * math.ceil(head_dim / 128) / CORES.get(hardware.name, 1)
+
+
+def kernel_shares(hardware: Hardware) -> tuple[float, float] | None:
+    """Share of the peak that the kernel reaches on whole tiles of head_dim 128, (forward, backward); None where this
+    chip's schedule is not known.
+
+    >>> from autotune.meshes.hardware import load_hardware
+    >>> [round(share, 2) for share in kernel_shares(load_hardware("v5e"))]
+    [0.64, 1.01]
+    """
+    tiles = TILE_CYCLES.get(SAME_CORE.get(hardware.name, hardware.name))
+    if tiles is None or hardware.clock_hz is None:
+        return None
+    rate = hardware.clock_hz * CORES.get(hardware.name, 1) / hardware.peak("bfloat16")
+
+    def share(*parts: str) -> float:
+        matmuls = sum(MATMULS[part] for part in parts)
+        return 2.0 * matmuls * TILE_SCORES * 128 * rate / sum(tiles[part] for part in parts)
+
+    return share("fwd"), share("dq", "dkv")

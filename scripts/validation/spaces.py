@@ -118,7 +118,7 @@ CASES = _cases(
     ("dense-2048", "v5e:4x4", 64, 2048, "data,fsdp,tensor", "remat=full zero=0 accumulate=1"),
     ("dense-4096", "v5p:4x4x4", 64, 4096, "fsdp,tensor", "remat=full accumulate=1"),
     ("dense-2048", "v5e:4x4*2", 64, 2048, "data,fsdp", "remat=full zero=0 accumulate=1 dcn.data=2"),
-    ("dense-4096", "v6e:4x4", 32, 4096, "fsdp,context", "remat=full accumulate=1"),
+    ("dense-4096", "v6e:4x4", 32, 4096, "fsdp,context", "remat=full accumulate=1 context_attention=gather"),
     ("mixtral-2048", "v5p:2x2x4", 64, 2048, "fsdp,expert", "remat=full accumulate=1"),
 )  # fmt: skip
 

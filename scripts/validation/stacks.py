@@ -50,20 +50,30 @@ MEGATRON_2022 = Assumptions(
     flash=False,
     reruns_kernel=False,
     flash_efficiency=(1.0, 1.0),
+    flash_matmuls=(2.0, 5.0),
+    flash_tile=0,
     skips_masked=False,
     fused_context=("gather", "ring"),
     fused_qkv=True,
     gathers_logits=False,
+    reduces_each=False,
+    reruns_head=False,
     traffic=MEGATRON_TRAFFIC,
     saved=MEGATRON_SAVED,
     state=State(
         weights=2.0, gradients=4.0, optimizer=12.0, compute=2.0, reduced=4.0,
-        update_traffic=40.0,  # gradient r2 w4, norm r4, master and moments r12 w12, master to half r4 w2
+        # megatron/optimizer: unscaling and its check r4 w4, norm r4, clipping r4 w4, Adam r16 w12, master to half r4 w2;
+        # the gradient buffer is set to zero, w4
+        update_traffic=58.0,
         casts=False,
         # weight gradients are added into float32 buffers by the matmul's epilogue (gradient_accumulation_fusion): r4 w4
         accumulate_traffic=8.0,
+        reduce_traffic=8.0,  # divided by the replicas in place, r4 w4
     ),
     hidden_share={},
+    hidden_most={},
+    scatter_hides="always",
+    least_shard=0,
     transfer_hidden=0.0,
     transfer_wait=SYNCHRONOUS_TRANSFER,
     gradients_per_pass=False,
@@ -88,8 +98,16 @@ MEGATRON_2021 = dataclasses.replace(
     # PyTorch 1.8's fuser leaves dropout out (its autodiff calls _fused_dropout), so bias r2 w2, dropout r2 w2 w1 and
     # addition r4 w2 are kernels of their own
     traffic=dataclasses.replace(MEGATRON_TRAFFIC, stream=(38.0, 46.0)),
-    # half-precision gradients: autograd adds the new one to the old, r2 r2 w2
-    state=dataclasses.replace(MEGATRON_2022.state, gradients=2.0, reduced=2.0, accumulate_traffic=6.0),
+    # half-precision gradients: autograd adds the new one to the old, r2 r2 w2; the optimizer copies them to float32, r2 w4
+    # instead of keeping a buffer; the reduction flattens, divides and copies back, r2 w2 each
+    state=dataclasses.replace(
+        MEGATRON_2022.state,
+        gradients=2.0,
+        reduced=2.0,
+        update_traffic=60.0,
+        accumulate_traffic=6.0,
+        reduce_traffic=12.0,
+    ),
 )
 
 ZERO_BUBBLE = dataclasses.replace(MEGATRON_2022, name="megatron-zero-bubble", lighter_ends=0, scatter_transfers=False)
@@ -119,10 +137,14 @@ ALEPH_RMS = Assumptions(
     reruns_kernel=False,
     # FlashAttention-2 on A100, causal, head dim 128, 2k tokens: 62 and 56 % of 312 TFLOP/s (Dao 2023, figures 5 and 6)
     flash_efficiency=(0.60, 0.52),
+    flash_matmuls=(2.0, 5.0),
+    flash_tile=0,
     skips_masked=True,
     fused_context=("gather", "ring"),
     fused_qkv=True,
     gathers_logits=True,  # ColumnParallelLinear of TransformerLMHead gathers its output; the loss is not parallel
+    reduces_each=True,  # nn/linear/column_parallel_linear.py: dense_in and siglu_weight each copy to the region
+    reruns_head=True,  # nn/parallel_module: "every layer" is every entry of the layer list, TransformerLMHead too
     traffic=Traffic(
         # RMS kernel r2 w2 twice, two residual additions r4 w2; backward r4 w2 r4 twice, sums r4 w2 three times
         stream=(20.0, 38.0),
@@ -150,8 +172,13 @@ ALEPH_RMS = Assumptions(
         weights=2.0, gradients=2.0, optimizer=12.0, compute=2.0,
         reduced=4.0,  # all-reduced in float32 (optimizer/allreduce.py)
         update_traffic=40.0, casts=False, accumulate_traffic=6.0,
+        # to a float32 bucket r2 w4, divided r4 w4, copied back r4 w2, and their norm r2 (optimizer/allreduce.py)
+        reduce_traffic=22.0,
     ),
     hidden_share={},
+    hidden_most={},
+    scatter_hides="always",
+    least_shard=0,
     transfer_hidden=0.0,
     transfer_wait=SYNCHRONOUS_TRANSFER,
     gradients_per_pass=False,
