@@ -258,12 +258,12 @@ def compile_together(job: Job, jobs: Sequence[CompileJob]):
         runner.close()
 
 
-def calibrate_together(job: Job, target: Target, *, tiers_only: bool = False, on_progress=lambda line: None):
-    """The calibrated Hardware of this job's devices, every process taking part."""
+def calibrate_together(job: Job, target: Target, *, tiers_only: bool = False, **hearers):
+    """The calibrated Hardware of this job's devices, every process taking part; `hearers`: as of `calibrate`."""
     from autotune.calibrate.calibrate import calibrate
 
     job.tell(["calibrate", tiers_only])
-    hardware = calibrate(target, agree=job.agree, tiers_only=tiers_only, on_progress=on_progress)
+    hardware = calibrate(target, agree=job.agree, tiers_only=tiers_only, **hearers)
     job.answers()
     return hardware
 

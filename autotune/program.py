@@ -21,6 +21,7 @@ class Compute:
     `hbm_bytes`: read and written in device memory. `cycles`: the compiler's own estimate; None where it gives none.
     `kernel`: the class of its work, one of KERNELS. `dtype`: NumPy's name ("bfloat16"), or "float8".
     `source`: "file.py:line" of the user's code; `scope`: the op_name path (jit(step)/transpose(...)/layer/...).
+    `cpu_work`: (class, amount) as `autotune.hlo.cpu_work` reads them; () of programs for other devices.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Compute:
     cycles: float | None
     source: str | None
     scope: str | None
+    cpu_work: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,7 @@ class Hardware:
     `compile_fields`: what a compiler without the device must be told. GPU: the numbers of XLA's target description;
     TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
     `sources`: figure name -> where it is from, and what other sources say.
+    `op_seconds`: on a CPU, class of work -> seconds of one unit of it (`autotune.hlo.cpu_work.CLASSES`).
     `faster`: resource ("matmul", "hbm", "core", "host") -> how many times as fast as the compiler's cycles and the
     host link are taken to be; 1 where not named. Only `scale` sets it: a file describes the chip as the compiler knows
     it.
@@ -86,6 +87,7 @@ class Hardware:
     tiers: tuple[Tier, ...]
     compile_fields: Mapping[str, object]
     sources: Mapping[str, str]
+    op_seconds: Mapping[str, float] = field(default_factory=dict)
     faster: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,6 +143,7 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     if resource == "everything":
         return dataclasses.replace(
             hardware,
+            op_seconds={name: seconds / factor for name, seconds in hardware.op_seconds.items()},
             flops_per_second=peaks,
             clock_hz=hardware.clock_hz and hardware.clock_hz * factor,
             hbm_bytes_per_second=hardware.hbm_bytes_per_second * factor,
@@ -156,7 +159,9 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     if resource in ("core", "host"):
         return dataclasses.replace(hardware, faster=faster)
     if resource == "latency":
-        return dataclasses.replace(hardware, tiers=quicker, launch_seconds=hardware.launch_seconds / factor)
+        return dataclasses.replace(
+            hardware, tiers=quicker, launch_seconds=hardware.launch_seconds / factor, faster=faster
+        )
     if resource == "capacity":
         return dataclasses.replace(hardware, capacity_bytes=hardware.capacity_bytes * factor)
     prefix, _, where = resource.partition(":")

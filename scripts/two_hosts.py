@@ -2,7 +2,8 @@
 
 Root on Linux (see scripts/hosts.py). Prints a table and writes every number as JSON:
 
-    python scripts/two_hosts.py [--quick] [--json out.json]
+    python scripts/two_hosts.py [--quick] [--keep folder]
+    python scripts/two_hosts.py --read folder
 
 Each host is one JAX process with one CPU device; between them lies a link whose rate is set by traffic control. At each
 rate the job is calibrated anew; predictions replay the compiled programs with that calibration; nothing is fitted to a
@@ -13,25 +14,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import math
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hosts import TwoHosts, why_not
 
 from autotune import processes
+from autotune.calibrate.calibrate import Sample, fit_tier, op_figures
+from autotune.calibrate.hardware_file import hardware_toml
+from autotune.compile.compilation import compilation_from_json, to_json
 from autotune.limits import binding_limit, elasticities
 from autotune.measure.measure import Budget, Measurement, Prepared, RunFailure, measure
-from autotune.meshes.hardware import Hardware
+from autotune.meshes.hardware import Hardware, load_hardware, read_hardware
 from autotune.meshes.layout import Layout, parse_layout
+from autotune.meshes.route import Route
+from autotune.meshes.target import Target
 from autotune.meshes.transformer import Transformer
 from autotune.preset import transformer_workload
+from autotune.program import Program
 from autotune.read_compilation import predict, program_of
 from autotune.replay.replay import Prediction
 from autotune.workload.workload import Workload
@@ -84,12 +93,13 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write every row here")
+    parser.add_argument("--keep", type=Path, help="folder for all that was measured and compiled")
     parser.add_argument("--quick", action="store_true", help="one workload, two rates, three layouts")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="names, comma separated")
     parser.add_argument("--layouts", default=";".join(LAYOUTS), help="joined by ;")
     parser.add_argument("--seconds", type=float, default=100.0, help="of measuring, for each workload and rate")
-    parser.add_argument("--read", type=Path, nargs="+", help="measure nothing: the table of rows written before")
+    parser.add_argument("--read", type=Path, help="measure nothing: predict anew from a folder that --keep wrote")
+    parser.add_argument("--full", action="store_true", help="print every layout as well")
     parser.add_argument("--rates", default=",".join(map(str, RATES)), help="Mbit/s, comma separated")
     parser.add_argument("--logs", type=Path, help="an existing folder in which both hosts' output may be watched")
     parser.add_argument("--process", type=json.loads, help=argparse.SUPPRESS)
@@ -97,8 +107,9 @@ def main() -> int:
     if options.process:
         return process(**options.process)
     if options.read:
-        rows = [Row(**row) for path in options.read for row in json.loads(path.read_text())]
-        print("\n".join(table(rows)))
+        two = Target(name="local", hardware=load_hardware("cpu"), shape=(1,), groups=2, attached=True)
+        rows = read(options.read, two)
+        print("\n".join([*(table(rows, full=True) if options.full else []), *table(rows)]))
         return 0 if all(passed for _, passed in verdicts(rows)) else 1
     reason = why_not()
     if reason:
@@ -111,35 +122,40 @@ def main() -> int:
     if options.quick:
         rates, workloads, seconds = [200, 8000], workloads[:1], 5.0
         layouts = ["data=2", "fsdp=2", "tensor=2"]
-    rows = run(workloads, rates, layouts, seconds=seconds, logs=options.logs)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
+    rows = run(workloads, rates, layouts, seconds=seconds, logs=options.logs, folder=options.keep)
     print("\n".join(table(rows)))
     return 0 if all(passed for _, passed in verdicts(rows)) else 1
 
 
 def run(
-    workloads: Sequence[str], rates: Sequence[int], layouts: Sequence[str], *, seconds: float, logs: Path | None = None
+    workloads: Sequence[str],
+    rates: Sequence[int],
+    layouts: Sequence[str],
+    *,
+    seconds: float,
+    logs: Path | None = None,
+    folder: Path | None = None,
 ) -> list[Row]:
-    """Every layout of every workload at every rate, in one job over the two hosts."""
+    """Every layout of every workload at every rate, in one job over the two hosts; `folder` gets what `read` needs."""
     with TwoHosts() as hosts, tempfile.TemporaryDirectory() as temporary:
-        folder = logs or Path(temporary)
-        out = folder / "rows.json"
-        order = {"names": hosts.names, "coordinator": f"{hosts.addresses[0]}:12357", "out": str(out)}
+        kept = (folder or Path(temporary)).resolve()
+        order = {"names": hosts.names, "coordinator": f"{hosts.addresses[0]}:12357", "kept": str(kept)}
         order |= {"workloads": list(workloads), "rates": list(rates), "layouts": list(layouts), "seconds": seconds}
         commands = [
             [sys.executable, __file__, "--process", json.dumps({**order, "process_id": index})] for index in (0, 1)
         ]
         root = str(Path(__file__).resolve().parents[1])
-        hosts.run(commands, folder=folder, timeout_seconds=3600, PYTHONPATH=root, JAX_PLATFORMS="cpu")
-        return [Row(**row) for row in json.loads(out.read_text())]
+        hosts.run(commands, folder=logs or Path(temporary), timeout_seconds=3600, PYTHONPATH=root, JAX_PLATFORMS="cpu")
+        return [Row(**row) for row in json.loads((kept / "rows.json").read_text())]
 
 
-def process(*, names, coordinator, out, workloads, rates, layouts, seconds, process_id) -> int:
+def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, process_id) -> int:
     """One of the two processes of the job; process 0 decides, and writes the rows."""
     from autotune.meshes.topology import local_target
 
-    hosts = TwoHosts(names=tuple(names))
+    hosts, folder = TwoHosts(names=tuple(names)), Path(kept)
     if process_id == 0:
         hosts.set_rate(max(rates) * MEGABIT)
     leads = processes.join(coordinator, 2, process_id)
@@ -157,7 +173,15 @@ def process(*, names, coordinator, out, workloads, rates, layouts, seconds, proc
         hosts.set_rate(rate * MEGABIT)
         # The rates of a device do not depend on the link: they are measured once.
         known = replace(target, hardware=next(iter(calibrated.values()), target.hardware))
-        calibrated[rate] = processes.calibrate_together(job, known, tiers_only=bool(calibrated), on_progress=say)
+        calibrated[rate] = processes.calibrate_together(
+            job,
+            known,
+            tiers_only=bool(calibrated),
+            on_progress=say,
+            **keepers(folder, rate),
+        )
+        heading = f"Calibrated by scripts/two_hosts.py: {rate} Mbit/s"
+        (folder / f"{rate}.toml").write_text(hardware_toml(calibrated[rate], heading))
         say(f"{rate} Mbit/s: {calibrated[rate].tier('network')}")
     job.dismiss()
     rows: list[Row] = []
@@ -165,12 +189,14 @@ def process(*, names, coordinator, out, workloads, rates, layouts, seconds, proc
         hosts.set_rate(max(rates) * MEGABIT)
         runner = processes.AgreedRunner(job, workload_of(name), target)
         wanted = [parse_layout(text) for text in layouts]
-        kept = Kept(runner, dict(zip(wanted, runner.prepare(wanted), strict=True)))
-        programs = {
-            layout: program_of(runner.compilation(layout), layout, target)
-            for layout, outcome in kept.prepared.items()
+        ready = Kept(runner, dict(zip(wanted, runner.prepare(wanted), strict=True)))
+        compiled = {
+            layout: runner.compilation(layout)
+            for layout, outcome in ready.prepared.items()
             if not isinstance(outcome, RunFailure)
         }
+        keep(folder / f"{name}.json.xz", {str(layout): to_json(one) for layout, one in compiled.items()})
+        programs = {layout: program_of(one, layout, target) for layout, one in compiled.items()}
         for rate in rates:
             hosts.set_rate(rate * MEGABIT)
             machine = replace(target, hardware=calibrated[rate])
@@ -178,16 +204,66 @@ def process(*, names, coordinator, out, workloads, rates, layouts, seconds, proc
                 layout: predict(program, layout, machine, machine.hardware) for layout, program in programs.items()
             }
             budget = Budget(rounds=15, seconds=seconds)
-            outcomes = measure(kept, wanted, budget, on_progress=say)
+            outcomes = measure(ready, wanted, budget, on_progress=say)
             rows += [
                 row_of(name, rate, layout, predictions.get(layout), outcome) for layout, outcome in outcomes.items()
             ]
-            Path(out).write_text(json.dumps([asdict(row) for row in rows]))
+            (folder / "rows.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
             say("\n".join(table([row for row in rows if (row.workload, row.rate_megabit) == (name, rate)], full=True)))
         runner.close()
         job.dismiss()
     processes.leave()
     return 0
+
+
+def keepers(folder: Path, rate: int) -> dict[str, Callable[..., None]]:
+    """What hears a calibration's timings and writes them down for `read`."""
+
+    def samples(tier: str, timed: Sequence[Sample]) -> None:
+        keep(folder / f"{rate}-{tier}.json.xz", [asdict(one) for one in timed])
+
+    return {"on_timings": lambda timed: keep(folder / "timings.json.xz", timed), "on_samples": samples}
+
+
+def kept_hardware(folder: Path, rate: int) -> Hardware:
+    """The calibrated hardware of one rate, fitted anew to what was timed."""
+    hardware = read_hardware(folder / f"{rate}.toml")
+    sources = dict(hardware.sources)
+    op_seconds = op_figures(load(folder / "timings.json.xz"), "kept", sources)
+    tiers = []
+    for tier in hardware.tiers:
+        path = folder / f"{rate}-{tier.name}.json.xz"
+        timed = [Sample(**{**one, "route": Route(**one["route"])}) for one in load(path)] if path.exists() else []
+        tiers.append(fit_tier(tier, timed, "kept", sources) if timed else tier)
+    return replace(hardware, op_seconds=op_seconds, tiers=tuple(tiers), sources=sources)
+
+
+def load(path: Path) -> Any:
+    """What `keep` wrote."""
+    return json.loads(lzma.decompress(path.read_bytes()))
+
+
+def keep(path: Path, values: Any) -> None:
+    """Write JSON-able values, compressed."""
+    path.write_bytes(lzma.compress(json.dumps(values).encode()))
+
+
+def read(folder: Path, target: Target) -> list[Row]:
+    """The rows that `run` kept, each predicted anew by today's reader and today's fit of what the calibration timed."""
+    kept = [Row(**row) for row in json.loads((folder / "rows.json").read_text())]
+    machines = {
+        rate: replace(target, hardware=kept_hardware(folder, rate)) for rate in {row.rate_megabit for row in kept}
+    }
+    programs: dict[tuple[str, str], Program] = {}
+    for name in dict.fromkeys(row.workload for row in kept):
+        for text, values in load(folder / f"{name}.json.xz").items():
+            programs[name, text] = program_of(compilation_from_json(values), parse_layout(text), target)
+    rows = []
+    for row in kept:
+        program, machine = programs.get((row.workload, row.layout)), machines[row.rate_megabit]
+        prediction = predict(program, parse_layout(row.layout), machine, machine.hardware) if program else None
+        rows.append(replace(row, **_predicted(prediction)))
+    return rows
 
 
 def workload_of(name: str) -> Workload:
@@ -212,20 +288,26 @@ class Kept:
 
 
 def row_of(name: str, rate: int, layout: Layout, prediction: Prediction | None, outcome) -> Row:
-    shares = elasticities(prediction.by_resource()) if prediction else {}
     measured = outcome if isinstance(outcome, Measurement) else None
     return Row(
         workload=name,
         rate_megabit=rate,
         layout=str(layout),
-        predicted=prediction.step_seconds if prediction else None,
         measured=measured.median_seconds if measured else None,
         standard_error=measured.standard_error if measured else None,
         samples=measured.samples if measured else 0,
-        binding=binding_limit(shares).resource if shares else None,
-        link_share=sum(share for resource, share in shares.items() if resource.endswith("@network")),
         failure=None if measured else f"{outcome.kind}: {outcome.reason}",
+        **_predicted(prediction),
     )
+
+
+def _predicted(prediction: Prediction | None) -> dict[str, Any]:
+    shares = elasticities(prediction.by_resource()) if prediction else {}
+    return {
+        "predicted": prediction.step_seconds if prediction else None,
+        "binding": binding_limit(shares).resource if shares else None,
+        "link_share": sum(share for resource, share in shares.items() if resource.endswith("@network")),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

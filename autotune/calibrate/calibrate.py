@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.calibrate.cpu_ops import Timing, fit_ops, op_sources, read_timings, time_ops
 from autotune.meshes.collectives import link_bytes, messages, tier_seconds
 from autotune.meshes.hardware import Hardware, Tier
 from autotune.meshes.layout import Layout
@@ -57,11 +58,14 @@ def calibrate(
     tiers_only: bool = False,
     agree: Callable[[float], float] = lambda value: value,
     on_progress: Callable[[str], None] = lambda line: None,
+    on_timings: Callable[[Sequence[Timing]], None] = lambda timings: None,
+    on_samples: Callable[[str, Sequence[Sample]], None] = lambda tier, samples: None,
 ) -> Hardware:
     """Measure the devices of `target`, which this process (or job) holds. Figures that cannot be seen stay the file's.
 
     `tiers_only` keeps the hardware's rates of a single device and measures the links. `agree` gives every process of a
-    job process 0's number. The sources of the result tell date, versions, residuals.
+    job process 0's number. `on_timings` hears the timed programs that a CPU's classes of work are fitted to,
+    `on_samples` the timed collectives of each tier. The sources of the result tell date, versions, residuals.
     """
     import jax
 
@@ -77,9 +81,15 @@ def calibrate(
 
     if not tiers_only:
         changes = _device_figures(base, bench, family, when, sources, on_progress)
+        if family == "cpu":
+            timings = time_ops(bench, on_progress)
+            on_timings(timings)
+            changes["op_seconds"] = op_figures(timings, when, sources)
     tiers = []
     for tier in base.tiers:
         samples = _collectives(bench, target, tier, found, on_progress)
+        if samples:
+            on_samples(tier.name, samples)
         tiers.append(fit_tier(tier, samples, when, sources) if samples else tier)
     return dataclasses.replace(base, tiers=tuple(tiers), sources=sources, **changes)  # type: ignore[arg-type]
 
@@ -104,6 +114,16 @@ def _device_figures(base: Hardware, bench, family: str, when: str, sources, on_p
     sources["launch_seconds"] = f"autotune calibrate, {when}: one small instruction in a loop"
     on_progress(f"calibrate: launch {changes['launch_seconds']:.2g} s an instruction")
     return changes
+
+
+def op_figures(timings: Sequence[Timing], when: str, sources: dict[str, str]) -> dict[str, float]:
+    """Seconds of each class of CPU work; what they are fitted to, and how well, into `sources`."""
+    samples = read_timings(timings)
+    rates = fit_ops(samples)
+    for name in [name for name in sources if name.startswith("op_seconds.")]:
+        del sources[name]
+    sources |= op_sources(rates, samples, f"autotune calibrate, {when}")
+    return rates
 
 
 def _matmul_figures(base: Hardware, rates, family: str, when: str, sources: dict[str, str]) -> dict[str, object]:

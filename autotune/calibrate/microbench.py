@@ -5,6 +5,7 @@ Every device works at once, so that what they share (a host's cores and memory) 
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -72,6 +73,27 @@ class Bench:
         seconds = self._seconds(operation, Mesh(self.devices, ("device",)), (shape,) * operands, dtype)
         return seconds, (operands + 1) * elements * jnp.dtype(dtype).itemsize
 
+    def program_seconds(self, operation, shapes: Sequence[tuple[int, ...]], dtype: str) -> tuple[float, str]:
+        """Seconds of one `operation` on every device at once, and the text of the loop that was timed."""
+        texts: list[str] = []
+        mesh = Mesh(self.devices, ("device",))
+        return self._seconds(operation, mesh, shapes, dtype, texts), texts[-1]
+
+    def fresh_seconds(self, size_bytes: int) -> float:
+        """Writing so many bytes on every device for the first time: memory that the system has just given."""
+        mesh = Mesh(self.devices, ("device",))
+        programs = []
+        for elements in (1024, size_bytes // 4):
+            body = functools.partial(lambda x, n: jnp.full((1, n), x[0, 0]), n=elements)
+            spec = PartitionSpec("device")
+            mapped = jax.shard_map(body, mesh=mesh, in_specs=(spec,), out_specs=spec, check_vma=False)
+            x = _filled(mesh, (1,), "float32")
+            programs.append((jax.jit(mapped).lower(x).compile(), [x]))
+        (few, x), (many, _) = programs
+        for program in (few, many):
+            self._once(program, x)
+        return statistics.median(self._once(many, x) - self._once(few, x) for _ in range(SAMPLES))
+
     def collective_seconds(self, kind: str, payload_bytes: int, mesh: Mesh, axes: tuple[str, ...]) -> float:
         """One collective of float32 along `axes`, all its groups at once; payload as in `autotune.program`."""
         size = int(np.prod([mesh.shape[axis] for axis in axes]))
@@ -91,8 +113,11 @@ class Bench:
 
         return self._seconds(operation, mesh, ((held,),), "float32")
 
-    def _seconds(self, operation, mesh: Mesh, shapes, dtype: str) -> float:
-        """Seconds of one `operation`: a loop of many trips less a loop of two, so that what a program costs cancels."""
+    def _seconds(self, operation, mesh: Mesh, shapes, dtype: str, texts: list[str] | None = None) -> float:
+        """Seconds of one `operation`: a loop of many trips less a loop of two, so that what a program costs cancels.
+
+        `texts` gets the compiled text of the longer loop.
+        """
         arguments = [_filled(mesh, shape, dtype) for shape in shapes]
         few = self._compiled(operation, 2, mesh, shapes, dtype)
         self._once(few, arguments)  # connects, and touches memory
@@ -101,6 +126,8 @@ class Bench:
         trips = min(MAXIMUM_TRIPS, max(1, round(2 * MINIMUM_SECONDS / seconds)))
         while True:
             many = self._compiled(operation, 2 + trips, mesh, shapes, dtype)
+            if texts is not None:
+                texts.append(many.as_text())
             self._once(many, arguments)
             seconds = self._once(many, arguments)
             if seconds >= MINIMUM_SECONDS or trips >= MAXIMUM_TRIPS:

@@ -11,7 +11,7 @@ from autotune.hlo.work import Work, dot_shape
 
 _DIMS = {
     name: re.compile(name + r"=\{([\d,]*)\}")
-    for name in ("lhs_batch_dims", "lhs_contracting_dims", "rhs_batch_dims", "rhs_contracting_dims")
+    for name in ("dimensions", "lhs_batch_dims", "lhs_contracting_dims", "rhs_batch_dims", "rhs_contracting_dims")
 }
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from autotune.hlo.bytes import Needs, op_bytes
 from autotune.hlo.collectives import KINDS, base_opcode, read_collective, read_megascale
+from autotune.hlo.cpu_work import cpu_work
 from autotune.hlo.flops import op_work
 from autotune.hlo.groups import DeviceGrid
 from autotune.hlo.kernels import FREE_CALLS, target_of
@@ -97,7 +98,10 @@ class Reader:
             trips = 1
         body = self.module.computations[op.callee("body") or ""]
         kept = loop_invariants(self.module, op, computation, values)
-        return Loop(name=op.name, trips=trips, body=self.computation(body, kept))
+        instructions = self.computation(body, kept)
+        if self.platform == "cpu":
+            instructions = (*instructions, cpu_compute(op.name, "loop", 1.0))
+        return Loop(name=op.name, trips=trips, body=instructions)
 
     def conditional(self, op: Op) -> list[Instruction]:
         """The branch with the most FLOPs, then bytes."""
@@ -242,6 +246,7 @@ class Reader:
                 cycles=None if cycles is None else float(cycles),
                 source=source,
                 scope=scope,
+                cpu_work=cpu_work(self.module, computation, op, work, moved) if self.platform == "cpu" else (),
             )
         ]
 
@@ -260,6 +265,14 @@ class Reader:
             if at.opcode not in ("parameter", "constant"):
                 queue += [(where, where.by_name[name]) for name in at.operands if name in where.by_name]
         return None, None
+
+
+def cpu_compute(name: str, work: str, amount: float) -> Compute:
+    """What XLA's CPU runtime does beside the instructions: a trip of a loop, memory from the system."""
+    return Compute(
+        name=name, kernel="fusion", flops=0.0, dtype=None, matmul=None, hbm_bytes=0.0, cycles=None, source=None,
+        scope=None, cpu_work=((work, amount),),
+    )  # fmt: skip
 
 
 def _kernel(op: Op, work: Work) -> str:

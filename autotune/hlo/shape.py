@@ -27,10 +27,14 @@ Others (2, 4, 6) hold flags and scalars."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """One array on one device. `bytes` without the padding that TPU tiles add. `space`: the memory it lies in."""
+    """One array on one device. `bytes` without the padding that TPU tiles add. `space`: the memory it lies in.
+
+    `minor_to_major`: its dimensions, the one that varies fastest in memory first.
+    """
 
     dtype: str
     dims: tuple[int, ...]
+    minor_to_major: tuple[int, ...]
     bytes: int
     space: int
 
@@ -53,9 +57,11 @@ def read_shapes(text: str) -> tuple[Shape, ...]:
 def _shape(dtype: str, dims: str, layout: str) -> Shape:
     sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
     space = _SPACE.search(layout)
+    order = tuple(int(dim) for dim in layout[1:].partition(":")[0].rstrip("}").split(",") if dim)
     return Shape(
         dtype=dtype,
         dims=sizes,
+        minor_to_major=order or tuple(reversed(range(len(sizes)))),
         bytes=(math.prod(sizes) * bits(dtype) + 7) // 8,
         space=int(space[1]) if space else HBM,
     )

@@ -11,6 +11,19 @@ CORE_MARGIN = 1.5
 """When the time exceeds both FLOPs/peak and bytes/bandwidth by this factor, it belongs to `core`: vector work, layout
 changes, waiting inside the op. A good matmul sits near 1.2 (84 % of peak)."""
 
+RESOURCES = {
+    "launch": ("latency", "launch"),
+    "loop": ("latency", "launch"),
+    "bytes": ("hbm", ""),
+    "far_bytes": ("hbm", ""),
+    "fresh_bytes": ("hbm", ""),
+    "library_bytes": ("hbm", ""),
+    "eigen_bytes": ("hbm", ""),
+    "library_flops": ("matmul", ""),
+    "eigen_flops": ("matmul", ""),
+}
+"""Class of CPU work -> resource and detail ("": the op's kernel); any other belongs to `core`."""
+
 
 def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tuple[tuple[tuple[str, str], float], ...]:
     """((resource, detail), seconds) pairs of one execution on one device; they add up to its time.
@@ -19,8 +32,11 @@ def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tu
     take beside them; a pass over memory not less than its bytes take at the achieved bandwidth. Without: the longer of
     FLOPs at the achieved matmul rate and bytes at the achieved memory bandwidth (the hardware file says what each is
     achieved from). A launch is added where kernels are launched one by one (GPU, CPU thunks).
+    Programs for a CPU: see `_from_classes`, where the hardware file has seconds for each class of work.
     `bound`: "expected", or the "low" or "high" end of what the microbenchmarks leave open.
     """
+    if op.cpu_work and hardware.op_seconds:
+        return _from_classes(op, hardware)
     flop_seconds = op.flops / hardware.peak(op.dtype) if op.flops and op.dtype else 0.0
     byte_seconds = op.hbm_bytes / hardware.hbm_bytes_per_second
     parts: tuple[tuple[tuple[str, str], float], ...] = ()
@@ -53,6 +69,20 @@ def _from_cycles(
     resource = "core" if core else _longer(asked_flops, asked_bytes)
     seconds = max(seconds / hardware.faster.get(resource, 1.0), min(seconds, max(flop_seconds, byte_seconds)))
     return (((resource, op.kernel), seconds),)
+
+
+def _from_classes(op: Compute, hardware: Hardware) -> tuple[tuple[tuple[str, str], float], ...]:
+    """The sum over classes of amount x seconds; products in another dtype than float32 at the ratio of the peaks."""
+    parts = []
+    for name, amount in op.cpu_work:
+        resource, detail = RESOURCES.get(name, ("core", op.kernel))
+        seconds = amount * hardware.op_seconds.get(name, 0.0) / hardware.faster.get(resource, 1.0)
+        if resource == "matmul" and op.dtype is not None:
+            # `scale` has made the peaks faster alike: their ratio stays.
+            seconds *= hardware.peak("float32") / hardware.peak(op.dtype)
+        if seconds:
+            parts.append(((resource, detail or op.kernel), seconds))
+    return tuple(parts)
 
 
 def _longer(flop_seconds: float, byte_seconds: float) -> str:
