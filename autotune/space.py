@@ -121,10 +121,11 @@ def with_crossings(sizes: Mapping[str, np.ndarray], target: Target, fixed: Mappi
     for begin in range(0, len(sizes["data"]), CROSSINGS_AT_ONCE):
         possible = np.ones((min(CROSSINGS_AT_ONCE, len(sizes["data"]) - begin), len(outer)), dtype=bool)
         for column, name in enumerate(wanted):
-            size, factor = sizes[name][begin : begin + CROSSINGS_AT_ONCE, None], outer[None, :, column]
-            possible &= size % factor == 0
+            size, number = np.unique(sizes[name][begin : begin + CROSSINGS_AT_ONCE], return_inverse=True)
+            allowed = size[:, None] % outer[None, :, column] == 0
             if f"dcn.{name}" in fixed:
-                possible &= (size == 1) | (factor == int(fixed[f"dcn.{name}"]))
+                allowed &= (size[:, None] == 1) | (outer[None, :, column] == int(fixed[f"dcn.{name}"]))
+            possible &= allowed[number]
         rows, factors = np.nonzero(possible)
         found.append((rows + begin, factors))
     rows = np.concatenate([part[0] for part in found] or [np.empty(0, dtype=np.int64)])

@@ -1,0 +1,146 @@
+"""What no layout of a box can beat: its seconds and its bytes, for every way to cut the batch into passes.
+
+A box is a mesh with its recomputation, ZeRO and context attention. The time of one pass over the whole batch with the
+least bubble is never more than theirs, for matmuls lose by being cut and collectives pay their latency again; the
+memory of the most passes is never less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.meshes.layout import REMAT, SCHEDULES, WORDS
+from autotune.meshes.target import Target
+from autotune.price.assumptions import assumptions_of
+from autotune.price.price import CHUNK, price_table
+from autotune.price.terms import Pricer
+from autotune.space import order_of
+from autotune.table import LayoutTable
+from autotune.workload.workload import Workload
+
+Columns = dict[str, np.ndarray]
+
+ROUNDING = 1e-9
+"""Bounds are kept this much below what they are, so that sums in another order cut nothing off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeastSeconds:
+    """Of each box: `work`, without its bubble, and the part of it spent in `layers`, which a bubble stretches."""
+
+    work: np.ndarray
+    layers: np.ndarray
+    bubble: np.ndarray
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """With the least bubble that any number of microbatches has."""
+        return self.work + self.bubble * self.layers
+
+
+OF_CHOICES = ("[data]", "[context]", "optimizer", "accumulation")
+"""Words in the names of all terms that ZeRO and the kind of context attention decide, recomputation apart."""
+
+
+class Bounds:
+    """The bounds of one workload on one target, with some words of a layout pinned."""
+
+    def __init__(self, workload: Workload, target: Target, fixed: Mapping[str, str]) -> None:
+        assert workload.transformer is not None
+        self.workload, self.target, self.fixed = workload, target, fixed
+        self.layers = workload.transformer.layers
+        self.pricer = Pricer(
+            transformer=workload.transformer,
+            batch=workload.sequences,
+            seq=workload.seq,
+            dtype=workload.dtype,
+            target=target,
+            assumptions=assumptions_of(target.hardware, workload.dtype),
+        )
+        self.hidden_share = {axis: self.pricer.assumptions.hidden_share.get(axis, 0.0) for axis in WORDS}
+        self.priced = 0
+
+    def table(self, columns: Columns, **changed: np.ndarray) -> LayoutTable:
+        """Rows as a table, other columns left behind: one pass over the whole batch where nothing else is said."""
+        plain = dict.fromkeys(LayoutTable.columns(), np.ones_like(columns["data"]))
+        for name in ("zero", "context_attention", "offload", "order"):
+            plain[name] = np.zeros_like(columns["data"])
+        plain["remat"] = np.full_like(columns["data"], REMAT.index("none"))
+        plain["schedule"] = np.full_like(columns["data"], -1)
+        known = {name: column for name, column in {**columns, **changed}.items() if name in plain}
+        return LayoutTable(orders=(order_of(self.fixed),), **{**plain, **known})
+
+    def seconds(self, boxes: Columns, without: tuple[str, ...] = ()) -> LeastSeconds:
+        """Seconds that no way to cut the batch into passes brings each box below; terms named by `without` left out."""
+        table = self.table(boxes)
+        self.priced += len(table)
+        prepared = self.pricer.prepare(table)
+        work, layers = np.empty(len(table)), np.empty(len(table))
+        for begin in range(0, len(table), CHUNK):
+            rows = slice(begin, min(begin + CHUNK, len(table)))
+            ledger = self.pricer.ledger(table.take(rows), prepared, rows)
+            doubt = self._doubt(table.take(rows))
+            total, layer = np.zeros(ledger.rows), np.zeros(ledger.rows)
+            for entry in ledger.entries:
+                if any(word in entry.name for word in without):
+                    continue
+                sure = entry.seconds * ledger.times[entry.unit]
+                if any(f"[{axis}]" in entry.name for axis, share in self.hidden_share.items() if share):
+                    sure = sure * doubt
+                total += sure
+                if entry.unit == "layer":
+                    layer += sure
+            work[rows], layers[rows] = total, layer
+        if self.fixed.keys() & {"schedule", "virtual_stages"}:
+            # A pinned schedule may send less than the one pass does.
+            work = np.where(boxes["stage"] > 1, 0.0, work)
+            layers = np.where(boxes["stage"] > 1, 0.0, layers)
+        return LeastSeconds(
+            work=work * (1 - ROUNDING), layers=layers * (1 - ROUNDING), bubble=self._least_bubble(boxes)
+        )
+
+    def _doubt(self, table: LayoutTable) -> np.ndarray:
+        """Share of the exposed collectives of one pass that any number of passes exposes at least.
+
+        More passes compute d longer and hide up to sum(s_i) d more. With w = 1 / sum(s_i), where that sum is above 1,
+        compute + w x exposed cannot fall: it gains d and loses at most w sum(s_i) d.
+        """
+        share = self.hidden_share
+        gathers = (table.context > 1) * (1.0 + (table.context_attention == 0))  # its gather and reduction hide apart
+        hidden = share["fsdp"] * (table.fsdp > 1) + share["context"] * gathers + share["data"] * (table.data > 1)
+        return 1.0 / np.maximum(hidden, 1.0)
+
+    def _least_bubble(self, boxes: Columns) -> np.ndarray:
+        """The bubble's least share of the layers' time: (stages - 1) / (microbatches x virtual stages)."""
+        stages = boxes["stage"]
+        microbatches = np.maximum(self._most_microbatches(boxes), 1)
+        virtual = np.ones_like(stages)
+        for count in (2, 4, 8):
+            virtual = np.where(self.layers % (stages * count) == 0, count, virtual)
+        return (stages - 1) / (microbatches * virtual)
+
+    def _most_microbatches(self, boxes: Columns) -> np.ndarray:
+        """As many as there are pieces of the batch, and as the space holds."""
+        pieces = self.workload.sequences // (boxes["data"] * boxes["fsdp"] * boxes["expert"])
+        most = int(self.fixed["microbatches"]) if "microbatches" in self.fixed else 8 * boxes["stage"]
+        return np.minimum(most, pieces)
+
+    def bytes(self, boxes: Columns) -> np.ndarray:
+        """Bytes that no way to cut the batch into passes brings each box below: as many passes as there can be."""
+        one = np.ones_like(boxes["data"])
+        shards = boxes["data"] * boxes["fsdp"] * boxes["expert"]
+        pieces = np.maximum(self.workload.sequences // shards, 1)
+        staged = boxes["stage"] > 1
+        accumulate = int(self.fixed["accumulate"]) * one if "accumulate" in self.fixed else pieces
+        smallest = self.table(
+            boxes,
+            microbatches=np.where(staged, np.maximum(self._most_microbatches(boxes), 1), 1),
+            accumulate=np.where(staged & ("accumulate" not in self.fixed), 1, np.minimum(accumulate, pieces)),
+            # Holds no more microbatches than any schedule of `schedules.waiting_microbatches`.
+            schedule=np.where(staged, SCHEDULES.index("1f1b"), -1),
+        )
+        self.priced += len(smallest)
+        return price_table(self.pricer, smallest).peak_bytes * (1 - ROUNDING)
