@@ -50,9 +50,8 @@ class CollectiveCost:
 
     `per_byte` (tiers, meshes): seconds a payload byte; `latency` (tiers, meshes): hops. `tree_*`: the same of NCCL's
     tree, where an all_reduce on a switch has that choice; None elsewhere. `launch` (tiers, meshes): paid once a
-    collective: where the tiers work as one pipeline (GPUs) by the slowest tier only, else by each. `fixed` (meshes): all
-    seconds that no byte decides: the launches, and the hops where there is no tree to choose. `ramp_seconds`
-    (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is not how it works.
+    collective: where the tiers work as one pipeline (GPUs) by the slowest tier only, else by each. `fixed` (meshes): the
+    seconds that no byte decides: launches, and hops where there is no tree to choose. `ramp_seconds` (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is not how it works.
     """
 
     kind: str
@@ -169,8 +168,8 @@ def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(one row of each distinct combination, combination of each row) of integer columns of equal length.
 
     Combinations are numbered in the order in which rows first have them: neighbouring rows then look up neighbouring
-    places, several times faster than at random. Rows are told apart by a 64-bit sum of columns times fixed odd numbers: two combinations share one with a chance of
-    2^-64 a pair.
+    places, several times faster than at random. Rows are told apart by a 64-bit sum of columns times fixed odd numbers:
+    two combinations share one with a chance of 2^-64 a pair.
     """
     key = np.zeros(len(columns[0]), dtype=np.uint64)
     for column, factor in zip(columns, _FACTORS[: len(columns)], strict=True):
