@@ -50,8 +50,9 @@ class CollectiveCost:
 
     `per_byte` (tiers, meshes): seconds a payload byte; `latency` (tiers, meshes): hops. `tree_*`: the same of NCCL's
     tree, where an all_reduce on a switch has that choice; None elsewhere. `launch` (tiers, meshes): paid once a
-    collective: where the tiers work as one pipeline (GPUs) by the slowest tier only, else by each. `fixed` (meshes): the
-    seconds that no byte decides: launches, and hops where there is no tree to choose. `ramp_seconds` (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is not how it works.
+    collective: where the tiers work as one pipeline (GPUs) by the slowest tier only, else by each. `fixed` (meshes):
+    the seconds that no byte decides: launches, and hops where there is no tree to choose. `ramp_seconds` (tiers): what
+    NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is not how it works.
     """
 
     kind: str
