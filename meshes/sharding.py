@@ -159,7 +159,10 @@ class Sharder:
         """`function` on each device's part, by hand along every axis that a surrounding shard_map does not handle."""
         free = set(self.mesh.axis_names) - set(jax.sharding.get_abstract_mesh().manual_axes)
         # check_vma off: Pallas kernels do not say along which axes their results vary
-        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False)
+        mapped = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False)
+        if not self.explicit:
+            return mapped
+        return lambda *arrays: mapped(*(jax.reshard(x, spec) for x, spec in zip(arrays, in_specs, strict=True)))
 
     def narrow(self, weight: jax.Array, logical_axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
         """A weight in the compute dtype; float32 where it is one of the `PRECISE`."""

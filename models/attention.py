@@ -67,7 +67,8 @@ def attend(
             k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, causal) for x in (k, v))
         if run.kernel == "splash":
             return kernels.splash_attention(q, k, v, causal, context)
-        if run.kernel == "cudnn" and context == 1:
+        # Causal queries of a cut sequence are none of cuDNN's: its public call lets them start at the first key only.
+        if run.kernel == "cudnn" and (context == 1 or not causal):
             return kernels.cudnn_attention(q, k, v, causal)
         plain = kernels.xla_attention if context == 1 else kernels.blocked_attention
         return plain(q, k, v, positions if causal else None)

@@ -184,7 +184,8 @@ def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any
     order = zigzag(batch["tokens"].shape[1], run.layout.context, network.causal)
     positions = run.sharder.constrain(jnp.asarray(order), ("length",))
     if run.layout.context > 1:
-        batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf[:, order], ("batch", "length")), batch)
+        batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf, ("batch", None))[:, order], batch)
+        batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf, ("batch", "length")), batch)
     if run.layout.stage == 1:
         logits, balance = network(batch["tokens"], positions, run)
         return cross_entropy(logits, batch["targets"]).mean() + balance

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from autotune.meshes import legality
 from autotune.meshes.layout import parse_layout
 from autotune.models.presets import PRESETS
 from autotune.models.train_step import LEARNING_RATE, build_step
@@ -126,9 +127,43 @@ def test_every_layout_gives_the_numbers_of_one_device(model, text):
     assert_same(one_step(model, text), single_device(model), 2e-5)
 
 
-@pytest.mark.parametrize("text", ["data=2,fsdp=2,tensor=2", "fsdp=4,remat=minimal"])
-def test_meshes_with_explicit_axes_give_them_too(text):
-    assert_same(one_step("tiny", text, kind=AxisType.Explicit), single_device("tiny"), 2e-5)
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("tiny", "data=2,fsdp=2,tensor=2"),
+        ("tiny", "fsdp=4,remat=minimal"),
+        ("tiny", "data=2,fsdp=2,zero=2,accumulate=2"),
+        ("tiny", f"context=2,tensor=2,{RING}"),
+        ("tiny-moe", "expert=2,tensor=2,context=2"),
+        ("tiny-moe", f"fsdp=2,expert=2,{CIRCULAR}=2"),
+        ("tiny-encoder", "fsdp=2,context=2"),
+    ],
+)
+def test_meshes_with_explicit_axes_give_them_too(model, text):
+    assert_same(one_step(model, text, kind=AxisType.Explicit), single_device(model), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("tiny", "offload=optimizer,data=2,fsdp=2,zero=1"),
+        ("tiny", "remat=offload,fsdp=2,tensor=2,accumulate=2"),
+        ("tiny", f"offload=optimizer,remat=offload,fsdp=2,{PIPELINE}=2"),
+        ("tiny-moe", "offload=optimizer,remat=offload,expert=2,context=2"),
+    ],
+)
+def test_what_waits_on_the_host_comes_back_the_same(model, text, monkeypatch):
+    """XLA's CPU backend keeps a host memory apart, of no use to a layout there: the rules against it are lifted."""
+    allowed = tuple(rule for rule in legality.RULES if "offload" not in rule.constraint)
+    monkeypatch.setattr(legality, "RULES", allowed)
+    layout = parse_layout(text)
+    step = build_step(MODELS[model], BATCH, SEQ, layout, mesh_of(layout), dtype="float32")
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(step.state["optimizer"]) if leaf.ndim}
+    assert kinds == {"pinned_host" if layout.offload == "optimizer" else "device"}
+    with jax.set_mesh(step.mesh):
+        traced = str(jax.jit(step.function).trace(step.state, step.batch).jaxpr)
+    assert ("MemorySpace.Host" in traced or "pinned_host" in traced) == (layout.remat == "offload")
+    assert_same(one_step(model, text), single_device(model), 2e-5)
 
 
 @pytest.mark.parametrize("text", ["data=2,fsdp=2,tensor=2,zero=2", f"fsdp=2,tensor=2,{PIPELINE}=4"])
