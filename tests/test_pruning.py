@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from autotune.meshes.hardware import scale
 from autotune.meshes.layout import AXES, REMAT, Layout
 from autotune.meshes.legality import reject
 from autotune.meshes.target import parse_target
@@ -24,14 +23,16 @@ ROUTED = dataclasses.replace(DENSE, name="routed", d_ff=256, experts=8, experts_
 ENCODER = dataclasses.replace(DENSE, name="encoder", kind="encoder", mlp="gelu-2mat", kv_heads=8)
 
 CASES = [
-    # a line and a ring; two slices; two devices a chip; switches
-    (DENSE, "v5e:2x4", ("data", "fsdp", "tensor", "stage"), 0.02),
+    # unequal lines; two slices; a cube; two devices a chip; switches
+    (DENSE, "v5e:2x4", ("data", "fsdp", "tensor", "stage"), 0.2),
     (DENSE, "v5e:2x2*2", ("fsdp", "tensor", "context"), 1.0),
     (ROUTED, "v5p:2x2x2", ("data", "fsdp", "expert", "tensor"), 1.0),
-    (ROUTED, "tpu7x:2x2x1", ("fsdp", "expert", "context", "stage"), 0.002),
-    (ROUTED, "h100:2x4", ("fsdp", "expert", "tensor"), 0.01),
+    (ROUTED, "tpu7x:2x2x1", ("fsdp", "expert", "context", "stage"), 0.3),
+    (ROUTED, "h100:2x4", ("fsdp", "expert", "tensor"), 0.5),
     (ENCODER, "v5e:2x4", ("data", "context", "tensor"), 1.0),
 ]
+"""Model, target, axes, and the share of the legal layouts that memory is made large enough for."""
+
 BATCH, SEQ = 16, 1024
 
 
@@ -60,10 +61,9 @@ def every_layout(target, axes, layers):
                     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "name", "axes", "memory"), CASES, ids=[f"{c[0].name}-{c[1]}" for c in CASES])
-def test_the_best_of_every_layout_in_every_order_is_found(model, name, axes, memory):
+@pytest.mark.parametrize(("model", "name", "axes", "share"), CASES, ids=[f"{c[0].name}-{c[1]}" for c in CASES])
+def test_the_best_of_every_layout_in_every_order_is_found(model, name, axes, share):
     target = parse_target(name)
-    target = dataclasses.replace(target, hardware=scale(target.hardware, "capacity", memory))
     workload = transformer_workload(model, batch=BATCH, seq=SEQ, dtype="bfloat16")
     legal = [one for one in every_layout(target, axes, model.layers) if reject(one, model, BATCH, SEQ, target) is None]
     orders = []
@@ -72,8 +72,9 @@ def test_the_best_of_every_layout_in_every_order_is_found(model, name, axes, mem
         orders.append(tuple(next(left) if axis in axes else axis for axis in AXES))
     everything = [dataclasses.replace(one, order=order) for one in legal for order in orders]
     priced = price_space(workload, target, LayoutTable.from_layouts(everything), everything)
-    fits = priced.peak_bytes <= target.hardware.capacity_bytes
-    assert fits.any() and (memory == 1.0 or not fits.all())
+    capacity = int(np.quantile(priced.peak_bytes, share))
+    target = dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, capacity_bytes=capacity))
+    fits = priced.peak_bytes <= capacity
     report = search(
         workload, target, axes=axes, layouts=None, fix=(), compile_count=0, measure_count=0, jobs=1
     )  # fmt: skip
