@@ -136,19 +136,21 @@ def test_cudnn_attention(mask, share, target, matmuls):
         ("splash_mha_dq", True, 3, 0.75),
     ],
 )
-def test_splash_attention_by_the_blocks_it_visits(name, mask, matmuls, share):
+@pytest.mark.parametrize("devices", [1, 4])
+def test_splash_attention_by_the_blocks_it_visits(name, mask, matmuls, share, devices):
+    """Where queries are cut over devices, each sees its even share of what all of them see."""
     metadata = r"""{\"block_q\": 512, \"block_kv\": 512, \"block_q_dkv\": 256, \"block_kv_dkv\": 256, \"block_q_dq\": 1024, \"block_kv_dq\": 1024, \"use_fused_bwd_kernel\": false, \"q_layout\": 1}"""
     first = "%m, " if mask else ""
     op = only(
         f"""  %m = s8[1,4,4]{{2,1,0}} parameter(0)
-  %q = bf16[2,8,2048,128]{{3,2,1,0}} parameter(1)
+  %q = bf16[2,8,{2048 // devices},128]{{3,2,1,0}} parameter(1)
   %k = bf16[2,8,2048,128]{{3,2,1,0}} parameter(2)
-  ROOT %{name} = bf16[2,8,2048,128]{{3,2,1,0}} custom-call({first}%q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
+  ROOT %{name} = bf16[2,8,{2048 // devices},128]{{3,2,1,0}} custom-call({first}%q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
 "xprof_metadata":"{metadata}"
 }}}}, metadata={{op_name="jit(step)/splash"}}""",
         platform="tpu",
     )
-    assert op.flops == pytest.approx(share * matmuls * 2 * 2 * 8 * 2048 * 2048 * 128)
+    assert op.flops == pytest.approx(share * matmuls * 2 * 2 * 8 * 2048 * 2048 * 128 / devices)
 
 
 @pytest.mark.parametrize(("q", "kv"), [(256, 256), (512, 256), (256, 1024), (1024, 512)])
