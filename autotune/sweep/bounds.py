@@ -115,32 +115,50 @@ class Bounds:
 
     def _least_bubble(self, boxes: Columns) -> np.ndarray:
         """The bubble's least share of the layers' time: (stages - 1) / (microbatches x virtual stages)."""
-        stages = boxes["stage"]
-        microbatches = np.maximum(self._most_microbatches(boxes), 1)
-        virtual = np.ones_like(stages)
-        for count in (2, 4, 8):
-            virtual = np.where(self.layers % (stages * count) == 0, count, virtual)
-        return (stages - 1) / (microbatches * virtual)
+        return (boxes["stage"] - 1) / (self._microbatches(boxes, 8) * self._most_virtual(boxes))
 
-    def _most_microbatches(self, boxes: Columns) -> np.ndarray:
-        """As many as there are pieces of the batch, and as the space holds."""
+    def _most_virtual(self, boxes: Columns) -> np.ndarray:
+        virtual = np.ones_like(boxes["stage"])
+        for count in (2, 4, 8):
+            virtual = np.where(self.layers % (boxes["stage"] * count) == 0, count, virtual)
+        return virtual
+
+    def _microbatches(self, boxes: Columns, a_stage: int) -> np.ndarray:
+        """So many a stage (or as pinned), but no more than there are pieces of the batch; at least 1."""
         pieces = self.workload.sequences // (boxes["data"] * boxes["fsdp"] * boxes["expert"])
-        most = int(self.fixed["microbatches"]) if "microbatches" in self.fixed else 8 * boxes["stage"]
-        return np.minimum(most, pieces)
+        wanted = int(self.fixed["microbatches"]) if "microbatches" in self.fixed else a_stage * boxes["stage"]
+        return np.maximum(np.minimum(wanted, pieces), 1)
 
     def bytes(self, boxes: Columns) -> np.ndarray:
-        """Bytes that no way to cut the batch into passes brings each box below: as many passes as there can be."""
-        one = np.ones_like(boxes["data"])
-        shards = boxes["data"] * boxes["fsdp"] * boxes["expert"]
-        pieces = np.maximum(self.workload.sequences // shards, 1)
+        """Bytes that no way to cut the batch into passes brings each box below.
+
+        Accumulation: as many passes as there can be. A pipeline holds more for more microbatches (what each tick saves)
+        or for fewer (their size): the least over all that the space has.
+        """
+        pieces = np.maximum(self.workload.sequences // (boxes["data"] * boxes["fsdp"] * boxes["expert"]), 1)
         staged = boxes["stage"] > 1
-        accumulate = int(self.fixed["accumulate"]) * one if "accumulate" in self.fixed else pieces
-        smallest = self.table(
-            boxes,
-            microbatches=np.where(staged, np.maximum(self._most_microbatches(boxes), 1), 1),
-            accumulate=np.where(staged & ("accumulate" not in self.fixed), 1, np.minimum(accumulate, pieces)),
-            # Holds no more microbatches than any schedule of `schedules.waiting_microbatches`.
-            schedule=np.where(staged, SCHEDULES.index("1f1b"), -1),
-        )
-        self.priced += len(smallest)
-        return price_table(self.pricer, smallest).peak_bytes * (1 - ROUNDING)
+        if "accumulate" in self.fixed:
+            pieces = np.minimum(int(self.fixed["accumulate"]), pieces)
+        least = np.full(len(staged), np.inf)
+        flat = _where(boxes, ~staged)
+        least[~staged] = self._peak(self.table(flat, accumulate=pieces[~staged]))
+        deep = _where(boxes, staged)
+        for a_stage in (1, 2, 4, 8):
+            table = self.table(
+                deep,
+                microbatches=self._microbatches(deep, a_stage),
+                accumulate=pieces[staged] if "accumulate" in self.fixed else np.ones_like(pieces[staged]),
+                virtual_stages=self._most_virtual(deep),
+                # Holds no more microbatches than any schedule of `schedules.waiting_microbatches`.
+                schedule=np.full(len(deep["data"]), SCHEDULES.index("1f1b")),
+            )
+            least[staged] = np.minimum(least[staged], self._peak(table))
+        return least * (1 - ROUNDING)
+
+    def _peak(self, table: LayoutTable) -> np.ndarray:
+        self.priced += len(table)
+        return price_table(self.pricer, table).peak_bytes
+
+
+def _where(columns: Columns, keep: np.ndarray) -> Columns:
+    return {name: column[keep] for name, column in columns.items()}
