@@ -86,6 +86,8 @@ class Partition:
         taken: set[str] = set()
         ranked = sorted(range(len(cut)), key=lambda index: _rank(leaf.names[index], order))
         for index in ranked:
+            if leaf.shape[index] == 1:
+                continue
             axes = tuple(axis for axis in _axes(leaf.names[index], rules) if sizes[axis] > 1)
             if leaf.guessed:
                 axes = _dividing(axes, leaf.shape[index], sizes)
@@ -103,8 +105,12 @@ class Partition:
 
     def problem(self, layout: Layout) -> str | None:
         """Why that layout cannot be: the first dimension that its axes do not divide; None if all divide."""
+        seen: set[Leaf] = set()
         for where, leaves in (("batch", self.batch), ("state", self.state)):
             for path, leaf in leaves.items():
+                if leaf in seen:
+                    continue
+                seen.add(leaf)
                 for index, axes in enumerate(self.cut(leaf, layout)):
                     size = math.prod(layout.axes[axis] for axis in axes)
                     if leaf.shape[index] % size:

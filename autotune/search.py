@@ -222,7 +222,7 @@ def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Lay
     return enumerate_layouts(target, wanted, workload.sequences, layers, fixed), None
 
 
-def _shortlist(space: PricedSpace, capacity: float) -> list[int]:
+def shortlist(space: PricedSpace, capacity: float) -> list[int]:
     """Row numbers worth compiling, best-priced first, at most `PER_MESH` of one mesh before others had their turn.
 
     Layouts that the user named come last, not never, where they are priced as too large.
@@ -253,11 +253,11 @@ _Compiler = Callable[[Sequence[CompileJob]], Iterable[tuple[CompileJob, Compilat
 
 def _compile(space, workload, target, count: int, compiled: _Compiler, store, outcomes: _Outcomes) -> None:
     """Compile down the shortlist until `count` layouts compiled and fit, in at most 3 x `count` attempts."""
-    shortlist = _shortlist(space, target.hardware.capacity_bytes) if count else []
+    waiting = shortlist(space, target.hardware.capacity_bytes) if count else []
     attempts = 0
-    while shortlist and len(_fitting(outcomes, target)) < count and attempts < 3 * count:
+    while waiting and len(_fitting(outcomes, target)) < count and attempts < 3 * count:
         missing = count - len(_fitting(outcomes, target))
-        batch, shortlist = shortlist[:missing], shortlist[missing:]
+        batch, waiting = waiting[:missing], waiting[missing:]
         attempts += len(batch)
         work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
         for job, outcome in compiled(work):
@@ -491,22 +491,26 @@ def _losses(
     workload, target, layout: Layout, evidence: Evidence | None, price: Estimate | None
 ) -> dict[str, float | None]:
     """Seconds of the step lost to the pipeline bubble, to recomputation, to slots of experts beyond their mean load,
-    and to FLOPs that several devices repeat."""
+    to FLOPs that several devices repeat, and to slices that wait for the slowest."""
     if evidence is None:
-        waiting = [term.seconds for term in price.terms.values() if term.resource is None] if price else []
-        return {"bubble": sum(waiting) if price else None, "recompute": None, "padding": None, "redundant": None}
+        found: dict[str, float | None] = dict.fromkeys(("bubble", "recompute", "padding", "redundant", "waiting"))
+        if price is not None:
+            found |= {"bubble": 0.0, "waiting": 0.0}
+            found |= {name.partition("[")[0]: one.seconds for name, one in price.terms.items() if one.resource is None}
+        return found
     bubble = sum(loss.seconds or 0.0 for loss in evidence.losses if loss.kind == "bubble")
-    flops = model_flops(workload)
     padding = redundant = None
-    if flops is not None and evidence.flops:
-        shape = workload.transformer
-        empty = shape.padding_flops(workload.sequences, workload.seq) if shape else 0.0
-        useful = evidence.flops - evidence.recompute_flops
-        second = evidence.prediction.by_resource().get("matmul", 0.0) / (evidence.flops * target.devices)
-        padding = second * empty
-        redundant = second * max(0.0, useful * target.devices - flops - empty)
+    if workload.transformer is not None and evidence.flops:
+        empty = workload.transformer.padding_flops(workload.sequences, workload.seq)
+        matmul = evidence.prediction.by_resource().get("matmul", 0.0)
+        padding = matmul * empty / (evidence.flops * target.devices)
+    if evidence.traced:
+        redundant = sum(loss.seconds or 0.0 for loss in evidence.losses if loss.kind == "redundant")
     recompute = evidence.prediction.losses.get("recompute")
-    return {"bubble": bubble, "recompute": recompute, "padding": padding, "redundant": redundant}
+    waiting = evidence.prediction.losses.get("waiting", 0.0)
+    return {
+        "bubble": bubble, "recompute": recompute, "padding": padding, "redundant": redundant, "waiting": waiting,
+    }  # fmt: skip
 
 
 def _omit(space: PricedSpace, members: list[int], word: str, capacity: float) -> list[Omitted]:

@@ -3,6 +3,7 @@
 import cloudpickle
 import jax
 import numpy as np
+import optax
 import pytest
 import user_models as user
 from jax.sharding import PartitionSpec as P
@@ -11,7 +12,10 @@ from autotune.compile.lower import lower_step
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import parse_target
 from autotune.meshes.topology import mesh_of
+from autotune.price.space import price_space, why_illegal
+from autotune.space import enumerate_layouts
 from autotune.user_code import UserCodeError
+from autotune.workload.guess import describe
 from autotune.workload.workload import Workload
 
 CPU = parse_target("cpu:8")
@@ -112,7 +116,8 @@ def test_without_annotations_megatron_and_fsdp_are_found_from_the_trace():
     assert found["0/layers/bias"] == P(None, "tensor")
     assert found["0/layers/norm"] == P(None, None)
     assert found["0/table"] == P(None, "fsdp") and found["0/head"] == P("fsdp", "tensor")
-    assert any("pin it with rules=[(r'0/layers/up$'" in guess for guess in PLAIN.guesses)
+    said = "0/layers/up, [3, 16, 32], cut over (-, fsdp, tensor); pin with rules=[(r'0/layers/up$'"
+    assert any(said in guess for guess in PLAIN.guesses)
     # Guessed axes that do not divide are left out: 4 heads over tensor=8 would cut inside a head.
     assert found["1/0/mu/layers/up"] == column
 
@@ -274,3 +279,40 @@ def test_builders_that_are_none():
         Workload.from_builder(lambda layout: 3)
     with pytest.raises(UserCodeError, match="building the step: your code failed: ZeroDivisionError"):
         Workload.from_builder(lambda layout: 1 / 0)
+
+
+def test_layers_alike_are_one_guess():
+    names = {f"h/{i}/up": ("fsdp", "tensor") for i in range(3)} | {"table": (None, "fsdp")}
+    shapes = {path: (8, 16) for path in names}
+    assert describe(names, shapes) == (
+        "guessed: h/0/up and 2 like it, [8, 16], cut over (fsdp, tensor); "
+        "pin with rules=[(r'h/\\d+/up$', ('fsdp', 'tensor'))]",
+        "guessed: table, [8, 16], cut over (-, fsdp); pin with rules=[(r'table$', (None, 'fsdp'))]",
+    )  # fmt: skip
+
+
+def test_an_optimizer_that_keeps_sums_of_rows_in_the_parameters_box_is_left_whole():
+    """Adafactor: of names for two dimensions nothing is known of the one that is left, and a size of 1 is never cut."""
+
+    def factored():
+        state = user.linen_state()
+        adafactor = optax.adafactor(1e-2, min_dim_size_to_factor=8)
+        return state.replace(tx=adafactor, opt_state=adafactor.init(state.params))
+
+    workload = Workload(user.linen_step, factored, user.TOKENS)
+    found = {path: leaf for path, leaf in workload.partition.state.items() if "Dense_0/kernel" in path}
+    rows = [leaf for path, leaf in found.items() if "v_row" in path]
+    assert rows and all(set(leaf.names) == {None} for leaf in rows)
+    assert workload.partition.problem(parse_layout("fsdp=4,tensor=2")) is None
+
+
+def test_what_the_steps_arrays_refuse_is_illegal_in_the_whole_space():
+    """Else it is priced, ranked, and fails when it is compiled."""
+    table = enumerate_layouts(CPU, PLAIN.axes, PLAIN.sequences, None, dict(PLAIN.fixed))
+    space = price_space(PLAIN, CPU, table)
+    for row in range(len(table)):
+        assert space.legal[row] == (why_illegal(PLAIN, CPU, space.layout(row)) is None)
+        if not space.legal[row]:
+            assert space.why_illegal(row) and space.rule_of(row)
+    twos = [row for row in range(len(table)) if table.zero[row] == 2]
+    assert twos and not any(space.legal[row] for row in twos)

@@ -12,9 +12,13 @@ from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import WORDS, Layout
 from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
+from autotune.price.network import distinct
 from autotune.price.price import Estimate, Prices, price
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
+
+OWN_RULE = "divides(an array of the step)"
+"""What a user's own step adds to the rules of `autotune.meshes.legality`; its code is the one after theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,7 +77,7 @@ class PricedSpace:
 
     def rule_of(self, row: int) -> str:
         """Name of the first rule an illegal row breaks."""
-        return rule_names()[int(self.broken[row])]
+        return (*rule_names(), OWN_RULE)[int(self.broken[row])]
 
     def why_illegal(self, row: int) -> str:
         """The first rule an illegal row breaks, with its values."""
@@ -93,7 +97,7 @@ def price_space(
         target=target,
         table=table,
         layouts=tuple(layouts) if layouts is not None else None,
-        broken=reject_codes(table, workload.transformer, workload.sequences, workload.seq, target),
+        broken=_broken(workload, target, table),
         prices=_price(workload, target, table, target.hardware),
         notes=(),
     )
@@ -102,7 +106,17 @@ def price_space(
 def why_illegal(workload: Workload, target: Target, layout: Layout) -> str | None:
     """The first rule that `layout` breaks, in words with the values and the remedy; None when it breaks none."""
     rejection = reject(layout, workload.transformer, workload.sequences, workload.seq, target)
-    return str(rejection) if rejection else None
+    return str(rejection) if rejection else workload.problem(layout)
+
+
+def _broken(workload: Workload, target: Target, table: LayoutTable) -> np.ndarray:
+    """For each row the first rule it breaks, -1 for none: those of every model, then those of the user's own arrays."""
+    codes = reject_codes(table, workload.transformer, workload.sequences, workload.seq, target)
+    if workload.partition is None:
+        return codes
+    first, mesh = distinct([getattr(table, name) for name in WORDS])
+    uneven = np.array([workload.partition.problem(table.layout(int(row))) is not None for row in first], dtype=bool)
+    return np.where((codes < 0) & (uneven[mesh] | (table.zero == 2)), len(rule_names()), codes)
 
 
 def _price(workload: Workload, target: Target, table: LayoutTable, hardware: Hardware) -> Prices:

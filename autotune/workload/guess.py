@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.partition import Name
 from autotune.workload.dimensions import dimensions_of
+
+LISTED = 8
+"""Guesses said one by one; the rest is counted."""
 
 
 def guess_names(jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int]) -> dict[str, tuple[Name, ...]]:
@@ -53,15 +57,23 @@ def guess_names(jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int])
 
 
 def describe(names: Mapping[str, tuple[Name, ...]], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """What was guessed and how to pin it, largest arrays first; the small fry counted."""
-    ranked = sorted(names, key=lambda path: (-math.prod(shapes[path]), path))
-    lines = [
-        f"guessed: {path} {list(shapes[path])} is cut over {_words(names[path])}; "
-        f"pin it with rules=[(r'{path}$', {names[path]!r})]"
-        for path in ranked[:8]
-    ]
-    if len(ranked) > 8:
-        lines.append(f"guessed: {len(ranked) - 8} smaller arrays likewise; workload.partition lists them all")
+    """What was guessed and how to pin it, largest arrays first; layers alike are one line, the small fry counted."""
+    alike: dict[tuple[str, tuple[Name, ...], tuple[int, ...]], list[str]] = {}
+    for path in names:
+        kind = "/".join(r"\d+" if part.isdigit() else re.escape(part) for part in path.split("/"))
+        alike.setdefault((kind, names[path], shapes[path]), []).append(path)
+    ranked = sorted(alike, key=lambda one: (-len(alike[one]) * math.prod(one[2]), one[0]))
+    lines = []
+    for kind, cut, shape in ranked[:LISTED]:
+        paths = alike[kind, cut, shape]
+        rule = kind if len(paths) > 1 else re.escape(paths[0])
+        more = f" and {len(paths) - 1} like it" if len(paths) > 1 else ""
+        lines.append(
+            f"guessed: {paths[0]}{more}, {list(shape)}, cut over {_words(cut)}; pin with rules=[(r'{rule}$', {cut!r})]"
+        )
+    rest = sum(len(alike[one]) for one in ranked[LISTED:])
+    if rest:
+        lines.append(f"guessed: {rest} smaller arrays likewise; workload.partition lists them all")
     return tuple(lines)
 
 

@@ -58,7 +58,9 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Any) -> Any:
 def annotated(node: Any, array: Any) -> tuple[Name, ...] | None:
     """The names that the box or the array's own sharding gives its dimensions; None when it says nothing.
 
-    A box's local rules (`sharding_rules`, `rules`) are applied: the names are then mesh axes.
+    A box's local rules (`sharding_rules`, `rules`) are applied: the names are then mesh axes. Names for more dimensions
+    than there are describe another array: an optimizer that keeps sums of rows (Adafactor) leaves them in the
+    parameter's box.
     """
     rules: Any = None
     if isinstance(node, nnx.Variable):
@@ -79,7 +81,7 @@ def annotated(node: Any, array: Any) -> tuple[Name, ...] | None:
     for name, axes in rules or ():
         local.setdefault(name, tuple(axes) if isinstance(axes, (tuple, list)) else axes)
     names = tuple(local.get(name, name) if isinstance(name, str) else name for name in given)
-    return whole(names, len(array.shape))
+    return whole(names, len(array.shape)) if len(names) <= len(array.shape) else None
 
 
 def whole(names: Sequence[Any], rank: int) -> tuple[Name, ...]:

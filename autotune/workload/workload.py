@@ -139,7 +139,7 @@ class Workload:
             if getattr(layout, axis) > 1 and axis not in self.axes:
                 return f"{axis}={getattr(layout, axis)}: no array of the step is cut along {axis}"
         if self.partition and layout.zero == 2:
-            return "zero=2: the step reduces its gradients itself; zero=1 is what a plan can add"
+            return "zero=2: where the gradients live is said inside the step; from outside a plan can add zero=1"
         return self.partition.problem(layout) if self.partition else None
 
     @property
