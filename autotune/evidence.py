@@ -18,7 +18,8 @@ class Evidence:
 
     `flops`: compiled, loops counted. `recompute_flops`: of these, what rematerialisation runs a second time.
     `improved_seconds`: the replayed time with one resource `limits.ARC` times as good.
-    `losses`: what is spent for nothing, by name and line. `warnings`: the reader's and the compiler's doubts.
+    `losses`: what is spent for nothing, by name and line; repeated work only where the step's own FLOPs were `traced`.
+    `warnings`: the reader's and the compiler's doubts.
     """
 
     prediction: Prediction
@@ -30,6 +31,7 @@ class Evidence:
     lower_seconds: float
     compile_seconds: float
     losses: tuple[Loss, ...]
+    traced: bool
     warnings: tuple[str, ...]
     log: str | None
 

@@ -60,7 +60,20 @@ def predict(program: Program, layout: Layout, target: Target, hardware: Hardware
     def ridden(collective: Collective) -> tuple[Leg, ...]:
         return tuple(_one_way(leg, collective.shift, hardware) for leg in legs_of(collective, placement, hardware))
 
-    return replay(program, ridden, hardware)
+    return _waiting(replay(program, ridden, hardware), hardware.waiting(target.groups))
+
+
+def _waiting(found: Prediction, share: float) -> Prediction:
+    """The prediction with slices that wait for the slowest: a share of the step more, of all that it is made of."""
+    if not share:
+        return found
+    return dataclasses.replace(
+        found,
+        step_seconds=found.step_seconds * (1 + share),
+        high_seconds=found.high_seconds * (1 + share),
+        critical={term: seconds * (1 + share) for term, seconds in found.critical.items()},
+        losses={**found.losses, "waiting": share * found.step_seconds},
+    )
 
 
 def legs_of(collective: Collective, placement: Placement, hardware: Hardware) -> tuple[Leg, ...]:
@@ -106,6 +119,7 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
         lower_seconds=compilation.lower_seconds,
         compile_seconds=compilation.compile_seconds,
         losses=losses_of(program, compilation, layout, hardware),
+        traced=bool(compilation.traced_flops),
         warnings=(*readable_warnings(compilation), *program.warnings, *unchecked(compilation.versions)),
         log=compilation.log_path,
     )

@@ -8,6 +8,7 @@ All rates are per JAX device (a TPU7x chip is two devices), bytes and seconds ar
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ class Tier:
     of one link of a torus, of one device's port on a switch. `latency_seconds` is one hop of a torus or one message
     through a switch; `launch_seconds` is what every collective pays once, however small.
     `bytes_factor` and `launch_factor`: kind of collective -> what it achieves of `bytes_per_second` and pays of
-    `launch_seconds`, where a calibration saw kinds differ; 1 for kinds not named.
+    `launch_seconds`, where a calibration saw kinds differ; 1 for kinds not named. `wait_per_doubling`: how much longer
+    a step takes, as a fraction of it, each time the domains that the tier joins are doubled, beyond what its links
+    take: all of them wait for the slowest.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Tier:
     launch_seconds: float
     bytes_factor: Mapping[str, float] = field(default_factory=dict)
     launch_factor: Mapping[str, float] = field(default_factory=dict)
+    wait_per_doubling: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("torus", "switch"):
@@ -43,6 +47,8 @@ class Tier:
             raise ValueError(f"Tier {self.name}: bytes_per_second={self.bytes_per_second} must be above 0")
         if self.latency_seconds < 0 or self.launch_seconds < 0:
             raise ValueError(f"Tier {self.name}: latency_seconds and launch_seconds must not be negative")
+        if self.wait_per_doubling < 0:
+            raise ValueError(f"Tier {self.name}: wait_per_doubling={self.wait_per_doubling} must not be negative")
         if not all(factor > 0 for factor in self.bytes_factor.values()):
             raise ValueError(f"Tier {self.name}: bytes_factor={dict(self.bytes_factor)} must be above 0")
         if min(self.launch_factor.values(), default=0) < 0:
@@ -110,6 +116,14 @@ class Hardware:
             known = ", ".join(self.flops_per_second)
             raise ValueError(f"hardware: {self.name} has no peak for dtype {dtype!r}; it has: {known}")
         return self.flops_per_second[dtype]
+
+    def waiting(self, domains: int) -> float:
+        """What `domains` slices or nodes that go in step add to a step by waiting for the slowest, as a fraction of it.
+
+        >>> round(load_hardware("v5e").waiting(32), 3)
+        0.117
+        """
+        return (1.0 + self.tiers[-1].wait_per_doubling) ** math.log2(domains) - 1.0
 
     def tier(self, name: str) -> Tier:
         """The tier of that name; KeyError when this hardware has none."""

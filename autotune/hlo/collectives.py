@@ -19,6 +19,7 @@ from autotune.hlo.groups import (
 )
 from autotune.hlo.shape import Shape, dtype_name
 from autotune.hlo.text import Computation, Module, Op
+from autotune.meshes.collectives import wire_bytes
 from autotune.program import Collective
 
 KINDS = {
@@ -47,17 +48,6 @@ _SLICE_IDS = 100_000
 def base_opcode(op: Op) -> str:
     """The opcode without `-start`, `-update` or `-done`."""
     return re.sub(r"-(start|update|done)$", "", op.opcode)
-
-
-def wire_bytes(kind: str, payload_bytes: float, size: int) -> float:
-    """Bytes one device sends with a bandwidth-optimal algorithm over a group of `size`.
-
-    Gather and scatter send every shard but one's own, all-reduce does both, an all-to-all keeps one part at home.
-    """
-    if kind == "permute":
-        return payload_bytes
-    share = (size - 1) / size
-    return payload_bytes * share * (2 if kind == "all_reduce" else 1)
 
 
 def read_collective(
@@ -103,7 +93,7 @@ def read_collective(
         group_size=size,
         crosses_groups=crosses,
         payload_bytes=payload,
-        wire_bytes=wire_bytes(kind, payload, size),
+        wire_bytes=float(wire_bytes(kind, payload, size)),
         dtype=dtype_name(widest(sent)),
         source=module.source(op),
         scope=module.scope(op),
@@ -148,7 +138,7 @@ def read_megascale(
         group_size=size,
         crosses_groups=len(slices),
         payload_bytes=payload,
-        wire_bytes=wire_bytes(kind, payload, size),
+        wire_bytes=float(wire_bytes(kind, payload, size)),
         dtype=dtype_name(sent.dtype),
         source=module.source(send),
         scope=module.scope(send),

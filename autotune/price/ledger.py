@@ -28,10 +28,13 @@ class Entry:
 class Ledger:
     """All entries of a chunk, how often each unit counts, the bubble in seconds, and memory by category in bytes.
 
-    `counts`: (what, unit, amount) of FLOPs and of bytes sent along each axis; kept only while `counting`.
+    `waiting`: what slices that wait for the slowest add to the step, as a fraction of it.
+    `counts`: (what, unit, amount) of FLOPs and of bytes sent along each axis; kept only while `counting`. `idle`: of a
+    pipeline that computes on while it has nothing to do, such passes over real ones (their time is the bubble's).
     """
 
     rows: int
+    waiting: float
     entries: list[Entry] = field(default_factory=list)
     times: dict[str, np.ndarray] = field(default_factory=dict)
     bubble: np.ndarray | float = 0.0
@@ -89,14 +92,17 @@ class Ledger:
         peak = np.zeros(self.rows)
         for values in self.memory.values():
             peak += values
-        return step, low, self._weigh(full) + self.bubble, peak
+        longer = 1.0 + self.waiting
+        return step * longer, low, (self._weigh(full) + self.bubble) * longer, peak
 
     def terms(self) -> list[tuple[str, str | None, np.ndarray]]:
-        """(name, resource, seconds a step) of every entry and of the bubble; they add up to the step."""
+        """(name, resource, seconds a step) of every entry, of the bubble and of waiting; they add up to the step."""
         found: list[tuple[str, str | None, np.ndarray]] = [
             (entry.name, public(entry.resource), entry.seconds * self.times[entry.unit]) for entry in self.entries
         ]
-        return [*found, ("bubble", None, self.bubble * np.ones(self.rows))]
+        found.append(("bubble", None, self.bubble * np.ones(self.rows)))
+        step = sum((seconds for _, _, seconds in found), np.zeros(self.rows))
+        return [*found, ("waiting[slices]", None, self.waiting * step)]
 
     def resources(self) -> dict[str, np.ndarray]:
         """Seconds of the step by resource. The bubble is other stages' passes, so it goes to what a pass is made of."""
@@ -106,7 +112,7 @@ class Ledger:
         for entry in self.entries:
             seconds = entry.seconds * self.times[entry.unit] * (1.0 if entry.unit == "step" else stretch)
             name = public(entry.resource)
-            found[name] = found.get(name, 0.0) + seconds
+            found[name] = found.get(name, 0.0) + seconds * (1.0 + self.waiting)
         return found
 
     def _weigh(self, by_unit: dict[str, np.ndarray]) -> np.ndarray:

@@ -102,7 +102,8 @@ class Chunk:
             part: share[table.remat]
             for part, share in price_remat.run_again(self.stack.reruns_unread, self.stack.reruns_kernel).items()
         }
-        self.book = Ledger(rows=len(table), counting=counting)
+        waiting = self.hardware.waiting(pricer.target.groups)
+        self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
         self.parameters: Parameters = parameters_of(self.shape, self.stack, self.size)
         self.stream_bytes = self.of(prepared.work.stream_bytes)
         kept = price_remat.kept()

@@ -106,7 +106,8 @@ class TracedPricer:
         size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
         pieces = size["data"] * size["fsdp"] * size["expert"] * size["context"]
         passes = table.accumulate * table.microbatches
-        book = Ledger(rows=len(table), counting=counting)
+        waiting = hardware.waiting(self.target.groups)
+        book = Ledger(rows=len(table), waiting=waiting, counting=counting)
         left = 0.0
         for dot in traced.dots:
             dtype = dot.dtype if dot.dtype in hardware.flops_per_second else "float32"

@@ -52,7 +52,8 @@ class Prediction:
     `low_seconds`: every lane perfectly overlapped (the busiest lane alone), work on the core at the fast end of what
     its microbenchmarks leave open. `high_seconds`: nothing overlapped, work on the core at the slow end.
     `critical`: seconds on the critical path by term; they add up to `step_seconds`. `busy`: seconds each lane works.
-    `losses`: seconds of `step_seconds` spent on recomputation and in pipeline bubbles, by the program's own marks.
+    `losses`: seconds of `step_seconds` spent on recomputation, by the program's own marks, and, where there are several
+    slices, on waiting for the slowest.
     """
 
     step_seconds: float

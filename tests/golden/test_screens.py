@@ -101,6 +101,7 @@ def evidence(matmul: float, network: float, peak_gib: float) -> Evidence:
                 source=None,
             ),
         ),  # fmt: skip
+        traced=True,
         warnings=(),
         log="/tmp/log",
     )
