@@ -33,7 +33,8 @@ def bubble_seconds(
     if name in ("gpipe", "1f1b"):
         return others + trips
     if name == "circular":
-        return others / virtual_stages + trips
+        # while it fills, a stage sends each of its slices with no backward one to send beside it
+        return others / virtual_stages + trips + (virtual_stages - 1.0) * stages * transfer
     if name == "zero-bubble-1p":
         return np.maximum((stages - 1) * (forward + backward_input - backward_weight), 0.0) + trips
     if name in ("zero-bubble-2p", "zero-bubble-v"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from validation import stacks
 
-from autotune.meshes.hardware import load_hardware
+from autotune.meshes.hardware import Hardware, load_hardware
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target
@@ -33,6 +33,19 @@ UNKNOWN_VOCAB = 32000
 28.3B) it is the only common one whose embedding, counted once, makes all four parameter counts round to their names."""
 
 GPUS_PER_NODE = 8
+
+NODES_PER_SWITCH = 20
+"""Nodes whose network cards of one rail hang on the same leaf switch: a scalable unit (NVIDIA, "DGX SuperPOD: scalable
+infrastructure for AI leadership", reference architecture of 2020, which Selene follows; quoted from memory)."""
+
+FABRIC_SHARE = 0.56
+"""What collectives achieve of the links' rate in jobs that span leaf switches. Narayanan et al. 2021 (arXiv 2104.04473,
+section 5.9) measured 12.9 TB/s of bisection bandwidth for data parallelism's all-reduces on 3072 GPUs: 512 rings of 6,
+cut in two, cross 1024 times, 12.6 GB/s each (counted in one direction it would be more than the cards have): 0.56 of
+22.5. Fat trees with static routes achieve 55 to 60 % (Hoefler et al. 2008, "Multistage switches are not crossbars").
+Taken up after the data-parallel term was seen to be too small."""
+
+FABRIC_KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,8 +244,10 @@ def _target(row: dict, layout: Layout, devices: int) -> Target:
         inner = min(devices, 72 if chip == "gb200" else GPUS_PER_NODE)
         if devices % inner:
             raise ValueError(f"{devices} GPUs are no whole number of nodes of {inner}")
-        return Target(name=f"{chip}:{devices // inner}x{inner}", hardware=hardware, shape=(inner,),
-                      groups=devices // inner, attached=False)  # fmt: skip
+        nodes = devices // inner
+        if nodes > NODES_PER_SWITCH:
+            hardware = _across_switches(hardware)
+        return Target(name=f"{chip}:{nodes}x{inner}", hardware=hardware, shape=(inner,), groups=nodes, attached=False)
     groups = layout.dcn_axes["data"]
     chips = devices // groups // hardware.devices_per_chip
     shape = re.match(r"[\dx]+", str(told.get("topology", "")))
@@ -241,6 +256,13 @@ def _target(row: dict, layout: Layout, devices: int) -> Target:
         sizes = _torus(chips, hardware.torus_dimensions)
     text = "x".join(str(size) for size in sizes)
     return Target(name=f"{chip}:{text}*{groups}", hardware=hardware, shape=sizes, groups=groups, attached=False)
+
+
+def _across_switches(hardware: Hardware) -> Hardware:
+    """The same GPUs on a network of several leaf switches."""
+    *inner, network = hardware.tiers
+    slower = dataclasses.replace(network, bytes_factor=dict.fromkeys(FABRIC_KINDS, FABRIC_SHARE))
+    return dataclasses.replace(hardware, tiers=(*inner, slower))
 
 
 def _torus(chips: int, dimensions: int) -> tuple[int, ...]:
