@@ -100,7 +100,9 @@ class Assumptions:
     reduce-scatter; with fewer, gradients are all-reduced and cut.
     `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
     bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step.
-    `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only. `lighter_ends`:
+    `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only.
+    `pipeline_by_hand`: the pipeline is `autotune.models.pipeline`: weights are gathered over fsdp once a step, head and
+    embedding are dealt out over the stages, and idle stages compute on what nobody reads. `lighter_ends`:
     layers that the first and last stage have fewer than the others.
     `scatter_transfers`: a stage sends 1/tensor of its output and the receiver gathers it along `tensor`.
     `gathers_again`: matmul inputs stay cut under sequence parallelism and are gathered again in the backward pass;
@@ -138,6 +140,7 @@ class Assumptions:
     transfer_wait: float
     gradients_per_pass: bool
     head_everywhere: bool
+    pipeline_by_hand: bool
     lighter_ends: int
     scatter_transfers: bool
     gathers_again: bool
@@ -232,6 +235,7 @@ XLA_TPU = Assumptions(
     transfer_wait=0.0,
     gradients_per_pass=True,
     head_everywhere=True,
+    pipeline_by_hand=True,
     lighter_ends=0,
     scatter_transfers=False,
     gathers_again=False,
@@ -272,6 +276,7 @@ XLA_GPU = Assumptions(
     transfer_wait=0.0,
     gradients_per_pass=True,
     head_everywhere=True,
+    pipeline_by_hand=True,
     lighter_ends=0,
     scatter_transfers=False,
     gathers_again=False,

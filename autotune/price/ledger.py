@@ -39,6 +39,7 @@ class Ledger:
     times: dict[str, np.ndarray] = field(default_factory=dict)
     bubble: np.ndarray | float = 0.0
     memory: dict[str, np.ndarray] = field(default_factory=dict)
+    idle: np.ndarray | float = 0.0
     counting: bool = False
     counts: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
 
@@ -54,7 +55,8 @@ class Ledger:
         """What was counted, a step."""
         found: dict[str, np.ndarray] = {}
         for what, unit, amount in self.counts:
-            found[what] = found.get(what, 0.0) + amount * self.times[unit]
+            again = self.idle if unit in ("layer", "pass") else 0.0
+            found[what] = found.get(what, 0.0) + amount * self.times[unit] * (1.0 + again)
         return found
 
     def unit_seconds(self, unit: str, *, full: bool = False) -> np.ndarray:
@@ -68,7 +70,7 @@ class Ledger:
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(step seconds, low, high, peak bytes) of every row.
 
-        low: the busier of compute with its bubble and each axis's links; high: no collective hidden.
+        low: the busier of compute with its bubble and each axis's links, no slice late; high: no collective hidden.
         """
         exposed = {unit: np.zeros(self.rows) for unit in UNITS}
         full = {unit: np.zeros(self.rows) for unit in UNITS}
@@ -105,7 +107,11 @@ class Ledger:
         return [*found, ("waiting[slices]", None, self.waiting * step)]
 
     def resources(self) -> dict[str, np.ndarray]:
-        """Seconds of the step by resource. The bubble is other stages' passes, so it goes to what a pass is made of."""
+        """Seconds of the step by resource.
+
+        The bubble is other stages' passes, so it goes to what a pass is made of; who waits for a slower slice waits for
+        all that its step is made of.
+        """
         passes = sum(self.unit_seconds(unit) * self.times[unit] for unit in UNITS if unit != "step")
         stretch = 1.0 + np.divide(self.bubble, passes, out=np.zeros(self.rows), where=passes > 0)
         found: dict[str, np.ndarray] = {}

@@ -45,9 +45,22 @@ def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
                 name, stages=size["stage"], passes=passes, virtual_stages=table.virtual_stages.astype(np.float64)
             )
             waiting = np.where(rows, held, waiting)
-    activations = (chunk.kept * waiting + chunk.kept_weights) * chunk.middle
+    by_hand, virtual = chunk.by_hand, table.virtual_stages
+    if by_hand.any():
+        # What the policy saves of every tick, idle ones too, and with it the weights of the tick's chunk of layers.
+        ticks = (table.microbatches * virtual + size["stage"] - 1.0) / virtual
+        waiting = np.where(by_hand, ticks, waiting)
+        whole = state.compute * chunk.parameters.layer * chunk.middle
+        # Beside it the weights whole along fsdp, their gradients' sums in float32, and the inputs and results of all
+        # microbatches with their gradients.
+        around = 4.0 * chunk.stream_bytes * table.microbatches / np.where(chunk.parallel, size["tensor"], 1.0)
+        beside = np.where(by_hand, whole * (1.0 + ticks) + 2.0 * whole + around, 0.0)
+    else:
+        beside = np.zeros(len(table))
+    activations = (chunk.kept * waiting + chunk.kept_weights) * chunk.middle + beside
     gathered = np.where(size["fsdp"] > 1, state.compute * chunk.parameters.layer, 0.0)
     pieces = np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
+    pieces = np.where(by_hand, table.microbatches / size["stage"], pieces)
     logits, held = chunk.of(work.logit_bytes) * pieces, chunk.of(work.held_logit_bytes) * pieces
     working = chunk.of(work.layer_work_bytes) + 2.0 * gathered + stack.fixed_bytes
     late = np.zeros(len(table)) if stack.gradients_from_start else gradients

@@ -31,9 +31,16 @@ KINDS = {
     "data": ("all_gather", "reduce_scatter", "all_reduce"),
     "context": ("all_gather", "reduce_scatter", "permute", "all_reduce"),
     "expert": ("all_to_all", "all_reduce"),
-    "stage": ("permute",),
+    "stage": ("permute", "all_gather", "reduce_scatter", "all_reduce"),
 }
 """The collectives that each axis can ask for."""
+
+CHUNK_TRAFFIC = 42.0
+"""Bytes per parameter of a stage of several layers that each tick of `autotune.models.pipeline` moves beside its
+matmuls. Forward: the chunk and then each layer sliced out, the chunk saved (10). Backward: both slices again (8), and
+the gradients set to zero, written layer by layer in float32 and added to the sums, some of it by copies (24). Counted
+in the h100 program of a dense gpipe layout with two layers a stage (jax 0.10.2) after such layouts were seen to be
+priced too fast; chunks of a single layer are not sliced, and showed no such excess."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +113,10 @@ class Chunk:
         self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
         self.parameters: Parameters = parameters_of(self.shape, self.stack, self.size)
         self.stream_bytes = self.of(prepared.work.stream_bytes)
+        self.by_hand = (self.size["stage"] > 1) & self.stack.pipeline_by_hand
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in prepared.work.kept.items())
-        gathered = (self.size["fsdp"] > 1) & (table.remat == 0) & self.stack.keeps_gathered
+        gathered = (self.size["fsdp"] > 1) & (table.remat == 0) & self.stack.keeps_gathered & ~self.by_hand
         self.kept_weights = self.stack.state.compute * self.parameters.layer * gathered
 
     def of(self, values: np.ndarray) -> np.ndarray:
@@ -185,6 +193,11 @@ class Chunk:
             return 0.0
         cast = (state.weights + state.compute) * self.parameters.layer / self.size["fsdp"]
         seconds = cast / (self.hardware.hbm_bytes_per_second * self.hardware.hbm_efficiency)
+        if self.by_hand.any():
+            several = self.middle > self.table.virtual_stages
+            chunk = np.where(several, CHUNK_TRAFFIC, 0.0) / 2.0 * self.parameters.layer
+            chunk = chunk / (self.hardware.hbm_bytes_per_second * self.hardware.hbm_efficiency)
+            seconds = np.where(self.by_hand, chunk, seconds)
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
 
@@ -276,8 +289,14 @@ class Chunk:
         if not self.used["fsdp"]:
             return
         state = self.stack.state
-        saved = self.stack.keeps_gathered & (self.table.remat == 0)
-        self._move("fsdp", "all_gather", "layer", state.compute * self.parameters.layer, 1.0, forward)
+        saved = self.stack.keeps_gathered & (self.table.remat == 0) | self.by_hand
+        each = np.where(self.by_hand, 0.0, 1.0)
+        if self.by_hand.any():
+            layers = self.parameters.layer * self.middle
+            once = self.table.accumulate * (1.0 - each)
+            self._move("fsdp", "all_gather", "step", state.compute * layers, once)
+            self._scatter("step", state.reduced * layers, np.zeros(self.book.rows), once)
+        self._move("fsdp", "all_gather", "layer", state.compute * self.parameters.layer, each, forward)
         self._move(
             "fsdp",
             "all_gather",
@@ -286,17 +305,17 @@ class Chunk:
             np.where(saved, 0.0, 1.0),
             0.5 * backward,
         )  # noqa: E501
-        self._scatter("layer", state.reduced * self.parameters.layer, 0.5 * backward)
+        self._scatter("layer", state.reduced * self.parameters.layer, 0.5 * backward, each)
 
-    def _scatter(self, unit: str, gradients: np.ndarray, beside: np.ndarray) -> None:
+    def _scatter(self, unit: str, gradients: np.ndarray, beside: np.ndarray, times: np.ndarray | float = 1.0) -> None:
         """Gradients of one layer or of the tables onto their fsdp shards."""
         whole = self.shape.d_model / self.size["fsdp"] < self.stack.least_shard
         if self.stack.scatter_hides != "always":
             alone = (self.size["data"] == 1) if self.stack.scatter_hides == "alone" else False
             beside = np.where(alone, beside, 0.0)
-        self._move("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, 1.0), beside)
+        self._move("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, times), beside)
         if whole.any():
-            self._move("fsdp", "all_reduce", unit, gradients, np.where(whole, 1.0, 0.0))
+            self._move("fsdp", "all_reduce", unit, gradients, np.where(whole, times, 0.0))
 
     def _head(self) -> None:
         """Logits, loss, and the collectives around embedding and logits."""
@@ -328,8 +347,13 @@ class Chunk:
             table = self.parameters.vocabulary
             # Embedding and unembedding once each; the latter again in the backward pass where nothing keeps it.
             times = 1.0 if self.stack.keeps_gathered else 1.5
-            self._move("fsdp", "all_gather", "head", state.compute * table, times, 0.5 * beside)
-            self._scatter("head", state.reduced * table, 0.5 * beside)
+            each = np.where(self.by_hand, 0.0, 1.0)
+            self._move("fsdp", "all_gather", "head", state.compute * table, times * each, 0.5 * beside)
+            self._scatter("head", state.reduced * table, 0.5 * beside, each)
+            if self.by_hand.any():
+                once = self.table.accumulate * (1.0 - each)
+                self._move("fsdp", "all_gather", "step", state.compute * table, times * once)
+                self._scatter("step", state.reduced * table, np.zeros(book.rows), once)
 
     def _pipeline(self, forward: np.ndarray, backward: np.ndarray, weight: np.ndarray) -> None:
         """How often each unit counts on the busiest stage, the transfers between stages, and the bubble."""
@@ -337,7 +361,7 @@ class Chunk:
         layer, head = book.unit_seconds("layer"), book.unit_seconds("head")
         staged = size["stage"] > 1
         if self.stack.head_everywhere:
-            layers, heads = self.middle, np.ones(book.rows)
+            layers, heads = self.middle, np.where(self.by_hand, 1.0 / size["stage"], 1.0)
             others = (size["stage"] - 2.0) * self.middle * layer + 2.0 * self.ends * layer - self.middle * layer
         else:
             last_is_busiest = ~staged | (self.ends * layer + head >= self.middle * layer)
@@ -361,6 +385,9 @@ class Chunk:
         # of its slices; zero-bubble schedules have other work to do meanwhile.
         circular, zero = (table.schedule == SCHEDULES.index(name) for name in ("circular", "zero-bubble"))
         waits = staged * np.where(zero, 0.0, np.where(circular, virtual, 2.0)) * (1.0 - self.stack.transfer_hidden)
+        if self.by_hand.any():
+            self._by_hand(payload)
+            waits = np.where(self.by_hand, 2.0 * virtual, waits)
         parts, latency = self.prepared.costs["stage", "permute"].seconds(self.mesh, payload)
         one_way = sum(parts) + latency + self.stack.transfer_wait
         self._move("stage", "permute", "pass", payload, waits)
@@ -388,6 +415,18 @@ class Chunk:
                 )
                 bubble = np.where(rows, seconds * table.accumulate, bubble)
         book.bubble = bubble
+
+    def _by_hand(self, payload: np.ndarray) -> None:
+        """What `autotune.models.pipeline` does around its loop: every stage has all microbatches' inputs and hands
+        back its share of the results, forward and backward; the tables' gradients are summed over the stages."""
+        book, size = self.book, self.size
+        book.idle = np.where(self.by_hand, (size["stage"] - 1.0) / (self.passes * self.table.virtual_stages), 0.0)
+        batch = payload * self.passes
+        twice = np.where(self.by_hand, 2.0, 0.0)
+        self._move("stage", "all_gather", "step", batch, twice)
+        self._move("stage", "reduce_scatter", "step", batch, twice)
+        tables = self.stack.state.reduced * self.parameters.vocabulary / size["fsdp"]
+        self._move("stage", "all_reduce", "step", tables, 0.5 * twice)
 
     def _once(self) -> None:
         """Gradients over the axes along which weights are repeated, ZeRO's gathers, the optimizer."""
