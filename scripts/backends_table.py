@@ -28,6 +28,13 @@ WHY = {
     "matmul FLOPs": "agree; CPU's include attention, which is plain matmuls there",
     "attention FLOPs": "cuDNN counted as half under the causal mask, 9 matmuls; splash whole blocks, 11 matmuls",
     "HBM bytes": "differ: TPU keeps values in vector memory, CPU widens bfloat16 and fuses less",
+    "all_reduce bytes along tensor": "CPU reduces 8 arrays a layer, in float32: each product for query, key, value, "
+    "gate and up alone; GPU 5, adding those first, by reduce-scatter; TPU 4 by all-reduce and slice, the fifth by "
+    "permutes",
+    "reduce_scatter bytes along tensor": "GPU's 5 reductions a layer; CPU has no reduce-scatter, TPU all-reduces and "
+    "slices, or permutes",
+    "permute bytes along tensor": "TPU's fifth reduction of a layer, as a loop of permutes, each under a part of its "
+    "matmul",
     "all_reduce": "CPU moves float32, and reduce-scatters by an all-reduce and a slice (TPU too, for small shards)",
     "reduce_scatter": "CPU has none; TPU below 64 devices does some by a loop of permutes",
     "all_to_all": "CPU moves float32 where the others move bfloat16",

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
 from hlo_fixtures import fixture
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "backends_table.py"
@@ -26,6 +27,12 @@ def test_the_same_step_side_by_side():
     gathered, reduced = rows["all_gather bytes along tensor"], rows["reduce_scatter bytes along tensor"]
     assert gathered["cpu"] == 2 * gathered["tpu"]
     assert reduced["cpu"] == 0 and reduced["gpu"] == reduced["tpu"]
+    # Of a layer CPU reduces 8 arrays in float32, the others 5 in bfloat16; the head's and the embedding's come on top.
+    model, batch, seq = (getattr(fixture("cpu-tensor"), name) for name in ("model", "batch", "seq"))
+    one = 8 * batch * seq * model.d_model * 2
+    above = 1 + model.vocab / (batch * seq)
+    assert rows["all_reduce bytes along tensor"]["cpu"] == pytest.approx(2 * one * (8 * model.layers + above), rel=1e-3)
+    assert reduced["gpu"] == pytest.approx(one * (5 * model.layers + above), rel=1e-3)
 
 
 def test_what_did_not_compile_is_said_so():
