@@ -22,11 +22,18 @@ class UserCodeError(Exception):
 
 @contextmanager
 def user_code(doing: str) -> Iterator[None]:
-    """Inside, only the user's code runs: what it raises becomes a UserCodeError."""
+    """Inside, only the user's code runs: what it raises becomes a UserCodeError.
+
+    Not so a ValueError of our own borders (wrong rules for `Workload`): it is input, and one line says what is wrong.
+    """
     try:
         yield
     except UserCodeError:
         raise
+    except ValueError as error:
+        if traceback.extract_tb(error.__traceback__)[-1].filename.startswith(HERE):
+            raise
+        raise UserCodeError(doing, error) from error
     except (Exception, SystemExit) as error:
         raise UserCodeError(doing, error) from error
 

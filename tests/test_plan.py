@@ -171,6 +171,22 @@ def test_shardings_of_the_state_of_a_part_of_it_and_of_a_stranger():
         PLAN.shardings({"strange": user.array(3)})
 
 
+def test_shardings_of_a_reference_model_are_its_steps():
+    from autotune.preset import preset_workload
+
+    plan = plan_for("data=2,fsdp=2,tensor=2,zero=1", "cpu:8")
+    step = preset_workload("tiny", batch=plan.sequences, seq=plan.seq, dtype="float32").build(plan.layout, plan.mesh())
+    expected = jax.tree.map(lambda leaf: leaf.sharding, step.state)
+    assert plan.shardings(step.state) == expected
+    assert plan.shardings(step.state["parameters"]) == expected["parameters"]
+    assert plan.batch_shardings(step.batch) == jax.tree.map(lambda leaf: leaf.sharding, step.batch)
+    with pytest.raises(ValueError, match=r"plan: strange \[3\] is no array of llama"):
+        plan.shardings({"strange": user.array(3)})
+    opaque = dataclasses.replace(plan, recipe={})
+    with pytest.raises(ValueError, match="plan: it keeps no record of the arrays of llama"):
+        opaque.shardings(step.state)
+
+
 def test_jit_trains_and_gives_the_state_back_where_it_was():
     zero = dataclasses.replace(PLAN, layout=parse_layout("data=4,tensor=2,zero=1"))
     params, opt_state = user.plain_state()

@@ -33,6 +33,11 @@ def broken():
 
 def number():
     return 3
+
+def misnamed():
+    from autotune import Workload
+    return Workload(step, {"w": jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32)},
+                    jax.ShapeDtypeStruct((16, SIZE), jnp.float32), rules=[("kernel", ("fsdp",))])
 """
 
 
@@ -75,7 +80,8 @@ def test_an_edited_repository_is_another_builder(repository):
         ("mine.py:workload()", "must be written package.module:function"),
         ("yours:workload", "no module 'yours' in .* or where Python looks"),
         ("models.nets:workload", "no module 'models.nets'"),
-        ("mine:worklod", "workload: mine has no 'worklod'; it has: step, workload, built, broken, number"),
+        ("mine:worklod", "workload: mine has no 'worklod'; it has: step, workload, built, broken, number, misn"),
+        ("mine:misnamed", "^rules: 'kernel' matches no array of the state; paths are like: w$"),
         ("mine:number", "mine:number gives int; it must give a Workload or"),
     ],
 )

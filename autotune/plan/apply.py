@@ -16,7 +16,7 @@ from autotune.compile.lower import compiler_options
 from autotune.meshes.topology import DEVICE_KINDS, position
 from autotune.partition import BATCH_AXES, Leaf
 from autotune.plan.plan import Plan
-from autotune.workload.leaves import map_leaves
+from autotune.workload.leaves import leaves_of, map_leaves
 from autotune.workload.step import flax_rules, partition_spec
 
 
@@ -45,30 +45,52 @@ def hardware_of(device_kind: str) -> str | None:
 def shardings(plan: Plan, tree: Any, on: Mesh | None) -> Any:
     """NamedShardings in the shape of the tree; ValueError names an array that the plan does not know."""
     on = on if on is not None else mesh(plan)
-    if plan.partition is None:
-        raise ValueError(
-            f"plan: it keeps no record of the arrays of {plan.workload}; "
-            "build the reference step with autotune.models.train_step.build_step and take its shardings"
-        )
+    reference = placed(reference_step(plan, on).state) if plan.partition is None else {}
 
     def place(path: str, leaf: Any) -> NamedSharding:
-        assert plan.partition is not None
-        known = plan.partition.find(path, np.shape(leaf))
-        if known is None:
-            raise ValueError(
-                f"plan: {path} {list(np.shape(leaf))} is no array of {plan.workload}, for which it was made"
-            )
-        return NamedSharding(on, partition_spec(plan.partition, known, plan.layout))
+        if plan.partition is None:
+            found = reference.get(path) or _ending(reference, path, np.shape(leaf))
+            if found is not None and found[0] == np.shape(leaf):
+                return found[1]
+        elif (known := plan.partition.find(path, np.shape(leaf))) is not None:
+            return NamedSharding(on, partition_spec(plan.partition, known, plan.layout))
+        raise ValueError(f"plan: {path} {list(np.shape(leaf))} is no array of {plan.workload}, for which it was made")
 
     return map_leaves(place, tree)
+
+
+def reference_step(plan: Plan, on: Mesh) -> Any:
+    """The step of a reference model under the plan on that mesh. (Only such plans need the models, so only here are
+    they imported.)"""
+    if "model" not in plan.recipe:
+        raise ValueError(f"plan: it keeps no record of the arrays of {plan.workload}")
+    from autotune.preset import preset_workload
+
+    model, dtype = str(plan.recipe["model"]), str(plan.recipe["dtype"])
+    return preset_workload(model, batch=plan.sequences, seq=plan.seq, dtype=dtype).build(plan.layout, on)
+
+
+def placed(tree: Any) -> dict[str, tuple[tuple[int, ...], NamedSharding]]:
+    """(shape, sharding) of every array of a tree that carries its shardings, by path."""
+    return {path: (leaf.shape, leaf.sharding) for path, (_, leaf) in leaves_of(tree).items()}
+
+
+def _ending(known: dict[str, tuple[tuple[int, ...], NamedSharding]], path: str, shape: tuple[int, ...]) -> Any:
+    """The array whose path ends so, a parameter before an optimizer's, for a tree that is a part of the state."""
+    found = [name for name in known if name.endswith("/" + path) and known[name][0] == shape]
+    first = sorted(found, key=lambda name: not name.startswith("parameters/"))
+    return known[first[0]] if first else None
 
 
 def batch_shardings(plan: Plan, batch: Any, on: Mesh | None) -> Any:
     """NamedShardings of a batch: as the plan's own batch where path and rank agree, else along the first dimension."""
     on = on if on is not None else mesh(plan)
     own = plan.partition.mesh_names if plan.partition else {}
+    reference = placed(reference_step(plan, on).batch) if "model" in plan.recipe and plan.partition is None else {}
 
     def place(path: str, leaf: Any) -> NamedSharding:
+        if path in reference and len(reference[path][0]) == np.ndim(leaf):
+            return reference[path][1]
         known = plan.partition.batch.get(path) if plan.partition else None
         if plan.partition is not None and known is not None and len(known.shape) == np.ndim(leaf):
             here = Leaf(names=known.names, shape=np.shape(leaf), role="batch", guessed=False)

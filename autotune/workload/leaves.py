@@ -123,6 +123,6 @@ def match_rules(rules: Sequence[tuple[str, Any]], leaves: Mapping[str, tuple[Any
             break
     for index, (pattern, _) in enumerate(compiled):
         if index not in used and not any(pattern.search(path) for path in leaves):
-            known = ", ".join(list(leaves)[:5])
+            known = ", ".join(one or "'' (the state is one array)" for one in list(leaves)[:5])
             raise ValueError(f"rules: {pattern.pattern!r} matches no array of the state; paths are like: {known}")
     return found

@@ -184,7 +184,7 @@ def trace(adapted: Adapted, explicit: bool, names: tuple[str, ...]) -> Any:
     ):
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             raise ValueError(
-                f"workload: the step turns {path_of(path)} from {old.dtype}{list(old.shape)} into "
+                f"workload: the step turns {path_of(path) or 'the state'} from {old.dtype}{list(old.shape)} into "
                 f"{new.dtype}{list(new.shape)}; a state must keep its shapes"
             )
     return closed
