@@ -183,3 +183,36 @@ def test_what_waits_in_host_memory_travels_there_and_back():
     quick = dataclasses.replace(target, hardware=scale(target.hardware, "host", 2.0))
     faster = estimate(DENSE, 16, 2048, "bfloat16", Layout(fsdp=16, remat="full", offload="optimizer"), quick)
     assert faster.step_seconds == pytest.approx(near.step_seconds + moved / 2)
+
+
+def test_slots_of_experts_cost_what_they_hold():
+    """Twice the capacity: twice the routed matmuls, twice what travels, twice what waits for the backward pass."""
+    target = parse_target("v5p:2x2x2")
+    layout = parse_layout("expert=8,remat=dots")
+    roomy = dataclasses.replace(EXPERTS, capacity_factor=2 * EXPERTS.capacity_factor)
+    once, twice = (estimate(model, 64, 2048, "bfloat16", layout, target) for model in (EXPERTS, roomy))
+    name = "all_to_all[expert]@ici"
+    assert twice.terms[name].seconds == pytest.approx(2 * once.terms[name].seconds)
+    assert twice.terms["matmul.mlp"].seconds == pytest.approx(2 * once.terms["matmul.mlp"].seconds, rel=0.01)
+    tokens = 64 * 2048 / 8
+    wide = 2 * EXPERTS.d_model + 2 * EXPERTS.d_ff  # slots and results; gate and up
+    more = EXPERTS.layers * tokens * EXPERTS.slots_per_token * wide * 2.0
+    assert twice.memory["activations"] - once.memory["activations"] == pytest.approx(more)
+
+
+@pytest.mark.parametrize(("text", "fused"), [("v5p:2x2x2", True), ("h100:1x8", False)])
+def test_attention_over_a_cut_sequence(text, fused):
+    """Pieces are dealt out so that every device sees half of the scores: as much as with whole sequences and fewer
+    heads. A ring is plain matmuls everywhere, a gather on GPUs too, but for encoders."""
+    target = parse_target(text)
+
+    def seconds(words, model=DENSE):
+        terms = estimate(model, 8, 16384, "bfloat16", parse_layout(words), target).terms
+        return sum(terms[name].seconds for name in ("attention", "attention.scores") if name in terms)
+
+    whole = seconds("fsdp=4,tensor=2")
+    assert seconds("fsdp=4,context=2") == pytest.approx(whole) or not fused
+    assert (seconds("fsdp=4,context=2") > 2 * whole) is not fused
+    assert seconds("fsdp=4,context=2,context_attention=ring") > 2 * whole
+    encoder = dataclasses.replace(DENSE, kind="encoder")
+    assert seconds("fsdp=4,context=2", encoder) == pytest.approx(seconds("fsdp=4,tensor=2", encoder))

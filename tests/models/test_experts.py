@@ -80,6 +80,16 @@ def test_a_plan_fills_slots_in_the_order_of_positions():
     assert load.tolist() == [0.0, 2.0]
 
 
+def test_enough_capacity_drops_no_token():
+    """experts / experts_per_token times the mean load is room for all tokens, should they all want the same expert."""
+    shape = dataclasses.replace(SHAPE, capacity_factor=SHAPE.experts / SHAPE.experts_per_token)
+    limit = experts.capacity(LENGTH, shape.experts, shape.experts_per_token, shape.capacity_factor)
+    assert limit == LENGTH and shape.slots_per_token == shape.experts
+    chosen = jnp.tile(jnp.array([[1, 3]]), (LENGTH, 1))
+    places, _, _ = experts.assign(chosen, jnp.arange(LENGTH), shape.experts, limit, limit)
+    assert (places >= 0).all()
+
+
 def test_take_rows_is_its_own_transpose():
     x = jax.random.normal(jax.random.key(0), (1, 3, 2))
     index, inverse = jnp.array([[2, -1, 0, 2]]), jnp.array([[[2, -1], [-1, -1], [0, 3]]])
