@@ -270,11 +270,12 @@ class Chunk:
         size = self.size["context"]
         ring = self.table.context_attention == CONTEXT_ATTENTION.index("ring")
         own = self.of(self.prepared.work.kv_bytes)
-        # forward once, backward again for the keys and values and once for their gradients
-        passes = 2.0 + self.again["context"]
-        self._move("context", "all_gather", "layer", own * size, np.where(ring, 0.0, passes), forward + 0.5 * backward)
+        # Gathered forward and, where anything is recomputed, once more; their gradients are scattered. A ring passes
+        # them on forward, again in the backward pass, and there their gradients too.
+        gathers = np.where(ring, 0.0, 1.0 + self.again["elementwise"])
+        self._move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
         self._move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
-        turns = np.where(ring, (size - 1.0) * (passes + 2.0), 0.0)
+        turns = np.where(ring, (size - 1.0) * (4.0 + self.again["context"]), 0.0)
         self._move("context", "permute", "layer", own, turns, forward + backward)
 
     def _expert(self) -> None:

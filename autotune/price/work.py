@@ -20,6 +20,13 @@ ROUTED_TRAFFIC = (24.0, 28.0)
 backward the same, and the sum over the copies of a token (4). Counted after a compiled Mixtral was seen to spend 25 on
 its way forward, where nothing was counted before."""
 
+PLAIN_QUERIES = 1024
+"""Queries whose scores plain attention over a cut sequence holds at a time (autotune.models.kernels, QUERY_BLOCK)."""
+
+PLAIN_BYTES = 10.0
+"""Bytes per score of such a block: scores and their gradient in float32, weights in the compute dtype (h100, context 2
+to 16, jax 0.10.2)."""
+
 DTYPE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float8": 1.0, "int8": 1.0}
 
 
@@ -148,13 +155,16 @@ def work_of(
             np.where(plain, 2.0 * matmuls * scores * h * share, fast)
             for matmuls, fast in zip((2.0, 5.0), core_flops, strict=True)
         )
-        core_hbm = tuple(np.where(plain, each * share, 0.0) for each in stored_bytes)
+        again = (stored_bytes[0], stored_bytes[0] + stored_bytes[1])
+        core_hbm = tuple(np.where(plain, each * share, 0.0) for each in again)
+        block = np.where(plain, np.minimum(length, PLAIN_QUERIES) * np.where(ring, length / 2.0, seq), 0.0)
         kernels = (1.0, 2.0)
     else:
         # scores = q k^T and probabilities x v; backward two matmuls for each
         core = (one_way + other_way, 2.0 * (one_way + other_way))
         core_flops = (4.0 * scores * h, 8.0 * scores * h)
         core_hbm = stored_bytes
+        block = np.zeros_like(tokens)
         kernels = (4.0, 8.0)
     cut = np.where(sequence_parallel > 0, tensor, 1)
     gate = first - 1
@@ -215,6 +225,7 @@ def work_of(
             + 4.0 * first * elements[2]
             + 4.0 * slots * tensor
             + (saved.scores + 4.0) * scores * (not assumptions.flash)
+            + PLAIN_BYTES * batches * block
         ),  # noqa: E501
         logit_bytes=scale * saved.logits * logits,
         held_logit_bytes=scale * saved.held_logits * logits,
