@@ -32,6 +32,7 @@ from autotune.price.orders import with_best_orders
 from autotune.price.price import Estimate
 from autotune.price.space import PricedSpace, price_space, why_illegal
 from autotune.read_compilation import evidence_of
+from autotune.report.price_error import price_errors, said
 from autotune.report.report import RUNNABLE, Omitted, Report, Row
 from autotune.space import complete, enumerate_layouts, parse_fix
 from autotune.store import Key, Store
@@ -627,5 +628,7 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
         )
     elif runnable and target.platform != "cpu":
         notes.append("nothing was compiled: these are closed-form prices")
+    errors = said(price_errors(runnable)) if workload.transformer is None else None
+    notes += [errors] if errors else []
     notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
     return tuple(notes)
