@@ -90,11 +90,14 @@ class Row:
 
 def compiled_cases() -> list[Case]:
     """The rows that say how they were laid out: all but the two of the "shard the largest dimension" heuristic."""
-    return [_as_alpa(case) for case in read_cases(PUBLISHED) if isinstance(case, Case)]
+    return [as_alpa(case) for case in read_cases(PUBLISHED) if isinstance(case, Case)]
 
 
-def _as_alpa(case: Case) -> Case:
-    """Preferring reduce-scatters, as Alpa's runs do, is ZeRO where there is a data axis; no sequence parallelism."""
+def as_alpa(case: Case) -> Case:
+    """The case as it is compiled.
+
+    Preferring reduce-scatters, as Alpa's runs do, is ZeRO where there is a data axis; no sequence parallelism.
+    """
     zero = case.layout.zero if case.layout.data > 1 else 0
     layout = dataclasses.replace(case.layout, zero=zero, sequence_parallel=False)
     return dataclasses.replace(case, layout=layout)
@@ -124,11 +127,14 @@ def recompile(cases: list[Case]) -> int:
 
 
 def row_of(case: Case, published_bytes: float | None) -> Row | None:
-    """The saved program of a case, replayed; None where none is kept."""
+    """The saved program of a case, replayed; None where none of the same GPUs and batch is kept."""
     path = saved(case)
     if not path.exists():
         return None
     compilation = compilation_from_json(json.loads(lzma.decompress(path.read_bytes())))
+    batches = {one.global_shape for one in compilation.arguments if one.category == "batch"}
+    if compilation.target != case.target.name or (case.batch, case.seq) not in batches:
+        return None
     program = program_of(compilation, case.layout, case.target)
     return Row(
         id=case.id,

@@ -28,21 +28,38 @@ class Predicted:
     estimate: Estimate
 
 
-def compiled_prediction(case: Case) -> float | None:
-    """Step seconds of the saved compiled program of this case, replayed; None where none is kept.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What a saved program of a case says. `peak_bytes`, `fits`: None where its memory is not asked."""
 
-    Its source is `scripts/compiled_cases.py`, which looks for a program of the same model, slice, remat and batch.
+    seconds: float
+    peak_bytes: float | None
+    fits: bool | None
+
+
+def compiled_prediction(case: Case) -> Compiled | None:
+    """The saved compiled program of this case, replayed; None where none is kept.
+
+    MaxText's runs: `scripts/compiled_cases.py` looks for a program of the same model, slice, remat and batch. Alpa's:
+    `scripts/alpa_cases.py`, of the same model, layout, GPUs and batch.
     """
+    if case.stack.name == "alpa":
+        import alpa_cases
+
+        row = alpa_cases.row_of(alpa_cases.as_alpa(case), None)
+        if row is None:
+            return None
+        return Compiled(seconds=row.seconds, peak_bytes=row.peak_bytes, fits=row.peak_bytes <= row.capacity_bytes)
     if case.target.platform != "tpu":
         return None
     import compiled_cases
 
     try:
         found = compiled_cases.read_case(case.told)
-    except (KeyError, ValueError):
-        return None
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None  # not a row of that format
     prediction = compiled_cases.predict_case(found)
-    return prediction.step_seconds if prediction else None
+    return Compiled(seconds=prediction.step_seconds, peak_bytes=None, fits=None) if prediction else None
 
 
 def predict(case: Case) -> Predicted:
@@ -54,9 +71,12 @@ def predict(case: Case) -> Predicted:
     seconds, source = found.step_seconds, "priced"
     if case.quantity == "layer_seconds":
         seconds = _layer_seconds(case, found)
+    peak, fits = found.peak_bytes, found.peak_bytes <= capacity_bytes(case)
     compiled = compiled_prediction(case)
     if compiled is not None:
-        seconds, source = compiled, "compiled"
+        seconds, source = compiled.seconds, "compiled"
+        peak = peak if compiled.peak_bytes is None else compiled.peak_bytes
+        fits = fits if compiled.fits is None else compiled.fits
     # In 1F1B a stage waits for its neighbours' transfers in every microbatch: that is part of its bubble.
     counted = ("bubble", "[stage]") if case.layout.schedule == "1f1b" else ("bubble",)
     waits = [term.seconds for name, term in found.terms.items() if any(part in name for part in counted)]
@@ -64,8 +84,8 @@ def predict(case: Case) -> Predicted:
     return Predicted(
         seconds=seconds,
         bubble=bubble,
-        peak_bytes=found.peak_bytes,
-        fits=found.peak_bytes <= capacity_bytes(case),
+        peak_bytes=peak,
+        fits=fits,
         source=source,
         estimate=found,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import compiled_cases  # noqa: E402
 from compiled_cases import PROGRAMS, predict_case, read_cases  # noqa: E402
 
 CASES = [case for case in read_cases() if case.saved.exists()]
@@ -28,28 +29,38 @@ def test_programs_are_small_and_there():
 
 def test_errors_reached(errors):
     sizes = [abs(error) for error in errors.values()]
-    assert max(sizes) <= 0.18 and statistics.median(sizes) <= 0.09, errors
+    assert max(sizes) <= 0.18 and statistics.median(sizes) <= 0.05, errors
 
 
 @pytest.mark.xfail(
     strict=True,
-    reason="v5p-64B: every collective is exposed (probably for lack of memory: 90.7 of 95.7 GiB); v5e-32B: "
-    "the cycles of its matmuls, likely of those with element-wise work fused; v5e-16B on many slices: the loss below",
+    reason="v5p-64B on one slice: every collective is exposed (probably for lack of memory: 90.7 of 95.7 GiB; the "
+    "closed form, which hides them, is within 1 %); v5e-32B: the cycles of its matmuls, likely of those with "
+    "element-wise work fused",
 )
 def test_goal(errors):
-    sizes = [abs(error) for error in errors.values()]
-    assert max(sizes) <= 0.15 and statistics.median(sizes) <= 0.05, errors
+    assert max(abs(error) for error in errors.values()) <= 0.15, errors
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the compiled schedule hides nearly every transfer between slices behind the next layer's backward pass, so "
-    "our loss is near 0; the published one has a cause that is not found (slices waiting for the slowest, perhaps)",
-)
 @pytest.mark.parametrize("model", ["maxtext-v5e-16B", "maxtext-v5e-32B"])
 def test_loss_from_one_slice_to_the_most(model):
+    """Most of it is waiting: the schedule hides nearly every transfer behind the next layer's backward pass."""
     series = [case for case in CASES if case.id.startswith(f"{model}-")]
     first, last = series[0], series[-1]
     published = 1 - last.mfu / first.mfu
-    ours = 1 - predict_case(first).step_seconds / predict_case(last).step_seconds
-    assert ours == pytest.approx(published, rel=1 / 3)
+    one, many = predict_case(first), predict_case(last)
+    assert 1 - one.step_seconds / many.step_seconds == pytest.approx(published, rel=1 / 3)
+    assert many.losses["waiting"] > 0.8 * (many.step_seconds - one.step_seconds)
+
+
+def test_a_run_without_a_saved_program_falls_with_its_slices_too(monkeypatch):
+    """A row that nobody compiled: the closed form, from one slice to 32, within a third of the published loss."""
+    from validation import predict
+    from validation.cases import read_cases as published_cases
+
+    monkeypatch.setattr(predict, "compiled_prediction", lambda case: None)
+    rows = {case.id: case for case in published_cases(compiled_cases.CASES)}
+    one, many = (predict.predict(rows[f"maxtext-v5e-16B-{slices}x256"]) for slices in (1, 32))
+    told = rows["maxtext-v5e-16B-1x256"].measured_seconds / rows["maxtext-v5e-16B-32x256"].measured_seconds
+    assert (one.source, many.source) == ("priced", "priced")
+    assert 1 - one.seconds / many.seconds == pytest.approx(1 - told, rel=1 / 3)
