@@ -109,6 +109,10 @@ class Chunk:
             part: share[table.remat]
             for part, share in price_remat.run_again(self.stack.reruns_unread, self.stack.reruns_kernel).items()
         }
+        if self.shape.experts:
+            # What leaves the routed experts is read again, by the gradient of the gates.
+            routed = self.shape.slots_per_token / (self.shape.slots_per_token + self.shape.shared_experts)
+            self.again["hidden_out"] = np.maximum(self.again["hidden_out"], routed * self.again["hidden_in"])
         waiting = self.hardware.waiting(pricer.target.groups)
         self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
         self.parameters: Parameters = parameters_of(self.shape, self.stack, self.size)
@@ -255,10 +259,11 @@ class Chunk:
             self._move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
         if self.shape.experts:
             # Slots travel cut along D, are whole for the experts' matmuls, and their results are reduced onto the cut:
-            # gathered forward, again for the weights' gradients, and the gradient of the result.
-            slots = self.of(self.prepared.work.slot_bytes)
-            self._move("tensor", "all_gather", "layer", slots, 3.0)
-            self._move("tensor", "reduce_scatter", "layer", slots, 2.0)
+            # gathered forward, again for the weights' gradients, and the gradient of the result. Where the experts run
+            # again, two more gathers and one more reduction (deepseek-like on h100, remat=full, jax 0.10.2).
+            slots, more = self.of(self.prepared.work.slot_bytes), self.again["hidden_in"]
+            self._move("tensor", "all_gather", "layer", slots, 3.0 + 2.0 * more)
+            self._move("tensor", "reduce_scatter", "layer", slots, 2.0 + more)
 
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Keys and values of the other shards: gathered, or handed around a ring, while attention works on others.

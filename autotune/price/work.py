@@ -27,6 +27,10 @@ PLAIN_BYTES = 10.0
 """Bytes per score of such a block: scores and their gradient in float32, weights in the compute dtype (h100, context 2
 to 16, jax 0.10.2)."""
 
+SLOT_BYTES = 11.0
+"""Bytes per slot and element of d_model, whole along `tensor`, that routed experts have in hand in their backward pass:
+five to six arrays in the compute dtype (deepseek-like on h100, tensor 1 to 4, jax 0.10.2)."""
+
 DTYPE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float8": 1.0, "int8": 1.0}
 
 
@@ -223,7 +227,7 @@ def work_of(
             saved.working * tokens * d
             + 2.0 * elements[1]
             + 4.0 * first * elements[2]
-            + 4.0 * slots * tensor
+            + SLOT_BYTES * slots * tensor
             + (saved.scores + 4.0) * scores * (not assumptions.flash)
             + PLAIN_BYTES * batches * block
         ),  # noqa: E501
