@@ -93,13 +93,14 @@ class Checkpoints:
         self._manager.reload()  # without it, one that is still being written is listed too
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def restore(self, wanted: Any) -> Restored | None:
-        """The newest good checkpoint in the shapes and shardings of `wanted`; None when there is none at all.
+    def restore(self, wanted: Any, only: int | None = None) -> Restored | None:
+        """The newest good checkpoint (or the one after `only` steps) in the shapes and shardings of `wanted`; None when
+        there is none at all.
 
         ValueError when there are some and none is good, or when the newest good one is of another model.
         """
         refused: list[str] = []
-        for step in self.steps():
+        for step in self.steps() if only is None else [only]:
             problem = self.damage(step)
             if problem is None:
                 bad = [fit for fit in self.fits(step, wanted) if fit.problem]

@@ -51,12 +51,12 @@ def reshard(plan_path: Path, folder: Path, step: int | None, out: Path | None) -
     bad = [fit for fit in fits if fit.problem]
     click.echo(f"step {chosen}: {len(fits) - len(bad)} of {len(fits)} arrays fit {plan.layout} on {plan.target}")
     if out is not None and not bad:
-        restored = source.restore(wanted.state)
+        restored = source.restore(wanted.state, only=chosen)
         assert restored is not None
         target = Checkpoints(out)
         target.save(restored.step, restored.state, {**restored.about, "layout": str(plan.layout)})
         target.close()
-        click.echo(f"written to {out}")
+        click.echo(f"step {restored.step} written to {out}")
     return not bad
 
 

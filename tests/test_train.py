@@ -115,6 +115,10 @@ def test_reshard_says_beforehand_whether_a_checkpoint_fits(place, undisturbed):
     assert done.exit_code == 0, done.output
     assert "parameters.unembedding  float32[64, 256]  fits, cut as P('fsdp'" in done.stdout
     assert re.search(r"step 8: (\d+) of \1 arrays fit fsdp=2 on cpu:2", done.stdout)
+    done = run("reshard", place / "two.json", place / "whole", "--step", "6", "--out", place / "anew")
+    assert done.exit_code == 0 and f"step 6 written to {place / 'anew'}" in done.stdout, done.output
+    done = run("reshard", place / "four.json", place / "anew")
+    assert re.search(r"step 6: (\d+) of \1 arrays fit fsdp=4 on cpu:4", done.stdout), done.output
     values = json.loads((place / "two.json").read_text())
     values["recipe"]["model"] = "small"
     (place / "small.json").write_text(json.dumps(values))

@@ -15,7 +15,7 @@ from autotune.preset import preset_workload
 def main(target: str, model: str = "llama3-1b", batch: int = 64, seq: int = 4096) -> str:
     """The flags of the best layout."""
     workload = preset_workload(model, batch=batch, seq=seq, dtype="float32" if target.startswith("cpu") else "bfloat16")
-    # What MaxText has no word for is pinned to what it does.
+    # The plainest flags: nothing of the optimizer over data, no pipeline.
     plan = autotune.tune(workload, target, compile=1, measure=0, fix=("zero=0", "stage=1")).plan
     flags = emit(plan, "maxtext")
     print(flags)
