@@ -49,6 +49,9 @@ closed form's peak is off by 15 % at times, and a compile that does not fit fail
 EXPLAINED = 3
 """Layouts that were compiled and do not fit for which the smallest changes that would fit are looked up."""
 
+NOTABLE_MASK = 0.1
+"""Share of the model's FLOPs from which the masked half of causal attention, which MFU counts, is worth a note."""
+
 PER_MESH = 2
 """Layouts compiled of the same axis sizes before another mesh has its turn: near-copies must leave room for others."""
 
@@ -628,6 +631,14 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
         )
     elif runnable and target.platform != "cpu":
         notes.append("nothing was compiled: these are closed-form prices")
+    shape, flops = workload.transformer, model_flops(workload)
+    if shape and flops and shape.kind == "decoder":
+        masked = 6.0 * shape.layers * shape.heads * shape.head_dim * workload.seq * workload.tokens / flops
+        if masked > NOTABLE_MASK:
+            notes.append(
+                f"MFU counts attention in full, as is usual: {100 * masked:.0f} % of the model's FLOPs here are the "
+                "half that a causal mask hides and a fused kernel does not compute"
+            )
     errors = said(price_errors(runnable)) if workload.transformer is None else None
     notes += [errors] if errors else []
     notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
