@@ -2,8 +2,8 @@
 
 Chips with a data sheet keep its peaks, and get the efficiencies seen; a CPU gets its peaks from here too. Every
 collective is timed along every size of group the layouts of this machine can have, on each tier, at several payloads;
-one latency for the tier, and per kind one rate and one launch, are fitted to all of them by least squares on the
-relative error, none below zero.
+one latency for the tier, and per kind one rate and one launch, are fitted to all of them by least relative
+deviations, none below zero.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.calibrate.cpu_ops import Timing, fit_ops, op_sources, read_timings, time_ops
+from autotune.calibrate.fit import least_deviations
 from autotune.meshes.collectives import link_bytes, messages, tier_seconds
 from autotune.meshes.hardware import Hardware, Tier
 from autotune.meshes.layout import Layout
@@ -36,7 +37,7 @@ MATMULS = {
 DTYPES = {"cpu": ("float32", "bfloat16"), "accelerator": ("bfloat16", "float32")}
 ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Per device: on a CPU an activation's size (it stays in cache there), on an accelerator beyond every cache."""
-PAYLOADS = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
+PAYLOADS = (1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
 SLOW_SECONDS = 0.5
 """A collective that takes longer is not tried with larger payloads: it is all bytes by then."""
 
@@ -197,10 +198,8 @@ def _layouts(target: Target) -> list[Layout]:
 def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str, str]) -> Tier:
     """The tier with its latency, and per kind its rate and launch, fitted to the samples; residuals into `sources`.
 
-    seconds = messages x latency + launch[kind] + link bytes / rate[kind], least squares on the relative error.
+    seconds = messages x latency + launch[kind] + link bytes / rate[kind], least deviations (`autotune.calibrate.fit`).
     """
-    from scipy.optimize import nnls
-
     kinds = [kind for kind in COLLECTIVES if any(sample.kind == kind for sample in samples)]
     # A group of one size cannot tell latency from launch: then all of it is launch.
     one_size = len({sample.route.size for sample in samples}) == 1
@@ -213,9 +212,7 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
         row[place_in] = 1.0
         row[place_in + 1] = _link_bytes(sample)
         rows.append(row / sample.seconds)
-    matrix = np.array(rows)
-    scale = np.where(matrix.max(axis=0) > 0, matrix.max(axis=0), 1.0)
-    solution = nnls(matrix / scale, np.ones(len(rows)))[0] / scale
+    solution = least_deviations(np.array(rows))
     launches = {kind: float(solution[1 + 2 * index]) for index, kind in enumerate(kinds)}
     per_byte = {kind: float(solution[2 + 2 * index]) for index, kind in enumerate(kinds)}
     seen = {kind: seconds for kind, seconds in per_byte.items() if seconds > 0}

@@ -2,7 +2,7 @@
 
 Each program is a loop around one operation of a transformer, of a transformer's shapes. What its body asks of the
 runtime is read from its compiled text by the reader that reads train steps, so the amounts are of what really runs; one
-number of seconds per class is then fitted to all programs by least squares on the relative error, none below zero.
+number of seconds per class is then fitted to all programs by least relative deviations, none below zero.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from autotune.calibrate.fit import least_deviations
 from autotune.hlo.cpu_work import CLASSES
 from autotune.hlo.read import read_program
 from autotune.hlo.text import read_module
@@ -61,6 +62,16 @@ def _chain(x, w):
 def _softmax_backward(q, scores, k):
     given = jnp.einsum("hqd,hkd->hqk", q, k)
     return scores * (given - jnp.sum(given * scores, axis=-1, keepdims=True))
+
+
+def _attention_gradient(q, k, v):
+    def attention(q):
+        scores = jnp.einsum("bqnh,bknh->bnqk", q, k) * 0.125
+        causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        return jnp.einsum("bnqk,bknh->bqnh", jax.nn.softmax(jnp.where(causal, scores, -1e30), axis=-1), v)
+
+    out, back = jax.vjp(attention, q)
+    return back(out)[0]
 
 
 def _one_hot_less(x, targets):
@@ -128,6 +139,7 @@ PROGRAMS: tuple[tuple[str, Callable[..., jax.Array], tuple[tuple[int, ...], ...]
         for m, n, k in ((256, 512, 1024), (128, 512, 2048), (512, 128, 512))
     ),
     ("matmul with softmax's backward", _softmax_backward, ((32, 128, 64), (32, 128, 128), (32, 128, 64))),
+    ("attention and its gradient", _attention_gradient, ((8, 128, 4, 64),) * 3),
     ("gather rows", _gather, ((512, 256), (1024,))),
     ("scatter rows", _scatter, ((512, 256), (1024,), (1024, 256))),
 )  # fmt: skip
@@ -178,13 +190,9 @@ def body_amounts(text: str) -> dict[str, float]:
 
 def fit_ops(samples: Sequence[OpSample]) -> dict[str, float]:
     """Seconds of one unit of each class that some sample has."""
-    from scipy.optimize import nnls
-
     classes = [name for name in CLASSES if any(sample.amounts.get(name) for sample in samples)]
     rows = np.array([[sample.amounts.get(name, 0.0) / sample.seconds for name in classes] for sample in samples])
-    scale = rows.max(axis=0)
-    solution = nnls(rows / scale, np.ones(len(samples)))[0] / scale
-    return {name: float(seconds) for name, seconds in zip(classes, solution, strict=True)}
+    return {name: float(seconds) for name, seconds in zip(classes, least_deviations(rows), strict=True)}
 
 
 def op_residual(rates: Mapping[str, float], sample: OpSample) -> float:

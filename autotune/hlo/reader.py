@@ -119,6 +119,8 @@ class Reader:
         if op.opcode.endswith("-start") and SYNCHRONOUS not in op.attributes:
             return [start]
         self.tokens.empty.add(start.token)
+        if self.platform == "cpu":
+            return _one_by_one(start, [computation.operand(op, index).bytes for index in range(len(op.operands))])
         return [start, Done(token=start.token)]
 
     def read(self, computation: Computation, op: Op) -> Collective | None:
@@ -265,6 +267,21 @@ class Reader:
             if at.opcode not in ("parameter", "constant"):
                 queue += [(where, where.by_name[name]) for name in at.operands if name in where.by_name]
         return None, None
+
+
+def _one_by_one(start: Start, sizes: list[int]) -> list[Instruction]:
+    """XLA's CPU runtime sends the arrays of a combined collective one after another, each by itself."""
+    found: list[Instruction] = []
+    for index, size in enumerate(sizes):
+        share = size / max(sum(sizes), 1)
+        one = dataclasses.replace(
+            start.collective,
+            payload_bytes=start.collective.payload_bytes * share,
+            wire_bytes=start.collective.wire_bytes * share,
+        )
+        token = f"{start.token}/{index}" if index else start.token
+        found += [Start(token=token, collective=one), Done(token=token)]
+    return found
 
 
 def cpu_compute(name: str, work: str, amount: float) -> Compute:
