@@ -116,10 +116,10 @@ def rates(workload: Workload, target: Target, step_seconds: float) -> dict:
 
 
 def time_shares(price: Estimate) -> dict[str, float]:
-    """Resource -> share of the step, largest first; "bubble" is what stages wait for each other."""
+    """Resource -> share of the step, largest first; "bubble" is what stages wait for each other, "waiting" slices."""
     seconds: dict[str, float] = {}
-    for term in price.terms.values():
-        name = term.resource or "bubble"
+    for what, term in price.terms.items():
+        name = term.resource or what.partition("[")[0]
         seconds[name] = seconds.get(name, 0.0) + term.seconds
     total = sum(seconds.values())
     ranked = sorted(seconds.items(), key=lambda item: (-item[1], item[0]))
