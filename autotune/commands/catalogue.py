@@ -105,7 +105,7 @@ def _figures(chip) -> dict[str, object]:
         value = getattr(chip, spec.name)
         if spec.name == "tiers":
             for tier in value:
-                for part in ("bytes_per_second", "latency_seconds", "launch_seconds"):
+                for part in ("bytes_per_second", "latency_seconds", "launch_seconds", "wait_per_doubling"):
                     figures[f"tiers.{tier.name}.{part}"] = getattr(tier, part)
         elif spec.name in ("flops_per_second", "compile_fields"):
             figures |= {f"{spec.name}.{key}": item for key, item in value.items()}
