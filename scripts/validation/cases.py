@@ -83,32 +83,52 @@ class Skipped:
 
 
 def read_cases(path: Path) -> list[Case | Skipped]:
-    """Every row of one file; ValueError names the file when it is not a list of rows."""
+    """Every entry of one file, in its order; ValueError names the file when it is not a list."""
     try:
         rows = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"cases {path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"cases {path}: not JSON: {error}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "id" in row for row in rows):
-        raise ValueError(f"cases {path}: must hold a JSON list of objects with an id")
-    return [_read(row) for row in rows]
+    if not isinstance(rows, list):
+        raise ValueError(f"cases {path}: must hold a JSON list of objects")
+    return [_read(row, f"row-{number}") for number, row in enumerate(rows, start=1)]
 
 
-def _read(row: dict) -> Case | Skipped:
+def _read(row: Any, unnamed: str) -> Case | Skipped:
+    if not isinstance(row, dict):
+        return Skipped(id=unnamed, rank_set=None, reason="it is no object")
+    row = {"id": unnamed, **row}
     try:
         return _case(row)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        return Skipped(id=str(row["id"]), rank_set=row.get("rank_set"), reason=reason)
+        return Skipped(id=str(row["id"]), rank_set=_rank_set(row), reason=reason)
+
+
+def _rank_set(row: dict) -> str | None:
+    return None if row.get("rank_set") is None else str(row["rank_set"])
+
+
+def _sections(row: dict) -> None:
+    """ValueError where a part of a row is no object; those that may be left out are filled in, empty."""
+    for name in ("model", "hardware", "layout", "batch"):
+        if not isinstance(row[name], dict):
+            raise ValueError(f"{name} is no object")
+    for name in ("measured", "derived", "source"):
+        row[name] = {} if row.get(name) is None else row[name]
+        if not isinstance(row[name], dict):
+            raise ValueError(f"{name} is no object")
 
 
 def _case(row: dict) -> Case:
+    _sections(row)
     told, model = row["layout"], row["model"]
     seq = int(model["seq"])
     transformer = _transformer(model)
-    batch = int(row["batch"]["sequences"])
-    devices = int(row["devices"])
+    sequences, tokens = row["batch"].get("sequences"), row["batch"].get("tokens")
+    batch = round(tokens / seq) if sequences is None and tokens else _count(sequences)
+    devices = _count(row["devices"])
     stack = _stack(row)
     layout, remat = _layout(told, batch, devices)
     if layout.devices != devices:
@@ -120,18 +140,24 @@ def _case(row: dict) -> Case:
     if layout.schedule == "zero-bubble":
         stack = dataclasses.replace(stack, zero_bubble=_zero_bubble(str(told["schedule"])))
     hardware = target.hardware
-    dtype = DTYPES[next((name for name in DTYPES if name in str(row.get("precision", "fp16"))), "fp16")]
+    precision = str(row.get("precision") or "fp16")
+    dtype = next((DTYPES[name] for name in DTYPES if name in precision), None)
+    if dtype is None:
+        raise ValueError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
     if stack.name.startswith("xla"):
         stack = assumptions_of(hardware, dtype)
+    seconds = _seconds(row, transformer, batch, seq, devices, hardware.peak(dtype))
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise ValueError(f"measured {seconds} s")
     one_layer = row.get("scope") == "single layer"
     quantity = "layer_seconds" if one_layer else "step_seconds"
     return Case(
         id=str(row["id"]),
-        rank_set=row.get("rank_set"),
+        rank_set=_rank_set(row),
         quantity=quantity,
-        measured_seconds=_seconds(row, transformer, batch, seq, devices, hardware.peak(dtype)),
+        measured_seconds=seconds,
         measured_bubble=row.get("model_predicted_bubble_rate"),
-        oom=row.get("measured", {}).get("oom"),
+        oom=_out_of_memory(row["measured"]),
         transformer=transformer,
         batch=batch,
         seq=seq,
@@ -153,7 +179,7 @@ def _transformer(model: dict) -> Transformer:
         d_model=int(model["d_model"]),
         heads=heads,
         kv_heads=int(model.get("kv_heads") or heads),
-        head_dim=int(model.get("head_dim") or model["d_model"] // heads),
+        head_dim=int(model.get("head_dim") or model["d_model"] // max(heads, 1)),
         d_ff=int(model["d_ff"]),
         vocab=int(model.get("vocab") or UNKNOWN_VOCAB),
         mlp=str(model.get("mlp") or "gelu-2mat"),
@@ -174,15 +200,15 @@ def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
         "context": _count(told.get("cp")),
         "expert": _count(told.get("ep")),
     }
-    if math.prod(axes.values()) * devices == 0:
-        raise ValueError("an axis has size 0")
     if told.get("dp") is None and devices % math.prod(axes.values()) == 0:
         axes["data"] = devices // math.prod(axes.values())
-    zero = _count(str(told.get("zero") or 0)[0])
+    zero = _zero(told)
     if zero == 3 and axes["fsdp"] == 1:
         axes["fsdp"], axes["data"] = axes["data"], 1
     shards = axes["data"] * axes["fsdp"] * axes["expert"]
     each = told.get("microbatch")
+    if each is not None and not each > 0:
+        raise ValueError(f"microbatch {each!r} must be above 0")
     if told.get("per_device_batch"):
         each = told["per_device_batch"] * devices / shards
     method = str(told.get("method", ""))
@@ -190,7 +216,7 @@ def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
         # Alpa's microbatch is the whole mesh's
         passes = max(1, round(batch / each)) if each else 1
     else:
-        passes = int(told.get("num_microbatches") or max(1, round(batch / (shards * each))))
+        passes = _count(told.get("num_microbatches") or max(1, round(batch / (shards * each))))
     staged = axes["stage"] > 1
     virtual = _count(told.get("vpp") or told.get("virtual_stages") or 1) if staged else 1
     schedule = _schedule(str(told.get("schedule") or ""), virtual) if staged else None
@@ -212,15 +238,42 @@ def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
     return layout, remat
 
 
-def _count(value) -> int:
-    return 1 if value is None else int(value)
+def _count(value: Any) -> int:
+    """A count as files write it: 8, "8", "8 (INFERRED)"; 1 where nothing is said."""
+    if value is None:
+        return 1
+    found = re.match(r"\d+", str(value))
+    if isinstance(value, bool) or found is None or (isinstance(value, float) and value % 1) or int(found[0]) < 1:
+        raise ValueError(f"{value!r} is no count above 0")
+    return int(found[0])
+
+
+def _zero(told: dict) -> int:
+    """The ZeRO stage, 0 to 3, of what a row calls `zero`."""
+    text = str(told.get("zero") or 0).lower()
+    if "distributed" in text:
+        return 1
+    found = re.search(r"[0-3]", text)
+    return int(found[0]) if found else int(text == "true")
+
+
+def _out_of_memory(measured: dict) -> bool | None:
+    """Whether it ran out of memory: as said, else by the words of its status."""
+    if measured.get("oom") is not None:
+        return bool(measured["oom"])
+    status = str(measured.get("status") or "").lower()
+    return True if "oom" in status or "out of memory" in status else None
 
 
 def _schedule(text: str, virtual: int) -> str:
-    if text.lower().startswith(("zb", "zero", "v-", "v_")):
+    """The Layout's word for a schedule as papers write it; ValueError for one that nothing here prices."""
+    name = text.lower()
+    if name.startswith(("zb", "zero", "v-", "v_")):
         return "zero-bubble"
-    if text.lower() == "gpipe":
+    if name == "gpipe":
         return "gpipe"
+    if name and not name.startswith(("1f1b", "interleaved", "circular", "pipedream", "none")):
+        raise ValueError(f"schedule {text!r} is not priced")
     return "circular" if virtual > 1 else "1f1b"
 
 
@@ -278,14 +331,14 @@ def _torus(chips: int, dimensions: int) -> tuple[int, ...]:
 def _stack(row: dict) -> Assumptions:
     """Whose code ran: told by the kernel, method, schedule or source of the row."""
     told = row["layout"]
-    source = " ".join(str(value) for value in row.get("source", {}).values()).lower()
-    if told.get("kernel") in stacks.BY_KERNEL:
-        return stacks.BY_KERNEL[told["kernel"]]
+    source = " ".join(str(value) for value in row["source"].values()).lower()
+    if told.get("kernel") is not None or "aleph" in source:
+        return _by_kernel(str(told.get("kernel") or ""))
     if str(told.get("method", "")).startswith("parax") or "alpa " in source:
         return stacks.ALPA
     if "tpu" in str(row["hardware"]["name"]).lower():
         return assumptions_of(load_hardware("v5p"), "bfloat16")
-    if str(told.get("zero") or 0)[0] == "3":
+    if _zero(told) == 3:
         return stacks.DEEPSPEED_ZERO3
     if "zero bubble" in source or "2401.10241" in source:
         return stacks.ZERO_BUBBLE
@@ -296,12 +349,24 @@ def _stack(row: dict) -> Assumptions:
     return stacks.MEGATRON_CORE if newer else stacks.MEGATRON_2022
 
 
+def _by_kernel(name: str) -> Assumptions:
+    """The layout sweep's stack with the attention kernel of that name; of a new name, by its words."""
+    if name in stacks.BY_KERNEL:
+        return stacks.BY_KERNEL[name]
+    name = name.lower()
+    if "flash" in name or not name:
+        if re.search(r"v1|flash_?attention_?1", name):
+            return stacks.ALEPH_FLASH1
+        return stacks.ALEPH_RMS if "rms" in name or not name else stacks.ALEPH_FLASH2
+    return stacks.ALEPH_FUSED if "fused" in name else stacks.ALEPH_TORCH
+
+
 def _seconds(row: dict, transformer: Transformer, batch: int, seq: int, devices: int, peak: float) -> float | None:
     """What was measured, in seconds; from FLOP rates by the convention the row names."""
-    measured = row.get("measured", {})
+    measured = row["measured"]
     if measured.get("latency_ms") is not None:
         return measured["latency_ms"] / 1e3
-    for place in (measured, row.get("derived") or {}):
+    for place in (measured, row["derived"]):
         if place.get("step_time_s") is not None:
             return float(place["step_time_s"])
     convention = str(measured.get("flops_convention", ""))

@@ -62,8 +62,8 @@ MEGATRON_2022 = Assumptions(
     saved=MEGATRON_SAVED,
     state=State(
         weights=2.0, gradients=4.0, optimizer=12.0, compute=2.0, reduced=4.0,
-        # megatron/optimizer: unscaling and its check r4 w4, norm r4, clipping r4 w4, Adam r16 w12, master to half r4 w2;
-        # the gradient buffer is set to zero, w4
+        # megatron/optimizer: unscaling and its check r4 w4, norm r4, clipping r4 w4, Adam r16 w12, master to half
+        # r4 w2; the gradient buffer is set to zero, w4
         update_traffic=58.0,
         casts=False,
         # weight gradients are added into float32 buffers by the matmul's epilogue (gradient_accumulation_fusion): r4 w4
@@ -87,6 +87,7 @@ MEGATRON_2022 = Assumptions(
     shards_zero_weights=False,
     zero1_scatters=True,
     gradients_from_start=True,
+    sums_beside=False,
     regather_hidden=1.0,  # Korthikanti et al., section 4.2.2: overlapped with the gradient of the weights
     zero_bubble="zero-bubble-1p",
     fixed_bytes=A100_BYTES_IN_USE,
@@ -99,8 +100,8 @@ MEGATRON_2021 = dataclasses.replace(
     # PyTorch 1.8's fuser leaves dropout out (its autodiff calls _fused_dropout), so bias r2 w2, dropout r2 w2 w1 and
     # addition r4 w2 are kernels of their own
     traffic=dataclasses.replace(MEGATRON_TRAFFIC, stream=(38.0, 46.0)),
-    # half-precision gradients: autograd adds the new one to the old, r2 r2 w2; the optimizer copies them to float32, r2 w4
-    # instead of keeping a buffer; the reduction flattens, divides and copies back, r2 w2 each
+    # half-precision gradients: autograd adds the new one to the old, r2 r2 w2; the optimizer copies them to float32,
+    # r2 w4, instead of keeping a buffer; the reduction flattens, divides and copies back, r2 w2 each
     state=dataclasses.replace(
         MEGATRON_2022.state,
         gradients=2.0,
@@ -193,6 +194,7 @@ ALEPH_RMS = Assumptions(
     shards_zero_weights=False,
     zero1_scatters=False,  # all-reduce, then each rank keeps its part (optimizer/optimizer.py)
     gradients_from_start=True,
+    sums_beside=False,
     regather_hidden=0.0,
     zero_bubble="zero-bubble-1p",
     fixed_bytes=A100_BYTES_IN_USE,

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import validate  # noqa: E402
 from validation.cases import Case, read_cases  # noqa: E402
-from validation.score import Row, correlation, regret, row_of, score, wrong_pairs  # noqa: E402
+from validation.score import Row, correlation, increment, regret, row_of, score, spearman, wrong_pairs  # noqa: E402
 
 KNOWN_MISSES = {"aleph: spearman", "aleph: regret"}
 """Thresholds that are not met, each with its figure in the README; a set that gets better must be taken out here."""
@@ -43,6 +43,110 @@ def test_sets_meet_their_thresholds_but_for_those_known():
             " ".join(miss.split()[:2]) for miss in validate.misses(score(group, [r for r in rows if r.group == group]))
         }
     assert missed == KNOWN_MISSES
+
+
+RMS_GROUP = "flash_attention2 + RMS kernel"
+
+
+def sweep_groups() -> dict[str, list[Row]]:
+    """Attention kernel -> the rows of the layout sweep that ran with it."""
+    found: dict[str, list[Row]] = {}
+    for row in rows_of("aleph_alpha_13b_64gpu"):
+        if row.error is not None:
+            found.setdefault(str(row.rank_set).rpartition("/")[2], []).append(row)
+    return found
+
+
+def test_sweep_is_ranked_but_for_one_group():
+    groups = sweep_groups()
+    assert len(groups) == 5
+    assert all(spearman(rows) >= 0.8 for name, rows in groups.items() if name != RMS_GROUP)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="0.64: in both groups of flash attention 2, and in no other, steps of two stages are longer by about seven "
+    "microbatches, where the schedule leaves a bubble of one; nothing in that code base's schedule says why",
+)
+def test_sweep_is_ranked_in_the_group_of_the_rms_kernel():
+    assert spearman(sweep_groups()[RMS_GROUP]) >= 0.8
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="13.6 % in the group of flash attention 2 (microbatch 2 chosen over 1, for the same reason), 6.0 and 6.5 % "
+    "with plain attention (two tensor ranks alone chosen over those and two stages); 0 in the other two",
+)
+def test_first_choice_of_the_sweep_is_near_the_best():
+    assert max(regret(rows) for rows in sweep_groups().values()) <= 0.05
+
+
+@pytest.mark.parametrize("group, limit", (("kort", 0.025), ("kort-t4", 0.02), ("sc21-t1", 0.06), ("zb", 0.06)))
+def test_groups_stay_as_close_as_they_are(group, limit):
+    rows = [row for name in validate.SETS for row in rows_of(name) if row.group == group]
+    found = score(group, rows)
+    assert found.mean_error is not None and found.mean_error <= limit
+
+
+def test_what_replicas_add_is_within_a_factor_of_two():
+    found = increment(rows_of("korthikanti2022"))
+    assert found is not None and 0.7 <= found <= 1.4
+
+
+def test_collectives_are_slower_across_switches():
+    nodes = {
+        case.target.groups: case for case in read_cases(validate.DATA / "megatron_sc21.json") if isinstance(case, Case)
+    }
+    assert nodes[16].target.hardware.tier("network").rate("all_reduce") == 2.25e10
+    assert nodes[384].target.hardware.tier("network").rate("all_reduce") == pytest.approx(1.26e10)
+    assert nodes[384].target.hardware.tier("network").rate("permute") == 2.25e10
+
+
+def changed(part: str, **values) -> dict:
+    """The sweep's first row with some of one part's values others (None: left out)."""
+    row = json.loads((validate.DATA / "aleph_alpha_13b_64gpu.json").read_text())[0]
+    told = {**row[part], **values}
+    return {**row, part: {name: value for name, value in told.items() if value is not None}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    (
+        changed("layout", kernel="flash_attention2 + RMS + something new"),
+        changed("layout", kernel=None),
+        changed("layout", sequence_parallel=True, zero="distributed optimizer"),
+        changed("batch", sequences=None),
+        changed("measured", oom=None, status="OOM Error"),
+        changed("model", experts=8, experts_per_token=2),
+    ),
+)
+def test_unfamiliar_rows_are_predicted(tmp_path, row):
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps([row]))
+    (found,) = map(row_of, read_cases(path))
+    assert found.skipped is None and found.predicted and found.oom_measured is True
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    (
+        (changed("layout", schedule="DualPipe"), "schedule 'DualPipe' is not priced"),
+        (changed("layout", microbatch=0), "microbatch 0 must be above 0"),
+        (changed("layout", pp=-2), "-2 is no count above 0"),
+        (changed("hardware", name="MI300X"), "hardware 'MI300X' has no hardware file"),
+        (changed("model", heads=0), "heads=0"),
+        (changed("measured", step_time_s=0), "measured 0.0 s"),
+        ({**changed("layout"), "layout": None}, "layout is no object"),
+        ({**changed("layout"), "precision": "fp8"}, "precision 'fp8'"),
+        ({"model": {}}, "hardware is missing"),
+        (7, "it is no object"),
+    ),
+)
+def test_rows_that_cannot_be_read_are_skipped_with_the_reason(tmp_path, row, reason):
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps([row]))
+    (found,) = map(row_of, read_cases(path))
+    assert found.predicted is None and reason in str(found.skipped)
 
 
 @pytest.mark.parametrize(
