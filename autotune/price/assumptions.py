@@ -112,6 +112,7 @@ class Assumptions:
     `shards_zero_weights`: under ZeRO the weights kept between steps are cut along `data` too; `zero1_scatters`: ZeRO-1
     reduces gradients onto their shards (else they are reduced whole). `gradients_from_start`: gradient buffers live
     through the whole step, else from the backward pass on.
+    `sums_beside`: under accumulation the gradients of a pass stand beside their sums.
     `zero_bubble`: which of `schedules.NAMES` a Layout's "zero-bubble" is.
     `fixed_bytes`: memory taken before the first array (runtime, communicators). `allocator`: bytes reserved per byte
     asked for.
@@ -149,6 +150,7 @@ class Assumptions:
     shards_zero_weights: bool
     zero1_scatters: bool
     gradients_from_start: bool
+    sums_beside: bool
     regather_hidden: float
     zero_bubble: str
     fixed_bytes: float
@@ -244,6 +246,7 @@ XLA_TPU = Assumptions(
     shards_zero_weights=True,
     zero1_scatters=False,
     gradients_from_start=False,
+    sums_beside=True,
     regather_hidden=0.0,
     zero_bubble="zero-bubble-1p",
     fixed_bytes=0.0,
@@ -285,6 +288,7 @@ XLA_GPU = Assumptions(
     shards_zero_weights=True,
     zero1_scatters=False,
     gradients_from_start=False,
+    sums_beside=True,
     regather_hidden=0.0,
     zero_bubble="zero-bubble-1p",
     fixed_bytes=0.0,

@@ -34,6 +34,8 @@ def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
         weights = weights + np.where(zero > 0, state.compute * kept, 0.0)
     optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
+    if stack.sums_beside:
+        gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
 
     waiting = np.ones(len(table))
     for code, schedule in enumerate(SCHEDULES):
