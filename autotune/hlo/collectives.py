@@ -31,7 +31,11 @@ KINDS = {
     "collective-permute": "permute",
     "collective-broadcast": "all_gather",
 }
-"""HLO's names, less `-start` and `-done`. A broadcast costs what gathering its array from shards would."""
+"""HLO's names, less `-start` and `-done`. A broadcast costs what gathering its array from shards would.
+
+The TPU compiler writes a gather of small shards (seen with 16 rows of a bf16 matrix a device, not with 64) as an
+all-reduce of arrays that are zero but for their own shard: that is what runs, and it is read as it stands.
+"""
 
 _MEGASCALE = {
     "ALL_REDUCE": "all_reduce",

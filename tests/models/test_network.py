@@ -59,16 +59,19 @@ def test_moving_a_pair_of_tokens_together_keeps_their_attention():
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("name", "text"),
     [
-        "fsdp=8",
-        "data=2,tensor=2,zero=2",
-        "stage=2,schedule=circular,virtual_stages=2,microbatches=2,fsdp=2",
-        "context=2",
+        ("tiny", "fsdp=8"),
+        ("tiny", "data=2,tensor=2,zero=2"),
+        ("tiny", "stage=2,schedule=circular,virtual_stages=2,microbatches=2,fsdp=2"),
+        ("tiny", "context=2"),
+        ("tiny-moe", "expert=2,tensor=2,accumulate=2,remat=full"),
+        ("tiny-moe", "expert=2,stage=2,schedule=gpipe,microbatches=2,data=2,zero=1"),
+        ("tiny-encoder", "context=2,tensor=2,context_attention=ring"),
     ],
 )
-def test_the_state_has_the_same_names_and_global_shapes_under_every_layout(text):
-    shape = dataclasses.replace(PRESETS["tiny"], layers=4)
+def test_the_state_has_the_same_names_and_global_shapes_under_every_layout(name, text):
+    shape = dataclasses.replace(PRESETS[name], layers=4)
     layout = parse_layout(text)
     mesh = mesh_of(layout)
     state = build_step(shape, 8, 32, layout, mesh, dtype="float32").state
