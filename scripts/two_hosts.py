@@ -117,7 +117,7 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces are taken down
     rates = [int(rate) for rate in options.rates.split(",")]
-    workloads = options.workloads.split(",")
+    workloads = [name for name in options.workloads.split(",") if name]
     layouts, seconds = options.layouts.split(";"), options.seconds
     if options.quick:
         rates, workloads, seconds = [200, 8000], workloads[:1], 5.0

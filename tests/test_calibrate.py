@@ -63,8 +63,8 @@ def test_the_fit_finds_what_made_exact_samples():
 def test_the_fit_tells_latency_from_launch_where_groups_differ_and_bears_noise():
     gathers = [one for one in made_up(TRUE, noise=0.05) if one.kind in ("all_gather", "reduce_scatter")]
     found = fit_tier(TRUE, gathers, "today", {})
-    assert found.latency_seconds == pytest.approx(TRUE.latency_seconds, rel=0.15)
-    assert found.rate("all_gather") == pytest.approx(TRUE.rate("all_gather"), rel=0.05)
+    assert found.latency_seconds == pytest.approx(TRUE.latency_seconds, rel=0.25)
+    assert found.rate("all_gather") == pytest.approx(TRUE.rate("all_gather"), rel=0.1)
     assert max(abs(residual(found, one)) for one in gathers) < 0.12
 
 

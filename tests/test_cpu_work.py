@@ -81,10 +81,10 @@ ELEMENTS = 64 * 32
     ("name", "amounts"),
     [
         ("silu", {"bytes": 3 * 4 * ELEMENTS, "arithmetic": ELEMENTS, "transcendental": ELEMENTS}),
-        ("turned", {"bytes": 3 * 4 * ELEMENTS, "arithmetic": ELEMENTS, "strided": 2 * ELEMENTS}),
-        ("layer", {"bytes": 2 * 4 * 8 * ELEMENTS + 4, "strided_slice": 8 * ELEMENTS}),
-        ("heads", {"bytes": 2 * 4 * ELEMENTS, "strided": ELEMENTS}),
-        ("same", {"bytes": 2 * 4 * ELEMENTS}),
+        ("turned", {"moved_bytes": 3 * 4 * ELEMENTS, "arithmetic": ELEMENTS, "strided": 2 * ELEMENTS}),
+        ("layer", {"moved_bytes": 2 * 4 * 8 * ELEMENTS + 4, "strided_slice_long": 8 * ELEMENTS}),
+        ("heads", {"moved_bytes": 2 * 4 * ELEMENTS, "strided": ELEMENTS}),
+        ("same", {"moved_bytes": 2 * 4 * ELEMENTS}),
         ("plain", {"eigen_flops": 2 * 32 * ELEMENTS, "eigen_bytes": 4 * (2 * ELEMENTS + 1024)}),
         (
             "product",

@@ -107,6 +107,7 @@ PROGRAMS: tuple[tuple[str, Callable[..., jax.Array], tuple[tuple[int, ...], ...]
     ("rms norm 4096x256", lambda x: x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6), ((4096, 256),)),
     ("softmax 8192x128", lambda x: jax.nn.softmax(x, axis=-1), ((8192, 128),)),
     ("sum of rows", lambda x: jnp.sum(x * x, axis=-1), ((4096, 512),)),
+    ("sum of products", lambda x, y, z: jnp.sum(x * z * y, axis=-1), ((64, 128, 128),) * 2 + ((64, 128, 1),)),
     ("sum of columns", lambda x: jnp.sum(x, axis=0), ((4096, 512),)),
     ("one hot", _one_hot_less, ((1024, 512), (1024,))),
     ("one hot transposed", lambda x, y: _one_hot_less(x, y).T, ((1024, 512), (1024,))),
@@ -123,6 +124,11 @@ PROGRAMS: tuple[tuple[str, Callable[..., jax.Array], tuple[tuple[int, ...], ...]
          ((3, 8, 128, width), (8, 128, width)))
         for width in (256, 512)
     ),
+    ("slice transposed short", lambda x, y: (_slice(x, y) * y).transpose(2, 0, 1).reshape(y.shape[2], -1),
+     ((3, 4, 64, 1024), (4, 64, 1024))),
+    ("weight transposed", lambda x, y: _slice(x, y).transpose(1, 2, 0).reshape(-1, x.shape[1]) * 2.0,
+     ((4, 256, 4, 64), (8,))),
+    ("weight's slice transposed", lambda x, y: _slice(x, y).T * 2.0, ((4, 256, 1024), (8,))),
     ("slice transposed silu", lambda x, y: (jax.nn.silu(_slice(x, y)) * y).transpose(2, 0, 1).reshape(y.shape[2], -1),
      ((3, 8, 128, 256), (8, 128, 256))),
     *(
@@ -136,7 +142,8 @@ PROGRAMS: tuple[tuple[str, Callable[..., jax.Array], tuple[tuple[int, ...], ...]
     ),
     *(
         (f"matmul both transposed {m}x{n}x{k}", _dot("km,nk->mn"), ((k, m), (n, k)))
-        for m, n, k in ((256, 512, 1024), (128, 512, 2048), (512, 128, 512))
+        for m, n, k in ((256, 512, 1024), (128, 512, 2048), (512, 128, 512), (256, 1024, 256), (1024, 256, 256),
+                        (128, 384, 1024))
     ),
     ("matmul with softmax's backward", _softmax_backward, ((32, 128, 64), (32, 128, 128), (32, 128, 64))),
     ("attention and its gradient", _attention_gradient, ((8, 128, 4, 64),) * 3),

@@ -8,6 +8,7 @@ stride: nothing is vectorised then, and each read may miss every cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from autotune.hlo.flops import dims_of
@@ -17,13 +18,15 @@ from autotune.hlo.work import Work
 CLASSES = {
     "launch": "an instruction",
     "loop": "a trip of a loop",
-    "bytes": "a byte read or written in order",
-    "far_bytes": "the same, of an instruction that moves more than CACHE_BYTES",
+    "bytes": "a byte read or written, element by element in order",
+    "moved_bytes": "the same by an instruction that also cuts, joins or rearranges arrays",
+    "far_bytes": "the same by any instruction of more than CACHE_BYTES",
     "arithmetic": "an operation on one element, in a loop over elements",
     "transcendental": "an exponential, logarithm or the like, vectorised",
     "transcendental_strided": "the same in a loop that transposes",
     "strided": "an element read with a stride, in a loop that transposes",
     "strided_slice": "an element of the result of a loop that transposes a slice of a stack and merges dimensions",
+    "strided_slice_long": "the same where one run of its reads fills the first cache",
     "library_flops": "a floating point operation of a matmul in the library",
     "library_bytes": "a byte of its operands and result",
     "library_arithmetic": "an operation on one element, fused to such a matmul",
@@ -38,6 +41,8 @@ CLASSES = {
 
 CACHE_BYTES = 1 << 25
 """The last cache of a server's core complex (AMD EPYC 7003 and 9004: 32 MiB); what does not fit comes from memory."""
+LINE_BYTES, L1_BYTES = 64, 1 << 15
+"""A cache line and the first cache of a core (AMD EPYC 7003 and 9004: 32 KiB)."""
 TRANSCENDENTAL = frozenset(
     "exponential exponential-minus-one log log-plus-one logistic tanh tan sine cosine power erf cbrt atan2".split()
 )
@@ -46,6 +51,7 @@ MOVES = frozenset(
     "concatenate pad reverse tuple get-tuple-element fusion dot".split()
 )
 """Inside a fusion: names and moves of elements, no arithmetic."""
+REARRANGES = frozenset("copy transpose slice dynamic-slice dynamic-update-slice concatenate pad reverse".split())
 SCATTERED = frozenset("gather scatter reduce-window sort select-and-scatter".split())
 LIBRARY = '"kind":"__ynn_fusion"'
 
@@ -67,7 +73,8 @@ def cpu_work(
             library_transcendental=done["transcendental"],
         )
     else:
-        amounts["bytes" if moved <= CACHE_BYTES else "far_bytes"] += moved
+        rearranges = any(one.opcode in REARRANGES for _, one in inside)
+        amounts["far_bytes" if moved > CACHE_BYTES else "moved_bytes" if rearranges else "bytes"] += moved
         amounts["eigen_flops"] += work.flops
         amounts["arithmetic"] += done["arithmetic"]
         amounts["scattered"] += done["scattered"]
@@ -109,14 +116,18 @@ def _elementwise(inside: Iterable[tuple[Computation, Op]]) -> dict[str, float]:
 def _strided(inside: Sequence[tuple[Computation, Op]], *, fused: bool) -> tuple[str, float]:
     """The class, and the elements read with a stride in one execution."""
     reads = elements = 0.0
+    run = 1
     for computation, op in inside:
-        if op.opcode in ("copy", "transpose") and transposes(computation, op):
+        if op.opcode in ("copy", "transpose") and transposed_run(computation, op) > 1:
             reads += op.shapes[0].elements * (_sources(computation, op) if fused else 1)
             elements += op.shapes[0].elements
-    # Index arithmetic of such a loop is not simplified: seen in the times of programs, then measured by itself.
+            run = max(run, transposed_run(computation, op))
+    # Such a loop is not vectorised; where a run of its reads fills the first cache, each is a miss. Seen in the times
+    # of single instructions, then measured by itself.
     merges = fused and inside[-1][1].opcode == "bitcast" and len(inside[-1][1].shapes[0].dims) < _rank(inside)
-    if merges and any(op.opcode == "dynamic-slice" for _, op in inside):
-        return "strided_slice", elements
+    sliced = merges and any(op.opcode == "dynamic-slice" for _, op in inside)
+    if sliced:
+        return ("strided_slice_long" if run * LINE_BYTES >= L1_BYTES else "strided_slice"), elements
     return "strided", reads
 
 
@@ -126,16 +137,16 @@ def _rank(inside: Sequence[tuple[Computation, Op]]) -> int:
     return sum(size > 1 for size in computation.operand(op, 0).shapes[0].dims)
 
 
-def transposes(computation: Computation, op: Op) -> bool:
-    """Whether a copy or transpose reads in another order than it writes, down to single elements."""
+def transposed_run(computation: Computation, op: Op) -> int:
+    """Elements a copy or transpose reads, each a stride from the last, before one next to the first; 1: in order."""
     source, result = computation.operand(op, 0), op
     if len(source.shapes) != 1 or len(result.shapes) != 1:
-        return False
+        return 1
     dims = result.shapes[0].dims
     mapping = dims_of(op, "dimensions") if op.opcode == "transpose" else tuple(range(len(dims)))
     written = [dim for dim in result.shapes[0].minor_to_major if dims[dim] > 1]
     read = [dim for dim in (mapping.index(dim) for dim in source.shapes[0].minor_to_major) if dims[dim] > 1]
-    return written[:1] != read[:1]
+    return math.prod(dims[dim] for dim in written[: written.index(read[0])]) if read else 1
 
 
 def _sources(computation: Computation, op: Op) -> int:

@@ -15,6 +15,7 @@ RESOURCES = {
     "launch": ("latency", "launch"),
     "loop": ("latency", "launch"),
     "bytes": ("hbm", ""),
+    "moved_bytes": ("hbm", ""),
     "far_bytes": ("hbm", ""),
     "fresh_bytes": ("hbm", ""),
     "library_bytes": ("hbm", ""),
