@@ -35,6 +35,11 @@ def test_median_errors(found, platform):
     assert not missed
 
 
+@pytest.mark.xfail(strict=True, reason="the goal is 20 spaces; 7 are compiled so far, of them 2 on TPU")
+def test_twenty_spaces_are_compiled(found):
+    assert len(found) >= 20
+
+
 def test_the_best_of_all_compiled_is_among_the_eight_best_priced(found):
     assert script.hit_rate(found, 8) >= 0.95
 
