@@ -4,7 +4,8 @@
 
 Each file is a compilation (text, memory analysis, arguments, versions) with the model it is of, as xz-packed JSON. The
 TPU and GPU compilers run without a device; about four minutes for all on two cores. Run it after a change of jax or
-libtpu: what the reader then no longer understands, the tests show.
+libtpu: what the reader then no longer understands, the tests show. Programs of jax 0.10 have plain names, of a later
+one its version behind.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import lzma
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from autotune.compile.compilation import CompileFailure, CompileJob, to_json
@@ -57,6 +59,8 @@ FIXTURES = {
 def main(names: list[str]) -> int:
     """Compile the named fixtures, or all; the number that failed."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    version = ".".join(metadata.version("jax").split(".")[:2])
+    suffix = "" if version == "0.10" else f"-jax{version}"
     jobs = {}
     for name in names or list(FIXTURES):
         target, layout, dtype = FIXTURES[name]
@@ -80,7 +84,7 @@ def main(names: list[str]) -> int:
             "compilation": to_json(compilation),
         }
         packed = lzma.compress(json.dumps(value).encode(), preset=9)
-        (FOLDER / f"{name}.json.xz").write_bytes(packed)
+        (FOLDER / f"{name}{suffix}.json.xz").write_bytes(packed)
         print(f"{name}: {outcome.compile_seconds:.0f} s, {len(packed)} bytes")
     return failed
 

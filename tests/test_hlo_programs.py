@@ -89,7 +89,11 @@ def test_pure_data_parallel_reduces_every_gradient_once(name, crossing):
 
 
 @pytest.mark.parametrize(
-    ("name", "crossing"), [("cpu-fsdp", 1), ("h100-fsdp", 2), ("v100-fsdp", 1), ("v5e-fsdp", 1), ("v5e-windowed", 1)]
+    ("name", "crossing"),
+    [
+        *(("cpu-fsdp", 1), ("h100-fsdp", 2), ("v100-fsdp", 1), ("v5e-fsdp", 1), ("v5e-windowed", 1)),
+        *(("cpu-fsdp-jax0.11", 1), ("h100-fsdp-jax0.11", 2), ("v5e-fsdp-jax0.11", 1)),
+    ],
 )
 def test_pure_fsdp_gathers_weights_twice(name, crossing):
     """Forward and backward in every layer; the embedding and the output projection once each."""
@@ -105,6 +109,9 @@ def test_pure_fsdp_gathers_weights_twice(name, crossing):
         ("v100-fsdp", "reduce_scatter", 1),
         ("cpu-fsdp", "all_reduce", 1),  # the CPU backend has no reduce-scatter
         ("v5e-fsdp", "all_reduce", 1),  # and libtpu takes an all-reduce and a slice here
+        ("h100-fsdp-jax0.11", "reduce_scatter", 2),
+        ("cpu-fsdp-jax0.11", "all_reduce", 1),
+        ("v5e-fsdp-jax0.11", "all_reduce", 1),
     ],
 )
 def test_pure_fsdp_reduces_gradients_once(name, kind, crossing):
@@ -276,8 +283,8 @@ def test_totals_by_class_add_up_to_the_program(name):
     work = by_kernel(program)
     assert sum(total.flops for total in work.values()) == pytest.approx(program.flops(), rel=1e-12)
     copied = sum(
-        trips * op.copy.bytes for op, trips in walk(program.instructions)
-        if isinstance(op, CopyStart) and "hbm" in (op.copy.from_memory, op.copy.to_memory)
+        trips * op.copy.bytes * (op.copy.from_memory, op.copy.to_memory).count("hbm")
+        for op, trips in walk(program.instructions) if isinstance(op, CopyStart)
     )  # fmt: skip
     assert sum(total.bytes for total in work.values()) + copied == pytest.approx(program.hbm_bytes(), rel=1e-12)
     started = [(op, trips) for op, trips in walk(program.instructions) if isinstance(op, Start)]

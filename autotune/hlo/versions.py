@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 CHECKED_VERSIONS: Mapping[str, tuple[str, ...]] = {
-    "jax": ("0.10.2",),
-    "jaxlib": ("0.10.2",),
-    "libtpu": ("0.0.42.1",),
-    "jax-cuda12-plugin": ("0.10.2",),
-    "jax-cuda12-pjrt": ("0.10.2",),
+    "jax": ("0.10.2", "0.11.2"),
+    "jaxlib": ("0.10.2", "0.11.2"),
+    "libtpu": ("0.0.42.1", "0.0.48.1"),
+    "jax-cuda12-plugin": ("0.10.2", "0.11.2"),
+    "jax-cuda12-pjrt": ("0.10.2", "0.11.2"),
 }
 """Package -> versions whose compiled programs are test data of the reader, with their numbers counted by hand."""
 
@@ -18,7 +18,7 @@ def unchecked(versions: Mapping[str, str]) -> tuple[str, ...]:
     """One line for each installed package whose programs were never checked; packages not named are no concern.
 
     >>> unchecked({"jaxlib": "0.10.2", "libtpu": "0.0.51"})
-    ('libtpu 0.0.51: programs of it were never checked; of 0.0.42.1 they were',)
+    ('libtpu 0.0.51: programs of it were never checked; of 0.0.42.1, 0.0.48.1 they were',)
     """
     return tuple(
         f"{package} {versions[package]}: programs of it were never checked; of {', '.join(checked)} they were"
