@@ -9,9 +9,34 @@ from pathlib import Path
 
 import pytest
 
+import autotune
+
+DOCS = (Path(__file__).parents[2] / "docs" / "examples.md").read_text()
 FOLDER = Path(__file__).parents[2] / "scripts" / "examples"
 LOOPS = ("nnx_loop", "linen_loop", "plain_pytree")
-OTHERS = ("before_booking", "maxtext_user", "ci_gate")
+OTHERS = ("before_booking", "other_machines", "maxtext_user", "ci_gate")
+
+
+def documented(name: str) -> str:
+    """The output that docs/examples.md shows below an example's command."""
+    found = re.search(rf"```bash\npython scripts/examples/{name}\.py[^\n]*\n```\n```text\n(.*?)\n```", DOCS, re.DOTALL)
+    assert found, f"docs/examples.md does not show {name}"
+    return found[1]
+
+
+def form(output: str) -> list[str]:
+    """The lines of an output without what may change from run to run: figures, the layout, the limit, specs."""
+    rules = (
+        (r"^[a-z][\w-]*:\d[\dx]*:", "TARGET:"),
+        (r"bound by \S+", "bound by X"),
+        (r"\bP\(.*\)$", "P"),
+        (r"\b\w+=\w+(,\w+=\w+)*", "LAYOUT"),
+        (r"[\d.,]*\d", "N"),
+    )
+    lines = [line for line in output.strip().splitlines() if line.strip()]
+    for pattern, instead in rules:
+        lines = [re.sub(pattern, instead, line) for line in lines]
+    return lines
 
 
 @pytest.fixture
@@ -36,7 +61,7 @@ def test_a_loop_that_exists_trains_five_steps_under_a_plan(example, name, capsys
     losses = trained[name] = example(name).main("cpu:8")
     assert len(losses) == 5 and losses == sorted(losses, reverse=True) and losses[-1] < 0.95 * losses[0]
     shown = capsys.readouterr().out
-    assert re.search(r"plan: \S+, bound by \w+", shown)
+    assert form(shown) == form(documented(name))
     sizes = {axis: int(size) for axis, size in re.findall(r"(data|fsdp|tensor)=(\d+)", shown.splitlines()[0])}
     product = 1
     for size in sizes.values():
@@ -68,8 +93,7 @@ def test_a_plan_changes_no_number(example, trained):
 
 def test_before_booking(example):
     lines = example("before_booking").main(["cpu:8", "cpu:4"], model="tiny", batch=8, seq=32)
-    for line, target in zip(lines, ("cpu:8", "cpu:4"), strict=True):
-        assert re.fullmatch(rf"{target}: \S+  \S+ s a step, [\d,]+ tokens/s, bound by \S+", line), line
+    assert {*form("\n".join(lines))} == {*form(documented("before_booking"))}
 
 
 def test_maxtext_user(example):
@@ -79,6 +103,20 @@ def test_maxtext_user(example):
     for size in sizes:
         product *= size
     assert product == 8 and "max_target_length=32" in flags
+    flag = re.compile(r"^  (\w+)=", re.MULTILINE)
+    names, shown = set(flag.findall(flags)), set(flag.findall(documented("maxtext_user")))
+    assert names ^ shown <= {"ici_tensor_parallelism", "dcn_tensor_parallelism", "context_parallel_strategy"}
+
+
+def test_other_machines(example, tmp_path, monkeypatch, capsys):
+    """The user's own model through the compilers of a TPU and of a GPU, which are not here."""
+    monkeypatch.chdir(tmp_path)
+    plans = example("other_machines").main(["v5e:4x4", "h100:1x8"])
+    assert form(capsys.readouterr().out) == form(documented("other_machines"))
+    for plan, file in zip(plans, ("v5e-4x4.json", "h100-1x8.json"), strict=True):
+        assert autotune.load_plan(file) == plan
+        with pytest.raises(ValueError, match=rf"plan: made for \d+ devices of {plan.hardware} .*; here are 8 of cpu"):
+            plan.mesh()
 
 
 def test_ci_gate(tmp_path):
@@ -90,7 +128,7 @@ def test_ci_gate(tmp_path):
         )
 
     made = run(str(FOLDER / "ci_gate.py"))
-    assert made.returncode == 0 and made.stdout == "wrote plan.json\n", made.stderr
+    assert made.returncode == 0 and made.stdout.strip() == documented("ci_gate"), made.stderr
     gate = ("-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / "ci_gate.py"), "--rootdir", str(tmp_path))
     assert run(*gate).returncode == 0
     plan = tmp_path / "plan.json"
