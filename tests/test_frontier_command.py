@@ -67,6 +67,13 @@ def test_a_figure_that_is_never_reached_is_null():
     assert all(row["feasible"] for row in found["rows"])
 
 
+def test_a_measured_critical_batch_is_the_one_the_norms_come_from():
+    small, big, gradient, trace = 2**19, 2**22, 1.0, 7340032.0
+    norms = f"{small}={gradient + trace / small},{big}={gradient + trace / big}"
+    row = document("--critical-batch-norms", norms)["rows"][0]
+    assert row["tokens_over_minimum"] == pytest.approx(1 + row["batch_tokens"] / trace)
+
+
 def test_a_critical_batch_adds_what_the_batch_costs():
     row = document("--critical-batch-tokens", "7340032")["rows"][0]
     assert (row["batch_tokens"], row["steps_over_minimum"], row["tokens_over_minimum"]) == (7340032, 2, 2)
@@ -137,7 +144,11 @@ def test_pictures_come_with_their_numbers(tmp_path, picture, rows):
         (("--months", "nan"), ("months=nan",)),
         (("--batch-tokens", "-4e6"), ("batch_tokens=-4000000.0",)),
         (("--batch-scale", "0"), ("batch_scale=0.0",)),
-        (("--critical-batch-tokens", "0"), ("--critical-batch-tokens=0.0",)),
+        (("--critical-batch-tokens", "0"), ("critical_batch_tokens='0'",)),
+        (("--critical-batch-norms", "1M=2"), ("needs two batch sizes",)),
+        (("--critical-batch-norms", "1M=1,4M=2"), ("average over more steps",)),
+        (("--critical-batch-norms", "1M=nan,4M=2"), ("average over more steps",)),
+        (("--critical-batch-norms", "1M=a,4M=2"), ("TOKENS=NORM2",)),
         (("--scale", "network_bandwidth"), ("NAME=FACTOR",)),
         (("--scale", "colour=2"), ("'colour' must be one of",)),
         (("--scale", "memory=0"), ("--scale memory=0", "from 1e-6")),

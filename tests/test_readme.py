@@ -17,6 +17,13 @@ LESS = {
 }  # fmt: skip
 """The whole search compiles for minutes; here it compiles less of the same space."""
 
+QUICK = {
+    "autotune sweep --model llama3-8b --target v5p --chips 64..1024 --batch-tokens 4M --seq 4096 --tokens 1T"
+    " --min-mfu 0.5": ("v5p: best layout by size", "largest size at 50 % of peak or more", "nothing was compiled"),
+    "autotune frontier --hardware h100": ("linear scaling ends at 2.05e28 FLOP", "the wall lies between"),
+}
+"""Commands that are run as they stand, and what they say."""
+
 RUN_ELSEWHERE = ("python3 -m venv", ". .venv/bin/activate", "pip install", "python -m pytest", "python scripts/")
 """Installing and testing is what `.ci/run` does; scripts have tests of their own."""
 
@@ -28,7 +35,7 @@ def shown() -> list[str]:
 
 
 def test_no_command_is_untried():
-    assert set(shown()) == set(LESS)
+    assert set(shown()) == LESS.keys() | QUICK.keys()
 
 
 @pytest.mark.parametrize("command", LESS)
@@ -41,6 +48,15 @@ def test_command(command, tmp_path, monkeypatch, capsys):
     assert "chosen: " in screen and "what binds: " in screen and "what keeps better layouts out: " in screen
     if "--out" in words:
         assert (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_quick_command(command, capsys):
+    assert run(shlex.split(command)[1:]) == 0
+    screen = capsys.readouterr().out
+    for words in QUICK[command]:
+        assert words in screen, words
+    assert all(words in README for words in QUICK[command])
 
 
 def test_every_subcommand_is_in_the_table():

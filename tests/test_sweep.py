@@ -12,6 +12,7 @@ from autotune.limits import ARC
 from autotune.meshes.hardware import scale
 from autotune.meshes.target import parse_target
 from autotune.preset import preset_workload, transformer_of
+from autotune.price.orders import with_best_orders
 from autotune.price.space import price_space
 from autotune.search import search
 from autotune.space import enumerate_layouts, parse_fix
@@ -38,6 +39,8 @@ def whole_space(step, target, fixed=None):
     """(seconds, text) of the best layout that fits, from pricing every one; None when none fits."""
     table = enumerate_layouts(target, step.axes, step.sequences, step.transformer.layers, fixed or {})
     space = price_space(step, target, table)
+    if "order" not in (fixed or {}):
+        space = with_best_orders(space, 64, target.hardware.capacity_bytes)
     fits = np.flatnonzero(space.legal & (space.peak_bytes <= target.hardware.capacity_bytes))
     if not fits.size:
         return None
@@ -360,9 +363,46 @@ def test_picture_with_its_numbers(tmp_path, capsys):
         (("--depth-scale", "0"), "depth-scale"),
         (("--plot", "here.txt"), "must end in"),
         (("--dtype", "int4"), "no peak for dtype"),
+        (("--workload", "mine.train:step"), "give one of"),
+        (("--critical-batch-norms", "1M=2,2M=3"), "average over more steps"),
+        (("--chips", "17"), "none of the sizes"),
+        (("--seq", "0"), "--seq=0 must be 1 or more"),
+        (("--batch-tokens", "4Q"), "must be a number, with K"),
+        (("--scale", "matmul=0"), "must be above 0"),
+        (("--batch-scale", "nan"), "batch_scale=nan"),
+        (("--target", "v5p:4x4x4*2"), "--chips says how many slices"),
     ],
 )
 def test_bad_input_is_one_line(words, complaint, capsys):
     assert run(with_option(*words)) == 2
     said = capsys.readouterr()
     assert said.out == "" and len(said.err.splitlines()) == 1 and complaint in said.err
+
+
+USERS_STEP = """
+import jax, jax.numpy as jnp
+
+def step(weights, batch):
+    loss, gradients = jax.value_and_grad(lambda w: jnp.mean((batch @ w) ** 2))(weights)
+    return weights - gradients, loss
+
+def workload():
+    return step, jax.ShapeDtypeStruct((512, 512), jnp.float32), jax.ShapeDtypeStruct((64, 512), jnp.float32)
+"""
+
+
+def test_a_step_of_ones_own_is_swept_from_its_trace(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_sweep_step.py").write_text(USERS_STEP)
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep", "--workload", "own_sweep_step:workload", "--target", "h100,v5e", "--chips", "1..16"]
+    assert run([*words, "--price", "h100=3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for target in found["targets"]:
+        points = target["points"]
+        assert [point["chips"] for point in points] == [1, 2, 4, 8, 16]
+        assert all(point["fits"] and point["mfu"] is None and point["step_seconds"] > 0 for point in points)
+    assert found["targets"][0]["points"][0]["cost_per_million_tokens"] > 0
+    assert run(words) == 0 and "closed-form prices" in capsys.readouterr().out
+    for option, value in (("--batch-tokens", "4M"), ("--seq", "64"), ("--min-mfu", "0.4")):
+        assert run([*words, option, value]) == 2
+        assert f"{option} does not go with --workload" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.commands.options import bad_input, json_option, writable
+from autotune.commands.options import CRITICAL_NORMS_HELP, bad_input, critical_tokens, json_option, writable
 
 if TYPE_CHECKING:
     from autotune.frontier.batch import Overlap
@@ -30,9 +30,10 @@ OVERLAPS = ("tensor", "pipeline", "data")
 @click.command()
 @click.option("--hardware", default="h100", show_default=True, help="One of the paper's; any other word lists them.")
 @click.option("--batch-rule", default="default", show_default=True, help="default (grows as C^(1/6)), fixed, deepseek.")
-@click.option("--batch-tokens", type=float, help="A fixed batch of your own, in tokens, instead of the rule's.")
+@click.option("--batch-tokens", help="A fixed batch of your own, instead of the rule's: 4M, 4Mi, 4194304.")
 @click.option("--batch-scale", type=float, default=1.0, help="Multiplies the rule's batch.")
-@click.option("--critical-batch-tokens", type=float, help="Adds what each batch costs in data and steps.")
+@click.option("--critical-batch-tokens", help="The critical batch: adds what each batch costs in data and steps.")
+@click.option("--critical-batch-norms", metavar="TOKENS=NORM2,TOKENS=NORM2", help=CRITICAL_NORMS_HELP)
 @click.option("--sparse", is_flag=True, help="Mixtures of experts, one active; experts grow with width.")
 @click.option("--depth-scale", type=float, default=1.0, help="Multiplies the depth rule; below 1: fatter.")
 @click.option("--months", type=float, default=3.0, show_default=True, help="How long a run may take.")
@@ -47,9 +48,10 @@ OVERLAPS = ("tensor", "pipeline", "data")
 def frontier(
     hardware: str,
     batch_rule: str,
-    batch_tokens: float | None,
+    batch_tokens: str | None,
     batch_scale: float,
-    critical_batch_tokens: float | None,
+    critical_batch_tokens: str | None,
+    critical_batch_norms: str | None,
     sparse: bool,
     depth_scale: float,
     months: float,
@@ -72,9 +74,9 @@ def frontier(
     from autotune.frontier.curve import curve
     from autotune.frontier.shapes import equal_parameters
     from autotune.frontier.what_helps import what_helps as changes
+    from autotune.sweep.sizes import parse_tokens
 
-    if critical_batch_tokens is not None and not 0 < critical_batch_tokens < float("inf"):
-        raise click.UsageError(f"--critical-batch-tokens={critical_batch_tokens} must be a finite number above 0")
+    critical = critical_tokens(critical_batch_tokens, critical_batch_norms)
     if picture not in PICTURES:
         raise click.UsageError(f"--picture={picture!r} must be one of {', '.join(PICTURES)}")
     gpu = _scaled(_gpu("--hardware", hardware), scale)
@@ -87,7 +89,7 @@ def frontier(
         assumptions = Assumptions(
             sparse=sparse,
             batch_rule=batch_rule,
-            batch_tokens=batch_tokens,
+            batch_tokens=None if batch_tokens is None else parse_tokens(batch_tokens, "batch_tokens"),
             batch_scale=batch_scale,
             depth_scale=depth_scale,
             months=months,
@@ -112,9 +114,7 @@ def frontier(
                 plots.shape_picture(gpu, assumptions, anchor.run if anchor else assumptions.run(12288), plot)
         click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
     if as_json:
-        result = row_maker.document(
-            computed, limits, critical_batch_tokens=critical_batch_tokens, helps=helps, shapes=shape_table
-        )
+        result = row_maker.document(computed, limits, critical_batch_tokens=critical, helps=helps, shapes=shape_table)
         click.echo(json.dumps(result, allow_nan=False))
         return
     from rich.console import Console
@@ -128,7 +128,7 @@ def frontier(
         render(
             computed,
             limits,
-            critical_batch_tokens=critical_batch_tokens,
+            critical_batch_tokens=critical,
             helps=helps,
             shapes=shape_table,
             width=console.width,

@@ -107,6 +107,36 @@ def workload_of(
         return preset_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
 
 
+def critical_tokens(tokens: str | None, norms: str | None) -> float | None:
+    """The critical batch in tokens: as given, or from squared gradient norms measured at two batch sizes."""
+    from autotune.frontier.critical_batch import measured_noise_scale
+    from autotune.sweep.sizes import parse_tokens
+
+    if tokens is not None and norms is not None:
+        raise click.UsageError("give one of --critical-batch-tokens and --critical-batch-norms")
+    with bad_input():
+        if tokens is not None:
+            return parse_tokens(tokens, "critical_batch_tokens")
+        if norms is None:
+            return None
+        pairs = []
+        for part in norms.split(","):
+            batch, equals, norm = part.partition("=")
+            try:
+                pairs.append((parse_tokens(batch, "critical_batch_norms"), float(norm)))
+            except ValueError:
+                raise click.UsageError(
+                    f"--critical-batch-norms {norms}: write TOKENS=NORM2,TOKENS=NORM2, e.g. 0.5M=2.9,4M=1.2"
+                ) from None
+        if len(pairs) != 2:
+            raise click.UsageError(f"--critical-batch-norms {norms}: needs two batch sizes, has {len(pairs)}")
+        (small, small_norm), (big, big_norm) = sorted(pairs)
+        return measured_noise_scale(small, small_norm, big, big_norm)
+
+
+CRITICAL_NORMS_HELP = "The same, measured: mean squared norm of the gradient at two batch sizes, in tokens."
+
+
 def default_dtype(target: Target) -> str:
     """bfloat16 wherever the chip multiplies it at full rate; float32 on the CPU, float16 on V100."""
     if target.platform == "cpu":

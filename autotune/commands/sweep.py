@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.commands.options import bad_input, default_dtype, json_option, store_option, writable
+from autotune.commands.options import (
+    CRITICAL_NORMS_HELP,
+    bad_input,
+    critical_tokens,
+    default_dtype,
+    json_option,
+    store_option,
+    writable,
+)
 
 if TYPE_CHECKING:
     from autotune.sweep.batch import BatchRule
@@ -16,10 +24,14 @@ if TYPE_CHECKING:
     from autotune.sweep.point import Question
     from autotune.sweep.sizes import Family
     from autotune.sweep.sweep import Sweep
+    from autotune.workload.workload import Workload
 
 
 @click.command()
 @click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape.")
+@click.option(
+    "--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own step, with its own batch, from its trace."
+)
 @click.option(
     "--target", help="One or several, e.g. v5p,h100,v6e; v5p:8x8x8 and h100:4 say what larger ones are made of."
 )  # noqa: E501
@@ -29,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--batch-rule", default=None, help="fixed (--batch-tokens), paper, deepseek, critical.")
 @click.option("--batch-scale", type=float, default=1.0, help="Multiplies the batch.")
 @click.option("--critical-batch-tokens", help="The critical batch, yours: adds what a batch costs in steps and tokens.")
+@click.option("--critical-batch-norms", metavar="TOKENS=NORM2,TOKENS=NORM2", help=CRITICAL_NORMS_HELP)
 @click.option("--seq", type=int, help="Tokens in one sequence.")
 @click.option("--dtype", default=None, help="Compute dtype; default bfloat16 (float16 on V100).")
 @click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
@@ -57,8 +70,9 @@ if TYPE_CHECKING:
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (.png, .svg) and its numbers (.csv).")
 @json_option
 def sweep(
-    model, target, hardware, chips, batch_tokens, batch_rule, batch_scale, critical_batch_tokens, seq, dtype, axes, fix,
-    depth_scale, scale, tokens, price, min_mfu, what_helps, shapes, confirm, timeout, store, plot, as_json,
+    model, workload, target, hardware, chips, batch_tokens, batch_rule, batch_scale, critical_batch_tokens,
+    critical_batch_norms, seq, dtype, axes, fix, depth_scale, scale, tokens, price, min_mfu, what_helps, shapes,
+    confirm, timeout, store, plot, as_json,
 ):  # fmt: skip
     """The best layout against cluster size, and where the limit changes.
 
@@ -66,15 +80,28 @@ def sweep(
     autotune sweep --model llama3-70b --target v5p --chips 64..8192 --batch-tokens 4M --seq 4096 --min-mfu 0.4
     autotune sweep --model mixtral-8x7b --target v5p,h100 --chips 64..1024 --batch-tokens 4M --seq 4096 \\
         --tokens 1T --price v5p=4.2,h100=3.0
+    autotune sweep --workload my_project.train:workload --target h100 --chips 8..256
     """
+    from autotune.space import parse_fix
+    from autotune.sweep.point import Question
     from autotune.sweep.shapes import shapes as shapes_of
     from autotune.sweep.sweep import sweep as sweep_of
     from autotune.sweep.what_helps import what_helps as helps_of
 
-    for name, value in (("--model", model), ("--target", target), ("--chips", chips), ("--seq", seq)):
+    if bool(model) == bool(workload):
+        raise click.UsageError("give one of --model and --workload")
+    for name, value in (("--target", target), ("--chips", chips)):
         if not value:
-            raise click.UsageError(f"{name} is missing" if value is None else f"{name}={value} must be 1 or more")
-    if seq < 1:
+            raise click.UsageError(f"{name} is missing")
+    if workload:
+        said = {"--batch-tokens": batch_tokens, "--batch-rule": batch_rule, "--seq": seq, "--dtype": dtype,
+                "--batch-scale": batch_scale != 1.0, "--depth-scale": depth_scale != 1.0, "--shapes": shapes,
+                "--min-mfu": min_mfu}  # fmt: skip
+        for name in (name for name, value in said.items() if value):
+            raise click.UsageError(f"{name} does not go with --workload: your step has its own batch and shape")
+    elif seq is None:
+        raise click.UsageError("--seq is missing; write e.g. --seq 4096")
+    elif seq < 1:
         raise click.UsageError(f"--seq={seq} must be 1 or more")
     if min_mfu is not None and not 0 < min_mfu < 1:
         raise click.UsageError(f"--min-mfu={min_mfu} must lie between 0 and 1")
@@ -89,12 +116,19 @@ def sweep(
 
         families = _families(target, hardware, scale)
         sizes = parse_sizes(chips)
-        budgets = _budgets(families, tokens, price, critical_batch_tokens)
-        rule = _rule(batch_rule, batch_tokens, critical_batch_tokens, batch_scale)
-        questions = [
-            _question(family, sizes, model, rule, budgets[0].tokens, seq, dtype, axes, fix, depth_scale)
-            for family in families
-        ]
+        critical = critical_tokens(critical_batch_tokens, critical_batch_norms)
+        budgets = _budgets(families, tokens, price, critical)
+        if workload:
+            from autotune.workload.workload import load_workload
+
+            own = load_workload(workload)
+            questions = [Question(workload=own, axes=_axes(axes, own), fixed=parse_fix(fix)) for _ in families]
+        else:
+            rule = _rule(batch_rule, batch_tokens, critical, batch_scale)
+            questions = [
+                _question(family, sizes, model, rule, budgets[0].tokens, seq, dtype, axes, fix, depth_scale)
+                for family in families
+            ]
         found = [sweep_of(question, family, sizes) for question, family in zip(questions, families, strict=True)]
         if confirm:
             found = [_confirm(one, confirm, timeout, store) for one in found]
@@ -158,7 +192,9 @@ def _families(text: str, hardware: Path | None, scale: tuple[str, ...]) -> list[
     return families
 
 
-def _budgets(families: list[Family], tokens: str | None, price: tuple[str, ...], critical: str | None) -> list[Budget]:
+def _budgets(
+    families: list[Family], tokens: str | None, price: tuple[str, ...], critical: float | None
+) -> list[Budget]:
     """Tokens, prices and the critical batch, one budget a machine."""
     from autotune.sweep.budget import Budget
     from autotune.sweep.sizes import parse_tokens
@@ -179,20 +215,20 @@ def _budgets(families: list[Family], tokens: str | None, price: tuple[str, ...],
         Budget(
             tokens=parse_tokens(tokens, "tokens") if tokens is not None else None,
             device_hour_price=prices.get(name),
-            critical_tokens=parse_tokens(critical, "critical_batch_tokens") if critical is not None else None,
+            critical_tokens=critical,
         )
         for name in names
     ]
 
 
-def _rule(rule: str | None, tokens: str | None, critical: str | None, factor: float) -> BatchRule:
+def _rule(rule: str | None, tokens: str | None, critical: float | None, factor: float) -> BatchRule:
     from autotune.sweep.batch import BatchRule
     from autotune.sweep.sizes import parse_tokens
 
     return BatchRule(
         rule=rule or "fixed",
         batch_tokens=parse_tokens(tokens, "batch_tokens") if tokens is not None else None,
-        critical_tokens=parse_tokens(critical, "critical_batch_tokens") if critical is not None else None,
+        critical_tokens=critical,
         scale=factor,
     )
 
@@ -221,15 +257,19 @@ def _question(
     else:
         shape = reshaped(transformer, depth_scale, lambda one: float(one.parameters))
         workload = transformer_workload(shape, batch=batch, seq=seq, dtype=kind)
-    wanted = workload.axes
-    if axes is not None:
-        wanted = tuple(name.strip() for name in axes.split(",") if name.strip())
-        for name in wanted:
-            if name not in workload.axes:
-                raise click.UsageError(
-                    f"--axes: {workload.name} makes no use of {name!r}; it can use {', '.join(workload.axes)}"
-                )  # noqa: E501
-    return Question(workload=workload, axes=wanted, fixed=parse_fix(fix))
+    return Question(workload=workload, axes=_axes(axes, workload), fixed=parse_fix(fix))
+
+
+def _axes(text: str | None, workload: Workload) -> tuple[str, ...]:
+    """The axes that --axes names, all of which the step can use; those it can use where nothing is named."""
+    if text is None:
+        return workload.axes
+    wanted = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in wanted:
+        if name not in workload.axes:
+            can = ", ".join(workload.axes)
+            raise click.UsageError(f"--axes: {workload.name} makes no use of {name!r}; it can use {can}")
+    return wanted
 
 
 def _helped(found: Sweep, min_mfu: float | None) -> tuple[int, ...]:

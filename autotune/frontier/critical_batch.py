@@ -6,6 +6,7 @@ the covariance of one example's gradient, H the Hessian; a batch may be counted 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -43,6 +44,11 @@ def measured_noise_scale(
     """
     if not 0 < small_batch < big_batch:
         raise ValueError(f"small_batch={small_batch} must be above 0 and below big_batch={big_batch}")
+    if not 0 < big_norm_squared < small_norm_squared < math.inf:
+        raise ValueError(
+            f"squared gradient norms: that of the larger batch, {big_norm_squared}, must be above 0 and below that of "
+            f"the smaller, {small_norm_squared}; average over more steps"
+        )
     gradient = (big_batch * big_norm_squared - small_batch * small_norm_squared) / (big_batch - small_batch)
     trace = (small_norm_squared - big_norm_squared) / (1 / small_batch - 1 / big_batch)
     if gradient <= 0:

@@ -72,7 +72,7 @@ def utilization_picture(curves: Sequence[Curve], path: Path) -> None:
     above.set_ylabel("utilisation of peak")
     above.grid(alpha=0.25)
     above.legend(fontsize=8, loc="upper right")
-    above.set_title(_title(curves[0]), fontsize=10)
+    above.set_title(_title(curves[0], ", ".join(curve.gpu.label for curve in curves)), fontsize=10)
     below.set_yticks(range(len(curves)), [curve.gpu.label for curve in curves], fontsize=8)
     below.invert_yaxis()
     below.set_xlabel("training FLOP")
@@ -154,16 +154,15 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
     left.plot(shown, [depth(d, 4 * d) for d in shown], color="black", lw=1.4, label="depth rule")
     for params in (1e12, 1e13, 1e14, 1e15):
         left.plot(shown, [params / (8 * d * d) for d in shown], color="#c2452d", lw=0.8, ls=":")
-        at = math.sqrt(params / (8 * 10))
-        if shown[0] < at < shown[-1]:
-            text = f"{params:.0e} parameters ".replace("e+", "e")
-            left.annotate(text, (at, 10), color="#c2452d", fontsize=7, ha="right")
+        at = min(math.sqrt(params / (8 * 10)), shown[-1])
+        text = f"{params:.0e} parameters ".replace("e+", "e")
+        left.annotate(text, (at, params / (8 * at * at)), color="#c2452d", fontsize=7, ha="right", va="top")
     left.plot(
         [shape.run.d_model for shape in equal],
         [shape.run.layers for shape in equal],
         color="#c2452d",
         lw=1.4,
-        label=f"{anchor.active_params:.2g} parameters (right)",
+        label=f"{anchor.active_params:.2g} parameters (right)".replace("e+", "e"),
     )
     left.set_xscale("log", base=2)
     left.set_yscale("log", base=2)
@@ -191,7 +190,8 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
     right.set_xlabel("layers x width")
     right.tick_params(axis="x", labelsize=7, rotation=90)
     right.legend(fontsize=7, loc="upper center", ncols=3)
-    right.set_title(f"{anchor.active_params:.3g} parameters, {anchor.flop:.3g} FLOP: deep against fat", fontsize=9)
+    size = f"{anchor.active_params:.3g} parameters, {anchor.flop:.3g} FLOP".replace("e+", "e")
+    right.set_title(f"{size}: deep against fat", fontsize=9)
     _save(
         figure,
         path,
@@ -200,11 +200,11 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
     )
 
 
-def _title(curve: Curve) -> str:
+def _title(curve: Curve, hardware: str | None = None) -> str:
     a = curve.assumptions
     batch = f"{a.batch_rule} batch rule" if a.batch_tokens is None else f"batch of {a.batch_tokens:.3g} tokens"
     kind = "sparse" if a.sparse else "dense"
-    return f"{curve.gpu.label}: smallest cluster in time ({kind}, {batch}, {a.months:g} months)"
+    return f"{hardware or curve.gpu.label}: smallest cluster in time ({kind}, {batch}, {a.months:g} months)"
 
 
 def _edges(flop: Sequence[float]) -> list[float]:

@@ -31,9 +31,9 @@ def with_best_orders(space: PricedSpace, keep: int, most_bytes: float) -> Priced
     rows = np.flatnonzero(space.legal & (space.peak_bytes <= most_bytes))
     fitting = np.sort(space.seconds[rows[space.peak_bytes[rows] <= space.target.hardware.capacity_bytes]])
     if len(fitting) > keep:
-        bound = price(space.workload, space.table.take(rows), _without_links(space.target)).step_seconds
+        bound = price(space.workload, space.table.take(rows), without_links(space.target)).step_seconds
         rows = rows[bound <= fitting[keep - 1]]
-    of_row, others = _other_orders(space.table.take(rows), space.target)
+    of_row, others = other_orders(space.table.take(rows), space.target)
     if not len(of_row):
         return space
     prices = price(space.workload, others, space.target)
@@ -68,7 +68,7 @@ def orders_that_differ(target: Target, inner: dict[str, int]) -> list[tuple[str,
     return list(found.values())
 
 
-def _other_orders(table: LayoutTable, target: Target) -> tuple[np.ndarray, LayoutTable]:
+def other_orders(table: LayoutTable, target: Target) -> tuple[np.ndarray, LayoutTable]:
     """(row of `table` that each is an order of, the rows again under every order that differs from the default)."""
     inner = [getattr(table, axis) // getattr(table, f"dcn_{axis}") for axis in WORDS]
     first, mesh_of_row = distinct(inner)
@@ -84,7 +84,7 @@ def _other_orders(table: LayoutTable, target: Target) -> tuple[np.ndarray, Layou
     return of_row, ordered
 
 
-def _without_links(target: Target) -> Target:
+def without_links(target: Target) -> Target:
     """The target with links inside a slice that take no time."""
     hardware = scale(target.hardware, "latency", 1e9)
     for tier in hardware.tiers[: 2 if hardware.devices_per_chip > 1 else 1]:

@@ -1,4 +1,4 @@
-"""The fastest layout that fits a target, exactly as pricing the whole space would find it, without pricing it all.
+"""The fastest layout that fits a target, as pricing the whole space would find it, without pricing it all.
 
 Branch and bound: meshes, then boxes (a mesh with its recomputation, ZeRO and context attention), then ways to cut the
 batch are left out when `sweep.bounds` says that none of their layouts can win. What is left is priced in full, best
@@ -17,12 +17,17 @@ from autotune.meshes.hardware import scale
 from autotune.meshes.layout import Layout
 from autotune.meshes.legality import reject_codes, rule_names, rules_about
 from autotune.meshes.target import Target
+from autotune.price.orders import other_orders
 from autotune.price.price import Estimate, Prices, price_table
 from autotune.price.space import price_space
 from autotune.space import enumerate_layouts, pass_columns, sizes_over, with_choices, with_crossings, with_passes
-from autotune.sweep.bounds import OF_CHOICES, Bounds, Columns
+from autotune.sweep.bounds import OF_CHOICES, ROUNDING, Bounds, Columns
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
+
+ORDER_SLACK = 1.05
+"""On a torus the order of a layout's axes inside a slice is chosen too, for layouts that are at most this much slower
+than the best in the default order. A choice, not a bound: bounds over all orders take ten times as long."""
 
 FIRST_BLOCK = 128
 """Rows taken before bounds cut; each next block is eight times as large."""
@@ -97,6 +102,7 @@ class _Search:
         self.workload, self.target, self.axes = workload, target, axes
         self.fixed = {**fixed, **workload.fixed}
         self.bounds = Bounds(workload, target, self.fixed)
+        self.slack = ORDER_SLACK if target.platform == "tpu" and "order" not in self.fixed else 1.0
         self.capacities = [factor * target.hardware.capacity_bytes for factor in headroom]
         first = (known.estimate.step_seconds, str(known.layout), known.layout, known.estimate) if known else None
         self.best: list[tuple[float, str, Layout, Estimate] | None] = [first for _ in headroom]
@@ -150,7 +156,7 @@ class _Search:
         """Whether a row may still be the best for some capacity."""
         hope = np.zeros(len(seconds), dtype=bool)
         for capacity, best in zip(self.capacities, self.best, strict=True):
-            hope |= (peaks <= capacity) & (seconds <= (best[0] if best else np.inf))
+            hope |= (peaks <= capacity) & (seconds <= (self.slack * best[0] if best else np.inf))
         return hope
 
     def _expand(self, meshes: Columns) -> None:
@@ -175,16 +181,28 @@ class _Search:
         if not len(table):
             return
         prices = self._prices(table)
+        self._take(table, prices, 1.0)
+        if self.slack > 1.0:
+            fits = prices.peak_bytes <= max(self.capacities)
+            others = other_orders(
+                table.take(fits & self._hopeful(prices.step_seconds, prices.peak_bytes)), self.target
+            )[1]
+            if len(others):
+                self._take(others, self._prices(others), 1 - ROUNDING)
+
+    def _take(self, table: LayoutTable, prices: Prices, share: float) -> None:
+        """Keep what is best for each capacity; it must take no more than `share` of what was best before."""
         for which, capacity in enumerate(self.capacities):
             fits = np.flatnonzero(prices.peak_bytes <= capacity)
             if not fits.size:
                 continue
-            least = prices.step_seconds[fits].min()
+            least, best = float(prices.step_seconds[fits].min()), self.best[which]
+            if best and least > best[0] * share:
+                continue
             for row in fits[prices.step_seconds[fits] == least]:
                 layout, best = table.layout(int(row)), self.best[which]
-                found = (float(least), str(layout))
-                if best is None or found < best[:2]:
-                    self.best[which] = (*found, layout, prices.estimate(int(row)))
+                if best is None or (least, str(layout)) < best[:2]:
+                    self.best[which] = (least, str(layout), layout, prices.estimate(int(row)))
 
     def _least_of(self, meshes: Columns, bound: Callable[[Columns], np.ndarray], remat: str) -> np.ndarray:
         """The least of a bound over the other choices of each mesh, with the recomputation that is best for it."""
@@ -211,7 +229,8 @@ class _Search:
     def _nothing_legal(self, broken: np.ndarray) -> NothingFits:
         """The rule that most meshes break first: of the batch, or of the model's sizes."""
         codes, counts = np.unique(broken, return_counts=True)
-        return _illegal(int(codes[np.argmax(counts)]))
+        code = int(codes[np.argmax(counts)])
+        return _illegal(code, rule_names()[code])
 
     def _least_memory(self, sizes: Columns, peaks: np.ndarray) -> NothingFits:
         """The legal layout of least memory, sizes of the least bound first."""
@@ -243,7 +262,8 @@ def _of_everything(
     space = price_space(workload, target, table)
     if not space.legal.any():
         codes, counts = np.unique(space.broken, return_counts=True)
-        return _illegal(int(codes[np.argmax(counts)]))
+        code = int(codes[np.argmax(counts)])
+        return _illegal(code, space.rule_of(int(np.flatnonzero(space.broken == code)[0])))
     legal = np.flatnonzero(space.legal)
     fits = legal[space.peak_bytes[legal] <= target.hardware.capacity_bytes]
     if not fits.size:
@@ -256,9 +276,9 @@ def _of_everything(
     return Fastest(layout=space.layout(row), estimate=space.price(row), priced=len(table))
 
 
-def _illegal(code: int) -> NothingFits:
+def _illegal(code: int, rule: str) -> NothingFits:
     limit = "batch" if code in rules_about("batch") else "divisibility"
-    return NothingFits(limit=limit, rule=rule_names()[code], closest=None, least_bytes=None)
+    return NothingFits(limit=limit, rule=rule, closest=None, least_bytes=None)
 
 
 def _rows(columns: Columns, rows: np.ndarray | slice) -> Columns:

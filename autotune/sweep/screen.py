@@ -34,8 +34,8 @@ def render(
     if effort:
         parts.append(
             Text(
-                f"this batch reaches a loss in {effort.steps:.2f} x the least steps and {effort.examples:.2f} x the "
-                "least tokens"
+                f"with a critical batch of {budgets[0].critical_tokens:,.0f} tokens it reaches a loss in "
+                f"{effort.steps:.2f} x the least steps and {effort.examples:.2f} x the least tokens"
             )
         )
     for found, budget in zip(sweeps, budgets, strict=True):
@@ -61,11 +61,12 @@ def _points(found: Sweep, budget: Budget) -> Table:
     for name in ("chips", "target", "step", "MFU", "tok/s/device"):
         table.add_column(name, justify="left" if name == "target" else "right", no_wrap=True)
     for name in ("limit (elasticity)", "next", "layout"):
-        table.add_column(name, justify="left", no_wrap=name != "layout")
+        table.add_column(name, justify="left", no_wrap=name != "layout", overflow="fold")
     for name, shown in (
         ("days", budget.tokens),
         ("chip-hours", budget.tokens),
         ("per M tokens", budget.device_hour_price),
+        ("cost", budget.tokens and budget.device_hour_price),
     ):
         if shown is not None:
             table.add_column(name, justify="right", no_wrap=True)
@@ -81,7 +82,7 @@ def _points(found: Sweep, budget: Budget) -> Table:
             str(point.chips),
             point.target.name,
             seconds_text(point.step_seconds),
-            "" if point.mfu is None else f"{100 * point.mfu:.1f} %",
+            "-" if point.mfu is None else f"{100 * point.mfu:.1f} %",
             f"{point.tokens_per_second_per_device:,.0f}",
             f"{limit_word(limit.resource)} {limit.elasticity:.2f}",
             ""
@@ -93,6 +94,8 @@ def _points(found: Sweep, budget: Budget) -> Table:
         cells += [f"{days:,.1f}"] if days is not None else []
         cells += [f"{hours:,.0f}"] if hours is not None else []
         cells += [f"{price:.4g}"] if price is not None else []
+        cost = budget.cost(point)
+        cells += [f"{cost:,.0f}"] if cost is not None else []
         table.add_row(*cells, point.source)
     return table
 
@@ -114,7 +117,8 @@ def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
             lines.append(Text(f"no size reaches {asked}"))
         else:
             reached = f"{100 * (largest.mfu or 0.0):.1f} %"
-            lines.append(Text(f"largest size at {asked} or more: {largest.chips} chips ({reached})"))
+            last = ", the largest asked" if largest is found.points[-1] else ""
+            lines.append(Text(f"largest size at {asked} or more: {largest.chips} chips ({reached}{last})"))
     if found.skipped:
         lines.append(Text(f"not offered in sizes of {', '.join(map(str, found.skipped))} chips"))
     for chips, reason in found.unconfirmed.items():
@@ -164,7 +168,7 @@ def _shapes(rows: Sequence[Shape]) -> Table:
         "layout",
     ):
         left = name in ("equal", "layout")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "layout")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "layout", overflow="fold")
     for row in rows:
         model = row.transformer
         cells = [row.equal, f"{model.layers} x {model.d_model}", f"{model.parameters:.3g}", f"{row.flops:.3g}"]
@@ -180,7 +184,9 @@ def _shapes(rows: Sequence[Shape]) -> Table:
 
 
 def _side_by_side(sweeps: Sequence[Sweep], budgets: Sequence[Budget]) -> Table:
-    table = Table(title="tok/s/device (money per M tokens)", title_justify="left", box=None)
+    priced = any(budget.device_hour_price is not None for budget in budgets)
+    title = "side by side: tokens a second of a device" + (" (price of a million tokens)" if priced else "")
+    table = Table(title=title, title_justify="left", box=None)
     table.add_column("chips", justify="right")
     for found in sweeps:
         table.add_column(found.family.name, justify="right")
