@@ -112,7 +112,7 @@ def _rank_set(row: dict) -> str | None:
 
 def _sections(row: dict) -> None:
     """ValueError where a part of a row is no object; those that may be left out are filled in, empty."""
-    for name in ("model", "hardware", "layout", "batch"):
+    for name in ("layout", "model", "hardware", "batch"):
         if not isinstance(row[name], dict):
             raise ValueError(f"{name} is no object")
     for name in ("measured", "derived", "source"):

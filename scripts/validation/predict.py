@@ -97,7 +97,9 @@ def capacity_bytes(case: Case) -> float:
     return hardware.capacity_bytes if case.stack.name.startswith("xla") else hardware.hbm_bytes
 
 
-OF_THE_STEP = ("matmul.logits", "loss", "optimizer", "accumulation", "bubble")
+OF_THE_STEP = (
+    "matmul.logits", "recompute.logits", "loss", "optimizer", "gradient_copies", "accumulation", "bubble",
+)  # fmt: skip
 """Terms that are not a layer's."""
 
 

@@ -80,7 +80,8 @@ def row_of(case: Case | Skipped) -> Row:
         oom_measured=case.oom,
         oom_predicted=not found.fits,
         peak_bytes_predicted=found.peak_bytes,
-        memory=dict(found.estimate.memory),
+        # by category only where the closed form's peak is the one that is told
+        memory=dict(found.estimate.memory) if found.peak_bytes == found.estimate.peak_bytes else None,
         bubble_measured=case.measured_bubble,
         bubble_predicted=found.bubble,
         schedule=case.layout.schedule,
