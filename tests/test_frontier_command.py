@@ -142,7 +142,7 @@ def test_pictures_come_with_their_numbers(tmp_path, picture, rows):
         (("--batch-rule", "huge"), ("batch_rule='huge'", "deepseek")),
         (("--months", "0"), ("months=0.0", "above 0")),
         (("--months", "nan"), ("months=nan",)),
-        (("--batch-tokens", "-4e6"), ("batch_tokens=-4000000.0",)),
+        (("--batch-tokens", "-4e6"), ("batch_tokens='-4e6'",)),
         (("--batch-scale", "0"), ("batch_scale=0.0",)),
         (("--critical-batch-tokens", "0"), ("critical_batch_tokens='0'",)),
         (("--critical-batch-norms", "1M=2"), ("needs two batch sizes",)),
