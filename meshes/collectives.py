@@ -138,7 +138,7 @@ def legs(
     for index, (route, tier, sent, seconds, latency) in enumerate(found):
         hidden = pipelined and index != slowest
         if not pipelined or index == launched:
-            latency += tier.launch(kind)
+            latency = max(latency + tier.launch(kind), tier.least_seconds.get(kind, 0.0) - seconds)
         result.append(
             Leg(
                 tier=route.tier,

@@ -26,8 +26,10 @@ class Tier:
     of one link of a torus, of one device's port on a switch. `latency_seconds` is one hop of a torus or one message
     through a switch; `launch_seconds` is what every collective pays once, however small.
     `bytes_factor` and `launch_factor`: kind of collective -> what it achieves of `bytes_per_second` and pays of
-    `launch_seconds`, where a calibration saw kinds differ; 1 for kinds not named. `wait_per_doubling`: how much longer
-    a step takes, as a fraction of it, each time the domains that the tier joins are doubled, beyond what its links
+    `launch_seconds`, where a calibration saw kinds differ; 1 for kinds not named. `least_seconds`: kind -> the least
+    that one takes, bytes and all, where a calibration saw that (threads that sleep between messages).
+    `wait_per_doubling`: how much longer a step takes, as a fraction of it, each time the domains that the tier joins
+    are doubled, beyond what its links
     take: all of them wait for the slowest.
     """
 
@@ -38,6 +40,7 @@ class Tier:
     launch_seconds: float
     bytes_factor: Mapping[str, float] = field(default_factory=dict)
     launch_factor: Mapping[str, float] = field(default_factory=dict)
+    least_seconds: Mapping[str, float] = field(default_factory=dict)
     wait_per_doubling: float = 0.0
 
     def __post_init__(self) -> None:
@@ -149,7 +152,10 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     peaks = {dtype: rate * factor for dtype, rate in hardware.flops_per_second.items()}
     quicker = tuple(
         dataclasses.replace(
-            tier, latency_seconds=tier.latency_seconds / factor, launch_seconds=tier.launch_seconds / factor
+            tier,
+            latency_seconds=tier.latency_seconds / factor,
+            launch_seconds=tier.launch_seconds / factor,
+            least_seconds={kind: seconds / factor for kind, seconds in tier.least_seconds.items()},
         )
         for tier in hardware.tiers
     )

@@ -38,6 +38,8 @@ DTYPES = {"cpu": ("float32", "bfloat16"), "accelerator": ("bfloat16", "float32")
 ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Per device: on a CPU an activation's size (it stays in cache there), on an accelerator beyond every cache."""
 PAYLOADS = (1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
+CLEARLY = 1.3
+"""Times the least time of its kind: a collective that takes longer is one whose bytes count."""
 SLOW_SECONDS = 0.5
 """A collective that takes longer is not tried with larger payloads: it is all bytes by then."""
 
@@ -199,7 +201,30 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
     """The tier with its latency, and per kind its rate and launch, fitted to the samples; residuals into `sources`.
 
     seconds = messages x latency + launch[kind] + link bytes / rate[kind], least deviations (`autotune.calibrate.fit`).
+    Or, where that comes closer to the samples, each kind takes a least time, whatever its bytes, and only what takes
+    clearly longer is fitted: on CPUs a thread sleeps while small messages come, and large ones hide that.
     """
+    kinds = [kind for kind in COLLECTIVES if any(sample.kind == kind for sample in samples)]
+    fitted = _affine(tier, samples)
+    least = {}
+    for kind in kinds:
+        of_kind = [one for one in samples if one.kind == kind]
+        small = sorted({one.payload_bytes for one in of_kind})[:2]
+        least[kind] = statistics.median(one.seconds for one in of_kind if one.payload_bytes in small)
+    longer = [one for one in samples if one.seconds > CLEARLY * least[one.kind]]
+    if all(len({one.payload_bytes for one in longer if one.kind == kind}) > 1 for kind in kinds):
+        other = dataclasses.replace(_affine(tier, longer), least_seconds=least)
+        fitted = min(fitted, other, key=lambda one: sum(abs(residual(one, sample)) for sample in samples))
+    errors = {kind: [abs(residual(fitted, one)) for one in samples if one.kind == kind] for kind in kinds}
+    listed = ", ".join(f"{kind} {statistics.median(e):.0%} (worst {max(e):.0%})" for kind, e in errors.items())
+    sizes = sorted({sample.route.size for sample in samples})
+    source = f"autotune calibrate, {when}: fitted to groups of {sizes}; median error {listed}"
+    for name in ("bytes_per_second", "latency_seconds", "launch_seconds"):
+        sources[f"tiers.{tier.name}.{name}"] = source
+    return fitted
+
+
+def _affine(tier: Tier, samples: Sequence[Sample]) -> Tier:
     kinds = [kind for kind in COLLECTIVES if any(sample.kind == kind for sample in samples)]
     # A group of one size cannot tell latency from launch: then all of it is launch.
     one_size = len({sample.route.size for sample in samples}) == 1
@@ -220,7 +245,7 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
         raise ValueError(f"calibrate: tier {tier.name}: no collective took longer with more bytes")
     best = min(seen.values())
     launch = max(launches.values())
-    fitted = Tier(
+    return Tier(
         name=tier.name,
         kind=tier.kind,
         bytes_per_second=1 / best,
@@ -229,13 +254,6 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
         bytes_factor={kind: best / seconds for kind, seconds in seen.items()},
         launch_factor={kind: seconds / launch for kind, seconds in launches.items()} if launch else {},
     )
-    errors = {kind: [abs(residual(fitted, one)) for one in samples if one.kind == kind] for kind in kinds}
-    listed = ", ".join(f"{kind} {statistics.median(e):.0%} (worst {max(e):.0%})" for kind, e in errors.items())
-    sizes = sorted({sample.route.size for sample in samples})
-    source = f"autotune calibrate, {when}: fitted to groups of {sizes}; median error {listed}"
-    for name in ("bytes_per_second", "latency_seconds", "launch_seconds"):
-        sources[f"tiers.{tier.name}.{name}"] = source
-    return fitted
 
 
 def residual(tier: Tier, sample: Sample) -> float:
@@ -245,7 +263,8 @@ def residual(tier: Tier, sample: Sample) -> float:
         sample.kind, sample.payload_bytes, tier, size=route.size, links=route.links, hops=route.hops,
         spread=route.spread, far_hops=route.far_hops, share=route.share, near_hops=route.near_hops,
     )  # fmt: skip
-    return float(seconds + latency + tier.launch(sample.kind)) / sample.seconds - 1
+    longest = max(seconds + latency + tier.launch(sample.kind), tier.least_seconds.get(sample.kind, 0.0))
+    return float(longest) / sample.seconds - 1
 
 
 def _link_bytes(sample: Sample) -> float:
