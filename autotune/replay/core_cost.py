@@ -25,6 +25,13 @@ RESOURCES = {
 }
 """Class of CPU work -> resource and detail ("": the op's kernel); any other belongs to `core`."""
 
+KIN = {
+    "transcendental_strided": "transcendental",
+    "strided_slice": "strided_slice_long",
+    "strided_slice_long": "strided_slice",
+}
+"""Class that a hardware file has no seconds for -> the one to take instead."""
+
 
 def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tuple[tuple[tuple[str, str], float], ...]:
     """((resource, detail), seconds) pairs of one execution on one device; they add up to its time.
@@ -76,8 +83,9 @@ def _from_classes(op: Compute, hardware: Hardware) -> tuple[tuple[tuple[str, str
     """The sum over classes of amount x seconds; products in another dtype than float32 at the ratio of the peaks."""
     parts = []
     for name, amount in op.cpu_work:
+        known = name if name in hardware.op_seconds else KIN.get(name, name)
         resource, detail = RESOURCES.get(name, ("core", op.kernel))
-        seconds = amount * hardware.op_seconds.get(name, 0.0) / hardware.faster.get(resource, 1.0)
+        seconds = amount * hardware.op_seconds.get(known, 0.0) / hardware.faster.get(resource, 1.0)
         if resource == "matmul" and op.dtype is not None:
             # `scale` has made the peaks faster alike: their ratio stays.
             seconds *= hardware.peak("float32") / hardware.peak(op.dtype)
