@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from two_hosts import WORKLOADS, Row, keep, keepers, read, row_of, say, table
+from two_hosts import WORKLOADS, Kept, Row, keep, keepers, read, row_of, say, table
 
 from autotune.calibrate.hardware_file import hardware_toml
 from autotune.compile.compilation import to_json
@@ -45,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layouts", default=";".join(LAYOUTS), help="joined by ;")
     parser.add_argument("--seconds", type=float, default=40.0, help="of measuring, for each workload")
     options = parser.parse_args(arguments)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
     if options.read:
         rows = read(options.read, parse_target(TARGET))
     else:
@@ -72,10 +76,6 @@ def errors(rows: Sequence[Row]) -> list[str]:
 
 def run(workloads: Sequence[str], layouts: Sequence[str], seconds: float, folder: Path | None) -> list[Row]:
     """Calibrate, compile, predict and measure; what `read` needs goes to `folder`."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
     from autotune.calibrate.calibrate import calibrate
     from autotune.measure.local_runner import LocalRunner
 
@@ -86,12 +86,13 @@ def run(workloads: Sequence[str], layouts: Sequence[str], seconds: float, folder
         workload = transformer_workload(shape, batch=SEQUENCES[name], seq=seq, dtype="float32")
         runner = LocalRunner(workload, target, resident=True)
         wanted = [parse_layout(text) for text in layouts]
-        outcomes = measure(runner, wanted, Budget(rounds=9, seconds=seconds), on_progress=say)
+        ready = Kept(runner, dict(zip(wanted, runner.prepare(wanted), strict=True)))
         compiled = {
             layout: runner.compilation(layout)
-            for layout, outcome in outcomes.items()
+            for layout, outcome in ready.prepared.items()
             if not isinstance(outcome, RunFailure)
         }
+        outcomes = measure(ready, wanted, Budget(rounds=9, seconds=seconds), on_progress=say)
         runner.close()
         for layout, outcome in outcomes.items():
             prediction = None
