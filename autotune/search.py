@@ -6,72 +6,40 @@ The only place that knows this order. Every layout ends with one status; counts 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from autotune import processes
 from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
 from autotune.compile.compile import CompileEvent, compile_all, store_key
-from autotune.evidence import Evidence
-from autotune.hlo.memory import peak_bytes
-from autotune.limits import binding_limit, elasticities
-from autotune.measure.measure import Measurement, RunFailure, measure, tied
+from autotune.measure.measure import Measurement, RunFailure, measure
 from autotune.measure.measure import from_json as measurement_from_json
 from autotune.measure.measure import to_json as measurement_to_json
 from autotune.measure.runner import runner_for
-from autotune.memory_use import BY_BATCH, MemoryUse, Smaller, compiled_use, failed_use, priced_use
+from autotune.memory_use import BY_BATCH, Smaller, failed_use
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
-from autotune.plan.plan import plan_of
-from autotune.price.changes import Change, devices_needed, price_one, scaled_peak, smallest_changes
-from autotune.price.chosen_again import kept_out_by, prices_of_resources
+from autotune.outcomes import Outcomes, fitting
+from autotune.price.changes import price_one, scaled_peak
 from autotune.price.orders import with_best_orders
-from autotune.price.price import Estimate
 from autotune.price.space import PricedSpace, price_space, why_illegal
 from autotune.read_compilation import evidence_of
-from autotune.report.price_error import price_errors, said
-from autotune.report.report import RUNNABLE, Omitted, Report, Row
+from autotune.report.report import Report
+from autotune.report.rows import LISTED_PRICED, report_of
 from autotune.space import complete, enumerate_layouts, parse_fix
 from autotune.store import Key, Store
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
-LISTED_PRICED = 100
-"""Rows of the report that were only priced (or priced as too large); the rest is counted by reason."""
-
 SLACK = 1.15
 """Layouts priced at up to this much of the capacity are still given to the compiler, whose word is the last: the
 closed form's peak is off by 15 % at times, and a compile that does not fit fails within seconds."""
 
-EXPLAINED = 3
-"""Layouts that were compiled and do not fit for which the smallest changes that would fit are looked up."""
-
-NOTABLE_MASK = 0.1
-"""Share of the model's FLOPs from which the masked half of causal attention, which MFU counts, is worth a note."""
-
 PER_MESH = 2
 """Layouts compiled of the same axis sizes before another mesh has its turn: near-copies must leave room for others."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcomes:
-    """What was learned beyond prices, by layout."""
-
-    evidence: dict[Layout, Evidence]
-    failures: dict[Layout, CompileFailure]
-    measurements: dict[Layout, Measurement]
-    run_failures: dict[Layout, RunFailure]
-    smaller: dict[Layout, Smaller]
-    neighbours: dict[Layout, Compilation | CompileFailure]
-
-    def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
-        if isinstance(outcome, Measurement):
-            self.measurements[layout] = outcome
-        else:
-            self.run_failures[layout] = outcome
 
 
 def tune(
@@ -145,7 +113,7 @@ def search(
     clock.lap("pricing")
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
-    outcomes = _Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
+    outcomes = Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
     busy = _Busy(on_event)
 
     def compiled(work: Sequence[CompileJob]) -> Iterable[tuple[CompileJob, Compilation | CompileFailure]]:
@@ -158,14 +126,14 @@ def search(
         )  # fmt: skip
 
     _compile(space, workload, target, compile_count, compiled, store, outcomes)
-    if compile_count and not _fitting(outcomes, target):
+    if compile_count and not fitting(outcomes, target):
         _compile_smaller(workload, target, compiled, outcomes)
     clock.lap("compiling and reading")
     clock.laps["compilers running"] = busy.seconds
     if wanted:
         _measure(workload, target, wanted, store, outcomes)
         clock.lap("measuring")
-    return _report(workload, target, space, outcomes, clock.laps)
+    return report_of(workload, target, space, outcomes, clock.laps)
 
 
 def _nothing_legal(workload: Workload, target: Target, space: PricedSpace) -> str:
@@ -255,12 +223,12 @@ def shortlist(space: PricedSpace, capacity: float) -> list[int]:
 _Compiler = Callable[[Sequence[CompileJob]], Iterable[tuple[CompileJob, Compilation | CompileFailure]]]
 
 
-def _compile(space, workload, target, count: int, compiled: _Compiler, store, outcomes: _Outcomes) -> None:
+def _compile(space, workload, target, count: int, compiled: _Compiler, store, outcomes: Outcomes) -> None:
     """Compile down the shortlist until `count` layouts compiled and fit, in at most 3 x `count` attempts."""
     waiting = shortlist(space, target.hardware.capacity_bytes) if count else []
     attempts = 0
-    while waiting and len(_fitting(outcomes, target)) < count and attempts < 3 * count:
-        missing = count - len(_fitting(outcomes, target))
+    while waiting and len(fitting(outcomes, target)) < count and attempts < 3 * count:
+        missing = count - len(fitting(outcomes, target))
         batch, waiting = waiting[:missing], waiting[missing:]
         attempts += len(batch)
         work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
@@ -271,7 +239,7 @@ def _compile(space, workload, target, count: int, compiled: _Compiler, store, ou
                 outcomes.failures[job.layout] = outcome
 
 
-def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, outcomes: _Outcomes) -> None:
+def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, outcomes: Outcomes) -> None:
     """Of the layout that the compiler finds too large by least, the same step on a smaller piece of the batch; where
     that does not fit either, with full recomputation.
 
@@ -299,19 +267,11 @@ def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, ou
             return
 
 
-def _fits(evidence: Evidence, target: Target) -> bool:
-    """A GPU compile never fails for memory: its peak is compared with the capacity here."""
-    return evidence.memory.peak_bytes <= target.hardware.capacity_bytes
-
-
-def _fitting(outcomes: _Outcomes, target: Target) -> list[Layout]:
-    return [layout for layout, evidence in outcomes.evidence.items() if _fits(evidence, target)]
-
-
-def _measure(workload: Workload, target: Target, count: int, store: Store | None, outcomes: _Outcomes) -> None:
+def _measure(workload: Workload, target: Target, count: int, store: Store | None, outcomes: Outcomes) -> None:
     """Run the best compiled layouts in turns; what was measured before on this machine is not run again."""
-    fitting = _fitting(outcomes, target)
-    best = sorted(fitting, key=lambda layout: outcomes.evidence[layout].prediction.step_seconds)[:count]
+    best = sorted(fitting(outcomes, target), key=lambda layout: outcomes.evidence[layout].prediction.step_seconds)[
+        :count
+    ]
     keys = {layout: store_key(CompileJob(workload=workload, layout=layout, target=target)) for layout in best}
     missing = list(best)
     if store is not None:
@@ -347,299 +307,3 @@ def _measure(workload: Workload, target: Target, count: int, store: Store | None
 def _unfinished(key: Key) -> str:
     """Where the turns of a session are kept while it runs, so that a killed one loses only the turn in flight."""
     return f"measuring {key.digest}"
-
-
-def _report(workload, target, space: PricedSpace, outcomes: _Outcomes, seconds) -> Report:
-    capacity = target.hardware.capacity_bytes
-    status = np.where(space.legal, np.where(space.peak_bytes <= capacity, "priced", "oom"), "illegal").astype("<U8")
-    rows: list[Row] = []
-    for layout in (*outcomes.evidence, *outcomes.failures):
-        row = _examined_row(workload, target, space, layout, outcomes)
-        status[space.row_of(layout)] = row.status
-        rows.append(row)
-    known = {space.row_of(row.layout) for row in rows}
-    omitted = []
-    named = space.layouts is not None
-    listed = len(status) if named else LISTED_PRICED
-    for word in ("priced", "oom", "illegal"):
-        members = [int(row) for row in np.flatnonzero(status == word) if int(row) not in known]
-        members.sort(key=lambda row: (space.seconds[row], row))
-        keep = members[: listed if word != "illegal" or named else 0]
-        rows += [_priced_row(workload, target, space, row, word) for row in keep]
-        omitted += _omit(space, members[len(keep) :], word, capacity)
-    rows = _with_changes(_ranked(rows), workload, target, outcomes.neighbours)
-    runnable = [row for row in rows if row.status in RUNNABLE]
-    rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
-    counts = {word: int((status == word).sum()) for word in sorted(set(status.tolist()))}
-    best = runnable[0] if runnable else None
-    closest = None if best else _closest(rows)
-    report = Report(
-        workload=workload.name,
-        target=target,
-        tokens=workload.tokens,
-        named=space.layouts or (),
-        rows=tuple(rows),
-        omitted=tuple(omitted),
-        counts=counts,
-        prices=prices_of_resources(target, space, runnable) if best else {},
-        kept_out=kept_out_by(target, space, runnable, outcomes.failures) if best else None,
-        closest=closest,
-        more_devices=devices_needed(workload, target, closest.layout) if closest else None,
-        tied=_ties(runnable),
-        rank_correlation=_rank_correlation(runnable),
-        notes=(*_notes(workload, target, space, runnable), *_failed(outcomes)),
-        seconds=seconds,
-        plan_or_none=None,
-    )
-    return replace(report, plan_or_none=plan_of(report, workload)) if best else report
-
-
-def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes: _Outcomes) -> Row:
-    """The row of a layout that was compiled, or tried."""
-    price = space.price(space.row_of(layout))
-    evidence = outcomes.evidence.get(layout)
-    if evidence is None:
-        failure = outcomes.failures[layout]
-        word = {"oom": "oom", "timeout": "timeout"}.get(failure.kind, "failed")
-        memory = None
-        if failure.kind == "oom":
-            memory = failed_use(failure, price, outcomes.smaller.get(layout))
-        return _row(workload, target, layout, word, price, reason=failure.reason, log=failure.log_path,
-                    peak=failure.needed_bytes, memory=memory)  # fmt: skip
-    measurement, run_failure = outcomes.measurements.get(layout), outcomes.run_failures.get(layout)
-    peak = evidence.memory.peak_bytes
-    if not _fits(evidence, target):
-        word = "oom"
-        over = (peak - target.hardware.capacity_bytes) / 2**30
-        reason = f"compiled peak {peak / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
-    elif run_failure is not None:
-        word = {"oom": "oom", "timeout": "timeout"}.get(run_failure.kind, "failed")
-        reason = f"{run_failure.phase}: {run_failure.reason}"
-    else:
-        word, reason = ("measured" if measurement else "compiled"), None
-    return _row(workload, target, layout, word, price, reason=reason, log=evidence.log, peak=peak, evidence=evidence,
-                measurement=measurement)  # fmt: skip
-
-
-def _priced_row(workload, target, space: PricedSpace, row: int, word: str) -> Row:
-    layout, price = space.layout(row), space.price(row)
-    reason = None
-    if word == "illegal":
-        return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
-    if word == "oom":
-        over = (price.peak_bytes - target.hardware.capacity_bytes) / 2**30
-        reason = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
-    return _row(workload, target, layout, word, price, reason=reason, peak=price.peak_bytes, shares=price.elasticities)
-
-
-def _row(
-    workload: Workload,
-    target: Target,
-    layout: Layout,
-    status: str,
-    price: Estimate | None,
-    *,
-    reason: str | None = None,
-    log: str | None = None,
-    peak: float | None = None,
-    evidence: Evidence | None = None,
-    measurement: Measurement | None = None,
-    memory: MemoryUse | None = None,
-    shares: Mapping[str, float] | None = None,
-) -> Row:
-    """A row with what follows from its numbers: MFU, tokens per second, the limit, the losses."""
-    if evidence:
-        memory = compiled_use(evidence.memory)
-    elif price is not None and memory is None and status in ("priced", "oom"):
-        memory = priced_use(price)
-    if evidence:
-        shares = elasticities(evidence.prediction.by_resource())
-    runs = status in RUNNABLE
-    best = measurement.median_seconds if measurement else None
-    if best is None:
-        best = evidence.prediction.step_seconds if evidence else (price.step_seconds if price else None)
-    return Row(
-        layout=layout,
-        status=status,
-        reason=reason,
-        price=price,
-        evidence=evidence,
-        measurement=measurement,
-        peak_bytes=peak,
-        memory=memory,
-        changes=(),
-        mfu=_mfu(workload, target, best) if runs else None,
-        tokens_per_second_per_device=workload.tokens / best / target.devices if runs and best else None,
-        limit=binding_limit(shares) if shares else None,
-        elasticities=shares or {},
-        losses_seconds=_losses(workload, target, layout, evidence, price),
-        log=log,
-    )
-
-
-def model_flops(workload: Workload) -> float | None:
-    """FLOPs of the model itself in one step, whole mesh (the numerator of MFU); None when the shape is not known."""
-    if workload.transformer is None:
-        return workload.traced.flops if workload.traced else None
-    return workload.transformer.train_flops(workload.sequences, workload.seq)
-
-
-def _mfu(workload: Workload, target: Target, seconds: float | None) -> float | None:
-    flops = model_flops(workload)
-    if flops is None or not seconds:
-        return None
-    return flops / (seconds * target.devices * target.hardware.peak(workload.dtype))
-
-
-def _losses(
-    workload, target, layout: Layout, evidence: Evidence | None, price: Estimate | None
-) -> dict[str, float | None]:
-    """Seconds of the step lost to the pipeline bubble, to recomputation, to slots of experts beyond their mean load,
-    to FLOPs that several devices repeat, and to slices that wait for the slowest."""
-    if evidence is None:
-        found: dict[str, float | None] = dict.fromkeys(("bubble", "recompute", "padding", "redundant", "waiting"))
-        if price is not None:
-            found |= {"bubble": 0.0, "waiting": 0.0}
-            found |= {name.partition("[")[0]: one.seconds for name, one in price.terms.items() if one.resource is None}
-        return found
-    bubble = sum(loss.seconds or 0.0 for loss in evidence.losses if loss.kind == "bubble")
-    padding = redundant = None
-    if workload.transformer is not None and evidence.flops:
-        empty = workload.transformer.padding_flops(workload.sequences, workload.seq)
-        matmul = evidence.prediction.by_resource().get("matmul", 0.0)
-        padding = matmul * empty / (evidence.flops * target.devices)
-    if evidence.traced:
-        redundant = sum(loss.seconds or 0.0 for loss in evidence.losses if loss.kind == "redundant")
-    recompute = evidence.prediction.losses.get("recompute")
-    waiting = evidence.prediction.losses.get("waiting", 0.0)
-    return {
-        "bubble": bubble, "recompute": recompute, "padding": padding, "redundant": redundant, "waiting": waiting,
-    }  # fmt: skip
-
-
-def _omit(space: PricedSpace, members: list[int], word: str, capacity: float) -> list[Omitted]:
-    if not members:
-        return []
-    if word != "illegal":
-        reason = (
-            "priced, slower than those listed" if word == "priced" else "does not fit: priced peak over the capacity"
-        )
-        best = float(min(space.seconds[row] for row in members))
-        return [Omitted(reason=reason, count=len(members), best_step_seconds=best)]
-    groups: dict[str, int] = {}
-    for row in members:
-        rule = space.rule_of(row)
-        groups[rule] = groups.get(rule, 0) + 1
-    return [
-        Omitted(reason=f"illegal: {rule}", count=count, best_step_seconds=None)
-        for rule, count in sorted(groups.items(), key=lambda item: -item[1])
-    ]
-
-
-def _ranked(rows: list[Row]) -> list[Row]:
-    """Measured before compiled before priced, the faster first; what cannot run comes last. A tie goes to the text."""
-    order = {"measured": 0, "compiled": 1, "priced": 2, "oom": 3, "timeout": 4, "failed": 5, "illegal": 6}
-    return sorted(rows, key=lambda row: (order[row.status], row.step_seconds or 0.0, str(row.layout)))
-
-
-def _with_reason(row: Row, best: Row) -> Row:
-    """The runner-up with why it lost: the resources that take longer than in the best, largest first."""
-    if row.evidence is None or best.evidence is None:
-        if row.status == "priced" and best.status != "priced":
-            return replace(row, reason="not compiled: priced slower than those that were")
-        return row
-    mine, theirs = row.evidence.prediction.by_resource(), best.evidence.prediction.by_resource()
-    change = {name: mine.get(name, 0.0) - theirs.get(name, 0.0) for name in {*mine, *theirs}}
-    total = row.evidence.prediction.step_seconds - best.evidence.prediction.step_seconds
-    parts = sorted(change.items(), key=lambda item: -abs(item[1]))[:3]
-    listed = ", ".join(f"{name} {_signed(value)}" for name, value in parts if abs(value) > 1e-3 * abs(total))
-    return replace(row, reason=f"{_signed(total)} a step (compiled): {listed}")
-
-
-def _signed(seconds: float) -> str:
-    scale, unit = (1.0, "s") if abs(seconds) >= 1 else (1e3, "ms") if abs(seconds) >= 1e-3 else (1e6, "us")
-    return f"{seconds * scale:+.3g} {unit}"
-
-
-def _with_changes(
-    rows: list[Row], workload: Workload, target: Target, compiled: Mapping[Layout, Compilation | CompileFailure]
-) -> list[Row]:
-    """What would make them fit, of the layouts that were compiled and do not, and of the closest where nothing fits.
-
-    Of a neighbour that was `compiled`, the compiler's word counts.
-    """
-    wanted = [row for row in rows if row.status == "oom" and row.memory and row.memory.source != "priced"][:EXPLAINED]
-    closest = _closest(rows)
-    if closest and closest not in wanted and not any(row.status in RUNNABLE for row in rows):
-        wanted.append(closest)
-
-    def changes(row: Row) -> Iterator[Change]:
-        for change in smallest_changes(workload, target, row.layout, row.memory.by_category if row.memory else None):
-            outcome = compiled.get(change.layout) if change.same_job else None
-            if isinstance(outcome, Compilation):
-                yield replace(change, peak_bytes=peak_bytes(outcome), source="compiled")
-            elif outcome is None:
-                yield change
-
-    return [replace(row, changes=tuple(changes(row))) if row in wanted else row for row in rows]
-
-
-def _closest(rows: list[Row]) -> Row | None:
-    """Of the layouts that do not fit, the one that misses the capacity by least."""
-    misses = [row for row in rows if row.status == "oom" and row.peak_bytes is not None]
-    return min(misses, key=lambda row: (row.peak_bytes, str(row.layout)), default=None)
-
-
-def _ties(runnable: list[Row]) -> tuple[str, ...]:
-    """Layouts whose measured time cannot be told from the best one's."""
-    if not runnable or runnable[0].measurement is None:
-        return ()
-    best = runnable[0].measurement
-    return tuple(str(row.layout) for row in runnable[1:] if row.measurement is not None and tied(best, row.measurement))
-
-
-def _rank_correlation(runnable: list[Row]) -> float | None:
-    """Spearman's rank correlation of compiled against measured times; None below three layouts."""
-    pairs = [
-        (row.evidence.prediction.step_seconds, row.measurement.median_seconds)
-        for row in runnable
-        if row.evidence and row.measurement
-    ]
-    if len(pairs) < 3:
-        return None
-    compiled, measured = (np.argsort(np.argsort(column)) for column in zip(*pairs, strict=True))
-    return float(np.corrcoef(compiled, measured)[0, 1])
-
-
-def _failed(outcomes: _Outcomes) -> tuple[str, ...]:
-    """A line where compiles failed for another reason than memory and none went through: the prices stand unproved."""
-    failed = [failure for failure in outcomes.failures.values() if failure.kind != "oom"]
-    if outcomes.evidence or not failed:
-        return ()
-    return (f"none of {len(failed)} compiles went through, so the choice is by price alone; e.g. {failed[0].reason}",)
-
-
-def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
-    notes = [*workload.guesses, *space.notes]
-    ratios = [
-        row.evidence.prediction.step_seconds / row.price.step_seconds for row in runnable if row.evidence and row.price
-    ]
-    if ratios:
-        notes.append(
-            f"compiled time over priced time, {len(ratios)} layouts: {min(ratios):.2f} to {max(ratios):.2f}; "
-            "layouts that were only priced rank below all compiled ones"
-        )
-    elif runnable and target.platform != "cpu":
-        notes.append("nothing was compiled: these are closed-form prices")
-    shape, flops = workload.transformer, model_flops(workload)
-    if shape and flops and shape.kind == "decoder":
-        masked = 6.0 * shape.layers * shape.heads * shape.head_dim * workload.seq * workload.tokens / flops
-        if masked > NOTABLE_MASK:
-            notes.append(
-                f"MFU counts attention in full, as is usual: {100 * masked:.0f} % of the model's FLOPs here are the "
-                "half that a causal mask hides and a fused kernel does not compute"
-            )
-    errors = said(price_errors(runnable)) if workload.transformer is None else None
-    notes += [errors] if errors else []
-    notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
-    return tuple(notes)

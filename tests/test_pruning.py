@@ -14,7 +14,8 @@ from autotune.models.presets import PRESETS
 from autotune.preset import transformer_workload
 from autotune.price.orders import orders_that_differ, with_best_orders
 from autotune.price.space import price_space
-from autotune.search import LISTED_PRICED, search
+from autotune.report.rows import LISTED_PRICED
+from autotune.search import search
 from autotune.space import enumerate_layouts
 from autotune.table import LayoutTable
 

@@ -131,8 +131,8 @@ def _splash(op: Op, wide: list[Shape], arrays: list[Shape], said: dict[str, str]
     if masked:
         block_q = _whole(said.get(f"block_q{suffix}"), queries)
         block_kv = _whole(said.get(f"block_kv{suffix}"), keys)
-        # Fewer queries than keys are one device's part of a sequence: they see what a mean part of it sees, not what the
-        # first queries do (half as much, on two devices).
+        # Fewer queries than keys are one device's part of a sequence: they see what a mean part of it sees, not what
+        # the first queries do (half as much, on two devices).
         share = causal_blocks(max(queries, keys), keys, block_q, block_kv)
     return Work(
         flops=matmuls * 2.0 * heads * queries * keys * head_dim * share,

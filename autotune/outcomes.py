@@ -1,0 +1,39 @@
+"""What compiles and runs taught about layouts, beyond their prices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autotune.compile.compilation import Compilation, CompileFailure
+from autotune.evidence import Evidence
+from autotune.measure.measure import Measurement, RunFailure
+from autotune.memory_use import Smaller
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What was learned beyond prices, by layout."""
+
+    evidence: dict[Layout, Evidence]
+    failures: dict[Layout, CompileFailure]
+    measurements: dict[Layout, Measurement]
+    run_failures: dict[Layout, RunFailure]
+    smaller: dict[Layout, Smaller]
+    neighbours: dict[Layout, Compilation | CompileFailure]
+
+    def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
+        if isinstance(outcome, Measurement):
+            self.measurements[layout] = outcome
+        else:
+            self.run_failures[layout] = outcome
+
+
+def fits(evidence: Evidence, target: Target) -> bool:
+    """A GPU compile never fails for memory: its peak is compared with the capacity here."""
+    return evidence.memory.peak_bytes <= target.hardware.capacity_bytes
+
+
+def fitting(outcomes: Outcomes, target: Target) -> list[Layout]:
+    return [layout for layout, evidence in outcomes.evidence.items() if fits(evidence, target)]
