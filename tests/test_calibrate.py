@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from autotune.calibrate import calibrate as module
+from autotune.calibrate import cpu_ops
 from autotune.calibrate.calibrate import Sample, calibrate, fit_tier, residual
 from autotune.calibrate.hardware_file import hardware_toml
 from autotune.calibrate.microbench import Bench
@@ -105,12 +106,15 @@ def test_calibrating_simulated_devices_gives_a_file_that_predictions_can_use(mon
     monkeypatch.setattr(module, "MATMULS", {"cpu": ((1, 128, 128, 128),), "accelerator": ()})
     monkeypatch.setattr(module, "DTYPES", {"cpu": ("float32",), "accelerator": ()})
     monkeypatch.setattr(module, "PAYLOADS", (1 << 12, 1 << 20))
+    monkeypatch.setattr(cpu_ops, "PROGRAMS", cpu_ops.PROGRAMS[:3])
     target = parse_target("cpu:2")
     said: list[str] = []
     hardware = calibrate(target, on_progress=said.append)
     assert 1e8 < hardware.peak("float32") < 1e13
     assert 1e7 < hardware.hbm_bytes_per_second < 1e12 and 0 < hardware.hbm_efficiency <= 1
     assert 1e-9 <= hardware.launch_seconds < 1e-3
+    assert hardware.op_seconds["fresh_bytes"] > 0
+    assert "fitted to 4 programs" in hardware.sources["op_seconds.bytes"]
     memory = hardware.tier("memory")
     assert set(memory.bytes_factor) == set(COLLECTIVES)
     assert hardware.tier("network") == target.hardware.tier("network"), "one host cannot see the network"

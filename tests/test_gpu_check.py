@@ -20,7 +20,7 @@ def test_it_calibrates_predicts_and_measures_every_setting(tmp_path):
     command = [sys.executable, "scripts/gpu_check.py", "--model", "tiny", "--dtype", "float32"]
     done = subprocess.run(
         [*command, "--settings", settings, "--out", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,99 @@
+"""`autotune tune` killed with SIGKILL at random moments and started again: nothing kept is done twice, the report is
+that of a search that nobody killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from autotune.search import _unfinished
+from autotune.store import Key, Store
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = (
+    *(sys.executable, "-m", "autotune", "tune", "--model", "tiny", "--target", "cpu:2", "--batch", "8", "--seq", "32"),
+    *("--layouts", "data=2;fsdp=2;tensor=2", "--compile", "3", "--measure", "2", "--jobs", "1", "--json", "--store"),
+)
+KILLS = 5
+
+
+def begin(store: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [*COMMAND, str(store)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+
+
+def whole(store: Path) -> dict:
+    process = begin(store)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return json.loads(out)
+
+
+def compiles(folder: Path) -> dict[str, int]:
+    """What was compiled: its key, and when the file was written."""
+    return {
+        json.dumps(entry.key, sort_keys=True): entry.path.stat().st_mtime_ns
+        for entry in Store(folder).entries()
+        if entry.kind == "compile"
+    }
+
+
+def turns(folder: Path) -> dict[str, list[float]]:
+    """Seconds of the turns of each layout, finished or not."""
+    store = Store(folder)
+    found = {}
+    for text in compiles(folder):
+        key = Key(**json.loads(text))
+        kept = store.measurements(key)[-1:] or [store.get_blob(_unfinished(key))]
+        found[key.layout] = list(kept[0]["turn_seconds"]) if kept[0] else []
+    return found
+
+
+def without_times(report: dict) -> dict:
+    """What does not depend on when it ran: the layouts, their status, what was compiled and predicted."""
+    rows = {
+        row["text"]: [row["status"], row["step_seconds"]["priced"], row["step_seconds"]["compiled"], row["memory"]]
+        for row in report["rows"]
+    }
+    return {"rows": rows, "counts": report["counts"]}
+
+
+def test_a_search_killed_at_random_moments_ends_with_the_same_report(tmp_path):
+    began = time.monotonic()
+    undisturbed = whole(tmp_path / "undisturbed")
+    seconds = time.monotonic() - began
+    folder = tmp_path / "killed"
+    randomness = random.Random(6)
+    kept: dict[str, int] = {}
+    timed: dict[str, list[float]] = {}
+    for kill in range(KILLS):
+        process = begin(folder)
+        # Each life is as long as a part of what an undisturbed one takes, the last ones well into the measuring.
+        time.sleep(seconds * randomness.uniform(0.2, 0.5 + 0.1 * kill))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        now, timed_now = compiles(folder), turns(folder)
+        assert all(now[key] == written for key, written in kept.items()), "what was compiled is not compiled again"
+        for layout, before in timed.items():
+            assert timed_now[layout][: len(before)] == before, "turns that were kept are not run again"
+        kept, timed = now, timed_now
+    assert kept, "nothing was compiled before the last kill: the test's own timing is off"
+    report = whole(folder)
+    after, ended = compiles(folder), turns(folder)
+    assert all(after[key] == written for key, written in kept.items())
+    assert all(ended[layout][: len(before)] == before for layout, before in timed.items())
+    assert without_times(report) == without_times(undisturbed)
+    assert {row["text"] for row in report["rows"] if row["status"] == "measured"} == {
+        row["text"] for row in undisturbed["rows"] if row["status"] == "measured"
+    }
+    again = whole(folder)
+    assert again["rows"] == report["rows"], "a repeat is answered from the store"
+    assert compiles(folder) == after
