@@ -40,7 +40,7 @@ def job(build=toy_steps.build_mlp, layout=FSDP, target="cpu:2", **sizes) -> Comp
 
 
 def descendants() -> list[psutil.Process]:
-    return [process for process in psutil.Process().children(recursive=True) if "compile_worker" in _command(process)]
+    return [process for process in psutil.Process().children(recursive=True) if "compile.worker" in _command(process)]
 
 
 def _command(process: psutil.Process) -> str:

@@ -40,10 +40,10 @@ def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tu
     take beside them; a pass over memory not less than its bytes take at the achieved bandwidth. Without: the longer of
     FLOPs at the achieved matmul rate and bytes at the achieved memory bandwidth (the hardware file says what each is
     achieved from). A launch is added where kernels are launched one by one (GPU, CPU thunks).
-    Programs for a CPU: see `_from_classes`, where the hardware file has seconds for each class of work.
+    Programs for a CPU: see `_from_classes`, where the hardware file has seconds for every class of the op's work.
     `bound`: "expected", or the "low" or "high" end of what the microbenchmarks leave open.
     """
-    if op.cpu_work and hardware.op_seconds:
+    if op.cpu_work and all(_seconds_of(name, hardware) is not None for name, _ in op.cpu_work):
         return _from_classes(op, hardware)
     flop_seconds = op.flops / hardware.peak(op.dtype) if op.flops and op.dtype else 0.0
     byte_seconds = op.hbm_bytes / hardware.hbm_bytes_per_second
@@ -83,15 +83,21 @@ def _from_classes(op: Compute, hardware: Hardware) -> tuple[tuple[tuple[str, str
     """The sum over classes of amount x seconds; products in another dtype than float32 at the ratio of the peaks."""
     parts = []
     for name, amount in op.cpu_work:
-        known = name if name in hardware.op_seconds else KIN.get(name, name)
+        each = _seconds_of(name, hardware)
+        assert each is not None, name
         resource, detail = RESOURCES.get(name, ("core", op.kernel))
-        seconds = amount * hardware.op_seconds.get(known, 0.0) / hardware.faster.get(resource, 1.0)
+        seconds = amount * each / hardware.faster.get(resource, 1.0)
         if resource == "matmul" and op.dtype is not None:
             # `scale` has made the peaks faster alike: their ratio stays.
             seconds *= hardware.peak("float32") / hardware.peak(op.dtype)
         if seconds:
             parts.append(((resource, detail or op.kernel), seconds))
     return tuple(parts)
+
+
+def _seconds_of(name: str, hardware: Hardware) -> float | None:
+    """Of one unit of a class of CPU work, or of its kin; None where the hardware file knows neither."""
+    return hardware.op_seconds.get(name, hardware.op_seconds.get(KIN.get(name, name)))
 
 
 def _longer(flop_seconds: float, byte_seconds: float) -> str:

@@ -25,9 +25,10 @@ from autotune.sweep.bounds import OF_CHOICES, ROUNDING, Bounds, Columns
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
-ORDER_SLACK = 1.05
+ORDER_SLACK = 1.15
 """On a torus the order of a layout's axes inside a slice is chosen too, for layouts that are at most this much slower
-than the best in the default order. A choice, not a bound: bounds over all orders take ten times as long."""
+than the best in the default order. A choice, not a bound: bounds over all orders take ten times as long. At 1.05 the
+fastest layout of mixtral-8x7b on v5e:16x16 was missed by 1.6 %."""
 
 FIRST_BLOCK = 128
 """Rows taken before bounds cut; each next block is eight times as large."""
