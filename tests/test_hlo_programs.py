@@ -1,5 +1,6 @@
 """Programs of the three compilers against hand counts of the model they were compiled from."""
 
+import re
 import time
 from collections import Counter
 
@@ -231,10 +232,11 @@ def test_overlap_is_what_the_compiler_scheduled():
         assert covered > 0
 
 
-def test_reading_two_megabytes_takes_less_than_two_seconds():
+def test_reading_costs_little_more_than_splitting_into_words():
+    """4 times here; in seconds of this process, so that other work on the machine does not count."""
     read = fixture("v5e-slices-fsdp")
     text = read.compilation.text
-    begin = time.perf_counter()
+    begin = time.process_time()
     read_program(
         text,
         platform="tpu",
@@ -243,7 +245,9 @@ def test_reading_two_megabytes_takes_less_than_two_seconds():
         dcn=read.layout.dcn_axes,
         memory=NO_MEMORY,
     )
-    assert (time.perf_counter() - begin) * 2e6 / len(text) < 2.0
+    between = time.process_time()
+    assert len(re.findall(r"[\w.-]+", text)) > 1e5
+    assert between - begin < 12 * (time.process_time() - between)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if fixture(name).compilation.cost])

@@ -19,12 +19,13 @@ needs_hosts = pytest.mark.skipif(REASON is not None, reason=f"two hosts cannot b
 RECEIVE = """
 import socket, time
 server = socket.create_server(("10.77.0.1", 5001))
-connection, _ = server.accept()
-got = len(connection.recv(1))
-begin = time.perf_counter()
-while part := connection.recv(1 << 20):
-    got += len(part)
-print(got / (time.perf_counter() - begin))
+for _ in range(5):
+    connection, _ = server.accept()
+    got = len(connection.recv(1))
+    begin = time.perf_counter()
+    while part := connection.recv(1 << 20):
+        got += len(part)
+    print(got / (time.perf_counter() - begin))
 """
 SEND = """
 import socket, time
@@ -34,7 +35,10 @@ for _ in range(100):
         break
     except OSError:
         time.sleep(0.05)
-connection.sendall(bytes(8_000_000))
+for transfer in range(5):
+    connection = connection if transfer == 0 else socket.create_connection(("10.77.0.1", 5001))
+    connection.sendall(bytes(8_000_000))
+    connection.close()
 """
 
 
@@ -45,8 +49,9 @@ def test_a_transfer_takes_the_time_of_the_link(rate, tmp_path):
         hosts.set_rate(rate)
         commands = [[sys.executable, "-c", RECEIVE], [sys.executable, "-c", SEND]]
         outputs = hosts.run(commands, folder=tmp_path, timeout_seconds=30)
-    # Headers take 4 to 5 % of an Ethernet frame.
-    assert float(outputs[0]) == pytest.approx(0.955 * rate, rel=0.05)
+    # Headers take 4 to 5 % of an Ethernet frame. Other work on the machine can only slow a transfer down: the fastest of
+    # five is the link's, and none is faster.
+    assert max(map(float, outputs[0].split())) == pytest.approx(0.955 * rate, rel=0.05)
 
 
 @needs_hosts
