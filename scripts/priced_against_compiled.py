@@ -1,7 +1,7 @@
 """The closed form against the compilers: spaces of layouts compiled whole, each priced as of today.
 
     python scripts/priced_against_compiled.py             the saved figures beside today's prices: errors, hits, regret
-    python scripts/priced_against_compiled.py --compile   compile what the store does not know, and save the figures
+    python scripts/priced_against_compiled.py --compile   compile the spaces without figures of these compilers; save
 
 Per layout: FLOPs, bytes that one device sends along each axis, peak memory, seconds. Per space: the place, by price, of
 the layout that compiling everything would choose, and what compiling only the best-priced would lose.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from validation.spaces import CASES, SpaceCase, compile_case, save, saved
+from validation.spaces import CASES, SpaceCase, compile_case, save, saved, saved_versions
 
 from autotune.compile.compile import COMPILERS
 from autotune.meshes.collectives import wire_bytes
@@ -179,6 +179,17 @@ def lines(found: list[Found]) -> list[str]:
     return said
 
 
+def compile_missing(store: Store, workers: int) -> None:
+    """Compile the cases without figures of the installed compilers; each is saved as soon as it is whole."""
+    versions = installed_versions(tuple(dict.fromkeys((*COMPILERS["tpu"], *COMPILERS["cuda"]))))
+    figures = saved() if saved_versions() == versions else {}
+    for case in CASES:
+        if case.name not in figures:
+            figures[case.name] = list(compile_case(case, store, workers))
+            save({each.name: figures[each.name] for each in CASES if each.name in figures}, versions)
+        print(f"{case.name}: {len(figures[case.name])} layouts", file=sys.stderr, flush=True)
+
+
 def main(words: list[str]) -> int:
     """Print the table; with --compile, compile and save first."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -187,12 +198,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1)
     told = parser.parse_args(words)
     if told.compile:
-        store = Store(told.store)
-        figures = {}
-        for case in CASES:
-            figures[case.name] = list(compile_case(case, store, told.jobs))
-            print(f"{case.name}: {len(figures[case.name])} layouts", file=sys.stderr)
-        save(figures, installed_versions(tuple(dict.fromkeys((*COMPILERS["tpu"], *COMPILERS["cuda"])))))
+        compile_missing(Store(told.store), told.jobs)
     print("\n".join(lines(compare_all())))
     return 0
 

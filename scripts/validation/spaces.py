@@ -25,6 +25,7 @@ from autotune.program import Program, Start, walk
 from autotune.read_compilation import predict, program_of
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.store import Store
+from autotune.whole_file import write_whole
 from autotune.workload.workload import Workload
 
 SAVED = Path(__file__).resolve().parents[2] / "tests" / "data" / "compiled_spaces.json"
@@ -118,6 +119,7 @@ CASES = _cases(
     ("dense-2048", "v5e:4x4", 64, 2048, "data,fsdp,tensor", "remat=full zero=0 accumulate=1"),
     ("dense-4096", "v5p:4x4x4", 64, 4096, "fsdp,tensor", "remat=full accumulate=1"),
     ("dense-2048", "v5e:4x4*2", 64, 2048, "data,fsdp", "remat=full zero=0 accumulate=1 dcn.data=2"),
+    ("dense-2048", "v5e:4x4", 64, 2048, "fsdp,stage", "remat=full schedule=gpipe accumulate=1"),
     ("dense-4096", "v6e:4x4", 32, 4096, "fsdp,context", "remat=full accumulate=1 context_attention=gather"),
     ("mixtral-2048", "v5p:2x2x4", 64, 2048, "fsdp,expert", "remat=full accumulate=1"),
 )  # fmt: skip
@@ -174,12 +176,17 @@ def save(cases: dict[str, list[dict[str, Any]]], versions: dict[str, str]) -> No
     for index, (name, rows) in enumerate(cases.items()):
         body = ",\n".join(json.dumps(row) for row in rows)
         lines.append(f"{json.dumps(name)}: [\n{body}\n]" + ("," if index < len(cases) - 1 else ""))
-    SAVED.write_text("\n".join([*lines, "}}"]) + "\n")
+    write_whole(SAVED, "\n".join([*lines, "}}"]) + "\n")
 
 
 def saved() -> dict[str, list[dict[str, Any]]]:
     """The figures of every case by its name."""
     return json.loads(SAVED.read_text())["cases"]
+
+
+def saved_versions() -> dict[str, str]:
+    """The packages that compiled the saved figures, by name."""
+    return json.loads(SAVED.read_text())["versions"]
 
 
 def case_of(name: str) -> SpaceCase:
