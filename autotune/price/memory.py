@@ -20,12 +20,56 @@ CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logi
 
 
 def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
-    """Category -> bytes a device, for each row of a chunk; they add up to the peak."""
+    """Category -> bytes a device, for each row of a chunk; they add up to the peak, of the stage that needs the most.
+
+    The first stage holds the most microbatches and the embedding, the last few microbatches and the logits: what no
+    stage holds together is not added.
+    """
+    first, second, last = _held(chunk)
+    if not chunk.used["stage"] or chunk.stack.head_everywhere:
+        return _stage(chunk, chunk.middle, first, 1.0, 1.0)
+    stages = chunk.size["stage"]
+    alone = np.where(stages > 1, 0.0, 1.0)
+    each = [
+        _stage(chunk, chunk.ends, first, 1.0, alone),
+        _stage(chunk, chunk.ends, last, 1.0, 1.0),
+        _stage(chunk, chunk.middle, second, 0.0, 0.0),
+    ]
+    totals = [np.broadcast_to(sum(categories.values()), len(chunk.table)) for categories in each]
+    totals[2] = np.where(stages > 2, totals[2], 0.0)
+    fullest = np.argmax(totals, axis=0)
+    return {name: np.choose(fullest, [categories[name] for categories in each]) for name in each[0]}
+
+
+def _held(chunk: Chunk) -> list[np.ndarray]:
+    """Microbatches in hand on the first, second and last stage."""
+    size, table = chunk.size, chunk.table
+    found = [np.ones(len(table)) for _ in range(3)]
+    for code, schedule in enumerate(SCHEDULES):
+        rows = (size["stage"] > 1) & (table.schedule == code)
+        if rows.any():
+            held = waiting_microbatches(
+                chunk.stack.zero_bubble if schedule == "zero-bubble" else schedule,
+                stages=size["stage"],
+                passes=table.microbatches.astype(np.float64),
+                virtual_stages=table.virtual_stages.astype(np.float64),
+            )
+            found = [np.where(rows, new, old) for new, old in zip(held, found, strict=True)]
+    return found
+
+
+def _stage(
+    chunk: Chunk, layers: np.ndarray, waiting: np.ndarray, tables: float, head: float | np.ndarray
+) -> dict[str, np.ndarray]:
+    """Category -> bytes of a stage with so many layers and microbatches in hand; `tables` and `head`: whether it keeps
+    the vocabulary's table(s) and makes the logits (1 or 0)."""
     stack, size, table, work = chunk.stack, chunk.size, chunk.table, chunk.prepared.work
     state = stack.state
     staged = size["stage"] > 1
     zero = table.zero
-    every = chunk.parameters.dense(chunk.middle) + chunk.parameters.routed(chunk.middle)
+    every = chunk.parameters.dense(layers) + chunk.parameters.routed(layers)
+    if tables != 1.0:
+        every = every - (1.0 - tables) * chunk.parameters.vocabulary
     kept = every / size["fsdp"]
     cut = np.where(zero > 0, size["data"], 1.0)
     weights = state.weights * kept / (cut if stack.shards_zero_weights else 1.0)
@@ -36,32 +80,21 @@ def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
     if stack.sums_beside:
         gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
-
-    waiting = np.ones(len(table))
-    for code, schedule in enumerate(SCHEDULES):
-        rows = staged & (table.schedule == code)
-        if rows.any():
-            name = stack.zero_bubble if schedule == "zero-bubble" else schedule
-            passes = table.microbatches.astype(np.float64)
-            held = waiting_microbatches(
-                name, stages=size["stage"], passes=passes, virtual_stages=table.virtual_stages.astype(np.float64)
-            )
-            waiting = np.where(rows, held, waiting)
     by_hand, virtual = chunk.by_hand, table.virtual_stages
     if by_hand.any():
         # What the policy saves of every tick, idle ones too, and with it the weights of the tick's chunk of layers.
         ticks = (table.microbatches * virtual + size["stage"] - 1.0) / virtual
         waiting = np.where(by_hand, ticks, waiting)
-        whole = state.compute * chunk.parameters.layer * chunk.middle
+        whole = state.compute * chunk.parameters.layer * layers
         # Beside it the weights whole along fsdp, their gradients' sums in float32, and the inputs and results of all
         # microbatches with their gradients.
         around = 4.0 * chunk.stream_bytes * table.microbatches / np.where(chunk.parallel, size["tensor"], 1.0)
         beside = np.where(by_hand, whole * (1.0 + ticks) + 2.0 * whole + around, 0.0)
     else:
         beside = np.zeros(len(table))
-    activations = (chunk.kept * waiting + chunk.kept_weights) * chunk.middle + beside
+    activations = (chunk.kept * waiting + chunk.kept_weights) * layers + beside
     gathered = np.where(size["fsdp"] > 1, state.compute * chunk.parameters.layer, 0.0)
-    pieces = np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
+    pieces = head * np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
     pieces = np.where(by_hand, table.microbatches / size["stage"], pieces)
     logits, held = chunk.of(work.logit_bytes) * pieces, chunk.of(work.held_logit_bytes) * pieces
     working = chunk.of(work.layer_work_bytes) + 2.0 * gathered + stack.fixed_bytes

@@ -45,17 +45,25 @@ def bubble_seconds(
 
 
 def waiting_microbatches(name: str, *, stages, passes, virtual_stages):
-    """Microbatches whose activations the first stage holds at the worst moment (in microbatches of a whole stage).
+    """Microbatches whose activations the (first, second, last) stage holds at the worst moment, in microbatches of a
+    whole stage; those after the second hold no more than it.
 
-    gpipe: all; 1f1b: as many as stages; interleaved: p (1 + (p - 1) / (p v)) (Korthikanti et al. 2022, arXiv
-    2205.05198, section 4.2.3); zero-bubble: p or 2 p (arXiv 2401.10241, table 1).
+    gpipe: all; 1f1b: as many as stages are to come, itself included; interleaved: p (1 + (p - 1) / (p v)) on the first
+    (Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.3), two slices fewer on each that follows, on the last
+    p (v - 1) slices and the one at work (Megatron-LM schedules.py, num_warmup_microbatches); zero-bubble: p or 2 p
+    (arXiv 2401.10241, table 1) on every stage, since later ones keep what their postponed weight gradients need.
     """
+    one = np.ones_like(passes * 1.0)
     if name == "gpipe":
-        return passes * 1.0
-    if name in ("1f1b", "zero-bubble-1p", "zero-bubble-v"):
-        return np.minimum(passes, stages) * 1.0
+        return (passes * one,) * 3
+    if name == "1f1b":
+        return np.minimum(passes, stages) * one, np.minimum(passes, stages - 1.0) * one, one
+    if name in ("zero-bubble-1p", "zero-bubble-v"):
+        return (np.minimum(passes, stages) * one,) * 3
     if name == "zero-bubble-2p":
-        return np.minimum(passes, 2.0 * stages)
+        return (np.minimum(passes, 2.0 * stages) * one,) * 3
     if name == "circular":
-        return np.minimum(passes, stages + (stages - 1) / virtual_stages)
-    return np.ones_like(passes * 1.0)
+        whole, more = stages * virtual_stages, stages - 1.0
+        slices = (whole + more, whole + more - 2.0, whole - more)
+        return tuple(np.minimum(passes, each / virtual_stages) * one for each in slices)
+    return one, one, one

@@ -167,8 +167,10 @@ ALEPH_RMS = Assumptions(
         context=4.0,  # the kernel's output and its transposed copy
         hidden=2.0, gate=2.0,  # silu's output and the product
         scores=0.0,
-        logits=18.0,  # bfloat16, gathered copy, float32, log-softmax, gradients in float32 (two) and bfloat16
-        held_logits=0.0, statistics=4.0, working=4.0,
+        # bfloat16, gathered copy, float32, log-softmax, gradients in float32 (two) and bfloat16: 18. The gathered copy
+        # stays in its stage-output buffer, of which there are two, until a later microbatch takes its place
+        # (nn/parallel_module/parallel_module.py, _execute_loss_fn; pipeline_schedule/train.py, required_buffer_count)
+        logits=20.0, held_logits=4.0, statistics=4.0, working=4.0,
     ),
     state=State(
         weights=2.0, gradients=2.0, optimizer=12.0, compute=2.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,9 +16,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import validate  # noqa: E402
 from validation.cases import Case, read_cases  # noqa: E402
+from validation.predict import predict  # noqa: E402
 from validation.score import Row, correlation, increment, regret, row_of, score, spearman, wrong_pairs  # noqa: E402
 
-KNOWN_MISSES = {"aleph: spearman", "aleph: regret"}
+KNOWN_MISSES = {"aleph: spearman", "aleph: regret", "aleph: oom_right"}
 """Thresholds that are not met, each with its figure in the README; a set that gets better must be taken out here."""
 
 
@@ -79,6 +81,32 @@ def test_sweep_is_ranked_in_the_group_of_the_rms_kernel():
 )
 def test_first_choice_of_the_sweep_is_near_the_best():
     assert max(regret(rows) for rows in sweep_groups().values()) <= 0.05
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="92.2 %: eight layouts that ran out of memory are let through, seven of them of two stages and up to 15 GiB "
+    "under the limit; three that ran are 1 to 7 GiB over it. What the allocator loses to fragments is not modelled",
+)
+def test_memory_verdicts_of_the_sweep():
+    rows = [row for row in rows_of("aleph_alpha_13b_64gpu") if row.oom_measured is not None]
+    assert sum(row.oom_measured == row.oom_predicted for row in rows) / len(rows) >= 0.95
+
+
+def test_no_stage_is_charged_for_another_stages_logits():
+    """The sweep's rows of two stages: the first has two microbatches in hand and no logits, the last one and all."""
+    for case in read_cases(validate.DATA / "aleph_alpha_13b_64gpu.json"):
+        if isinstance(case, Case) and case.layout.stage == 2 and case.layout.microbatches > 1:
+            memory = row_of(case).memory
+            one = activations_of_one_microbatch(case)
+            assert memory is not None and (memory["logits"] == 0 or memory["activations"] == pytest.approx(one))
+
+
+def activations_of_one_microbatch(case: Case) -> float:
+    """Bytes of activations with a single microbatch in hand."""
+    layout = dataclasses.replace(case.layout, microbatches=1)
+    alone = dataclasses.replace(case, layout=layout, batch=case.batch // case.layout.microbatches)
+    return predict(alone).estimate.memory["activations"]
 
 
 @pytest.mark.parametrize("group, limit", (("kort", 0.025), ("kort-t4", 0.02), ("sc21-t1", 0.06), ("zb", 0.06)))
