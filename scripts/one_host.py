@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from two_hosts import WORKLOADS, Kept, Row, keep, keepers, read, row_of, say, table
+from two_hosts import WORKLOADS, Kept, keep, keepers, read, row_of, say
+from validation.link_cases import Row, every_layout
 
 from autotune.calibrate.hardware_file import hardware_toml
 from autotune.compile.compilation import to_json
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
         rows = run(options.workloads.split(","), options.layouts.split(";"), options.seconds, options.keep)
-    print("\n".join([f"{datetime.date.today().isoformat()}, {TARGET}", *table(rows, full=True), *errors(rows)]))
+    print("\n".join([f"{datetime.date.today().isoformat()}, {TARGET}", *every_layout(rows), *errors(rows)]))
     return 0
 
 
@@ -99,7 +100,7 @@ def run(workloads: Sequence[str], layouts: Sequence[str], seconds: float, folder
             if layout in compiled:
                 prediction = predict(program_of(compiled[layout], layout, target), layout, target, target.hardware)
             rows.append(row_of(name, 0, layout, prediction, outcome))
-        say("\n".join(table([row for row in rows if row.workload == name], full=True)))
+        say("\n".join(every_layout([row for row in rows if row.workload == name])))
         if folder:
             keep(folder / f"{name}.json.xz", {str(layout): to_json(one) for layout, one in compiled.items()})
             (folder / "rows.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))

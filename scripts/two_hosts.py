@@ -15,18 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-import math
 import signal
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hosts import TwoHosts, why_not
+from validation.link_cases import Case, Pairs, Row, cases, every_layout, table, verdicts
 
 from autotune import processes
 from autotune.calibrate.calibrate import Sample, fit_tier, op_figures
@@ -49,10 +48,10 @@ MEGABIT = 1e6 / 8
 RATES = (100, 200, 4000, 8000)
 """Mbit/s: two slow ones and two fast ones, each pair a doubling. Slow is where every workload waits for the link: at
 400 `tokens` did not, its step was measured 5 % shorter there than at 200 (2026-11-21)."""
-TOP = 3
-"""Layouts the tuner measures, best predicted first."""
-TOLERANCE = 0.05
-"""The chosen layout counts as found when it is within this much of the best, or tied with it."""
+PAIRED = 3.0
+"""Times the seconds of measuring all layouts: the most that the chosen one takes at a rate and its double, in pairs."""
+PRECISION, TURN_SECONDS = 0.012, 0.7
+"""Standard error of the ratio at which pairs are enough; about how long the timed steps of a turn take."""
 
 LAYOUTS = (
     *("data=2", "data=2,zero=1", "fsdp=2", "tensor=2", "data=2,accumulate=2", "fsdp=2,accumulate=2"),
@@ -76,22 +75,6 @@ WORKLOADS = {
 """name -> (shape, sequences, tokens of each): many weights for few tokens, the reverse, both, and a deep thin one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One layout of one workload at one rate. Seconds of one step; `link_share`: of the predicted critical path."""
-
-    workload: str
-    rate_megabit: int
-    layout: str
-    predicted: float | None
-    measured: float | None
-    standard_error: float | None
-    samples: int
-    binding: str | None
-    link_share: float
-    failure: str | None
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, help="folder for all that was measured and compiled")
@@ -109,9 +92,7 @@ def main() -> int:
         return process(**options.process)
     if options.read:
         two = Target(name="local", hardware=load_hardware("cpu"), shape=(1,), groups=2, attached=True)
-        rows = read(options.read, two)
-        print("\n".join([*(table(rows, full=True) if options.full else []), *table(rows)]))
-        return 0 if all(passed for _, passed in verdicts(rows)) else 1
+        return show(read(options.read, two), kept_pairs(options.read), full=options.full)
     reason = why_not()
     if reason:
         print(f"two hosts cannot be made here: {reason}", file=sys.stderr)
@@ -125,9 +106,16 @@ def main() -> int:
         layouts = ["data=2", "fsdp=2", "tensor=2"]
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-    rows = run(workloads, rates, layouts, seconds=seconds, logs=options.logs, folder=options.keep)
-    print("\n".join(table(rows)))
-    return 0 if all(passed for _, passed in verdicts(rows)) else 1
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        rows = run(workloads, rates, layouts, seconds=seconds, logs=options.logs, folder=folder)
+        return show(rows, kept_pairs(folder), full=options.full)
+
+
+def show(rows: Sequence[Row], pairs: Sequence[Pairs], *, full: bool) -> int:
+    """Print the table; 1 when something claimed of it does not hold."""
+    print("\n".join([*(every_layout(rows) if full else []), *table(rows, pairs)]))
+    return 0 if all(passed for _, passed in verdicts(rows, pairs)) else 1
 
 
 def run(
@@ -136,19 +124,19 @@ def run(
     layouts: Sequence[str],
     *,
     seconds: float,
+    folder: Path,
     logs: Path | None = None,
-    folder: Path | None = None,
 ) -> list[Row]:
     """Every layout of every workload at every rate, in one job over the two hosts; `folder` gets what `read` needs."""
-    with TwoHosts() as hosts, tempfile.TemporaryDirectory() as temporary:
-        kept = (folder or Path(temporary)).resolve()
+    with TwoHosts() as hosts:
+        kept = folder.resolve()
         order = {"names": hosts.names, "coordinator": f"{hosts.addresses[0]}:12357", "kept": str(kept)}
         order |= {"workloads": list(workloads), "rates": list(rates), "layouts": list(layouts), "seconds": seconds}
         commands = [
             [sys.executable, __file__, "--process", json.dumps({**order, "process_id": index})] for index in (0, 1)
         ]
         root = str(Path(__file__).resolve().parents[1])
-        hosts.run(commands, folder=logs or Path(temporary), timeout_seconds=3600, PYTHONPATH=root, JAX_PLATFORMS="cpu")
+        hosts.run(commands, folder=logs or kept, timeout_seconds=3600, PYTHONPATH=root, JAX_PLATFORMS="cpu")
         return [Row(**row) for row in json.loads((kept / "rows.json").read_text())]
 
 
@@ -186,6 +174,7 @@ def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, pro
         say(f"{rate} Mbit/s: {calibrated[rate].tier('network')}")
     job.dismiss()
     rows: list[Row] = []
+    pairs: list[Pairs] = []
     for name in workloads:
         hosts.set_rate(max(rates) * MEGABIT)
         runner = processes.AgreedRunner(job, workload_of(name), target)
@@ -210,11 +199,40 @@ def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, pro
                 row_of(name, rate, layout, predictions.get(layout), outcome) for layout, outcome in outcomes.items()
             ]
             (folder / "rows.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
-            say("\n".join(table([row for row in rows if (row.workload, row.rate_megabit) == (name, rate)], full=True)))
+            say("\n".join(every_layout([row for row in rows if (row.workload, row.rate_megabit) == (name, rate)])))
+        for case in cases([row for row in rows if row.workload == name]):
+            if 2 * case.rate_megabit in rates:
+                pairs.append(side_by_side(ready, case, hosts, PAIRED * seconds))
+        (folder / "pairs.json").write_text(json.dumps([asdict(one) for one in pairs], indent=1))
         runner.close()
         job.dismiss()
     processes.leave()
     return 0
+
+
+def side_by_side(runner: Kept, case: Case, hosts: TwoHosts, seconds: float) -> Pairs:
+    """The chosen layout at the case's rate and at its double, turn about, until the ratio is known to `PRECISION`."""
+    layout, slow = parse_layout(case.chosen.layout), case.rate_megabit
+    assert case.chosen.measured is not None
+    steps = max(1, round(TURN_SECONDS / case.chosen.measured))
+    turns: dict[int, list[float]] = {slow: [], 2 * slow: []}
+    begin, pairs = time.monotonic(), None
+    while pairs is None or (pairs.standard_error > PRECISION and time.monotonic() - begin < seconds):
+        for rate in (slow, 2 * slow) if len(turns[slow]) % 2 else (2 * slow, slow):
+            hosts.set_rate(rate * MEGABIT)
+            turn = runner.turn(layout, steps)
+            if isinstance(turn, RunFailure):
+                raise RuntimeError(f"{case.workload} {layout} at {rate} Mbit/s: {turn.kind}: {turn.reason}")
+            turns[rate].append(turn.seconds)
+        pairs = Pairs(
+            workload=case.workload,
+            layout=case.chosen.layout,
+            rate_megabit=slow,
+            slow_seconds=tuple(turns[slow]),
+            fast_seconds=tuple(turns[2 * slow]),
+        )
+    say(f"{case.workload} {layout} {slow} to {2 * slow} Mbit/s: {pairs.ratio:.3f} +- {pairs.standard_error:.3f}")
+    return pairs
 
 
 def keepers(folder: Path, rate: int) -> dict[str, Callable[..., None]]:
@@ -247,6 +265,15 @@ def load(path: Path) -> Any:
 def keep(path: Path, values: Any) -> None:
     """Write JSON-able values, compressed."""
     path.write_bytes(lzma.compress(json.dumps(values).encode()))
+
+
+def kept_pairs(folder: Path) -> list[Pairs]:
+    """The paired turns that `run` kept."""
+    told = json.loads((folder / "pairs.json").read_text())
+    return [
+        Pairs(**{**one, "slow_seconds": tuple(one["slow_seconds"]), "fast_seconds": tuple(one["fast_seconds"])})
+        for one in told
+    ]
 
 
 def read(folder: Path, target: Target) -> list[Row]:
@@ -309,141 +336,6 @@ def _predicted(prediction: Prediction | None) -> dict[str, Any]:
         "binding": binding_limit(shares).resource if shares else None,
         "link_share": sum(share for resource, share in shares.items() if resource.endswith("@network")),
     }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One workload at one rate: what the tuner chooses (best measured of the TOP best predicted), what is best."""
-
-    workload: str
-    rate_megabit: int
-    rows: tuple[Row, ...]
-    chosen: Row
-    best: Row
-
-    @property
-    def loss(self) -> float:
-        """Measured time of the chosen layout over the best one's, less one."""
-        return self.chosen.measured / self.best.measured - 1
-
-    @property
-    def found(self) -> bool:
-        noise = 2 * math.hypot(self.chosen.standard_error or 0.0, self.best.standard_error or 0.0)
-        return self.loss <= TOLERANCE or self.chosen.measured - self.best.measured <= noise
-
-
-def cases(rows: Sequence[Row]) -> list[Case]:
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        if row.measured is not None and row.predicted is not None:
-            groups.setdefault((row.workload, row.rate_megabit), []).append(row)
-    found = []
-    for (workload, rate), members in groups.items():
-        top = sorted(members, key=lambda row: row.predicted)[:TOP]
-        chosen, best = (min(some, key=lambda row: row.measured) for some in (top, members))
-        found.append(Case(workload=workload, rate_megabit=rate, rows=tuple(members), chosen=chosen, best=best))
-    return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Doubling:
-    """One layout before and after the link's rate doubled: change of the step over the step, and its standard error."""
-
-    workload: str
-    layout: str
-    rate_megabit: int
-    measured: float
-    predicted: float
-    standard_error: float
-
-
-def doublings(rows: Sequence[Row]) -> list[Doubling]:
-    """Of every chosen layout: both changes are over the measured step at the lower rate."""
-    by_key = {(row.workload, row.rate_megabit, row.layout): row for row in rows}
-    found = []
-    for case in cases(rows):
-        slow = case.chosen
-        fast = by_key.get((slow.workload, 2 * slow.rate_megabit, slow.layout))
-        if fast is None or fast.measured is None:
-            continue
-        ratio = fast.measured / slow.measured
-        error = ratio * math.hypot(
-            (fast.standard_error or 0.0) / fast.measured, (slow.standard_error or 0.0) / slow.measured
-        )
-        found.append(
-            Doubling(
-                workload=slow.workload,
-                layout=slow.layout,
-                rate_megabit=slow.rate_megabit,
-                measured=1 - ratio,
-                predicted=(slow.predicted - fast.predicted) / slow.measured,
-                standard_error=error,
-            )
-        )
-    return found
-
-
-def verdicts(rows: Sequence[Row]) -> list[tuple[str, bool]]:
-    """What is claimed of the table, and whether it holds. The link is slow below 1 Gbit/s here, fast above."""
-    found, changes = cases(rows), doublings(rows)
-    share = sum(case.found for case in found) / len(found)
-    slow = [case for case in found if case.rate_megabit < 1000]
-    fast = [case for case in found if case.rate_megabit >= 1000]
-    named = sum(case.chosen.binding.endswith("@network") for case in slow)
-    unnamed = sum(not case.chosen.binding.endswith("@network") for case in fast)
-    errors = [abs(row.predicted / row.measured - 1) for case in found for row in case.rows]
-    lines = [
-        (f"chosen within {TOLERANCE:.0%} of the best, or tied: {share:.0%} of {len(found)} (>= 90 %)", share >= 0.9),
-        (f"slow link named as the limit: {named} of {len(slow)}", named == len(slow)),
-        (f"fast link not named: {unnamed} of {len(fast)}", unnamed == len(fast)),
-        (f"median error of {len(errors)} predicted steps: {statistics.median(errors):.1%} (<= 20 %)",
-         statistics.median(errors) <= 0.2),
-    ]  # fmt: skip
-    if changes:
-        worst = max(abs(one.measured - one.predicted) for one in changes)
-        noise = max(one.standard_error for one in changes)
-        lines += [
-            (f"rate doubled: predicted and measured change differ by at most {worst:.1%} of the step (<= 10 %)",
-             worst <= 0.1),
-            (f"standard error of those ratios: at most {noise:.1%} (< 1.5 %)", noise < 0.015),
-        ]  # fmt: skip
-    return lines
-
-
-def table(rows: Sequence[Row], *, full: bool = False) -> list[str]:
-    """The cases, the doublings and the verdicts as lines; `full`: every layout instead."""
-    if full:
-        head = (
-            f"{'workload':10s}{'Mbit/s':>7s}  {'layout':24s}{'predicted':>11s}{'measured':>11s}{'error':>8s}{'+-':>7s}"
-        )
-        return [f"{head}  binding", *(_line(row) for row in sorted(rows, key=lambda row: row.measured or math.inf))]
-    lines = [
-        f"{'workload':10s}{'Mbit/s':>7s}  {'chosen':24s}{'best':24s}{'loss':>7s}  {'binding':26s}{'median error':>12s}"
-    ]
-    for case in cases(rows):
-        error = statistics.median(abs(row.predicted / row.measured - 1) for row in case.rows)
-        lines.append(
-            f"{case.workload:10s}{case.rate_megabit:7d}  {case.chosen.layout:24s}{case.best.layout:24s}"
-            f"{case.loss:7.1%}  {case.chosen.binding:26s}{error:12.1%}"
-        )
-    lines += ["", "rate doubled: change of the chosen layout's step"]
-    lines += [
-        f"{one.workload:10s}{one.rate_megabit:7d}  {one.layout:24s} measured {one.measured:6.1%}"
-        f" +- {one.standard_error:.1%}  predicted {one.predicted:6.1%}"
-        for one in doublings(rows)
-    ]
-    return [*lines, "", *(f"{'holds ' if passed else 'FAILS '} {text}" for text, passed in verdicts(rows))]
-
-
-def _line(row: Row) -> str:
-    if row.measured is None:
-        return f"{row.workload:10s}{row.rate_megabit:7d}  {row.layout:24s}{row.failure}"
-    error = f"{row.predicted / row.measured - 1:+8.1%}" if row.predicted else f"{'':8s}"
-    noise = (row.standard_error or 0.0) / row.measured
-    return (
-        f"{row.workload:10s}{row.rate_megabit:7d}  {row.layout:24s}{row.predicted * 1e3:8.1f} ms"
-        f"{row.measured * 1e3:8.1f} ms{error}{noise:7.1%}  {row.binding} ({row.link_share:.0%} link)"
-    )
 
 
 def say(line: str) -> None:

@@ -37,10 +37,11 @@ MATMULS = {
 DTYPES = {"cpu": ("float32", "bfloat16"), "accelerator": ("bfloat16", "float32")}
 ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Per device: on a CPU an activation's size (it stays in cache there), on an accelerator beyond every cache."""
-PAYLOADS = (1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
+PAYLOADS = (1 << 12, 1 << 14, *(1 << power for power in range(15, 21)), 1 << 22, 1 << 24)
+"""Bytes. Closest together where a step's collectives lie and start and bytes count alike."""
 CLEARLY = 1.3
 """Times the least time of its kind: a collective that takes longer is one whose bytes count."""
-SLOW_SECONDS = 0.5
+SLOW_SECONDS = 0.25
 """A collective that takes longer is not tried with larger payloads: it is all bytes by then."""
 
 
@@ -201,20 +202,22 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
     """The tier with its latency, and per kind its rate and launch, fitted to the samples; residuals into `sources`.
 
     seconds = messages x latency + launch[kind] + link bytes / rate[kind], least deviations (`autotune.calibrate.fit`).
-    Or, where that comes closer to the samples, each kind takes a least time, whatever its bytes, and only what takes
-    clearly longer is fitted: on CPUs a thread sleeps while small messages come, and large ones hide that.
+    Or, of each kind for which that comes closer to its samples, at least so many seconds whatever its bytes, and only
+    what takes clearly longer is fitted: on CPUs a thread sleeps while small messages come, and large ones hide that.
+    Kinds differ there: between two hosts an all-reduce of 4 KiB takes as long as one of 64, an all-to-all does not.
     """
     kinds = [kind for kind in COLLECTIVES if any(sample.kind == kind for sample in samples)]
-    fitted = _affine(tier, samples)
-    least = {}
+    fitted, least = _affine(tier, samples), dict[str, float]()
     for kind in kinds:
         of_kind = [one for one in samples if one.kind == kind]
-        small = sorted({one.payload_bytes for one in of_kind})[:2]
-        least[kind] = statistics.median(one.seconds for one in of_kind if one.payload_bytes in small)
-    longer = [one for one in samples if one.seconds > CLEARLY * least[one.kind]]
-    if all(len({one.payload_bytes for one in longer if one.kind == kind}) > 1 for kind in kinds):
-        other = dataclasses.replace(_affine(tier, longer), least_seconds=least)
-        fitted = min(fitted, other, key=lambda one: sum(abs(residual(one, sample)) for sample in samples))
+        for payload in sorted({one.payload_bytes for one in of_kind})[:-2]:
+            floor = statistics.median(one.seconds for one in of_kind if one.payload_bytes == payload)
+            floors = least | {kind: floor}
+            longer = [one for one in samples if one.seconds > CLEARLY * floors.get(one.kind, 0.0)]
+            if len({one.payload_bytes for one in longer if one.kind == kind}) > 1:
+                other = dataclasses.replace(_affine(tier, longer), least_seconds=floors)
+                fitted = min(fitted, other, key=lambda one: sum(abs(residual(one, sample)) for sample in samples))
+        least = dict(fitted.least_seconds)
     errors = {kind: [abs(residual(fitted, one)) for one in samples if one.kind == kind] for kind in kinds}
     listed = ", ".join(f"{kind} {statistics.median(e):.0%} (worst {max(e):.0%})" for kind, e in errors.items())
     sizes = sorted({sample.route.size for sample in samples})

@@ -49,8 +49,8 @@ def test_a_transfer_takes_the_time_of_the_link(rate, tmp_path):
         hosts.set_rate(rate)
         commands = [[sys.executable, "-c", RECEIVE], [sys.executable, "-c", SEND]]
         outputs = hosts.run(commands, folder=tmp_path, timeout_seconds=30)
-    # Headers take 4 to 5 % of an Ethernet frame. Other work on the machine can only slow a transfer down: the fastest of
-    # five is the link's, and none is faster.
+    # Headers take 4 to 5 % of an Ethernet frame. Other work on the machine can only slow a transfer down: the fastest
+    # of five is the link's, and none is faster.
     assert max(map(float, outputs[0].split())) == pytest.approx(0.955 * rate, rel=0.05)
 
 
@@ -70,9 +70,10 @@ def test_a_failing_command_is_told_with_its_output_and_nothing_is_left(tmp_path)
     "AUTOTUNE_SLOW_TESTS" not in __import__("os").environ, reason="takes minutes: set AUTOTUNE_SLOW_TESTS"
 )
 def test_the_slow_link_is_named_and_the_fast_one_is_not(tmp_path):
-    from two_hosts import cases, run
+    from two_hosts import run
+    from validation.link_cases import cases
 
-    rows = run(["weights"], [200, 8000], ["data=2", "fsdp=2", "tensor=2"], seconds=5.0, logs=tmp_path)
+    rows = run(["weights"], [200, 8000], ["data=2", "fsdp=2", "tensor=2"], seconds=5.0, folder=tmp_path)
     slow, fast = sorted(cases(rows), key=lambda case: case.rate_megabit)
     assert slow.found and slow.chosen.binding.endswith("@network")
     assert not fast.chosen.binding.endswith("@network")
