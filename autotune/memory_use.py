@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,8 +57,9 @@ def failed_use(failure: CompileFailure, price: Estimate, smaller: Smaller | None
     """What a step needs of which the compiler said only that it does not fit, and how much it needs in all.
 
     Arguments are exact, from their shardings. The rest is as in `smaller`, those categories made larger of which it
-    holds less, until the compiler's total is reached; its buffers likewise. Without one, the closed form shares out the
-    rest, and only the arguments are known by name.
+    holds less, until the compiler's total is reached. The buffers are those of `smaller` as they are there: which of
+    them grow, and by how much, no one says. Without one, the closed form shares out the rest, and only the arguments
+    are known by name.
     """
     held = [one for one in failure.arguments if one.memory_kind is None]
     rest = (failure.needed_bytes or 0) - sum(one.bytes for one in held)
@@ -78,15 +78,14 @@ def failed_use(failure: CompileFailure, price: Estimate, smaller: Smaller | None
         shares = {name: max(memory.by_category[name] - float(ours[name]), 0.0) for name in CATEGORIES}
         names = {one.name for one in arguments}
         own = [one for one in memory.largest if one.scope not in names]
-        source = f"the compiler's total; arguments by their shardings, the rest as in the compile of {smaller.layout}"
+        source = (
+            f"the compiler's total; arguments by their shardings, the rest as in the compile of "
+            f"{smaller.layout}, whose buffers these are"
+        )
     spread = _fill(shares, rest, smaller.less if smaller else BY_BATCH)
     for name, size in spread.items():
         total[name] += size
-    buffers += [
-        dataclasses.replace(one, bytes=int(one.bytes * spread[one.category] / shares[one.category]))
-        for one in own
-        if shares[one.category]
-    ]
+    buffers += own
     buffers.sort(key=lambda buffer: -buffer.bytes)
     return MemoryUse(bytes=sum(total.values()), by_category=total, largest=tuple(buffers[:LARGEST]), source=source)
 

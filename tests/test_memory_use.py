@@ -46,6 +46,7 @@ def test_what_did_not_fit_is_shared_out_like_a_smaller_compile(small):
     assert str(found.layout) in use.source
     named = [buffer for buffer in use.largest if buffer.category == "activations"]
     assert named and named[0].source is not None and ".py:" in named[0].source
+    assert set(named) <= set(own.largest)  # as large as their shapes say, not as the whole category grew
     assert [buffer.bytes for buffer in use.largest] == sorted((one.bytes for one in use.largest), reverse=True)
 
 

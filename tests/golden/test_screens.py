@@ -111,7 +111,8 @@ TOO_LARGE = MemoryUse(
     bytes=17 * GIB,
     by_category={"parameters": 4 * GIB, "activations": 13 * GIB, "logits": 0},
     largest=(Buffer(bytes=9 * GIB, shape="bf16[64]", category="activations", source="model.py:7", scope=None),),
-    source="the compiler's total; arguments by their shardings, the rest as in the compile of fsdp=256,accumulate=2",
+    source="the compiler's total; arguments by their shardings, the rest as in the compile of fsdp=256,accumulate=2, "
+    "whose buffers these are",
 )
 CHANGES = (
     Change(

@@ -29,17 +29,24 @@ def test_programs_are_small_and_there():
 
 def test_errors_reached(errors):
     sizes = [abs(error) for error in errors.values()]
-    assert max(sizes) <= 0.18 and statistics.median(sizes) <= 0.05, errors
+    assert max(sizes) <= 0.165 and statistics.median(sizes) <= 0.05, errors
 
 
 @pytest.mark.xfail(
     strict=True,
-    reason="v5p-64B on one slice: every collective is exposed (probably for lack of memory: 90.7 of 95.7 GiB; the "
-    "closed form, which hides them, is within 1 %); v5e-32B: the cycles of its matmuls, likely of those with "
-    "element-wise work fused",
+    reason="v5e-32B on 8 and 16 slices: cycles of the backward MLP matmuls (up to 1.7 times those of the same product "
+    "alone, element-wise work is fused to them); gradients of 32 rows a device are reduced whole, twice the bytes",
 )
 def test_goal(errors):
     assert max(abs(error) for error in errors.values()) <= 0.15, errors
+
+
+def test_near_the_memory_limit_the_schedule_still_overlaps(errors):
+    """v5p-64B holds 96 % of the memory. Tried again with less of it, as compilers do since, nothing at all overlaps."""
+    case = next(case for case in CASES if case.id == "maxtext-v5p-64B-1x128")
+    gathers = next(row for row in predict_case(case).ledger if (row.axis, row.kind) == ("fsdp", "all_gather"))
+    assert gathers.exposed_seconds < 0.7 * gathers.seconds
+    assert abs(errors[case.id]) < 0.1
 
 
 @pytest.mark.parametrize("model", ["maxtext-v5e-16B", "maxtext-v5e-32B"])
