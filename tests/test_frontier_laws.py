@@ -136,6 +136,17 @@ def test_how_the_closed_forms_scale():
     assert ratio == pytest.approx(16**power)
 
 
+def test_an_infinite_network_has_one_level_like_global_nvlink():
+    infinite, global_nvlink = (GPUS[f"h100-{name}-low-latency"] for name in ("infinite-network", "global-nvlink"))
+    (level,) = infinite.levels
+    assert level == replace(global_nvlink.levels[0], bidirectional_bytes_per_second=math.inf)
+    # Two levels would ask for both latencies where tensor parallelism spans nodes: never faster, here slower.
+    two = replace(infinite, levels=(replace(level, size=8), level))
+    run = scaled_run(196608)
+    one_level, two_levels = (fastest_mix(run, gpu, 2**36, Overlap()).batch_seconds for gpu in (infinite, two))
+    assert 1e-5 < two_levels / one_level - 1 < 1e-4
+
+
 def test_closed_forms_without_a_limit_are_infinite():
     assert linear_scaling_end_flop(GPUS["h100-infinite-network-low-latency"]) == math.inf
     assert latency_wall_flop(step_latency_seconds(GPUS["h100"].scaled(network_latency=0, matmul_latency=0))) == math.inf

@@ -79,7 +79,14 @@ def test_bounds_lose_nothing(model, target, batch, fix):
 
 @pytest.mark.parametrize(
     ("model", "target"),
-    [("llama3-8b", "v5p:4x4x4"), ("llama3-8b", "h100:8x8"), ("mixtral-8x7b", "v5e:16x16"), ("llama3-70b", "v5p:4x8x8")],
+    [
+        ("llama3-8b", "v5p:4x4x4"),
+        ("llama3-8b", "h100:8x8"),
+        ("mixtral-8x7b", "h100:8x8"),
+        ("llama3-8b", "h100:32x8"),
+        ("mixtral-8x7b", "v5e:16x16"),
+        ("llama3-70b", "v5p:4x8x8"),
+    ],
 )
 def test_layouts_are_those_that_tune_chooses_from_prices(model, target):
     step, machine = workload(model, 256), parse_target(target)
@@ -347,6 +354,8 @@ def test_picture_with_its_numbers(tmp_path, capsys):
         (("--batch-rule", "paper"), "does not go with"),
         (("--batch-tokens", "0"), "must be above 0"),
         (("--batch-tokens", "-4M"), "must be above 0"),
+        (("--batch-tokens", "100"), "batch of 100 tokens: must be at least half a sequence"),
+        (("--batch-tokens", "1e25"), "fewer than 2^53"),
         (("--tokens", "0"), "must be above 0"),
         (("--tokens", "-1T"), "must be above 0"),
         (("--critical-batch-tokens", "0"), "must be above 0"),
@@ -362,6 +371,8 @@ def test_picture_with_its_numbers(tmp_path, capsys):
         (("--axes", "data,experts"), "makes no use of"),
         (("--depth-scale", "0"), "depth-scale"),
         (("--plot", "here.txt"), "must end in"),
+        (("--plot", "/nowhere/at/all.png"), "/nowhere/at does not exist"),
+        (("--plot", "/proc/all.png"), "cannot be written"),
         (("--dtype", "int4"), "no peak for dtype"),
         (("--workload", "mine.train:step"), "give one of"),
         (("--critical-batch-norms", "1M=2,2M=3"), "average over more steps"),

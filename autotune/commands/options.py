@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,5 +162,11 @@ def writable(path: Path | None, option: str) -> None:
         raise click.UsageError(f"{option} {path}: is a folder")
     if not folder.is_dir():
         raise click.UsageError(f"{option} {path}: folder {folder} does not exist")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise click.UsageError(f"{option} {path}: cannot be written")
+    there = path.exists()
+    try:
+        # Permissions do not tell all: a folder of /proc looks writable to root.
+        path.open("ab").close()
+    except OSError as error:
+        raise click.UsageError(f"{option} {path}: cannot be written: {error.strerror}") from None
+    if not there:
+        path.unlink()

@@ -269,8 +269,10 @@ GPUS: dict[str, Gpu] = {
         _low_latency(H100, "h100-low-latency", "H100 SXM Low Latency"),
         H100_GLOBAL_NVLINK,
         _low_latency(H100_GLOBAL_NVLINK, "h100-global-nvlink-low-latency", "H100 SXM Global NVLink and Low Latency"),
+        # One level: where bandwidth has no end, no level is nearer than another, and the authors' own simulation makes
+        # this one of Global NVLink. On the two levels of H100 every message between nodes would pay both latencies.
         _low_latency(
-            H100.scaled(network_bandwidth=math.inf),
+            H100_GLOBAL_NVLINK.scaled(network_bandwidth=math.inf),
             "h100-infinite-network-low-latency",
             "H100 SXM Infinite Network and Low Latency",
         ),

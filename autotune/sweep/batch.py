@@ -59,4 +59,8 @@ class BatchRule:
         1024
         """
         wanted = self.wanted_tokens(transformer, tokens) / seq
+        if not 0.5 < wanted < 2**53:
+            raise ValueError(
+                f"batch of {wanted * seq:,.0f} tokens: must be at least half a sequence of {seq} and fewer than 2^53"
+            )
         return int(wanted) if wanted >= 1 and wanted == int(wanted) else near(wanted)
