@@ -31,6 +31,11 @@ GPU_L2_BYTES_PER_CYCLE = 64.0
 """Bytes a cycle that the L2 cache gives each multiprocessor ("Dissecting the Ampere GPU architecture through
 microbenchmarking", GTC 2021: 64 B/clk/SM of L2 read bandwidth; NVIDIA A100 white paper: 5120 B/clk for 108)."""
 
+GPU_PAIRED = 10
+"""Compute capability from which two multiprocessors work on one tile pair, each loading half of the operand that both
+need (PTX ISA, tcgen05.mma with cta_group::2). Without it a B200 could not reach the 0.776 of its peak that is measured,
+for want of L2 bandwidth."""
+
 GPU_SUSTAINED = 0.98
 """Ordinary data draw more power than the best case of `matmul_efficiency`, and the clock gives way: 8192^3 with
 normally distributed operands is 258 TFLOP/s on an A100 (thonking.ai, "Strangely, matrix multiplications on GPUs run
@@ -73,10 +78,12 @@ def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count):
     clock = 1e9 * float(str(hardware.compile_fields["clock_rate_ghz"]))
     per_core = peak / cores
     hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
+    paired = float(str(hardware.compile_fields["cuda_compute_capability"])) >= GPU_PAIRED
     best = None
     for rows, columns in GPU_TILES:
         step = 2.0 * rows * columns / (per_core * hardware.matmul_efficiency * GPU_SUSTAINED)
-        feed = width * (rows + columns) / (GPU_L2_BYTES_PER_CYCLE * clock)
+        loaded = rows + columns - (max(rows, columns) / 2 if paired else 0.0)
+        feed = width * loaded / (GPU_L2_BYTES_PER_CYCLE * clock)
         waves = np.ceil(count * np.ceil(m / rows) * np.ceil(n / columns) / cores)
         drain = width * rows * columns * cores / hbm
         seconds = waves * ((k + GPU_FILL_STEPS) * max(step, feed) + drain)

@@ -97,7 +97,8 @@ class Assumptions:
     `hidden_most`: axis -> the most of a collective that is hidden, however much compute there is (1 where not named).
     `scatter_hides`: whether reducing gradients onto their fsdp shards hides beside compute: "always", "never", or
     "alone" (where they are summed over fsdp only). `least_shard`: rows of d_model a shard must have for that to be a
-    reduce-scatter; with fewer, gradients are all-reduced and cut.
+    reduce-scatter; with fewer, gradients are all-reduced and cut. `sums_over_slice`: where the fsdp shards are all of a
+    three-dimensional slice, they are gathered and reduced by all-reduces, which send twice as much.
     `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
     bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step.
     `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only.
@@ -137,6 +138,7 @@ class Assumptions:
     hidden_most: dict[str, float]
     scatter_hides: str
     least_shard: int
+    sums_over_slice: bool
     transfer_hidden: float
     transfer_wait: float
     gradients_per_pass: bool
@@ -234,6 +236,7 @@ XLA_TPU = Assumptions(
     # are under the 128 lanes of a tile, nothing runs beside the sum (v5e and v5p, libtpu 0.0.42).
     scatter_hides="alone",
     least_shard=128,
+    sums_over_slice=False,
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
@@ -253,6 +256,13 @@ XLA_TPU = Assumptions(
     fixed_bytes=0.0,
     allocator=1.0,
 )
+
+EXPOSED_ON = ("v4", "v5p")
+"""TPUs on which the compiler, left to itself, hides no gather of weights, keys or values and no reduction onto shards.
+libtpu 0.0.42, v5p:4x4x4: all of them exposed with fsdp=64, fsdp=32 x tensor=2 and fsdp=16 x context=4 (widths 4096 and
+8192, remat dots and full), where compiles for v5e expose a tenth. With the flags of asynchronous collectives that
+MaxText's scripts turn on (`scripts/compiled_cases.py`) the same compiler hides nine tenths there too, but for programs
+that fill the memory. v4 was not compiled: it has the cores and the torus of v5p."""
 
 XLA_GPU = Assumptions(
     name="xla-gpu",
@@ -277,6 +287,7 @@ XLA_GPU = Assumptions(
     hidden_most={"fsdp": 0.75},
     scatter_hides="never",
     least_shard=0,
+    sums_over_slice=False,
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
@@ -298,11 +309,23 @@ XLA_GPU = Assumptions(
 )
 
 
+def exposed(stack: Assumptions) -> Assumptions:
+    """The same stack hiding no collective."""
+    return dataclasses.replace(
+        stack,
+        hidden_share=dict.fromkeys(stack.hidden_share, 0.0),
+        scatter_hides="never",
+        # Seen at widths 4096 and 8192 on v5p:4x4x4; fsdp=32 there, and fsdp=256 over a v5e:16x16, are gathered.
+        sums_over_slice=True,
+    )
+
+
 def assumptions_of(hardware: Hardware, dtype: str) -> Assumptions:
     """The stack that our own models run on that hardware: the attention kernel is the one `models.execution` picks."""
     if hardware.platform == "tpu":
         shares = kernel_shares(hardware)
-        return dataclasses.replace(XLA_TPU, flash_efficiency=shares) if shares else XLA_TPU
+        stack = dataclasses.replace(XLA_TPU, flash_efficiency=shares) if shares else XLA_TPU
+        return exposed(stack) if hardware.name in EXPOSED_ON else stack
     flash = hardware.platform == "cuda" and dtype in ("bfloat16", "float16") and not hardware.name.startswith("v100")
     overlap = XLA_GPU.hidden_share if hardware.platform == "cuda" else dict.fromkeys(XLA_GPU.hidden_share, 0.0)
     return dataclasses.replace(XLA_GPU, flash=flash, hidden_share=overlap, name=f"xla-{hardware.platform}")

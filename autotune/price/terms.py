@@ -300,22 +300,30 @@ class Chunk:
         if self.by_hand.any():
             layers = self.parameters.layer * self.middle
             once = self.table.accumulate * (1.0 - each)
-            self._move("fsdp", "all_gather", "step", state.compute * layers, once)
+            self._gather("step", state.compute * layers, once)
             self._scatter("step", state.reduced * layers, np.zeros(self.book.rows), once)
-        self._move("fsdp", "all_gather", "layer", state.compute * self.parameters.layer, each, forward)
-        self._move(
-            "fsdp",
-            "all_gather",
-            "layer",
-            state.compute * self.parameters.layer,
-            np.where(saved, 0.0, 1.0),
-            0.5 * backward,
-        )  # noqa: E501
+        weights = state.compute * self.parameters.layer
+        self._gather("layer", weights, each, forward)
+        self._gather("layer", weights, np.where(saved, 0.0, 1.0), 0.5 * backward)
         self._scatter("layer", state.reduced * self.parameters.layer, 0.5 * backward, each)
+
+    def _gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
+        """Weights of one layer or of the tables from their fsdp shards."""
+        summed = self._summed
+        self._move("fsdp", "all_gather", unit, weights, np.where(summed, 0.0, times), beside)
+        if summed.any():
+            self._move("fsdp", "all_reduce", unit, weights, np.where(summed, times, 0.0))
+
+    @property
+    def _summed(self) -> np.ndarray:
+        """Rows whose fsdp shards are all of a slice that the compiler gathers by sums of zeros and one shard."""
+        target, table = self.pricer.target, self.table
+        deep = self.stack.sums_over_slice and len(target.shape) == 3 and min(target.shape) > 1
+        return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & deep
 
     def _scatter(self, unit: str, gradients: np.ndarray, beside: np.ndarray, times: np.ndarray | float = 1.0) -> None:
         """Gradients of one layer or of the tables onto their fsdp shards."""
-        whole = self.shape.d_model / self.size["fsdp"] < self.stack.least_shard
+        whole = (self.shape.d_model / self.size["fsdp"] < self.stack.least_shard) | self._summed
         if self.stack.scatter_hides != "always":
             alone = (self.size["data"] == 1) if self.stack.scatter_hides == "alone" else False
             beside = np.where(alone, beside, 0.0)
@@ -354,11 +362,11 @@ class Chunk:
             # Embedding and unembedding once each; the latter again in the backward pass where nothing keeps it.
             times = 1.0 if self.stack.keeps_gathered else 1.5
             each = np.where(self.by_hand, 0.0, 1.0)
-            self._move("fsdp", "all_gather", "head", state.compute * table, times * each, 0.5 * beside)
+            self._gather("head", state.compute * table, times * each, 0.5 * beside)
             self._scatter("head", state.reduced * table, 0.5 * beside, each)
             if self.by_hand.any():
                 once = self.table.accumulate * (1.0 - each)
-                self._move("fsdp", "all_gather", "step", state.compute * table, times * once)
+                self._gather("step", state.compute * table, times * once)
                 self._scatter("step", state.reduced * table, np.zeros(book.rows), once)
 
     def _pipeline(self, forward: np.ndarray, backward: np.ndarray, weight: np.ndarray) -> None:

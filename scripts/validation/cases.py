@@ -144,8 +144,8 @@ def _case(row: dict) -> Case:
     dtype = next((DTYPES[name] for name in DTYPES if name in precision), None)
     if dtype is None:
         raise ValueError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
-    if stack.name.startswith("xla"):
-        stack = assumptions_of(hardware, dtype)
+    if stack is stacks.MAXTEXT:
+        stack = dataclasses.replace(stack, flash_efficiency=assumptions_of(hardware, dtype).flash_efficiency)
     seconds = _seconds(row, transformer, batch, seq, devices, hardware.peak(dtype))
     if seconds is not None and not 0 < seconds < math.inf:
         raise ValueError(f"measured {seconds} s")
@@ -337,7 +337,7 @@ def _stack(row: dict) -> Assumptions:
     if str(told.get("method", "")).startswith("parax") or "alpa " in source:
         return stacks.ALPA
     if "tpu" in str(row["hardware"]["name"]).lower():
-        return assumptions_of(load_hardware("v5p"), "bfloat16")
+        return stacks.MAXTEXT
     if _zero(told) == 3:
         return stacks.DEEPSPEED_ZERO3
     if "zero bubble" in source or "2401.10241" in source:

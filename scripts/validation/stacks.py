@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from autotune.price.assumptions import XLA_GPU, Assumptions, Saved, State, Traffic
+from autotune.price.assumptions import XLA_GPU, XLA_TPU, Assumptions, Saved, State, Traffic
 
 A100_BYTES_IN_USE = 1.9e9
 """What a PyTorch process holds before its first array: CUDA kernels 1.3 GiB (Hugging Face transformers, "Methods and
@@ -74,6 +74,7 @@ MEGATRON_2022 = Assumptions(
     hidden_most={},
     scatter_hides="always",
     least_shard=0,
+    sums_over_slice=False,
     transfer_hidden=0.0,
     transfer_wait=SYNCHRONOUS_TRANSFER,
     gradients_per_pass=False,
@@ -183,6 +184,7 @@ ALEPH_RMS = Assumptions(
     hidden_most={},
     scatter_hides="always",
     least_shard=0,
+    sums_over_slice=False,
     transfer_hidden=0.0,
     transfer_wait=SYNCHRONOUS_TRANSFER,
     gradients_per_pass=False,
@@ -252,3 +254,6 @@ BY_KERNEL = {
     "torch": ALEPH_TORCH,
 }
 """Attention kernels by the names of the layout sweep."""
+
+MAXTEXT = XLA_TPU
+"""XLA on TPUs with asynchronous collectives turned on, as the scripts of MaxText's published runs do on every chip."""
