@@ -72,7 +72,7 @@ def compare(case: SpaceCase, rows: list[dict[str, Any]]) -> Found:
     best = min(fits, key=lambda layout: (fits[layout], str(layout)))
     order = [space.layout(row) for row in shortlist(space, capacity)]
     hopeful = [row for row in range(len(layouts)) if space.peak_bytes[row] <= SLACK * capacity]
-    by_price = [layouts[row] for row in sorted(hopeful, key=lambda row: space.seconds[row])]
+    by_price = [layouts[row] for row in sorted(hopeful, key=lambda row: (space.seconds[row], space.peak_bytes[row]))]
     return Found(
         case=case,
         layouts=len(layouts),

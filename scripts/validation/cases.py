@@ -156,7 +156,7 @@ def _case(row: dict) -> Case:
         rank_set=_rank_set(row),
         quantity=quantity,
         measured_seconds=seconds,
-        measured_bubble=row.get("model_predicted_bubble_rate"),
+        measured_bubble=_bubble(row.get("model_predicted_bubble_rate")),
         oom=_out_of_memory(row["measured"]),
         transformer=transformer,
         batch=batch,
@@ -172,6 +172,7 @@ def _case(row: dict) -> Case:
 
 def _transformer(model: dict) -> Transformer:
     """The model of a row; what is not said: as many key heads as heads, width of a head, GELU, `UNKNOWN_VOCAB`."""
+    model = {name: value for name, value in model.items() if value is not None}
     heads = int(model["heads"])
     return Transformer(
         name=str(model.get("name", "published")),
@@ -207,8 +208,9 @@ def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
         axes["fsdp"], axes["data"] = axes["data"], 1
     shards = axes["data"] * axes["fsdp"] * axes["expert"]
     each = told.get("microbatch")
+    each = None if each is None else float(each)
     if each is not None and not each > 0:
-        raise ValueError(f"microbatch {each!r} must be above 0")
+        raise ValueError(f"microbatch {each:g} must be above 0")
     if told.get("per_device_batch"):
         each = told["per_device_batch"] * devices / shards
     method = str(told.get("method", ""))
@@ -236,6 +238,13 @@ def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
         sequence_parallel=bool(told.get("sequence_parallel", told.get("dp_axis") == "DCN")),
     )
     return layout, remat
+
+
+def _bubble(value: Any) -> float | None:
+    """A share of the step; None where nothing is said."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1):
+        raise ValueError(f"model_predicted_bubble_rate {value!r} is no share of a step")
+    return None if value is None else float(value)
 
 
 def _count(value: Any) -> int:
@@ -289,6 +298,11 @@ def _target(row: dict, layout: Layout, devices: int) -> Target:
     """The machine: DGX-like nodes of 8 GPUs on one NVLink switch each, or the slices that the row names."""
     told = row["hardware"]
     name = str(told["name"]).lower()
+    gigabytes = re.search(r"\d+(?= ?gi?b)", name)
+    family = next((key for key in ("a100", "v100") if key in name), None)
+    if gigabytes and family:
+        # "A100-SXM4-40GB" as well as "A100-40GB"
+        name = f"{family}-{gigabytes[0]}gb"
     chip = next((CHIPS[key] for key in sorted(CHIPS, key=len, reverse=True) if key in name), None)
     if chip is None:
         raise ValueError(f"hardware {told['name']!r} has no hardware file")

@@ -130,6 +130,17 @@ def test_collectives_are_slower_across_switches():
     assert nodes[384].target.hardware.tier("network").rate("permute") == 2.25e10
 
 
+@pytest.mark.parametrize(
+    "name, file",
+    (("A100-SXM4-40GB", "a100-40"), ("A100-40GB", "a100-40"), ("NVIDIA A100 80 GB", "a100-80"), ("A100", "a100-80")),
+)
+def test_memory_of_the_hardware_is_read_from_its_name(tmp_path, name, file):
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps([changed("hardware", name=name)]))
+    (case,) = read_cases(path)
+    assert isinstance(case, Case) and case.target.hardware.name == file
+
+
 def changed(part: str, **values) -> dict:
     """The sweep's first row with some of one part's values others (None: left out)."""
     row = json.loads((validate.DATA / "aleph_alpha_13b_64gpu.json").read_text())[0]
@@ -146,6 +157,7 @@ def changed(part: str, **values) -> dict:
         changed("batch", sequences=None),
         changed("measured", oom=None, status="OOM Error"),
         changed("model", experts=8, experts_per_token=2),
+        changed("layout", microbatch="8"),
     ),
 )
 def test_unfamiliar_rows_are_predicted(tmp_path, row):
@@ -163,9 +175,11 @@ def test_unfamiliar_rows_are_predicted(tmp_path, row):
         (changed("layout", pp=-2), "-2 is no count above 0"),
         (changed("hardware", name="MI300X"), "hardware 'MI300X' has no hardware file"),
         (changed("model", heads=0), "heads=0"),
+        (changed("model", heads=None), "heads is missing"),
         (changed("measured", step_time_s=0), "measured 0.0 s"),
         ({**changed("layout"), "layout": None}, "layout is no object"),
         ({**changed("layout"), "precision": "fp8"}, "precision 'fp8'"),
+        ({**changed("layout"), "model_predicted_bubble_rate": "4 %"}, "'4 %' is no share of a step"),
         ({"model": {}}, "layout is missing"),
         (7, "it is no object"),
     ),
