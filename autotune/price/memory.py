@@ -25,9 +25,9 @@ def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
     The first stage holds the most microbatches and the embedding, the last few microbatches and the logits: what no
     stage holds together is not added.
     """
-    first, second, last = _held(chunk)
     if not chunk.used["stage"] or chunk.stack.head_everywhere:
-        return _stage(chunk, chunk.middle, first, 1.0, 1.0)
+        return _stage(chunk, chunk.middle, _held(chunk, 1)[0], 1.0, 1.0)
+    first, second, last = _held(chunk, 3)
     stages = chunk.size["stage"]
     alone = np.where(stages > 1, 0.0, 1.0)
     each = [
@@ -41,10 +41,12 @@ def memory_of(chunk: Chunk) -> dict[str, np.ndarray]:
     return {name: np.choose(fullest, [categories[name] for categories in each]) for name in each[0]}
 
 
-def _held(chunk: Chunk) -> list[np.ndarray]:
-    """Microbatches in hand on the first, second and last stage."""
+def _held(chunk: Chunk, places: int) -> list[np.ndarray]:
+    """Microbatches in hand on the first, second and last stage, as many of the three as are asked for."""
     size, table = chunk.size, chunk.table
-    found = [np.ones(len(table)) for _ in range(3)]
+    found = [np.ones(len(table)) for _ in range(places)]
+    if not chunk.used["stage"]:
+        return found
     for code, schedule in enumerate(SCHEDULES):
         rows = (size["stage"] > 1) & (table.schedule == code)
         if rows.any():
@@ -54,7 +56,7 @@ def _held(chunk: Chunk) -> list[np.ndarray]:
                 passes=table.microbatches.astype(np.float64),
                 virtual_stages=table.virtual_stages.astype(np.float64),
             )
-            found = [np.where(rows, new, old) for new, old in zip(held, found, strict=True)]
+            found = [np.where(rows, new, old) for new, old in zip(held, found, strict=False)]
     return found
 
 
