@@ -51,10 +51,14 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints in one folder."""
+    """The checkpoints in one folder, which is made if need be; ValueError when it cannot be."""
 
     def __init__(self, folder: Path, *, keep: int = 3) -> None:
         self.folder = folder.absolute()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"checkpoints {folder}: {error.strerror}") from None
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
@@ -103,9 +107,17 @@ class Checkpoints:
         for step in self.steps() if only is None else [only]:
             problem = self.damage(step)
             if problem is None:
-                bad = [fit for fit in self.fits(step, wanted) if fit.problem]
+                try:
+                    fits = self.fits(step, wanted)
+                except ValueError as error:
+                    problem, fits = str(error).partition(": ")[2], []
+                bad = [fit for fit in fits if fit.problem]
                 if bad:
-                    raise ValueError(f"checkpoint {self.folder}/{step}: {bad[0].name} {bad[0].problem}")
+                    raise ValueError(
+                        f"checkpoint {self.folder}/{step}: is of another model: {bad[0].name} {bad[0].problem}"
+                        + (f", and {len(bad) - 1} more (scripts/reshard.py lists them)" if len(bad) > 1 else "")
+                    )
+            if problem is None:
                 try:
                     return self._read(step, wanted, tuple(refused))
                 except Exception as error:  # what a damaged file raises depends on the place of the damage

@@ -36,7 +36,10 @@ def reshard(plan_path: Path, folder: Path, step: int | None, out: Path | None) -
     if not folder.is_dir():
         raise ValueError(f"checkpoints {folder}: no such folder")
     plan, workload = planned(plan_path)
-    wanted = step_here(plan, workload)
+    if out is not None and out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise ValueError(f"out {out}: is there already; name a new folder")
+    # Only writing needs the devices; whether it fits can be asked before they are there.
+    wanted = step_here(plan, workload) if out is not None else workload.build(plan.layout, mesh_anywhere(plan))
     source = Checkpoints(folder)
     good = [one for one in source.steps() if source.damage(one) is None]
     for one in source.steps():
@@ -58,6 +61,19 @@ def reshard(plan_path: Path, folder: Path, step: int | None, out: Path | None) -
         target.close()
         click.echo(f"step {restored.step} written to {out}")
     return not bad
+
+
+def mesh_anywhere(plan):
+    """The plan's mesh on devices that need not be here, as its compiler has them."""
+    from autotune.commands.run import require_compiler
+    from autotune.meshes.topology import mesh_of
+
+    machine = plan.machine()
+    try:
+        require_compiler(machine)
+    except click.UsageError as error:
+        raise ValueError(error.message) from None
+    return mesh_of(plan.layout, machine)
 
 
 if __name__ == "__main__":

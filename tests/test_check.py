@@ -142,5 +142,12 @@ def test_the_command_line_exits_1_and_says_what_grew(tmp_path):
     assert document["holds"] is False and "flops" in [one["figure"] for one in document["grown"]]
     emitted = autotune("emit", "plan.json", "--for", "flax")
     assert emitted.returncode == 0 and "LOGICAL_AXIS_RULES" in emitted.stdout
+    values = json.loads((tmp_path / "plan.json").read_text()) | {"recipe": {}}
+    (tmp_path / "nameless.json").write_text(json.dumps(values))
+    nameless = autotune("check", "nameless.json")
+    assert nameless.returncode == 2 and nameless.stderr.count("\n") == 1
+    assert "plan nameless.json: was made from Python and names no function; say --workload" in nameless.stderr
+    told = autotune("check", "nameless.json", "--workload", "steps:workload", "--tolerance", "100")
+    assert told.returncode == 0 and "data=2 on cpu:2 holds" in told.stdout, told.stderr
     wrong = autotune("emit", "plan.json", "--for", "megatron")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1

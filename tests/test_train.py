@@ -1,5 +1,6 @@
 """`scripts/train.py` and `scripts/reshard.py`: killed and resumed, on this mesh and on another, the losses go on."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -128,6 +129,45 @@ def test_reshard_says_beforehand_whether_a_checkpoint_fits(place, undisturbed):
         "parameters.unembedding  float32[64, 256]  is float32[64, 256], the plan's model has float32[512, 1024]"
         in done.stdout
     )  # noqa: E501
+
+
+def test_a_checkpoint_whose_digests_nobody_noted_is_still_refused_when_it_cannot_be_read(place, undisturbed):
+    """Killed between the end of a save and the note of its digests, then damaged."""
+    folder = copied(place / "whole", "unnoted")
+    (folder / "verified" / "8.json").unlink()
+    (folder / "8" / "state" / "_METADATA").write_text("{")
+    done = run("train", *arguments(place / "two.json", folder, STEPS))
+    assert re.search(r"^checkpoint 8 refused: cannot be read", done.stdout, re.M), done.output
+    assert "resumed after step 6" in done.stdout
+
+
+def test_whether_it_fits_can_be_asked_before_the_devices_are_there(place, undisturbed):
+    dataclasses.replace(plan_for("fsdp=4", "v5e:2x2"), seq=128).save(place / "tpu.json")
+    done = run("reshard", place / "tpu.json", place / "whole")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"step 8: (\d+) of \1 arrays fit fsdp=4 on v5e:2x2", done.stdout)
+    done = run("reshard", place / "tpu.json", place / "whole", "--out", place / "elsewhere")
+    assert done.exit_code == 2 and "made for 4 devices of v5e (v5e:2x2); here are" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (place / "elsewhere").exists()
+
+
+def test_wrong_checkpoints_get_one_line_and_nothing_is_written(place, undisturbed):
+    values = json.loads((place / "two.json").read_text())
+    values["recipe"]["model"] = "small"
+    (place / "small.json").write_text(json.dumps(values))
+    (place / "empty").mkdir(exist_ok=True)
+    before = sorted((place / "whole").rglob("*"))
+    for done, message in (
+        (run("train", *arguments(place / "small.json", place / "whole", STEPS)), "whole/8: is of another model: "),
+        (run("train", *arguments(place / "two.json", place / "text", STEPS)), "checkpoints .*text: File exists"),
+        (run("reshard", place / "two.json", place / "nowhere"), "checkpoints .*nowhere: no such folder"),
+        (run("reshard", place / "two.json", place / "empty"), "checkpoints .*empty: no good checkpoint"),
+        (run("reshard", place / "two.json", place / "whole", "--step", "7"), "no good checkpoint of step 7"),
+        (run("reshard", place / "two.json", place / "whole", "--out", place / "whole"), "whole: is there already"),
+    ):
+        assert done.exit_code == 2 and re.search(message, done.stderr), done.output
+        assert done.stderr.count("\n") == 1
+    assert sorted((place / "whole").rglob("*")) == before and not (place / "nowhere").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Workloads from the user's own step: what is read from annotations, what is guessed; the step stays theirs."""
 
+import dataclasses
+from collections.abc import Callable
+
 import cloudpickle
 import jax
 import numpy as np
 import optax
 import pytest
 import user_models as user
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from autotune.compile.lower import lower_step
@@ -74,7 +78,6 @@ def test_nnx_mesh_names_straight_in_the_model_keep_their_names():
 
 
 def test_nnx_objects_and_a_function_that_makes_them_are_the_same_workload():
-    from flax import nnx
 
     with nnx.use_eager_sharding(False):
         objects = user.nnx_state()()
@@ -279,6 +282,60 @@ def test_builders_that_are_none():
         Workload.from_builder(lambda layout: 3)
     with pytest.raises(UserCodeError, match="building the step: your code failed: ZeroDivisionError"):
         Workload.from_builder(lambda layout: 1 / 0)
+
+
+def test_an_nnx_module_may_keep_what_cannot_be_hashed():
+    """A config dataclass that is not frozen, say: the step is traced and lowered all the same."""
+
+    class Configured(user.Block):
+        def __init__(self, *given) -> None:
+            super().__init__(*given)
+            self.config = nnx.static({"width": user.WIDTH})
+
+    def make():
+        model = Configured(("embed", "mlp"), ("mlp", "embed"), nnx.Rngs(0))
+        return model, nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
+
+    workload = Workload(user.nnx_step, make, user.TOKENS)
+    assert losses(workload, "data=2") == losses(NNX, "data=2")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """As an Equinox module: its activation is a leaf of the tree like any other."""
+
+    weight: jax.Array
+    activation: Callable = jax.nn.relu
+
+
+def function_leaves():
+    layers = [Layer(0.1 * jax.random.normal(jax.random.key(index), (16, 16))) for index in range(2)]
+    return layers, {"count": 0, "name": "two layers"}
+
+
+def function_leaves_step(layers, about, batch):
+    """What `equinox.filter_jit` would wrap."""
+
+    def loss(weights):
+        x = batch
+        for layer, weight in zip(layers, weights, strict=True):
+            x = layer.activation(x @ weight)
+        return (x**2).mean()
+
+    value, gradients = jax.value_and_grad(loss)([layer.weight for layer in layers])
+    new = [Layer(one.weight - 0.1 * g, one.activation) for one, g in zip(layers, gradients, strict=True)]
+    return new, {**about, "count": about["count"] + 1}, value
+
+
+@pytest.mark.parametrize("state", [function_leaves, function_leaves()], ids=["made", "given"])
+def test_what_stands_beside_the_arrays_of_a_state_stays_beside_them(state):
+    workload = Workload(function_leaves_step, state, user.array(16, 16))
+    assert sorted(workload.partition.state) == ["0/0/weight", "0/1/weight", "1/count"]
+    assert workload.fixed["zero"] == "0"
+    there = cloudpickle.loads(cloudpickle.dumps(workload))
+    assert losses(there, "fsdp=2,tensor=2") == pytest.approx(losses(workload, "data=1"), rel=1e-5)
+    assert specs(build(workload, "fsdp=2,tensor=2"))["0/0/weight"] == P("fsdp", "tensor")
 
 
 def test_layers_alike_are_one_guess():

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import click
 
-from autotune.commands.options import bad_input, json_option, target_of, workload_of
+from autotune.commands.options import bad_input, json_option, recipe_of, target_of, workload_of
 
 
 @click.command()
 @click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own step, for a plan made from Python.")
 @click.option("--tolerance", type=click.FloatRange(0), default=0.02, show_default=True, help="Growth that passes.")
 @click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML).")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
 )  # noqa: E501
 @json_option
-def check(plan: Path, tolerance: float, hardware: Path | None, timeout: float, as_json: bool) -> int:
+def check(
+    plan: Path, workload: str | None, tolerance: float, hardware: Path | None, timeout: float, as_json: bool
+) -> int:
     """Recompile a plan; exit 1 when FLOPs, bytes on an axis, peak memory or collectives grew."""
     from autotune.plan.check import CheckFailed, check_plan
     from autotune.plan.plan import load_plan
@@ -26,13 +29,10 @@ def check(plan: Path, tolerance: float, hardware: Path | None, timeout: float, a
     with bad_input():
         saved = load_plan(plan)
         target = saved.machine() if saved.target == "local" and not hardware else target_of(saved.target, hardware)
-    recipe = saved.recipe
-    workload = workload_of(
-        recipe.get("model"), recipe.get("workload"), recipe.get("batch"), recipe.get("seq"), recipe.get("dtype"), target
-    )  # type: ignore[arg-type]
+    step = workload_of(**recipe_of(saved, plan, workload), target=target)
     try:
         with bad_input():
-            grown = check_plan(saved, workload, target=target, tolerance=tolerance, timeout_seconds=timeout)
+            grown = check_plan(saved, step, target=target, tolerance=tolerance, timeout_seconds=timeout)
         lines = [str(growth) for growth in grown]
     except CheckFailed as error:
         grown, lines = None, [str(error)]

@@ -10,6 +10,7 @@ from autotune.commands.options import (
     bad_input,
     json_option,
     layouts_of,
+    recipe_of,
     store_option,
     target_of,
     target_options,
@@ -52,9 +53,8 @@ def explain(
             saved = load_plan(plan)
         layouts: tuple | None = (saved.layout,)
         target = target or saved.target
-        recipe = saved.recipe
-        model, workload = recipe.get("model"), recipe.get("workload")
-        batch, seq, dtype = recipe.get("batch"), recipe.get("seq"), recipe.get("dtype")
+        words = recipe_of(saved, plan, workload)
+        model, workload, batch, seq, dtype = (words[name] for name in ("model", "workload", "batch", "seq", "dtype"))
     else:
         layouts = layouts_of(layout)
     return run_search(

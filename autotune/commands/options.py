@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout
     from autotune.meshes.target import Target
+    from autotune.plan.plan import Plan
     from autotune.workload.workload import Workload
 
 
@@ -104,6 +105,21 @@ def workload_of(
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
         assert model is not None
         return preset_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
+
+
+def recipe_of(plan: Plan, path: Path, workload: str | None) -> dict[str, Any]:
+    """The words for `workload_of` that build a plan's step again; `workload` where the plan names no function."""
+    recipe: dict[str, Any] = {name: plan.recipe.get(name) for name in ("model", "workload", "batch", "seq", "dtype")}
+    if workload:
+        if recipe["model"]:
+            raise click.UsageError(f"--workload {workload}: {path} is a plan of the reference model {recipe['model']}")
+        recipe["workload"] = workload
+    if not recipe["model"] and not recipe["workload"]:
+        raise click.UsageError(
+            f"plan {path}: was made from Python and names no function; say --workload package.module:function, "
+            f"one that gives the Workload of {plan.workload}"
+        )
+    return recipe
 
 
 def critical_tokens(tokens: str | None, norms: str | None) -> float | None:

@@ -16,7 +16,7 @@ from autotune.compile.lower import compiler_options
 from autotune.meshes.topology import DEVICE_KINDS, position
 from autotune.partition import BATCH_AXES, Leaf
 from autotune.plan.plan import Plan
-from autotune.workload.leaves import leaves_of, map_leaves
+from autotune.workload.leaves import is_array, leaves_of, map_leaves
 from autotune.workload.step import flax_rules, partition_spec
 
 
@@ -43,11 +43,14 @@ def hardware_of(device_kind: str) -> str | None:
 
 
 def shardings(plan: Plan, tree: Any, on: Mesh | None) -> Any:
-    """NamedShardings in the shape of the tree; ValueError names an array that the plan does not know."""
+    """NamedShardings in the shape of the tree, None for what is no array; ValueError names an array that the plan does
+    not know."""
     on = on if on is not None else mesh(plan)
     reference = placed(reference_step(plan, on).state) if plan.partition is None else {}
 
-    def place(path: str, leaf: Any) -> NamedSharding:
+    def place(path: str, leaf: Any) -> NamedSharding | None:
+        if not is_array(leaf):
+            return None
         if plan.partition is None:
             found = reference.get(path) or _ending(reference, path, np.shape(leaf))
             if found is not None and found[0] == np.shape(leaf):

@@ -46,15 +46,22 @@ def maxtext(plan: Plan) -> str:
     flags["remat_policy"] = policies[layout.remat]
     if layout.remat == "offload":
         flags["decoder_layer_input"] = "offload"
-    if layout.zero:
+    if layout.zero and layout.fsdp == 1:
         flags["shard_optimizer_over_data"] = True
     if layout.offload == "optimizer":
         flags["optimizer_memory_host_offload"] = True
     if layout.context > 1:
         flags["context_parallel_strategy"] = {"gather": "all_gather", "ring": "ring"}[layout.context_attention]
+        if layout.context_attention == "ring" and plan.machine().platform == "tpu":
+            flags |= {"attention": "flash", "use_tokamax_splash": True}  # its only ring there
     expressed = ["dcn", "zero", "remat", "accumulate", "sequence_parallel", "context_attention", "offload"]
     notes = []
-    if layout.zero == 2:
+    if layout.zero and layout.fsdp > 1:
+        notes.append(
+            f"not expressed: zero={layout.zero}: MaxText refuses it beside fsdp, so what it would shard over data "
+            "stays whole there: more memory than this plan"
+        )
+    elif layout.zero == 2:
         notes.append("zero=2 is said as zero=1: MaxText shards the optimizer's state over data, gradients stay whole")
     if layout.stage > 1:
         flags["num_pipeline_microbatches"] = layout.microbatches

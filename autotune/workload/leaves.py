@@ -23,6 +23,17 @@ def is_box(node: Any) -> bool:
     return isinstance(node, (nnx.Variable, meta.AxisMetadata))
 
 
+def is_array(leaf: Any) -> bool:
+    """An array, its shape, or a plain number: what a traced step can take. All else in a state stands beside them, as
+    the functions in an Equinox model do."""
+    return (hasattr(leaf, "shape") and hasattr(leaf, "dtype")) or isinstance(leaf, (bool, int, float, complex))
+
+
+def arrays_of(tree: Any) -> Any:
+    """The tree with None in place of what is no array."""
+    return jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, tree)
+
+
 def path_of(path: tuple[Any, ...]) -> str:
     """A JAX key path in words, the box's own key left out: "params/Dense_0/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

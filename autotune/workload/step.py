@@ -18,14 +18,15 @@ from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
 from autotune.partition import MESH_NAMES, Leaf, Partition
 from autotune.user_code import user_code
-from autotune.workload.leaves import map_leaves, path_of
+from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapted:
     """The user's step in our shape. `function(state, batch) -> (state, metrics)` is pure; `state` and `batch` are trees
     of `jax.ShapeDtypeStruct`; `initialise()` makes a real state, None when the user gave only shapes. `in_place`: the
-    user's own step changes NNX objects."""
+    user's own step changes NNX objects, or takes a state with more than arrays in it: its outputs then stay where the
+    user's own jit leaves them."""
 
     function: Callable[[Any, Any], tuple[Any, Any]]
     state: Any
@@ -57,21 +58,23 @@ def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> A
     if not jax.tree.leaves(tree):
         raise ValueError("workload: state has no arrays")
     spread = _spreads(step, pure.parts)
-    call: Callable[[Any, Any], tuple[Any, Any]] = _TreeStep(step=step, spread=spread)
+    call: Callable[[Any, Any], tuple[Any, Any]] = _TreeStep(step=step, spread=spread, beside=pure.beside)
     if pure.graph is not None:
         call = _ObjectStep(step=step, graph=pure.graph, spread=spread)
     initialise = _Initialise(make=pure.make) if pure.make is not None else None
-    in_place = pure.graph is not None
+    in_place = pure.graph is not None or pure.beside is not None
     return Adapted(function=call, state=tree, batch=batch, initialise=initialise, in_place=in_place)
 
 
 class _PureState:
     """Calling it gives the state as a tree of arrays; `graph` is then what NNX objects are beside their arrays (None
-    for a state without such objects), and `parts` how many things a tuple state has."""
+    for a state without such objects), `beside` the state with None for each array (None where it holds nothing but
+    arrays), and `parts` how many things a tuple state has."""
 
     def __init__(self, make: Callable[[], Any] | None, made: Any) -> None:
         self.make, self.made = make, made
         self.graph: Any = None
+        self.beside: Beside | None = None
         self.parts = 1
 
     def __call__(self) -> Any:
@@ -80,12 +83,34 @@ class _PureState:
             made = self.make() if self.make is not None else self.made
         self.parts = len(made) if type(made) is tuple else 1
         if not _holds_objects(made):
-            return made
+            self.beside = beside(made)
+            return arrays_of(made)
         self.graph, tree = nnx.split(made)
         return tree
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """Of a state that holds more than arrays: its structure, and its leaves with None for each array."""
+
+    structure: Any
+    leaves: tuple[Any, ...]
+
+    def whole(self, arrays: Any) -> Any:
+        """The state with these arrays in their places."""
+        given = iter(jax.tree.leaves(arrays))
+        return jax.tree.unflatten(self.structure, [next(given) if leaf is None else leaf for leaf in self.leaves])
+
+
+def beside(state: Any) -> Beside | None:
+    """What a state holds beside its arrays; None where it holds nothing else."""
+    leaves, structure = jax.tree.flatten(state)
+    if all(is_array(leaf) for leaf in leaves):
+        return None
+    return Beside(structure=structure, leaves=tuple(None if is_array(leaf) else leaf for leaf in leaves))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
 class _Initialise:
     """Makes the user's real initial state, as a tree of arrays."""
 
@@ -95,9 +120,12 @@ class _Initialise:
         return _PureState(self.make, None)()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
 class _ObjectStep:
-    """A step over NNX objects, which it may change in place."""
+    """A step over NNX objects, which it may change in place.
+
+    Compared by identity, as functions are: the graph need not be hashable (a module that keeps its config dataclass).
+    """
 
     step: Callable[..., Any]
     graph: Any
@@ -111,18 +139,20 @@ class _ObjectStep:
         return nnx.state(objects), metrics
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
 class _TreeStep:
-    """A pure step over a tree."""
+    """A pure step over a tree; what stands in it beside its arrays is put back for the call."""
 
     step: Callable[..., Any]
     spread: bool
+    beside: Beside | None
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        arguments = state if self.spread else (state,)
+        whole = state if self.beside is None else self.beside.whole(state)
+        arguments = whole if self.spread else (whole,)
         with user_code("the step"):
             result = self.step(*arguments, batch)
-        return split_result(result, state)
+        return split_result(result if self.beside is None else arrays_of(result), state)
 
 
 def split_result(result: Any, state: Any) -> tuple[Any, Any]:
@@ -227,7 +257,7 @@ class Builder:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
 class _WithRules:
     """Flax's own logical constraints inside the step find the layout's rules."""
 
