@@ -212,7 +212,8 @@ def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str,
         schedule=np.array([-1]),
         virtual_stages=np.array([1]),
     )
-    keep = np.full(len(columns["data"]), not fixed.keys() & {"schedule", "microbatches", "virtual_stages"})
+    pinned = fixed.keys() & {"schedule", "microbatches"} or fixed.get("virtual_stages", "1") != "1"
+    keep = np.full(len(columns["data"]), not pinned)
     if "accumulate" not in fixed:
         shards = columns["data"] * columns["fsdp"] * columns["expert"]
         keep &= (columns["accumulate"] == 1) | (columns["accumulate"] * shards <= batch)
@@ -234,6 +235,8 @@ def _pipelined(columns: dict[str, np.ndarray], layers: int | None, fixed: Mappin
         keep &= (columns["schedule"] == SCHEDULES.index("circular")) == (columns["virtual_stages"] > 1)
         if layers is not None:
             keep &= columns["virtual_stages"] * columns["stage"] <= layers
+    elif fixed["virtual_stages"] == "1" and "schedule" not in fixed:
+        keep &= columns["schedule"] != SCHEDULES.index("circular")
     return _where(columns, keep)
 
 

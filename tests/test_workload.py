@@ -20,6 +20,7 @@ from autotune.price.space import price_space, why_illegal
 from autotune.space import enumerate_layouts
 from autotune.user_code import UserCodeError
 from autotune.workload.guess import describe
+from autotune.workload.leaves import match_rules
 from autotune.workload.workload import Workload
 
 CPU = parse_target("cpu:8")
@@ -267,6 +268,27 @@ def test_a_builder_is_searched_along_the_words_it_reads():
     assert "stage" in staged.axes and "microbatches" not in staged.fixed
 
 
+@pytest.mark.parametrize("reads", [(), ("schedule",), ("schedule", "virtual_stages")])
+def test_a_pipeline_is_searched_along_the_words_that_its_stages_read(reads):
+    """What a step reads with stages alone is found too; schedules that it does not run are not priced."""
+
+    def builder(layout):
+        def step(state, batch):
+            pieces = layout.microbatches if layout.stage > 1 else 1
+            for word in reads if layout.stage > 1 else ():
+                getattr(layout, word)
+            x = batch["x"].reshape(pieces, -1, 16) @ state["w1"]
+            return state, (x @ state["w2"]).sum()
+
+        return step, user.MLP_STATE, user.MLP_BATCH
+
+    workload = Workload.from_builder(builder, rules=[("w1", ("stage", None)), ("w2", (None, "stage"))])
+    assert "stage" in workload.axes and (workload.fixed.get("virtual_stages") == "1") == (not reads)
+    table = enumerate_layouts(CPU, workload.axes, workload.sequences, None, dict(workload.fixed))
+    found = {(layout.stage > 1, layout.schedule) for layout in (table.layout(row) for row in range(len(table)))}
+    assert found == {(False, None), (True, "gpipe"), *([(True, "circular")] if reads else [])}
+
+
 def test_a_builder_that_takes_the_mesh_makes_the_step_itself():
     inner = Workload(user.mlp_step, user.MLP_STATE, user.MLP_BATCH)
     workload = Workload.from_builder(lambda layout, mesh: inner.build(layout, mesh), axes=("data", "tensor"))
@@ -346,6 +368,18 @@ def test_layers_alike_are_one_guess():
         "pin with rules=[(r'h/\\d+/up$', ('fsdp', 'tensor'))]",
         "guessed: table, [8, 16], cut over (-, fsdp); pin with rules=[(r'table$', (None, 'fsdp'))]",
     )  # fmt: skip
+
+
+def test_guesses_of_layers_that_differ_are_pinned_apart():
+    """Two matmuls of one block, numbered like the blocks; and every other block cut otherwise."""
+    cut = [("tensor", "fsdp"), ("fsdp", "tensor")]
+    for names in (
+        {f"{block}/{matmul}/w": cut[matmul] for block in range(3) for matmul in range(2)},
+        {f"h/{block}/w": cut[block % 2] for block in range(6)},
+    ):
+        lines = describe(names, dict.fromkeys(names, (8, 8)))
+        rules = [eval(line.partition("rules=[")[2].rstrip("]")) for line in lines]
+        assert match_rules(rules, {path: (None, user.array(8, 8)) for path in names}) == names
 
 
 def test_an_optimizer_that_keeps_sums_of_rows_in_the_parameters_box_is_left_whole():

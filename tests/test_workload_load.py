@@ -78,6 +78,7 @@ def test_an_edited_repository_is_another_builder(repository):
     [
         ("mine", "workload: 'mine' must be written package.module:function"),
         ("mine.py:workload()", "must be written package.module:function"),
+        ("mine.py:workload", "workload: 'mine.py:workload': mine is a module, not a package; write mine:function"),
         ("yours:workload", "no module 'yours' in .* or where Python looks"),
         ("models.nets:workload", "no module 'models.nets'"),
         ("mine:worklod", "workload: mine has no 'worklod'; it has: step, workload, built, broken, number, misn"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.meshes.layout import Layout, parse_layout
-from autotune.meshes.target import Target
+from autotune.meshes.target import Target, parse_target
 from autotune.partition import Partition, partition_from_json
 from autotune.whole_file import write_whole
 
@@ -312,12 +312,13 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
     if sorted(order) != list(range(devices)):
         raise ValueError(f"plan {where}: device_order must name each of the {devices} devices once")
     figures = _figures(read)
+    target = _target(read, shape, devices)
     return Plan(
         layout=layout,
-        target=read("target", str),
-        hardware=_hardware(read),
+        target=target.name,
+        hardware=target.hardware.name,
         shape=shape,
-        groups=read("groups", int),
+        groups=target.groups,
         devices=devices,
         device_order=order,
         versions=read.mapping("versions", str),
@@ -383,15 +384,23 @@ def _layout(read: _Reader) -> Layout:
     return layout
 
 
-def _hardware(read: _Reader) -> str:
+def _target(read: _Reader, shape: tuple[int, ...], devices: int) -> Target:
+    """The machine, its name and its figures agreeing."""
     from autotune.meshes.hardware import load_hardware
 
-    name = read("hardware", str)
+    name, groups = read("target", str), read("groups", int)
     try:
-        load_hardware(name)
+        hardware = load_hardware(read("hardware", str))
+        said = None if name == "local" else parse_target(name, hardware)
+        target = Target(name=name, hardware=hardware, shape=shape, groups=groups, attached=said is None)
     except ValueError as error:
-        raise ValueError(f"plan {read.where}: {error}") from None
-    return name
+        raise ValueError(f"plan {read.where}: {str(error).removeprefix(f'plan {read.where}: ')}") from None
+    if said is not None and (said.shape, said.groups) != (shape, groups):
+        both = f"shape={list(shape)} and groups={groups}, target {name} says {list(said.shape)} and {said.groups}"
+        raise ValueError(f"plan {read.where}: {both}; they must agree")
+    if target.devices != devices:
+        raise ValueError(f"plan {read.where}: devices={devices} must be the target's {target.devices}")
+    return target
 
 
 def _partition(read: _Reader) -> Partition | None:

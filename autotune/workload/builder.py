@@ -16,6 +16,7 @@ from autotune.meshes.layout import AXES, WORDS, Layout
 from autotune.meshes.step import Step
 from autotune.user_code import user_code
 from autotune.workload.plain import FIXED, plain_fields
+from autotune.workload.step import adapt, trace
 
 PIPELINE = ("stage", "microbatches", "schedule", "virtual_stages")
 
@@ -35,10 +36,12 @@ def builder_fields(
         fields = _fields(_call(builder, layout), options)
     read = layout.read
     if "stage" in read:
-        read = read | set(PIPELINE)
+        read = read | (set(PIPELINE) if with_mesh else _read_with_stages(builder, options))
     if axes is None:
         axes = tuple(word for word in WORDS if word in fields["axes"] or (word in read and word == "stage"))
     fixed = {word: value for word, value in FIXED.items() if word not in read and word not in (axes or ())}
+    if "stage" in axes and not read & {"schedule", "virtual_stages"}:
+        fixed["virtual_stages"] = "1"  # else circular schedules would be priced that the step does not run
     build = _MeshBuilder(builder=builder) if with_mesh else _LayoutBuilder(builder=builder, options=options)
     return fields | {
         "name": name or getattr(builder, "__name__", "step"),
@@ -61,12 +64,26 @@ def takes_mesh(builder: Callable[..., Any]) -> bool:
     return len(needed) == 2
 
 
-class _Watched(Layout):
-    """A layout of one device that remembers which of its words were read."""
+def _read_with_stages(builder: Callable[..., Any], options: dict[str, Any]) -> set[str]:
+    """The words that a step of two stages reads; all of the pipeline's where such a step cannot be traced here."""
+    layout = _Watched(stage=2, microbatches=2, schedule="gpipe")
+    explicit = bool(options.get("explicit"))
+    try:
+        step, state, batch = builder(layout)
+        trace(adapt(step, state, batch, explicit), explicit, tuple(options.get("mesh_axes") or ()), stages=2)
+    except Exception:  # of the user's code: it may want more devices than a trace has, or more microbatches
+        return set(PIPELINE)
+    return layout.read
 
-    def __init__(self) -> None:
+
+class _Watched(Layout):
+    """A layout (of one device where nothing is said) that remembers which of its words were read."""
+
+    read: set[str]
+
+    def __init__(self, **words: Any) -> None:
         object.__setattr__(self, "read", set())
-        super().__init__()
+        super().__init__(**words)
         self.read.clear()
 
     def __getattribute__(self, name: str) -> Any:

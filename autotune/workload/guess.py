@@ -66,7 +66,7 @@ def describe(names: Mapping[str, tuple[Name, ...]], shapes: Mapping[str, tuple[i
     lines = []
     for kind, cut, shape in ranked[:LISTED]:
         paths = alike[kind, cut, shape]
-        rule = kind if len(paths) > 1 else re.escape(paths[0])
+        rule = _rule(paths, names)
         more = f" and {len(paths) - 1} like it" if len(paths) > 1 else ""
         lines.append(
             f"guessed: {paths[0]}{more}, {list(shape)}, cut over {_words(cut)}; pin with rules=[(r'{rule}$', {cut!r})]"
@@ -75,6 +75,15 @@ def describe(names: Mapping[str, tuple[Name, ...]], shapes: Mapping[str, tuple[i
     if rest:
         lines.append(f"guessed: {rest} smaller arrays likewise; workload.partition lists them all")
     return tuple(lines)
+
+
+def _rule(paths: Sequence[str], known: Mapping[str, Any]) -> str:
+    """A regex for these paths and, of the known ones, no others: numbers that differ are any number, or these."""
+    columns = [sorted(set(column)) for column in zip(*(path.split("/") for path in paths), strict=True)]
+    rule = "/".join(re.escape(one[0]) if len(one) == 1 else r"\d+" for one in columns)
+    if any(re.search(f"{rule}$", path) for path in known if path not in paths):
+        return "/".join(re.escape(one[0]) if len(one) == 1 else f"({'|'.join(one)})" for one in columns)
+    return rule
 
 
 def _words(names: tuple[Name, ...]) -> str:

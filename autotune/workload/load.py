@@ -35,9 +35,11 @@ def load(text: str) -> Workload:
 
 
 def _module(name: str, text: str, folder: str) -> Any:
-    parent = ""
+    parent, found = "", None
     for part in name.split("."):
         full = f"{parent}.{part}" if parent else part
+        if found is not None and found.submodule_search_locations is None:
+            raise ValueError(f"workload: {text!r}: {parent} is a module, not a package; write {parent}:function")
         with user_code(f"importing {parent}"):
             found = importlib.util.find_spec(full)
         if found is None:

@@ -196,18 +196,20 @@ def abstract(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def tracing(explicit: bool, names: tuple[str, ...] = ()) -> Iterator[None]:
-    """A mesh of one device that has every axis name a step may use, so that any step can be traced without devices."""
+def tracing(explicit: bool, names: tuple[str, ...] = (), stages: int = 1) -> Iterator[None]:
+    """A mesh that has every axis name a step may use, of one device but for `stages`, so that any step can be traced
+    without devices."""
     every = tuple(dict.fromkeys((*AXES, *MESH_NAMES, *names)))
     kind = AxisType.Explicit if explicit else AxisType.Auto
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,) * len(every), every, axis_types=(kind,) * len(every))):
+    sizes = tuple(stages if MESH_NAMES.get(name) == "stage" else 1 for name in every)
+    with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, every, axis_types=(kind,) * len(every))):
         yield
 
 
-def trace(adapted: Adapted, explicit: bool, names: tuple[str, ...]) -> Any:
+def trace(adapted: Adapted, explicit: bool, names: tuple[str, ...], stages: int = 1) -> Any:
     """The ClosedJaxpr of the step; checks that the new state is built like the old one."""
     state, batch = unplaced(adapted.state), unplaced(adapted.batch)
-    with tracing(explicit, names):
+    with tracing(explicit, names, stages):
         closed, out = jax.make_jaxpr(adapted.function, return_shape=True)(state, batch)
     for (path, old), new in zip(
         jax.tree_util.tree_flatten_with_path(adapted.state)[0], jax.tree.leaves(out[0]), strict=True

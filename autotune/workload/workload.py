@@ -117,6 +117,7 @@ class Workload:
         `builder(layout)` returns (step, state, batch), as the constructor takes them with its `options`; or
         `builder(layout, mesh)` returns a finished `autotune.meshes.step.Step`. The words of the layout that it reads
         are the ones the search varies. `axes`: the mesh axes to search, where they are not those its arrays name.
+        A builder of stages that reads neither `schedule` nor `virtual_stages` is taken to run GPipe.
         """
         from autotune.workload.builder import builder_fields
 
