@@ -155,6 +155,7 @@ def test_pictures_come_with_their_numbers(tmp_path, picture, rows):
         (("--scale", "memory=nan"), ("--scale memory=nan", "from 1e-6")),
         (("--overlap", "everything"), ("'everything' must be one of tensor, pipeline, data",)),
         (("--picture", "pie"), ("--picture='pie'", "shape")),
+        (("--picture", "mix"), ("--picture='mix'", "needs --plot")),
         (("--beside", "tpu"), ("--beside='tpu'",)),
         (("--plot", "picture.gif"), ("must end in .png, .svg or .pdf",)),
         (("--plot", "/nowhere/at/all.png"), ("/nowhere/at",)),

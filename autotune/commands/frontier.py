@@ -42,7 +42,7 @@ OVERLAPS = ("tensor", "pipeline", "data")
 @click.option("--what-helps", is_flag=True, help="Where both ends move when one thing is made twice as good.")
 @click.option("--shapes", is_flag=True, help="Deep against fat, at the parameters where linear scaling ends.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (.png, .svg) and its numbers (.csv).")
-@click.option("--picture", default="utilization", show_default=True, help="utilization, mix or shape.")
+@click.option("--picture", help="Which --plot: utilization (the default), mix or shape.")
 @click.option("--beside", default="v100,a100,h100", show_default=True, help="Other hardware in that picture.")
 @json_option
 def frontier(
@@ -60,7 +60,7 @@ def frontier(
     what_helps: bool,
     shapes: bool,
     plot: Path | None,
-    picture: str,
+    picture: str | None,
     beside: str,
     as_json: bool,
 ) -> None:
@@ -77,8 +77,11 @@ def frontier(
     from autotune.sweep.sizes import parse_tokens
 
     critical = critical_tokens(critical_batch_tokens, critical_batch_norms)
-    if picture not in PICTURES:
+    if picture is not None and picture not in PICTURES:
         raise click.UsageError(f"--picture={picture!r} must be one of {', '.join(PICTURES)}")
+    if picture is not None and plot is None:
+        raise click.UsageError(f"--picture={picture!r} needs --plot, the file to write")
+    picture = picture or PICTURES[0]
     gpu = _scaled(_gpu("--hardware", hardware), scale)
     others = [_gpu("--beside", name) for name in beside.split(",") if name.strip()]
     if plot is not None:

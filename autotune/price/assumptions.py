@@ -258,11 +258,11 @@ XLA_TPU = Assumptions(
 )
 
 EXPOSED_ON = ("v4", "v5p")
-"""TPUs on which the compiler, left to itself, hides no gather of weights, keys or values and no reduction onto shards.
-libtpu 0.0.42, v5p:4x4x4: all of them exposed with fsdp=64, fsdp=32 x tensor=2 and fsdp=16 x context=4 (widths 4096 and
-8192, remat dots and full), where compiles for v5e expose a tenth. With the flags of asynchronous collectives that
-MaxText's scripts turn on (`scripts/compiled_cases.py`) the same compiler hides nine tenths there too, but for programs
-that fill the memory. v4 was not compiled: it has the cores and the torus of v5p."""
+"""TPUs on which the compiler, left to itself, is taken to hide no collective. libtpu 0.0.42, v5p:4x4x4, widths 4096 and
+8192, remat dots and full: every gather of weights, keys or values and every reduction onto shards exposed with fsdp=64,
+fsdp=32 x tensor=2 and fsdp=16 x context=4; of fsdp=16 x tensor=4 about half was hidden. Compiles for v5e expose a
+tenth. With the flags of asynchronous collectives that MaxText's scripts turn on (`scripts/compiled_cases.py`) the same
+compiler hides nine tenths on v5p too. v4 was not compiled: it has the cores and the torus of v5p."""
 
 XLA_GPU = Assumptions(
     name="xla-gpu",
