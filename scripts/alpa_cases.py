@@ -6,13 +6,8 @@
 What Alpa trained with (alpa-projects/alpa, benchmark/alpa/benchmark_2d_one_case_gpt_bert.py, alpa/model/model_util.py):
 AdamW on a float32 master copy (4 bytes a parameter) with two float32 moments (8), beside float16 parameters (2) that
 live from step to step; gradients in float16; one microbatch, no accumulation; attention as plain matmuls.
-Ours has no float16 parameters between steps: float32 weights and moments (12 bytes), cast within the step. Under
-`zero` the float16 copy is made whole once a step, so that both hold the same 14 bytes at the peak; without it the cast
-is a layer's at a time, and ours is up to 2 bytes a parameter smaller. Theirs holds all float16 gradients whole before
-it reduces them, in one buffer (alpa/shard_parallel/auto_sharding.py: `all_reduce_threshold` 1 << 60 bytes,
-`combiner::use_continuous_buffer`): 10.34 GiB for 985 million parameters on two are 2 + 12/2 + 2 bytes each and 1.2 GiB,
-12.42 for 1.716 billion on four 2 + 12/4 + 2, and 1.2. Ours cuts each layer's as the backward pass goes, so data=4 comes
-out lower.
+Runs over data or fsdp alone are compiled as that very step (`validation.alpa_step`); those along tensor, and plain data
+parallelism, as our decoder's, which has float32 weights and moments only and casts within the step.
 
 Two terms are the machine's and the compiler's of that time, neither fitted: the links of the cube mesh (`LINKS`), and
 no overlap of collectives. Without the first, times are off by 17 % on average; with it, but overlapped as XLA of today
@@ -28,10 +23,12 @@ import lzma
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from validation.alpa_step import build_alpa_step  # noqa: E402
 from validation.cases import Case, read_cases  # noqa: E402
 from validation.score import NEAR  # noqa: E402
 
@@ -43,6 +40,7 @@ from autotune.preset import transformer_workload  # noqa: E402
 from autotune.program import Collective  # noqa: E402
 from autotune.read_compilation import legs_of, program_of  # noqa: E402
 from autotune.replay.replay import replay  # noqa: E402
+from autotune.workload.workload import Workload  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "tests" / "data" / "published" / "alpa_osdi22_2_4_gpu.json"
@@ -105,6 +103,22 @@ def as_alpa(case: Case) -> Case:
     return dataclasses.replace(case, layout=layout)
 
 
+def workload_of(case: Case) -> Workload:
+    """Alpa's own step where gradients are reduced along one axis onto shards, else our decoder's."""
+    ours = transformer_workload(case.transformer, batch=case.batch, seq=case.seq, dtype=case.dtype)
+    if case.layout.tensor > 1 or not (case.layout.zero or case.layout.fsdp > 1):
+        return ours
+    return Workload.of(
+        name=f"Alpa's step, {ours.name}",
+        build=partial(build_alpa_step, case.transformer, case.batch, case.seq, case.dtype),
+        sequences=case.batch,
+        seq=case.seq,
+        dtype=case.dtype,
+        transformer=case.transformer,
+        fingerprint=f"alpa {ours.fingerprint}",
+    )
+
+
 def saved(case: Case) -> Path:
     """Where the program of a run is kept; runs of one layout share it."""
     words = str(case.layout).replace(",", "-").replace("=", "")
@@ -116,8 +130,7 @@ def recompile(cases: list[Case]) -> int:
     PROGRAMS.mkdir(parents=True, exist_ok=True)
     failed = 0
     for path, case in {saved(case): case for case in cases}.items():
-        workload = transformer_workload(case.transformer, batch=case.batch, seq=case.seq, dtype=case.dtype)
-        job = CompileJob(workload=workload, layout=case.layout, target=case.target)
+        job = CompileJob(workload=workload_of(case), layout=case.layout, target=case.target)
         [(_, outcome)] = compile_all([job], workers=1, timeout_seconds=600)
         if not isinstance(outcome, Compilation):
             print(f"{path.name}: {outcome.reason}", file=sys.stderr)
