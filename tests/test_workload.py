@@ -322,13 +322,29 @@ def test_an_nnx_module_may_keep_what_cannot_be_hashed():
     assert losses(workload, "data=2") == losses(NNX, "data=2")
 
 
-@jax.tree_util.register_dataclass
+class Missing:
+    """Told by identity, which pickling does not keep."""
+
+
+MISSING = Missing()
+
+
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """As an Equinox module: its activation is a leaf of the tree like any other."""
+    """As an Equinox module: its activation is a leaf of the tree like any other, fields without a value are marked."""
 
     weight: jax.Array
     activation: Callable = jax.nn.relu
+
+    def tree_flatten_with_keys(self):
+        names = ("weight", "activation")
+        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], (MISSING,)
+
+    @classmethod
+    def tree_unflatten(cls, marks, children):
+        assert marks[0] is MISSING
+        return cls(*children)
 
 
 def function_leaves():

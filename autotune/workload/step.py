@@ -68,7 +68,7 @@ def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> A
 
 class _PureState:
     """Calling it gives the state as a tree of arrays; `graph` is then what NNX objects are beside their arrays (None
-    for a state without such objects), `beside` the state with None for each array (None where it holds nothing but
+    for a state without such objects), `beside` the state with a hole for each array (None where it holds nothing but
     arrays), and `parts` how many things a tuple state has."""
 
     def __init__(self, make: Callable[[], Any] | None, made: Any) -> None:
@@ -89,25 +89,30 @@ class _PureState:
         return tree
 
 
+class _Hole:
+    """Stands where an array was. A leaf, unlike None, which a state may hold itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """Of a state that holds more than arrays: its structure, and its leaves with None for each array."""
+    """A state that holds more than arrays, with a hole in place of each array.
 
-    structure: Any
-    leaves: tuple[Any, ...]
+    The tree itself and not its structure: the structure of an Equinox module does not survive pickling.
+    """
+
+    tree: Any
 
     def whole(self, arrays: Any) -> Any:
         """The state with these arrays in their places."""
         given = iter(jax.tree.leaves(arrays))
-        return jax.tree.unflatten(self.structure, [next(given) if leaf is None else leaf for leaf in self.leaves])
+        return jax.tree.map(lambda leaf: next(given) if isinstance(leaf, _Hole) else leaf, self.tree)
 
 
 def beside(state: Any) -> Beside | None:
     """What a state holds beside its arrays; None where it holds nothing else."""
-    leaves, structure = jax.tree.flatten(state)
-    if all(is_array(leaf) for leaf in leaves):
+    if all(is_array(leaf) for leaf in jax.tree.leaves(state)):
         return None
-    return Beside(structure=structure, leaves=tuple(None if is_array(leaf) else leaf for leaf in leaves))
+    return Beside(tree=jax.tree.map(lambda leaf: _Hole() if is_array(leaf) else leaf, state))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
