@@ -245,7 +245,10 @@ def test_closing_the_iterator_kills_the_workers():
 
 
 PARENT = """
+import signal
 import sys
+# A shell's background jobs, and so the tests run by one, start with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 import toy_steps
 from autotune.compile.compile import CompileJob, compile_all
