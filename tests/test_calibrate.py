@@ -61,6 +61,24 @@ def test_the_fit_finds_what_made_exact_samples():
     )
 
 
+def test_a_timing_lost_in_noise_changes_nothing():
+    samples = made_up(TRUE, sizes=(2,))
+    lost = dataclasses.replace(samples[3], seconds=1e-10)
+    assert fit_tier(TRUE, [*samples, lost], "today", {}) == fit_tier(TRUE, samples, "today", {})
+
+
+def test_one_kind_has_a_least_time_and_another_none():
+    samples = made_up(TRUE, sizes=(2,))
+    floor = 1.5e-4
+    raised = [
+        dataclasses.replace(one, seconds=max(one.seconds, floor)) if one.kind == "all_reduce" else one
+        for one in samples
+    ]
+    found = fit_tier(TRUE, raised, "today", {})
+    assert found.least_seconds == {"all_reduce": pytest.approx(floor)}
+    assert max(abs(residual(found, one)) for one in raised) < 1e-6
+
+
 def test_the_fit_tells_latency_from_launch_where_groups_differ_and_bears_noise():
     gathers = [one for one in made_up(TRUE, noise=0.05) if one.kind in ("all_gather", "reduce_scatter")]
     found = fit_tier(TRUE, gathers, "today", {})

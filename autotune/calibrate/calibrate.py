@@ -41,6 +41,11 @@ PAYLOADS = (1 << 12, 1 << 14, *(1 << power for power in range(15, 21)), 1 << 22,
 """Bytes. Closest together where a step's collectives lie and start and bytes count alike."""
 CLEARLY = 1.3
 """Times the least time of its kind: a collective that takes longer is one whose bytes count."""
+WORTH = 0.95
+"""A least time is taken up where it leaves at most this share of the deviations."""
+LEAST_SECONDS = 1e-6
+"""No collective is as quick: one that seems so was timed as a difference of two programs, and noise was larger than it.
+A single such timing, of 4 MiB in no time at all, threw the fit of every kind off (2026-11-25)."""
 SLOW_SECONDS = 0.25
 """A collective that takes longer is not tried with larger payloads: it is all bytes by then."""
 
@@ -206,6 +211,7 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
     what takes clearly longer is fitted: on CPUs a thread sleeps while small messages come, and large ones hide that.
     Kinds differ there: between two hosts an all-reduce of 4 KiB takes as long as one of 64, an all-to-all does not.
     """
+    samples = [sample for sample in samples if sample.seconds >= LEAST_SECONDS]
     kinds = [kind for kind in COLLECTIVES if any(sample.kind == kind for sample in samples)]
     fitted, least = _affine(tier, samples), dict[str, float]()
     for kind in kinds:
@@ -216,7 +222,8 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
             longer = [one for one in samples if one.seconds > CLEARLY * floors.get(one.kind, 0.0)]
             if len({one.payload_bytes for one in longer if one.kind == kind}) > 1:
                 other = dataclasses.replace(_affine(tier, longer), least_seconds=floors)
-                fitted = min(fitted, other, key=lambda one: sum(abs(residual(one, sample)) for sample in samples))
+                if 1e-6 + _deviations(other, samples) < WORTH * _deviations(fitted, samples):
+                    fitted = other
         least = dict(fitted.least_seconds)
     errors = {kind: [abs(residual(fitted, one)) for one in samples if one.kind == kind] for kind in kinds}
     listed = ", ".join(f"{kind} {statistics.median(e):.0%} (worst {max(e):.0%})" for kind, e in errors.items())
@@ -225,6 +232,10 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
     for name in ("bytes_per_second", "latency_seconds", "launch_seconds"):
         sources[f"tiers.{tier.name}.{name}"] = source
     return fitted
+
+
+def _deviations(tier: Tier, samples: Sequence[Sample]) -> float:
+    return sum(abs(residual(tier, sample)) for sample in samples)
 
 
 def _affine(tier: Tier, samples: Sequence[Sample]) -> Tier:
