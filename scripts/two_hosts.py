@@ -45,10 +45,10 @@ from autotune.replay.replay import Prediction
 from autotune.workload.workload import Workload
 
 MEGABIT = 1e6 / 8
-RATES = (100, 200, 4000, 8000)
-"""Mbit/s: two slow ones and two fast ones, each pair a doubling. Slow is where every workload waits for the link: at
-400 `tokens` did not, its step was measured 5 % shorter there than at 200 (2026-11-21)."""
-PAIRED = 3.0
+RATES = (50, 100, 4000, 8000)
+"""Mbit/s: two slow ones and two fast ones, each pair a doubling. Slow is where every workload waits for the link more
+than for anything else: at 200 `tokens` did not, a quarter of its step was the link's (2026-11-25)."""
+PAIRED = 5.0
 """Times the seconds of measuring all layouts: the most that the chosen one takes at a rate and its double, in pairs."""
 PRECISION, TURN_SECONDS = 0.012, 0.7
 """Standard error of the ratio at which pairs are enough; about how long the timed steps of a turn take."""

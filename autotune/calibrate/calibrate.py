@@ -43,9 +43,6 @@ CLEARLY = 1.3
 """Times the least time of its kind: a collective that takes longer is one whose bytes count."""
 WORTH = 0.95
 """A least time is taken up where it leaves at most this share of the deviations."""
-LEAST_SECONDS = 1e-6
-"""No collective is as quick: one that seems so was timed as a difference of two programs, and noise was larger than it.
-A single such timing, of 4 MiB in no time at all, threw the fit of every kind off (2026-11-25)."""
 SLOW_SECONDS = 0.25
 """A collective that takes longer is not tried with larger payloads: it is all bytes by then."""
 
@@ -211,7 +208,6 @@ def fit_tier(tier: Tier, samples: Sequence[Sample], when: str, sources: dict[str
     what takes clearly longer is fitted: on CPUs a thread sleeps while small messages come, and large ones hide that.
     Kinds differ there: between two hosts an all-reduce of 4 KiB takes as long as one of 64, an all-to-all does not.
     """
-    samples = [sample for sample in samples if sample.seconds >= LEAST_SECONDS]
     kinds = [kind for kind in COLLECTIVES if any(sample.kind == kind for sample in samples)]
     fitted, least = _affine(tier, samples), dict[str, float]()
     for kind in kinds:

@@ -20,6 +20,8 @@ Agree = Callable[[float], float]
 """Gives every process of a job process 0's number, so that all run the same programs equally often."""
 
 SAMPLES = 7
+SURE = 0.25
+"""Share of the samples that noise may have turned around before they are taken again, of more trips."""
 MINIMUM_SECONDS = 0.02
 """A sample is at least this long: well above what timing itself and a thread's wake-up take."""
 SLOW_SECONDS = 0.2
@@ -116,7 +118,8 @@ class Bench:
     def _seconds(self, operation, mesh: Mesh, shapes, dtype: str, texts: list[str] | None = None) -> float:
         """Seconds of one `operation`: a loop of many trips less a loop of two, so that what a program costs cancels.
 
-        `texts` gets the compiled text of the longer loop.
+        Where noise is larger than that difference, of more trips. `texts` gets the compiled text of the longest loop.
+        ValueError where even MAXIMUM_TRIPS take no longer than two.
         """
         arguments = [_filled(mesh, shape, dtype) for shape in shapes]
         few = self._compiled(operation, 2, mesh, shapes, dtype)
@@ -130,12 +133,16 @@ class Bench:
                 texts.append(many.as_text())
             self._once(many, arguments)
             seconds = self._once(many, arguments)
-            if seconds >= MINIMUM_SECONDS or trips >= MAXIMUM_TRIPS:
-                break
-            trips = min(MAXIMUM_TRIPS, max(4 * trips, round(1.5 * trips * MINIMUM_SECONDS / seconds)))
-        samples = SAMPLES if seconds < SLOW_SECONDS else 2
-        differences = [self._once(many, arguments) - self._once(few, arguments) for _ in range(samples)]
-        return max(statistics.median(differences), 1e-9) / trips
+            if seconds < MINIMUM_SECONDS and trips < MAXIMUM_TRIPS:
+                trips = min(MAXIMUM_TRIPS, max(4 * trips, round(1.5 * trips * MINIMUM_SECONDS / seconds)))
+                continue
+            samples = SAMPLES if seconds < SLOW_SECONDS else 2
+            differences = sorted(self._once(many, arguments) - self._once(few, arguments) for _ in range(samples))
+            if differences[int(SURE * samples)] > 0:
+                return statistics.median(differences) / trips
+            if trips == MAXIMUM_TRIPS:
+                raise ValueError(f"calibrate: {trips} trips of {shapes} {dtype} take no longer than 2: {differences} s")
+            trips = min(MAXIMUM_TRIPS, 4 * trips)
 
     def _compiled(self, operation, trips: int, mesh: Mesh, shapes, dtype: str):
         """A loop of `trips` operations, each waiting for the one before; the leading dimension counts devices.

@@ -45,8 +45,6 @@ def calibrate(target, hardware, coordinator, processes, process_id, out, as_json
             found = job.calibrate_together(together, machine, on_progress=say)
     if together is not None:
         job.leave()
-    if together is not None:
-        job.leave()
     text = hardware_toml(found, f"Calibrated by `autotune calibrate`: {machine.name}")
     if out:
         write_whole(out, text)
