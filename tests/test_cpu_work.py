@@ -8,7 +8,7 @@ import pytest
 
 from autotune.calibrate.cpu_ops import OpSample, fit_ops, op_residual, op_sources
 from autotune.hlo.cpu_work import CLASSES
-from autotune.hlo.read import KEPT_BYTES, read_program
+from autotune.hlo.read import read_program
 from autotune.meshes.hardware import load_hardware, scale
 from autotune.program import Compute, Memory, Program, walk
 from autotune.replay.core_cost import core_seconds
@@ -65,9 +65,9 @@ backend_config={"fusion_config":{"kind":"__ynn_fusion"}}
 """
 
 
-def program(temporary_bytes: int = 0) -> Program:
+def program() -> Program:
     memory = Memory(
-        peak_bytes=0, argument_bytes=0, output_bytes=0, temporary_bytes=temporary_bytes, alias_bytes=0, host_bytes=0,
+        peak_bytes=0, argument_bytes=0, output_bytes=0, temporary_bytes=0, alias_bytes=0, host_bytes=0,
         by_category={}, largest=(),
     )  # fmt: skip
     return read_program(MODULE, platform="cpu", mesh_shape={"data": 1}, devices_per_group=1, memory=memory)
@@ -98,12 +98,6 @@ ELEMENTS = 64 * 32
 )
 def test_what_each_instruction_asks_for(name, amounts):
     assert dict(OPS[name].cpu_work) == {"launch": 1.0, **amounts}
-
-
-def test_large_temporaries_come_from_the_system_every_step():
-    small, large = program(KEPT_BYTES), program(KEPT_BYTES + 1)
-    assert len(large.instructions) == len(small.instructions) + 1
-    assert large.instructions[0].cpu_work == (("fresh_bytes", KEPT_BYTES + 1.0),)
 
 
 RATES = {name: 1e-9 * (1 + index) for index, name in enumerate(CLASSES)}

@@ -19,6 +19,7 @@ import numpy as np
 
 from autotune.calibrate.cpu_ops import Timing, fit_ops, op_sources, read_timings, time_ops
 from autotune.calibrate.fit import least_deviations
+from autotune.host_memory import keep_freed_memory
 from autotune.meshes.collectives import link_bytes, messages, tier_seconds
 from autotune.meshes.hardware import Hardware, Tier
 from autotune.meshes.layout import Layout
@@ -84,6 +85,8 @@ def calibrate(
     when = f"{datetime.date.today().isoformat()}, jax {jax.__version__}, {len(found)} x {found[0].device_kind}"
     sources = dict(base.sources)
     changes: dict[str, object] = {}
+    if family == "cpu":
+        keep_freed_memory()
 
     if not tiers_only:
         changes = _device_figures(base, bench, family, when, sources, on_progress)

@@ -20,11 +20,9 @@ from autotune.calibrate.fit import least_deviations
 from autotune.hlo.cpu_work import CLASSES
 from autotune.hlo.read import read_program
 from autotune.hlo.text import read_module
-from autotune.program import Compute, Instruction, Loop, Memory, walk
+from autotune.program import Compute, Instruction, Loop, Memory, Start, walk
 
 DTYPE = "float32"
-FRESH, FRESH_BYTES = "memory from the system", 1 << 26
-"""Above what the C library keeps for the next allocation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +94,7 @@ def _dot(form: str) -> Callable[..., jax.Array]:
 
 
 PROGRAMS: tuple[tuple[str, Callable[..., jax.Array], tuple[tuple[int, ...], ...]], ...] = (
+    ("rendezvous", jnp.negative, ((1024,),)),
     ("launches", _chain, ((32, 32), (32, 32))),
     ("add 1 Mi", jnp.add, ((1024, 1024),) * 2),
     ("add 8 Mi", jnp.add, ((8192, 1024),) * 2),
@@ -164,16 +163,12 @@ def time_ops(bench, on_progress: Callable[[str], None] = lambda line: None) -> l
         seconds, text = bench.program_seconds(operation, shapes, DTYPE)
         timings.append((name, text, seconds))
         on_progress(f"calibrate: {name}: {seconds:.3g} s")
-    return [*timings, (FRESH, "", bench.fresh_seconds(FRESH_BYTES))]
+    return timings
 
 
 def read_timings(timings: Sequence[Timing]) -> list[OpSample]:
     """What each timed program asked of the runtime, read from its text."""
-    fresh = {"fresh_bytes": float(FRESH_BYTES), "far_bytes": float(FRESH_BYTES)}
-    return [
-        OpSample(name=name, amounts=fresh if name == FRESH else body_amounts(text), seconds=seconds)
-        for name, text, seconds in timings
-    ]
+    return [OpSample(name=name, amounts=body_amounts(text), seconds=seconds) for name, text, seconds in timings]
 
 
 def body_amounts(text: str) -> dict[str, float]:
@@ -192,6 +187,8 @@ def body_amounts(text: str) -> dict[str, float]:
         if isinstance(instruction, Compute):
             for name, amount in instruction.cpu_work:
                 amounts[name] += trips * amount
+        elif isinstance(instruction, Start):
+            amounts["rendezvous"] += trips
     return dict(amounts)
 
 

@@ -35,7 +35,7 @@ CLASSES = {
     "eigen_flops": "a floating point operation of a matmul by Eigen",
     "eigen_bytes": "a byte of its operands and result",
     "scattered": "an element gathered, scattered, or of a running sum",
-    "fresh_bytes": "a byte of memory that the step gets from the system and gives back",
+    "rendezvous": "a wait of one host's devices for each other, in calibration's loops; a step's are collectives",
 }
 """name -> of what the amount counts one. All per device and execution."""
 

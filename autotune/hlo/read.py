@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autotune.hlo.groups import device_grid
-from autotune.hlo.reader import Reader, cpu_compute
+from autotune.hlo.reader import Reader
 from autotune.hlo.text import read_module
 from autotune.program import Memory, Program
-
-KEPT_BYTES = 1 << 25
-"""A larger block of memory that a process frees goes back to the system, and the next one is page by page new (mallopt
-(3), M_MMAP_THRESHOLD: at most 32 MiB). XLA's CPU runtime gets a program's temporaries as one block, every step."""
 
 
 def read_program(
@@ -33,8 +29,6 @@ def read_program(
     grid = device_grid(mesh_shape, _outer(mesh_shape, dcn, devices_per_group), devices_per_group, module.partitions)
     reader = Reader(module, grid, platform)
     instructions = reader.computation(module.computations[module.entry], lambda index: None)
-    if platform == "cpu" and memory.temporary_bytes > KEPT_BYTES:
-        instructions = (cpu_compute("temporaries", "fresh_bytes", float(memory.temporary_bytes)), *instructions)
     return Program(
         platform=platform,
         mesh_shape=dict(mesh_shape),

@@ -15,6 +15,7 @@ import jax
 from autotune.compile.compilation import Compilation
 from autotune.compile.lower import compiler_options, lower_step
 from autotune.compile.worker import compilation_of
+from autotune.host_memory import keep_freed_memory
 from autotune.measure.measure import Prepared, RunFailure, Turn
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
@@ -50,6 +51,8 @@ class LocalRunner:
         self._marks: dict[Layout, int] = {}
         self._seed = 0
         self._stuck: str | None = None
+        if target.platform == "cpu":
+            keep_freed_memory()
 
     def prepare(self, layouts: Sequence[Layout]) -> list[Prepared | RunFailure]:
         """Compile each layout and run its first two steps."""

@@ -17,7 +17,6 @@ RESOURCES = {
     "bytes": ("hbm", ""),
     "moved_bytes": ("hbm", ""),
     "far_bytes": ("hbm", ""),
-    "fresh_bytes": ("hbm", ""),
     "library_bytes": ("hbm", ""),
     "eigen_bytes": ("hbm", ""),
     "library_flops": ("matmul", ""),
