@@ -44,7 +44,7 @@ class Saved:
     per element of the MLP's hidden width, for each of the two-matrix MLP and what a gate adds; `scores`: per attention
     score. `logits`: bytes per logit alive at once around the loss; `held_logits`: through the backward pass of the
     layers. `statistics`: bytes per token and head of a flash kernel's softmax statistics. `working`: per token and
-    d_model element, not cut along `tensor`, that one layer's backward pass has in hand.
+    d_model element, not cut along `tensor`, that one layer's backward pass has in hand; `scores_working`: per score.
     """
 
     stream: float
@@ -58,6 +58,7 @@ class Saved:
     held_logits: float
     statistics: float
     working: float
+    scores_working: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,7 @@ class Assumptions:
     `pipeline_by_hand`: the pipeline is `autotune.models.pipeline`: weights are gathered over fsdp once a step, head and
     embedding are dealt out over the stages, and idle stages compute on what nobody reads. `lighter_ends`:
     layers that the first and last stage have fewer than the others.
+    `keeps_sent`: what a stage sent stays there until its gradient is back, beside an array to receive into.
     `scatter_transfers`: a stage sends 1/tensor of its output and the receiver gathers it along `tensor`.
     `gathers_again`: matmul inputs stay cut under sequence parallelism and are gathered again in the backward pass;
     `regather_hidden`: share of those gathers hidden behind other backward work. `keeps_gathered`: without recomputation
@@ -114,9 +116,11 @@ class Assumptions:
     reduces gradients onto their shards (else they are reduced whole). `gradients_from_start`: gradient buffers live
     through the whole step, else from the backward pass on.
     `sums_beside`: under accumulation the gradients of a pass stand beside their sums.
+    `eager`: arrays come and go with their kernels, through PyTorch's allocator: a layer that is run again has all in
+    hand that it would have kept, and the blocks cut for a layer stay beside the loss's arrays, too large for them.
     `zero_bubble`: which of `schedules.NAMES` a Layout's "zero-bubble" is.
-    `fixed_bytes`: memory taken before the first array (runtime, communicators). `allocator`: bytes reserved per byte
-    asked for.
+    `fixed_bytes`: memory taken before the first array; `group_bytes`: beside it for each group that communicates, of
+    (two devices, more). `allocator`: bytes reserved per byte asked for.
     """
 
     name: str
@@ -145,6 +149,7 @@ class Assumptions:
     head_everywhere: bool
     pipeline_by_hand: bool
     lighter_ends: int
+    keeps_sent: bool
     scatter_transfers: bool
     gathers_again: bool
     keeps_gathered: bool
@@ -153,9 +158,11 @@ class Assumptions:
     zero1_scatters: bool
     gradients_from_start: bool
     sums_beside: bool
+    eager: bool
     regather_hidden: float
     zero_bubble: str
     fixed_bytes: float
+    group_bytes: tuple[float, float]
     allocator: float
 
 
@@ -195,6 +202,7 @@ _XLA_SAVED = Saved(
     # Seven to eight arrays of tokens x d_model, whole along `tensor`: gathered inputs, partial sums before their
     # scatter, and their gradients (h100 and v5e, remat=full, tensor 1 to 8).
     working=16.0,
+    scores_working=10.0,
 )
 
 _XLA_GPU_SAVED = dataclasses.replace(
@@ -243,6 +251,7 @@ XLA_TPU = Assumptions(
     head_everywhere=True,
     pipeline_by_hand=True,
     lighter_ends=0,
+    keeps_sent=False,
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=True,
@@ -251,9 +260,11 @@ XLA_TPU = Assumptions(
     zero1_scatters=False,
     gradients_from_start=False,
     sums_beside=True,
+    eager=False,
     regather_hidden=0.0,
     zero_bubble="zero-bubble-1p",
     fixed_bytes=0.0,
+    group_bytes=(0.0, 0.0),
     allocator=1.0,
 )
 
@@ -294,6 +305,7 @@ XLA_GPU = Assumptions(
     head_everywhere=True,
     pipeline_by_hand=True,
     lighter_ends=0,
+    keeps_sent=False,
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=True,
@@ -302,9 +314,11 @@ XLA_GPU = Assumptions(
     zero1_scatters=False,
     gradients_from_start=False,
     sums_beside=True,
+    eager=False,
     regather_hidden=0.0,
     zero_bubble="zero-bubble-1p",
     fixed_bytes=0.0,
+    group_bytes=(0.0, 0.0),
     allocator=1.0,
 )
 

@@ -94,15 +94,19 @@ def _stage(
         beside = np.where(by_hand, whole * (1.0 + ticks) + 2.0 * whole + around, 0.0)
     else:
         beside = np.zeros(len(table))
+    if stack.keeps_sent:
+        beside = beside + np.where(staged, (waiting * (1.0 - head) + 1.0) * chunk.stream_bytes, 0.0)
     activations = (chunk.kept * waiting + chunk.kept_weights) * layers + beside
     gathered = np.where(size["fsdp"] > 1, state.compute * chunk.parameters.layer, 0.0)
     pieces = head * np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
     pieces = np.where(by_hand, table.microbatches / size["stage"], pieces)
     logits, held = chunk.of(work.logit_bytes) * pieces, chunk.of(work.held_logit_bytes) * pieces
-    working = chunk.of(work.layer_work_bytes) + 2.0 * gathered + stack.fixed_bytes
+    in_layer = chunk.of(work.layer_work_bytes) + chunk.kept_again
+    taken = stack.fixed_bytes + _groups(chunk)
+    working = in_layer + 2.0 * gathered + taken
     late = np.zeros(len(table)) if stack.gradients_from_start else gradients
     at_start = activations + logits + (gradients - late)
-    at_end = activations + gradients + held + chunk.of(work.layer_work_bytes)
+    at_end = activations + gradients + held + (0.0 if stack.eager else in_layer)
     ends = at_end > at_start
     categories = {
         "parameters": weights,
@@ -113,6 +117,16 @@ def _stage(
         "workspace": working,
     }
     if stack.allocator != 1.0:
-        asked = sum(categories.values()) - stack.fixed_bytes
+        asked = sum(categories.values()) - taken
         categories["workspace"] = working + (stack.allocator - 1.0) * asked
     return categories
+
+
+def _groups(chunk: Chunk) -> np.ndarray | float:
+    """Bytes of the communicators: one of all devices, one along each axis, and one with a neighbouring stage."""
+    pair, larger = chunk.stack.group_bytes
+    if not larger:
+        return 0.0
+    everyone = np.prod(list(chunk.size.values()), axis=0)
+    sizes = [everyone, *chunk.size.values(), np.minimum(chunk.size["stage"], 2.0)]
+    return sum(np.where(size > 2, larger, np.where(size > 1, pair, 0.0)) for size in sizes)

@@ -204,6 +204,14 @@ def work_of(
         "hidden_in": 2.0 * first * elements[2],
         "hidden_rest": (saved.hidden + gate * saved.gate) * elements[2],
     }
+    in_hand = saved.working * tokens * d + SLOT_BYTES * slots * tensor + PLAIN_BYTES * batches * block
+    scores_in_hand = saved.scores_working * scores * (not assumptions.flash)
+    if assumptions.eager:
+        # Gradients on both sides of the activation, or of the softmax once all that the MLP kept is gone.
+        mlp = kept["hidden_in"] + kept["hidden_rest"]
+        in_hand = in_hand + np.maximum(2.0 * first * elements[2], scores_in_hand - mlp)
+    else:
+        in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
     return Work(
         sequences=sequences,
         tokens=tokens,
@@ -222,15 +230,7 @@ def work_of(
         slot_bytes=width * slots * tensor,
         kv_bytes=width * 2 * tokens * kv_heads * h,
         kept={name: scale * value for name, value in kept.items()},
-        layer_work_bytes=scale
-        * (
-            saved.working * tokens * d
-            + 2.0 * elements[1]
-            + 4.0 * first * elements[2]
-            + SLOT_BYTES * slots * tensor
-            + (saved.scores + 4.0) * scores * (not assumptions.flash)
-            + PLAIN_BYTES * batches * block
-        ),  # noqa: E501
+        layer_work_bytes=scale * in_hand,
         logit_bytes=scale * saved.logits * logits,
         held_logit_bytes=scale * saved.held_logits * logits,
     )

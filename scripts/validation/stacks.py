@@ -12,10 +12,12 @@ import dataclasses
 
 from autotune.price.assumptions import XLA_GPU, XLA_TPU, Assumptions, Saved, State, Traffic
 
-A100_BYTES_IN_USE = 1.9e9
-"""What a PyTorch process holds before its first array: CUDA kernels 1.3 GiB (Hugging Face transformers, "Methods and
-tools for efficient training on a single GPU"), and about 0.5 GiB of NCCL's buffers for its communicators (4 MiB a
-channel and connection, NCCL_BUFFSIZE)."""
+TORCH_BYTES_IN_USE = 1343.0 * 2**20
+"""What a PyTorch process holds before its first array: its CUDA kernels (Hugging Face transformers, "Methods and tools
+for efficient training on a single GPU")."""
+
+NCCL_GROUP_BYTES = (544.0 * 2**20, 688.0 * 2**20)
+"""A communicator of (two, more) A100s with NVLink after its first all-reduce (NVIDIA/nccl issue 964: measured)."""
 
 SYNCHRONOUS_TRANSFER = 0.25e-3
 """Megatron's p2p_communication ends each exchange with a device synchronisation, after which the host must queue work
@@ -43,6 +45,8 @@ MEGATRON_SAVED = Saved(
     stream=4.0, whole=4.0, heads=2.0, context=2.0, hidden=2.0, gate=0.0, scores=5.0,
     logits=14.0,  # half, float32, softmax in place of it, and the gradient in float32 before it is halved
     held_logits=0.0, statistics=0.0, working=4.0,
+    # the gradient of what dropout passes on, and of the probabilities; the softmax kernel works in place
+    scores_working=4.0,
 )  # fmt: skip
 
 MEGATRON_2022 = Assumptions(
@@ -81,6 +85,7 @@ MEGATRON_2022 = Assumptions(
     head_everywhere=False,
     pipeline_by_hand=False,
     lighter_ends=0,
+    keeps_sent=False,  # schedules.py: deallocate_output_tensor
     scatter_transfers=True,  # Narayanan et al. 2021, section 4.1
     gathers_again=True,
     keeps_gathered=False,
@@ -89,9 +94,11 @@ MEGATRON_2022 = Assumptions(
     zero1_scatters=True,
     gradients_from_start=True,
     sums_beside=False,
+    eager=True,
     regather_hidden=1.0,  # Korthikanti et al., section 4.2.2: overlapped with the gradient of the weights
     zero_bubble="zero-bubble-1p",
-    fixed_bytes=A100_BYTES_IN_USE,
+    fixed_bytes=TORCH_BYTES_IN_USE,
+    group_bytes=NCCL_GROUP_BYTES,
     allocator=1.0,
 )  # fmt: skip
 
@@ -151,8 +158,10 @@ ALEPH_RMS = Assumptions(
     traffic=Traffic(
         # RMS kernel r2 w2 twice, two residual additions r4 w2; backward r4 w2 r4 twice, sums r4 w2 three times
         stream=(20.0, 38.0),
-        # rotary in plain PyTorch: q cos r2 w2, rotate r3 w3, sin r2 w2, add r4 w2 on two thirds; copies r2 w2
-        heads=(17.0, 21.0),
+        # rotary in plain PyTorch: q cos r2 w2, rotate r3 w3, sin r2 w2, add r4 w2 on two thirds; copies r2 w2.
+        # Backward: products r4 w4, halves filled out with zeros r3 w7, sums r8 w4 on two thirds; q, k and v put
+        # together r2 w2, copies
+        heads=(17.0, 27.0),
         hidden=(4.0, 6.0),  # silu r2 w2
         gate=(6.0, 12.0),  # product r4 w2; backward two products
         scores=(0.0, 0.0),
@@ -167,11 +176,12 @@ ALEPH_RMS = Assumptions(
         heads=3.3,  # the fused projection stays for its values (6), rotated queries and keys (4): 10 of 3
         context=4.0,  # the kernel's output and its transposed copy
         hidden=2.0, gate=2.0,  # silu's output and the product
-        scores=0.0,
-        # bfloat16, gathered copy, float32, log-softmax, gradients in float32 (two) and bfloat16: 18. The gathered copy
-        # stays in its stage-output buffer, of which there are two, until a later microbatch takes its place
-        # (nn/parallel_module/parallel_module.py, _execute_loss_fn; pipeline_schedule/train.py, required_buffer_count)
-        logits=20.0, held_logits=4.0, statistics=4.0, working=4.0,
+        scores=0.0, scores_working=0.0,
+        # bfloat16, log-softmax and the gradients on both its sides in float32: 14 (the float32 copy of the logits goes
+        # when the loss function returns, losses/cross_entropy.py). The logits stay in their stage-output buffer, of
+        # which there are two, until a later microbatch takes their place (nn/parallel_module/parallel_module.py,
+        # _execute_loss_fn; pipeline_schedule/train.py, required_buffer_count): two more of the microbatch before
+        logits=16.0, held_logits=4.0, statistics=4.0, working=4.0,
     ),
     state=State(
         weights=2.0, gradients=2.0, optimizer=12.0, compute=2.0,
@@ -191,6 +201,7 @@ ALEPH_RMS = Assumptions(
     head_everywhere=False,
     pipeline_by_hand=False,
     lighter_ends=0,
+    keeps_sent=True,  # nn/parallel_module: stage-output buffers (buffers.py), gradient_recv_buffer (communicator.py)
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=False,
@@ -199,19 +210,25 @@ ALEPH_RMS = Assumptions(
     zero1_scatters=False,  # all-reduce, then each rank keeps its part (optimizer/optimizer.py)
     gradients_from_start=True,
     sums_beside=False,
+    eager=True,
     regather_hidden=0.0,
     zero_bubble="zero-bubble-1p",
-    fixed_bytes=A100_BYTES_IN_USE,
+    fixed_bytes=TORCH_BYTES_IN_USE,
+    group_bytes=NCCL_GROUP_BYTES,
     allocator=1.0,
 )  # fmt: skip
 
 ALEPH_FLASH2 = dataclasses.replace(
     ALEPH_RMS,
     name="aleph-flash2",
-    # RMSNorm in plain PyTorch (nn/norm/rms_norm.py): square r2 w2, mean r2, scale r2 w2, to float32 and back
-    # r2 w4 r4 w2, weight r2 w2: 24 a norm; backward about twice
-    traffic=dataclasses.replace(ALEPH_RMS.traffic, stream=(60.0, 118.0), kernels=(36.0, 64.0)),
-    saved=dataclasses.replace(ALEPH_RMS.saved, stream=6.0),  # each norm keeps its scaled input besides
+    # RMSNorm in plain PyTorch as LLaMA's own (facebookresearch/llama, model.py): to float32 r2 w4, square r4 w4, mean
+    # r4, scale r4 w4, to bfloat16 r4 w2, weight r2 w2: 36 a norm. Backward: weight r6 w4 and its sum r2, to float32
+    # r2 w4, scale r12 w8 and its sum r4, square and mean r16 w16, sum of both r8 w4, to bfloat16 r4 w2: 92. The code
+    # as published in 2024 (nn/norm/rms_norm.py) squares and scales in bfloat16 and then casts to and fro. That the
+    # runs of 2023 had the original was taken up after layouts had run out of memory that the other would fit.
+    traffic=dataclasses.replace(ALEPH_RMS.traffic, stream=(84.0, 202.0), kernels=(36.0, 64.0)),
+    # each norm keeps its input in float32 and the scaled one
+    saved=dataclasses.replace(ALEPH_RMS.saved, stream=14.0),
 )
 
 ALEPH_FLASH1 = dataclasses.replace(
@@ -228,14 +245,18 @@ ALEPH_FUSED = dataclasses.replace(
     skips_masked=False,
     fused_context=("gather", "ring"),
     traffic=dataclasses.replace(ALEPH_FLASH2.traffic, scores=MEGATRON_TRAFFIC.scores),
-    saved=dataclasses.replace(ALEPH_FLASH2.saved, context=2.0, scores=5.0, statistics=0.0),
+    saved=dataclasses.replace(ALEPH_FLASH2.saved, context=2.0, scores=5.0, scores_working=4.0, statistics=0.0),
 )
 
 ALEPH_TORCH = dataclasses.replace(
     ALEPH_FUSED,
     name="aleph-torch",
-    # mask r2 w2 r1, softmax r2 w2, dropout r2 w2 w1, each its own kernel; backward r2 r1 w2, r4 w2, r2 w2 r1
-    traffic=dataclasses.replace(ALEPH_FUSED.traffic, scores=(14.0, 16.0)),
+    # nn/masked_softmax/masked_softmax.py with softmax_in_fp32: to float32 r2 w4, mask r5 w4, softmax r4 w4, to bfloat16
+    # r4 w2, dropout r2 w2 w1; backward r2 r1 w2, r2 w4, softmax r8 w4, mask r9 w8, r4 w2. The option is off unless
+    # asked for; that it was on was taken up after the runs were seen to take longer than bfloat16 would.
+    traffic=dataclasses.replace(ALEPH_FUSED.traffic, scores=(34.0, 46.0)),
+    # the softmax's output in float32, dropout's mask and output; gradients on both sides of the softmax
+    saved=dataclasses.replace(ALEPH_FUSED.saved, scores=7.0, scores_working=8.0),
 )
 
 ALPA = dataclasses.replace(
