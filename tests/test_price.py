@@ -153,6 +153,29 @@ def test_a_forward_microbatch_more_fills_the_pipeline():
     assert found.terms["bubble"].seconds == pytest.approx(3 / 16 * passes, rel=0.25)
 
 
+@pytest.mark.parametrize("stages, virtual", ((2, 2), (2, 5), (3, 4), (4, 2), (4, 5)))
+def test_slices_are_dealt_to_their_stages_as_the_pipeline_deals_them(stages, virtual):
+    """Bytes along `stage`: ticks there and back, and as many slices as `deal_chunks` sends, and their gradients."""
+    import jax
+    import jax.numpy as jnp
+
+    from autotune.models.pipeline import deal_chunks
+
+    traced = jax.make_jaxpr(lambda layers: deal_chunks(layers, stages, virtual), axis_env=[("stage", stages)])
+    sends = [step.params["perm"] for step in traced(jnp.zeros((virtual, 1))).eqns if step.primitive.name == "ppermute"]
+    turns = sum(any(source != target for source, target in pairs) for pairs in sends)
+    model = dataclasses.replace(DENSE, layers=stages * virtual, vocab=1)
+    target = parse_target(f"h100:1x{stages}")
+    microbatches = 4 * stages
+    words = f"stage={stages},schedule=circular,virtual_stages={virtual},microbatches={microbatches},remat=full"
+    found = estimate(model, microbatches, 2048, "bfloat16", parse_layout(words), target)
+    one = 2.0 * 2048 * model.d_model
+    around = 4.0 * one * microbatches * (stages - 1) / stages  # results and inputs, gathered and scattered
+    ticks = 2.0 * one * (microbatches * virtual + stages - 1)
+    layer = 2.0 * (model.attention_parameters + model.mlp_parameters + 2 * model.d_model)
+    assert found.sent["stage"] == pytest.approx(around + ticks + 2.0 * turns * layer, rel=0.01)
+
+
 def test_tpu_matmuls_follow_the_published_curve():
     """AI-Hypercomputer/tpu-recipes, TPU7x, bfloat16: TFLOP/s of m = n = k; and v6e's 8192."""
     from autotune.efficiency import matmul_seconds

@@ -435,7 +435,8 @@ class Chunk:
 
     def _by_hand(self, payload: np.ndarray) -> None:
         """What `autotune.models.pipeline` does around its loop: every stage has all microbatches' inputs and hands
-        back its share of the results, forward and backward; the tables' gradients are summed over the stages."""
+        back its share of the results, forward and backward; the tables' gradients are summed over the stages. Thin
+        slices are dealt to their stages, one of each stage at a time for every distance, and their gradients back."""
         book, size = self.book, self.size
         book.idle = np.where(self.by_hand, (size["stage"] - 1.0) / (self.passes * self.table.virtual_stages), 0.0)
         batch = payload * self.passes
@@ -444,6 +445,10 @@ class Chunk:
         self._move("stage", "reduce_scatter", "step", batch, twice)
         tables = self.stack.state.reduced * self.parameters.vocabulary / size["fsdp"]
         self._move("stage", "all_reduce", "step", tables, 0.5 * twice)
+        virtual, stages = self.table.virtual_stages, size["stage"]
+        turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages) * self.table.accumulate
+        slices = self.stack.state.compute * self.parameters.layer * self.middle / virtual / size["fsdp"]
+        self._move("stage", "permute", "step", slices, turns * twice)
 
     def _once(self) -> None:
         """Gradients over the axes along which weights are repeated, ZeRO's gathers, the optimizer."""
