@@ -153,6 +153,9 @@ class Assumptions:
     scatter_transfers: bool
     gathers_again: bool
     keeps_gathered: bool
+    weight_pieces: int
+    piece_seconds: float
+    gathers_rerun: bool
     reruns_unread: bool
     shards_zero_weights: bool
     zero1_scatters: bool
@@ -255,6 +258,9 @@ XLA_TPU = Assumptions(
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=True,
+    weight_pieces=1,
+    piece_seconds=0.0,
+    gathers_rerun=False,
     reruns_unread=False,
     shards_zero_weights=True,
     zero1_scatters=False,
@@ -309,6 +315,9 @@ XLA_GPU = Assumptions(
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=True,
+    weight_pieces=1,
+    piece_seconds=0.0,
+    gathers_rerun=False,
     reruns_unread=False,
     shards_zero_weights=True,
     zero1_scatters=False,

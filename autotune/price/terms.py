@@ -305,10 +305,15 @@ class Chunk:
             once = self.table.accumulate * (1.0 - each)
             self._gather("step", state.compute * layers, once)
             self._scatter("step", state.reduced * layers, np.zeros(self.book.rows), once)
-        weights = state.compute * self.parameters.layer
-        self._gather("layer", weights, each, forward)
-        self._gather("layer", weights, np.where(saved, 0.0, 1.0), 0.5 * backward)
-        self._scatter("layer", state.reduced * self.parameters.layer, 0.5 * backward, each)
+        pieces = float(self.stack.weight_pieces)
+        weights = state.compute * self.parameters.layer / pieces
+        later = np.where(saved, 0.0, 1.0) + self.stack.gathers_rerun * self.again["heads"]
+        self._gather("layer", weights, pieces * each, forward)
+        self._gather("layer", weights, pieces * later, 0.5 * backward)
+        self._scatter("layer", state.reduced * self.parameters.layer / pieces, 0.5 * backward, pieces * each)
+        if self.stack.piece_seconds:
+            times = pieces * (2.0 * each + later) * (self.size["fsdp"] > 1)
+            self.book.add("latency[fsdp]", "latency", "layer", self.stack.piece_seconds * self.size["fsdp"] * times)
 
     def _gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Weights of one layer or of the tables from their fsdp shards."""

@@ -89,6 +89,9 @@ MEGATRON_2022 = Assumptions(
     scatter_transfers=True,  # Narayanan et al. 2021, section 4.1
     gathers_again=True,
     keeps_gathered=False,
+    weight_pieces=1,
+    piece_seconds=0.0,
+    gathers_rerun=False,
     reruns_unread=True,
     shards_zero_weights=False,
     zero1_scatters=True,
@@ -137,7 +140,15 @@ MEGATRON_CORE = dataclasses.replace(
 DEEPSPEED_ZERO3 = dataclasses.replace(
     MEGATRON_2021,
     name="deepspeed-zero3",
-    hidden_share={"fsdp": 1.0},  # overlap_comm and prefetching are on by default
+    # DeepSpeed 0.3, zero/stage3.py and partition_parameters.py. fetch_sub_module ends in torch.cuda.synchronize(), and
+    # reductions run on the stream of the computation (overlap_comm is off unless asked for): taken as hiding nothing,
+    # though one matrix is fetched ahead. Taken up after all hidden was seen to be far too fast.
+    hidden_share={},
+    weight_pieces=4,  # each matrix by itself; biases stay whole (persistence_threshold)
+    # lists of one part a rank, which PyTorch copies one by one; small kernels follow each other every 3.8 us (NVIDIA
+    # developer blog, Getting Started with CUDA Graphs)
+    piece_seconds=3.8e-6,
+    gathers_rerun=True,  # fetched before a module's forward pass, the second one too, and before its backward pass
     gradients_per_pass=True,
 )
 
@@ -205,6 +216,9 @@ ALEPH_RMS = Assumptions(
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=False,
+    weight_pieces=1,
+    piece_seconds=0.0,
+    gathers_rerun=False,
     reruns_unread=True,
     shards_zero_weights=False,
     zero1_scatters=False,  # all-reduce, then each rank keeps its part (optimizer/optimizer.py)
