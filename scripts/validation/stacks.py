@@ -237,10 +237,13 @@ ALEPH_FLASH2 = dataclasses.replace(
     name="aleph-flash2",
     # RMSNorm in plain PyTorch as LLaMA's own (facebookresearch/llama, model.py): to float32 r2 w4, square r4 w4, mean
     # r4, scale r4 w4, to bfloat16 r4 w2, weight r2 w2: 36 a norm. Backward: weight r6 w4 and its sum r2, to float32
-    # r2 w4, scale r12 w8 and its sum r4, square and mean r16 w16, sum of both r8 w4, to bfloat16 r4 w2: 92. The code
-    # as published in 2024 (nn/norm/rms_norm.py) squares and scales in bfloat16 and then casts to and fro. That the
-    # runs of 2023 had the original was taken up after layouts had run out of memory that the other would fit.
-    traffic=dataclasses.replace(ALEPH_RMS.traffic, stream=(84.0, 202.0), kernels=(36.0, 64.0)),
+    # r2 w4, scale r12 w8 and its sum r4, square and mean r16 w16, sum of both r8 w4, to bfloat16 r4 w2: 92. Times 1.32,
+    # as kernels that cast and broadcast are slower than copies: 2048 x 5120 forward was measured at 353 us on an A100
+    # (vllm-project/vllm, pull request 16; of 40 GB, as in that project's paper), where 34 bytes an element and eight
+    # launches would be 269. The code published in 2024 (nn/norm/rms_norm.py) squares and scales in bfloat16 and then
+    # casts to and fro. That the runs of 2023 had the original was taken up after layouts had run out of memory that
+    # the other would fit.
+    traffic=dataclasses.replace(ALEPH_RMS.traffic, stream=(107.0, 261.0), kernels=(36.0, 64.0)),
     # each norm keeps its input in float32 and the scaled one
     saved=dataclasses.replace(ALEPH_RMS.saved, stream=14.0),
 )
