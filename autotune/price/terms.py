@@ -120,9 +120,11 @@ class Chunk:
         self.by_hand = (self.size["stage"] > 1) & self.stack.pipeline_by_hand
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in prepared.work.kept.items())
-        # What a layer keeps without recomputation is in hand while it is run again.
-        everything = sum(kept[part][0] * self.of(values) for part, values in prepared.work.kept.items())
-        self.kept_again = (everything - self.kept) * self.stack.eager
+        self.kept_again: np.ndarray | float = 0.0
+        if self.stack.eager:
+            # What a layer keeps without recomputation is in hand while it is run again.
+            everything = sum(kept[part][0] * self.of(values) for part, values in prepared.work.kept.items())
+            self.kept_again = everything - self.kept
         gathered = (self.size["fsdp"] > 1) & (table.remat == 0) & self.stack.keeps_gathered & ~self.by_hand
         self.kept_weights = self.stack.state.compute * self.parameters.layer * gathered
 

@@ -15,9 +15,15 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import validate  # noqa: E402
+from validation import stacks  # noqa: E402
 from validation.cases import Case, read_cases  # noqa: E402
 from validation.predict import predict  # noqa: E402
 from validation.score import Row, correlation, increment, regret, row_of, score, spearman, wrong_pairs  # noqa: E402
+
+from autotune.meshes.layout import parse_layout  # noqa: E402
+from autotune.meshes.target import parse_target  # noqa: E402
+from autotune.preset import transformer_of  # noqa: E402
+from autotune.price.price import estimate  # noqa: E402
 
 KNOWN_MISSES = {"aleph: spearman", "aleph: regret"}
 """Thresholds that are not met, each with its figure in the README; a set that gets better must be taken out here."""
@@ -68,7 +74,8 @@ def test_sweep_is_ranked_but_for_one_group():
 @pytest.mark.xfail(
     strict=True,
     reason="0.64: in both groups of flash attention 2, and in no other, steps of two stages are longer by about seven "
-    "microbatches, where the schedule leaves a bubble of one; nothing in that code base's schedule says why",
+    "microbatches, where the schedule leaves a bubble of one: 1.055 (1 + 7 / n) times one stage's, within 1 % in ten "
+    "pairs of rows, 3 % in the eleventh; nothing in that code base's schedule says why",
 )
 def test_sweep_is_ranked_in_the_group_of_the_rms_kernel():
     assert spearman(sweep_groups()[RMS_GROUP]) >= 0.8
@@ -77,7 +84,8 @@ def test_sweep_is_ranked_in_the_group_of_the_rms_kernel():
 @pytest.mark.xfail(
     strict=True,
     reason="13.6 % in the group of flash attention 2 (microbatch 2 chosen over 1, for the same reason), 6.0 and 6.5 % "
-    "with plain attention (two tensor ranks alone chosen over those and two stages); 0 in the other two",
+    "with plain attention (two tensor ranks alone chosen over those and two stages: reducing over data took those runs "
+    "far longer than the links explain); 0 in the other two",
 )
 def test_first_choice_of_the_sweep_is_near_the_best():
     assert max(regret(rows) for rows in sweep_groups().values()) <= 0.05
@@ -86,6 +94,29 @@ def test_first_choice_of_the_sweep_is_near_the_best():
 def test_memory_verdicts_of_the_sweep():
     rows = [row for row in rows_of("aleph_alpha_13b_64gpu") if row.oom_measured is not None]
     assert sum(row.oom_measured == row.oom_predicted for row in rows) / len(rows) >= 0.95
+
+
+def test_a_layer_run_again_is_in_hand_whole_beside_the_logits():
+    """What full recomputation holds at once is what the same layer would have kept, and what every layout takes."""
+    for case in read_cases(validate.DATA / "aleph_alpha_13b_64gpu.json"):
+        if isinstance(case, Case) and case.remat == "full" and case.layout.stage == 1:
+            memory = predict(case).estimate.memory
+            plain = predict(dataclasses.replace(case, remat="none")).estimate.memory
+            one = (plain["activations"] - memory["activations"]) / case.transformer.layers
+            assert memory["workspace"] - plain["workspace"] == pytest.approx(one)
+            assert memory["logits"] == plain["logits"] > 0
+
+
+def test_every_group_that_communicates_takes_memory():
+    """One communicator of all devices and one along each axis; along `stage` also one with the neighbour."""
+    pair, larger = stacks.NCCL_GROUP_BYTES
+    piped = "data=2,stage=2,schedule=1f1b,microbatches=2"
+    counted = {"data=4": 2 * larger, "data=2,tensor=2": larger + 2 * pair, piped: larger + 3 * pair}
+    silent = dataclasses.replace(stacks.ALEPH_RMS, group_bytes=(0.0, 0.0))
+    for words, bytes_taken in counted.items():
+        shape = (transformer_of("llama3-8b"), 8, 2048, "bfloat16", parse_layout(words), parse_target("a100-80:1x4"))
+        peaks = [estimate(*shape, stack).peak_bytes for stack in (stacks.ALEPH_RMS, silent)]
+        assert peaks[0] - peaks[1] == pytest.approx(bytes_taken)
 
 
 def test_no_stage_is_charged_for_another_stages_logits():
