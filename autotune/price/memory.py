@@ -102,7 +102,7 @@ def _stage(
     pieces = np.where(by_hand, table.microbatches / size["stage"], pieces)
     logits, held = chunk.of(work.logit_bytes) * pieces, chunk.of(work.held_logit_bytes) * pieces
     in_layer = chunk.of(work.layer_work_bytes) + chunk.kept_again
-    taken = stack.fixed_bytes + _groups(chunk)
+    taken = stack.fixed_bytes + _groups(chunk, 1 if tables else 2)
     working = in_layer + 2.0 * gathered + taken
     late = np.zeros(len(table)) if stack.gradients_from_start else gradients
     at_start = activations + logits + (gradients - late)
@@ -122,11 +122,11 @@ def _stage(
     return categories
 
 
-def _groups(chunk: Chunk) -> np.ndarray | float:
-    """Bytes of the communicators: one of all devices, one along each axis, and one with a neighbouring stage."""
+def _groups(chunk: Chunk, neighbours: int) -> np.ndarray | float:
+    """Bytes of the communicators: one of all devices, one along each axis, and one with each neighbouring stage."""
     pair, larger = chunk.stack.group_bytes
     if not larger:
         return 0.0
     everyone = np.prod(list(chunk.size.values()), axis=0)
-    sizes = [everyone, *chunk.size.values(), np.minimum(chunk.size["stage"], 2.0)]
+    sizes = [everyone, *chunk.size.values(), *[np.minimum(chunk.size["stage"], 2.0)] * neighbours]
     return sum(np.where(size > 2, larger, np.where(size > 1, pair, 0.0)) for size in sizes)
