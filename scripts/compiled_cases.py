@@ -1,7 +1,10 @@
-"""Published MaxText runs, compiled: our decoder at their shape, layout, remat policy, batch and compiler flags.
+"""Published MaxText runs, compiled: their own step at their shape, layout, remat policy, batch and compiler flags.
 
     python scripts/compiled_cases.py                  the saved programs replayed: ours, published, error
     python scripts/compiled_cases.py --recompile      compile them anew (about 90 s each) and save them
+
+What was published is TFLOP/s per device; it stands for seconds by MaxText's own count of FLOPs (`model_flops`). The
+shape is that of MaxText's defaults when the runs were made (`THEN`), not those of today.
 
 A program is saved for one and for two slices. A run on more slices has the program of two, with the transfers between
 slices made as wide as the run: what one slice does is the same, and XLA writes these transfers as one operation
@@ -11,29 +14,62 @@ whatever the number of slices.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import lzma
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autotune.compile.compilation import Compilation, CompileJob, compilation_from_json, to_json
-from autotune.compile.compile import compile_all
-from autotune.meshes.layout import Layout
-from autotune.meshes.target import Target, parse_target
-from autotune.meshes.transformer import Transformer
-from autotune.preset import transformer_workload
-from autotune.program import Instruction, Loop, Program, Start
-from autotune.read_compilation import predict, program_of
-from autotune.replay.replay import Prediction
-from autotune.store import Store
+sys.path.insert(0, str(Path(__file__).parent))
+
+from validation import maxtext_step  # noqa: E402
+
+from autotune.compile.compilation import Compilation, CompileJob, compilation_from_json, to_json  # noqa: E402
+from autotune.compile.compile import compile_all  # noqa: E402
+from autotune.meshes.layout import Layout  # noqa: E402
+from autotune.meshes.target import Target, parse_target  # noqa: E402
+from autotune.meshes.transformer import Transformer  # noqa: E402
+from autotune.program import Instruction, Loop, Program, Start  # noqa: E402
+from autotune.read_compilation import predict, program_of  # noqa: E402
+from autotune.replay.replay import Prediction  # noqa: E402
+from autotune.store import Store  # noqa: E402
+from autotune.workload.workload import Workload  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ROOT / "tests" / "data" / "published" / "maxtext_tpu.json"
 PROGRAMS = ROOT / "tests" / "published" / "programs"
+
+THEN = Transformer(
+    name="MaxText-2023-x1",
+    layers=16,
+    d_model=2560,
+    heads=8,
+    kv_heads=8,
+    head_dim=256,
+    d_ff=8192,
+    vocab=32768,
+    mlp="gelu-2mat",  # relu, without a gate
+    tied_embeddings=True,  # logits_via_embedding
+)
+"""MaxText/configs/base.yml of autumn 2023, which the runs' scripts scale (global_parameter_scale) and do not override.
+
+The v5e figures stand in v5e_high_performance.md beside the scripts of MaxText/configs/largest_job (pull request 252,
+2023-11-08), those of v5p came with pull request 289 (2023-12-13). base.yml with the options that these scripts set
+(enable_flash_attention, int8_training, gcs_metrics, use_iota_embed): abhinavgoel95/maxtext at 5d559c19460b; still so on
+2023-12-11 (review of pull request 285) and when decoder_block was new (suexu1025/maxtext at 0b3ae8d4c6fb). The models'
+names agree: scaled by 16, 32, 64 and 128 it has 16.3, 32.6, 64.8 and 129 billion parameters.
+"""
+
+NOW = Transformer(
+    name="MaxText default x1", layers=16, d_model=2048, heads=16, kv_heads=16, head_dim=128, d_ff=7168, vocab=32000
+)
+"""base.yml since spring 2024, which the rows of `CASES` tell (their seconds are inferred from the TFLOP/s by it)."""
 
 FLAGS = {
     "v5e": (
@@ -67,9 +103,8 @@ DEFAULTS_THEN = (("xla_latency_hiding_scheduler_rerun", "0"),)
 The scheduler of 2023 planned overlap within 95 % of the memory and did not try again with less where the result did not
 fit (pytorch/xla pull request 5736, 2023-10-25, which turns the new attempt on). libtpu 0.0.42 tries again with 0.9 of
 that: at 94 % of the memory, v5p-64B then overlaps nothing at all (8.6 s on one slice; 8.0 s without the new attempt,
-7.6 s where 100 % of the memory may be planned with, and the time of 56 layers, which overlap, is 7.4 s in proportion).
-Taken up after the miss was seen. Of the saved programs only v5p-64B on one slice has been compiled with it: the others
-but v5p-64B on two slices leave memory free, where it should make no difference, and that one is +9.0 % without.
+7.6 s where 100 % of the memory may be planned with, and the time of 56 layers, which overlap, is 7.4 s in proportion;
+all of our decoder at today's default shape). Taken up after the miss was seen.
 """
 
 COMPILED_SLICES = 2
@@ -78,7 +113,10 @@ COMPILED_SLICES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledCase:
-    """What a published run is to us. `slices` of `target` and `layout` are the run's own."""
+    """What a published run is to us. `slices` of `target` and `layout` are the run's own.
+
+    `flops_per_second`: published, of one device. `told_flops`: a device's FLOPs a step at the shape that the row tells.
+    """
 
     id: str
     transformer: Transformer
@@ -86,8 +124,19 @@ class CompiledCase:
     seq: int
     layout: Layout
     target: Target
-    step_seconds: float
+    flops_per_second: float
+    told_flops: float
     mfu: float
+
+    @property
+    def flops(self) -> float:
+        """What MaxText counts for one step of one device."""
+        return model_flops(self.transformer, self.sequences, self.seq) / self.layout.devices
+
+    @property
+    def step_seconds(self) -> float:
+        """The published rate as seconds a step."""
+        return self.flops / self.flops_per_second
 
     @property
     def slices(self) -> int:
@@ -110,9 +159,38 @@ class CompiledCase:
         )
 
 
+def scaled(base: Transformer, scale: int) -> Transformer:
+    """The shape of a `global_parameter_scale`: MaxText/pyconfig.py, get_individual_scales.
+
+    >>> scaled(THEN, 32).d_model, scaled(THEN, 32).heads, scaled(THEN, 32).layers
+    (10240, 32, 32)
+    """
+    layers, rest = divmod(scale.bit_length() - 1, 3)
+    heads, width = 2 ** (layers + (rest > 0)), 2 ** (layers + (rest > 1))
+    return dataclasses.replace(
+        base,
+        name=base.name.removesuffix("1") + str(scale),
+        layers=base.layers * 2**layers,
+        d_model=base.d_model * width,
+        heads=base.heads * heads,
+        kv_heads=base.kv_heads * heads,
+        d_ff=base.d_ff * heads,
+    )
+
+
+def model_flops(shape: Transformer, sequences: int, seq: int) -> float:
+    """MaxText/train.py, calculate_training_tflops: 6 x parameters x tokens, and attention in full."""
+    tables = shape.vocab * shape.d_model * (1 if shape.tied_embeddings else 2)
+    parameters = shape.layers * (shape.attention_parameters + shape.mlp_parameters + shape.d_model) + tables
+    return sequences * (6.0 * parameters * seq + 12.0 * shape.heads * shape.layers * shape.head_dim * seq**2)
+
+
 def read_case(told: Mapping[str, Any]) -> CompiledCase:
-    """A row of tests/data/published/maxtext_tpu.json."""
+    """A row of tests/data/published/maxtext_tpu.json; ValueError where it is no run of a scaled default."""
     model, layout = told["model"], told["layout"]
+    name = re.fullmatch(r"MaxText default x(\d+)", model["name"])
+    if name is None or any(model[key] != value for key, value in _sizes(scaled(NOW, int(name[1]))).items()):
+        raise ValueError(f"{model['name']}: not MaxText's default at one of its scales")
     chip = told["hardware"]["name"].removeprefix("TPU ")
     shape = told["hardware"].get("topology", "16x16").split()[0]
     flags = [(name, "true") for name in FLAGS[chip]] + [(name, "false") for name in FLAGS_OFF[chip]]
@@ -123,20 +201,21 @@ def read_case(told: Mapping[str, Any]) -> CompiledCase:
     slices = layout["dp"]
     return CompiledCase(
         id=told["id"],
-        transformer=Transformer(
-            name=model["name"].replace(" ", "-"),
-            **{
-                key: model[key]
-                for key in ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab", "mlp")
-            },
-        ),
+        transformer=scaled(THEN, int(name[1])),
         sequences=told["batch"]["sequences"],
         seq=model["seq"],
         layout=_on_slices(one, slices),
         target=parse_target(f"{chip}:{shape}" + (f"*{slices}" if slices > 1 else "")),
-        step_seconds=told["derived"]["step_time_s"],
+        flops_per_second=told["measured"]["tflops_per_device"] * 1e12,
+        told_flops=told["measured"]["tflops_per_device"] * 1e12 * told["derived"]["step_time_s"],
         mfu=told["measured"]["mfu"],
     )
+
+
+def _sizes(shape: Transformer) -> dict[str, int]:
+    """What a row tells of a shape."""
+    keys = ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab")
+    return {key: getattr(shape, key) for key in keys}
 
 
 def read_cases(path: Path = CASES) -> list[CompiledCase]:
@@ -185,6 +264,21 @@ def predict_case(case: CompiledCase) -> Prediction | None:
     return None if program is None else predict(program, case.layout, case.target, case.target.hardware)
 
 
+def workload_of(case: CompiledCase) -> Workload:
+    """MaxText's step at the shape and batch of a case."""
+    told = f"{case.transformer} {case.sequences} {case.seq}"
+    source = Path(maxtext_step.__file__).read_bytes()
+    return Workload.of(
+        name=f"{case.transformer.name}, batch {case.sequences} x {case.seq} tokens",
+        build=partial(maxtext_step.build_maxtext_step, case.transformer, case.sequences, case.seq),
+        sequences=case.sequences,
+        seq=case.seq,
+        dtype="bfloat16",
+        transformer=case.transformer,
+        fingerprint=hashlib.sha256(told.encode() + source).hexdigest()[:32],
+    )
+
+
 def recompile(cases: list[CompiledCase]) -> int:
     """Compile and save the program of every case; the number that failed."""
     PROGRAMS.mkdir(parents=True, exist_ok=True)
@@ -192,8 +286,7 @@ def recompile(cases: list[CompiledCase]) -> int:
     failed = 0
     store = Store(Path(tempfile.gettempdir()) / "autotune-compiled-cases")
     for path, case in wanted.items():
-        workload = transformer_workload(case.transformer, batch=case.sequences, seq=case.seq, dtype="bfloat16")
-        job = CompileJob(workload=workload, layout=case.layout, target=case.target)
+        job = CompileJob(workload=workload_of(case), layout=case.layout, target=case.target)
         [(_, outcome)] = compile_all([job], workers=1, timeout_seconds=1800, store=store)
         if not isinstance(outcome, Compilation):
             print(f"{path.name}: {outcome.reason}", file=sys.stderr)

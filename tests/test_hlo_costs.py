@@ -1,6 +1,7 @@
 # ruff: noqa: E501 - instructions stand on one line, as the compilers write them
 """FLOPs and bytes of single instructions, against counts done here by hand or by brute force."""
 
+import base64
 import itertools
 
 import pytest
@@ -151,6 +152,35 @@ def test_splash_attention_by_the_blocks_it_visits(name, mask, matmuls, share, de
         platform="tpu",
     )
     assert op.flops == pytest.approx(share * matmuls * 2 * 2 * 8 * 2048 * 2048 * 128 / devices)
+
+
+@pytest.mark.parametrize(
+    ("name", "matmuls"),
+    [
+        ("flash_attention.3", 2),
+        ("flash_mha_bwd_dq_block_q_major_512_block_k_major_512_block_k_512.1", 3),
+        ("flash_mha_bwd_dkv_block_q_major_512_block_q_512_block_k_major_512_block_k_512.1", 4),
+    ],
+)
+@pytest.mark.parametrize(("code", "share"), [(b"tpu.matmul math.exp tpu.iota", 0.5), (b"tpu.matmul math.exp", 1.0)])
+def test_flash_attention_is_causal_when_its_code_counts_positions(name, matmuls, code, share):
+    """Heads stand before the length, and the forward kernel's own estimate knows no mask."""
+    body = base64.b64encode(code).decode()
+    op = only(
+        f"""  %q = bf16[2,8,2048,128]{{3,2,1,0}} parameter(0)
+  ROOT %{name} = bf16[2,8,2048,128]{{3,2,1,0}} custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", backend_config={{"custom_call_config":{{"body":"{body}","cost_estimate":{{"flops":"7"}}}}}}""",
+        platform="tpu",
+    )
+    assert op.flops == share * matmuls * 2 * 2 * 8 * 2048 * 2048 * 128
+    assert op.kernel == "attention"
+
+
+def test_a_comparison_times_a_table_multiplies_in_the_tables_dtype():
+    """One-hot embedding: the TPU compiler feeds the comparison itself to the matmul."""
+    op = only("""  %hot = pred[64,512]{1,0} parameter(0)
+  %table = bf16[512,32]{1,0} parameter(1)
+  ROOT %d = bf16[64,32]{1,0} dot(%hot, %table), lhs_contracting_dims={1}, rhs_contracting_dims={0}""")
+    assert (op.flops, op.dtype) == (2 * 64 * 512 * 32, "bfloat16")
 
 
 @pytest.mark.parametrize(("q", "kv"), [(256, 256), (512, 256), (256, 1024), (1024, 512)])

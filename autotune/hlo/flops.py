@@ -6,6 +6,7 @@ import math
 import re
 
 from autotune.hlo.kernels import kernel_work
+from autotune.hlo.shape import Shape
 from autotune.hlo.text import Computation, Module, Op
 from autotune.hlo.work import Work, dot_shape
 
@@ -53,7 +54,12 @@ def _dot(computation: Computation, op: Op) -> Work:
         (dims_of(op, "lhs_batch_dims"), dims_of(op, "rhs_batch_dims")),
         (dims_of(op, "lhs_contracting_dims"), dims_of(op, "rhs_contracting_dims")),
     )
-    return Work(flops=2.0 * math.prod(matmul), matmul=matmul, dtype=left.dtype)
+    return Work(flops=2.0 * math.prod(matmul), matmul=matmul, dtype=_multiplied(left, right))
+
+
+def _multiplied(left: Shape, right: Shape) -> str:
+    """The dtype that a matmul multiplies in: of a one-hot comparison with a table, the table's."""
+    return right.dtype if left.dtype == "pred" else left.dtype
 
 
 def _convolution(computation: Computation, op: Op) -> Work:
@@ -89,7 +95,7 @@ def _convolution(computation: Computation, op: Op) -> Work:
         else:
             m, partial = m * give, partial * pairs / give
     flops = 2.0 * batch * m * n * k * partial
-    return Work(flops=flops, matmul=(batch, m, n, max(round(k * partial), 1)), dtype=left.dtype)
+    return Work(flops=flops, matmul=(batch, m, n, max(round(k * partial), 1)), dtype=_multiplied(left, right))
 
 
 def _window(op: Op, dimensions: int) -> list[tuple[int, int, int, int, int]]:

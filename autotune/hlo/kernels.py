@@ -3,11 +3,13 @@
 Attention forward is 2 matmuls, 4 B N Tq Tkv H FLOPs; backward 5 matmuls, 10 B N Tq Tkv H (one of them recomputes the
 scores). Half where the mask is causal; splash attention skips whole blocks, so there the blocks it visits are counted.
 What says so: cuDNN its `mask_type`; splash attention its block sizes, and the mask it prefetches (a full mask has
-none); Triton and Mosaic attention say nothing and are taken as causal. Kernels with a `cost_estimate` are believed.
+none); flash attention on TPU that its code counts positions; Triton and Mosaic attention say nothing and are taken as
+causal. Other kernels with a `cost_estimate` are believed.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 
@@ -44,6 +46,8 @@ _ATTENTION = re.compile(r"attention|splash|\bmha|\bmqa|fmha|flash", re.IGNORECAS
 _BACKWARD = re.compile(r"bwd|backward|dkv|\bdq|_dq", re.IGNORECASE)
 _COST = re.compile(r'"cost_estimate": ?\{[^}]*?"flops": ?"?(\d+)')
 _BLOCKS = re.compile(r'\\+"(block_\w+|use_fused_bwd_kernel|[qkv]_layout)\\+": (\w+)')
+_FLASH = re.compile(r"flash_attention|flash_mha")
+_BODY = re.compile(r'"body": ?"([A-Za-z0-9+/=]*)"')
 _CUBLAS = re.compile(r'"dot_dimension_numbers": ?(\{[^}]*\})')
 _SEQUENCE_MINOR = "2"
 
@@ -67,6 +71,8 @@ def kernel_work(computation: Computation, op: Op) -> Work:
     wide = [shape for shape in arrays if shape.dtype in ("bf16", "f16", "f32") and len(shape.dims) >= 3]
     name = f"{op.name} {op.word('kernel_name') or ''} {(op.word('op_name') or '').rsplit('/', 3)[-1]}"
     attention = bool(_ATTENTION.search(name) or _ATTENTION.search(op.word("op_name") or ""))
+    if target == "tpu_custom_call" and len(wide) >= 3 and _FLASH.match(op.name):
+        return _flash(op, wide)
     if cost:
         return Work(flops=float(cost[1]), dtype=wide[0].dtype if wide else None, attention=attention)
     if len(wide) >= 3 and attention:
@@ -137,6 +143,25 @@ def _splash(op: Op, wide: list[Shape], arrays: list[Shape], said: dict[str, str]
     return Work(
         flops=matmuls * 2.0 * heads * queries * keys * head_dim * share,
         matmul=(heads, queries, keys, head_dim),
+        dtype=wide[0].dtype,
+        attention=True,
+    )
+
+
+def _flash(op: Op, wide: list[Shape]) -> Work:
+    """jax.experimental.pallas.ops.tpu.flash_attention: q, k, v are [batch, heads, length, head_dim].
+
+    The forward kernel's `cost_estimate` counts whole rows of scores whether it is causal or not, the backward kernels
+    have none. A causal kernel compares positions, which its code makes by `tpu.iota`; one that is not has none.
+    """
+    batch, heads, queries, head_dim = wide[0].dims
+    keys = wide[1].dims[-2]
+    matmuls = 4 if "dkv" in op.name else 3 if "dq" in op.name else 2
+    body = _BODY.search(op.attributes)
+    causal = body is None or b"tpu.iota" in base64.b64decode(body[1])
+    return Work(
+        flops=matmuls * 2.0 * batch * heads * queries * keys * head_dim * (0.5 if causal else 1.0),
+        matmul=(batch * heads, queries, keys, head_dim),
         dtype=wide[0].dtype,
         attention=True,
     )

@@ -59,7 +59,11 @@ def compiled_prediction(case: Case) -> Compiled | None:
     except (KeyError, ValueError, TypeError, AttributeError):
         return None  # not a row of that format
     prediction = compiled_cases.predict_case(found)
-    return Compiled(seconds=prediction.step_seconds, peak_bytes=None, fits=None) if prediction else None
+    if prediction is None:
+        return None
+    # At the rate of the program that ran, the FLOPs of the shape by which the row makes seconds of the published rate.
+    seconds = prediction.step_seconds * found.told_flops / found.flops
+    return Compiled(seconds=seconds, peak_bytes=None, fits=None)
 
 
 def predict(case: Case) -> Predicted:
