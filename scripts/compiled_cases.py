@@ -64,6 +64,8 @@ The v5e figures stand in v5e_high_performance.md beside the scripts of MaxText/c
 (enable_flash_attention, int8_training, gcs_metrics, use_iota_embed): abhinavgoel95/maxtext at 5d559c19460b; still so on
 2023-12-11 (review of pull request 285) and when decoder_block was new (suexu1025/maxtext at 0b3ae8d4c6fb). The models'
 names agree: scaled by 16, 32, 64 and 128 it has 16.3, 32.6, 64.8 and 129 billion parameters.
+Not known: how many sequences a v5p device had at the time. The rows give the later scripts' 6 and 3 (32B and 64B), which
+leave a quarter of the memory free; others of the time say 7 or 8, and 4 (v5p/32b.sh at 0d9779a57e84, experimental/).
 """
 
 NOW = Transformer(
@@ -96,16 +98,6 @@ FLAGS = {
 """LIBTPU_INIT_ARGS that the runs' scripts turn on: AI-Hypercomputer/maxtext, MaxText/configs/{v5e/16b,v5p/32b}.sh."""
 
 FLAGS_OFF = {"v5e": (), "v5p": ("xla_tpu_megacore_fusion_allow_ags",)}
-
-DEFAULTS_THEN = (("xla_latency_hiding_scheduler_rerun", "0"),)
-"""What the runs' scripts leave to the compiler, and the compiler of their time decided otherwise.
-
-The scheduler of 2023 planned overlap within 95 % of the memory and did not try again with less where the result did not
-fit (pytorch/xla pull request 5736, 2023-10-25, which turns the new attempt on). libtpu 0.0.42 tries again with 0.9 of
-that: at 94 % of the memory, v5p-64B then overlaps nothing at all (8.6 s on one slice; 8.0 s without the new attempt,
-7.6 s where 100 % of the memory may be planned with, and the time of 56 layers, which overlap, is 7.4 s in proportion;
-all of our decoder at today's default shape). Taken up after the miss was seen.
-"""
 
 COMPILED_SLICES = 2
 """The most slices that are compiled."""
@@ -194,7 +186,6 @@ def read_case(told: Mapping[str, Any]) -> CompiledCase:
     chip = told["hardware"]["name"].removeprefix("TPU ")
     shape = told["hardware"].get("topology", "16x16").split()[0]
     flags = [(name, "true") for name in FLAGS[chip]] + [(name, "false") for name in FLAGS_OFF[chip]]
-    flags += DEFAULTS_THEN
     one = Layout(
         fsdp=layout["fsdp"], tensor=layout["tp"], remat=layout["recompute"], compiler_options=tuple(sorted(flags))
     )
