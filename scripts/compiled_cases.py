@@ -18,6 +18,7 @@ import hashlib
 import json
 import lzma
 import re
+import statistics
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ The v5e figures stand in v5e_high_performance.md beside the scripts of MaxText/c
 (enable_flash_attention, int8_training, gcs_metrics, use_iota_embed): abhinavgoel95/maxtext at 5d559c19460b; still so on
 2023-12-11 (review of pull request 285) and when decoder_block was new (suexu1025/maxtext at 0b3ae8d4c6fb). The models'
 names agree: scaled by 16, 32, 64 and 128 it has 16.3, 32.6, 64.8 and 129 billion parameters.
-Not known: how many sequences a v5p device had at the time. The rows give the later scripts' 6 and 3 (32B and 64B), which
+Not known: how many sequences a v5p device had then. The rows give the later scripts' 6 and 3 (32B and 64B), which
 leave a quarter of the memory free; others of the time say 7 or 8, and 4 (v5p/32b.sh at 0d9779a57e84, experimental/).
 """
 
@@ -307,9 +308,9 @@ def main(words: list[str]) -> int:
             f"{case.id:28}{case.step_seconds:12.3f}{found.step_seconds:9.3f}{found.low_seconds:8.3f}"
             f"{found.high_seconds:8.3f}{100 * errors[-1]:+7.1f}%"
         )
-    sizes = sorted(abs(error) for error in errors)
+    sizes = [abs(error) for error in errors]
     if sizes:
-        print(f"absolute error: median {100 * sizes[len(sizes) // 2]:.1f} %, worst {100 * sizes[-1]:.1f} %")
+        print(f"absolute error: median {100 * statistics.median(sizes):.1f} %, worst {100 * max(sizes):.1f} %")
     return 0 if len(errors) == len(chosen) else 1
 
 

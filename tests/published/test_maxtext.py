@@ -1,6 +1,6 @@
 """Published MaxText step times against the saved compiled programs.
 
-Goal: median |error| 5 %, worst 15 %, the loss from one slice to the most within a third of the published one.
+Goal: median |error| 5 %, worst 15 %; the loss from one slice to the most within a third of the published one.
 """
 
 import dataclasses
@@ -26,13 +26,14 @@ def errors():
 
 
 def test_programs_are_small_and_there():
-    assert len(CASES) >= 15
+    assert len(CASES) == 20
     assert sum(path.stat().st_size for path in PROGRAMS.iterdir()) < LARGEST_PROGRAMS_BYTES
 
 
-def test_errors_reached(errors):
+def test_goal(errors):
+    """With room to spare at the worst (9.7 %), hardly any in the median (4.9 %)."""
     sizes = [abs(error) for error in errors.values()]
-    assert max(sizes) <= 0.165 and statistics.median(sizes) <= 0.05, errors
+    assert max(sizes) <= 0.10 and statistics.median(sizes) <= 0.05, errors
 
 
 @pytest.mark.parametrize("model", ["maxtext-v5e-16B", "maxtext-v5e-32B"])
