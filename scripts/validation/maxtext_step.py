@@ -126,7 +126,7 @@ def mean_loss(
 ) -> jax.Array:
     """Cross-entropy of float32 logits with one-hot targets, padding left out."""
     dtype = jnp.bfloat16
-    one_hot = (batch["tokens"][..., None] == jnp.arange(transformer.vocab)).astype(dtype)
+    one_hot = (batch["tokens"][..., None] == jnp.arange(transformer.vocab)[None, None, :]).astype(dtype)
     x = constrain(jnp.dot(one_hot, parameters["embedding"].astype(dtype)), STREAM)
     layers = {
         path.removeprefix("layer."): jnp.moveaxis(leaf, 1, 0)
