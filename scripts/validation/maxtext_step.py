@@ -59,7 +59,8 @@ def build_maxtext_step(transformer: Transformer, batch: int, seq: int, layout: L
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     moments = optax.tree.map_params(
         optimizer(),
-        lambda _, leaf: leaf,
+        # A leaf of its own: memory is told apart by which leaf an argument is.
+        lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
         jax.eval_shape(optimizer().init, parameters),
         parameters,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=scalar.sharding),

@@ -101,6 +101,8 @@ def test_maxtexts_step_takes_and_gives_back_its_state(remat):
     told = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (step.state, state))
     assert told[0] == told[1]
     assert metrics["loss"].shape == ()
+    weights = {id(leaf) for leaf in jax.tree.leaves(step.parameters(step.state))}
+    assert not weights & {id(leaf) for leaf in jax.tree.leaves(step.state["optimizer"])}
     counted = 6.0 * sum(leaf.size for leaf in jax.tree.leaves(step.parameters(step.state))) * 512
     attention = 12.0 * shape.heads * shape.layers * shape.head_dim * 512**2
     # MaxText counts the last norm too
