@@ -14,7 +14,8 @@ def keep_freed_memory() -> None:
 
     XLA's CPU runtime gets a program's temporaries anew in every step. By default the C library gives large ones back in
     between, and the system clears every page of the next ones: a quarter of a step of eight devices was spent so, or
-    nothing, as the sizes fell. Only where the C library is glibc; elsewhere nothing is changed.
+    nothing, as the sizes fell. Best called before jax has devices: pools that threads already have go on giving back.
+    Only where the C library is glibc; elsewhere nothing is changed.
     """
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
         return

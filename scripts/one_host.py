@@ -23,6 +23,7 @@ from validation.link_cases import Row, every_layout
 
 from autotune.calibrate.hardware_file import hardware_toml
 from autotune.compile.compilation import to_json
+from autotune.host_memory import keep_freed_memory
 from autotune.measure.measure import Budget, RunFailure, measure
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import Target, parse_target
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layouts", default=";".join(LAYOUTS), help="joined by ;")
     parser.add_argument("--seconds", type=float, default=40.0, help="of measuring, for each workload")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -31,6 +31,7 @@ from autotune import processes
 from autotune.calibrate.calibrate import Sample, fit_tier, op_figures
 from autotune.calibrate.hardware_file import hardware_toml
 from autotune.compile.compilation import compilation_from_json, to_json
+from autotune.host_memory import keep_freed_memory
 from autotune.limits import binding_limit, elasticities
 from autotune.measure.measure import Budget, Measurement, Prepared, RunFailure, measure
 from autotune.meshes.hardware import Hardware, load_hardware, read_hardware
@@ -142,6 +143,7 @@ def run(
 
 def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, process_id) -> int:
     """One of the two processes of the job; process 0 decides, and writes the rows."""
+    keep_freed_memory()
     from autotune.meshes.topology import local_target
 
     hosts, folder = TwoHosts(names=tuple(names)), Path(kept)

@@ -8,6 +8,7 @@ import click
 
 from autotune.commands.options import bad_input, json_option, target_of, target_options, writable
 from autotune.commands.run import join_job
+from autotune.host_memory import keep_freed_memory
 from autotune.whole_file import write_whole
 
 
@@ -23,6 +24,7 @@ def calibrate(target, hardware, coordinator, processes, process_id, out, as_json
     autotune tune ... --target local --hardware mine.toml
     """
     writable(out, "--out")
+    keep_freed_memory()
     leads = join_job(coordinator, processes, process_id)
     machine = target_of(target or "local", hardware)
     if not machine.measurable:

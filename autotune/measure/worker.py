@@ -11,9 +11,12 @@ from multiprocessing.connection import Connection
 import cloudpickle
 import jax
 
+from autotune.host_memory import keep_freed_memory
+
 
 def main() -> None:
     """Take the number of devices, then what to run, then numbers of steps, until the other end closes."""
+    keep_freed_memory()
     handle = int(sys.argv[1])
     threading.Thread(target=_die_with_parent, args=(handle,), daemon=True).start()
     pipe = Connection(handle)
