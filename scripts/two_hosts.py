@@ -3,11 +3,13 @@
 Root on Linux (see scripts/hosts.py). Prints a table and writes every number as JSON:
 
     python scripts/two_hosts.py [--quick] [--keep folder]
+    python scripts/two_hosts.py --repeat folder
     python scripts/two_hosts.py --read folder
 
 Each host is one JAX process with one CPU device; between them lies a link whose rate is set by traffic control. At each
 rate the job is calibrated anew; predictions replay the compiled programs with that calibration; nothing is fitted to a
-measured step. "Chosen" is what the tuner chooses: the best measured of the three best predicted.
+measured step. "Chosen" is what the tuner chooses: the best measured of the three best predicted. `--repeat` goes on
+with the pairs of a kept run whose ratio is not known to PRECISION yet, and measures nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import json
 import lzma
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -25,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from hosts import TwoHosts, why_not
-from validation.link_cases import Case, Pairs, Row, cases, every_layout, table, verdicts
+from validation.link_cases import Pairs, Row, cases, every_layout, table, verdicts
 
 from autotune import processes
 from autotune.calibrate.calibrate import Sample, fit_tier, op_figures
@@ -49,7 +52,7 @@ MEGABIT = 1e6 / 8
 RATES = (50, 100, 4000, 8000)
 """Mbit/s: two slow ones and two fast ones, each pair a doubling. Slow is where every workload waits for the link more
 than for anything else: at 200 `tokens` did not, a quarter of its step was the link's (2026-11-25)."""
-PAIRED = 5.0
+PAIRED = 8.0
 """Times the seconds of measuring all layouts: the most that the chosen one takes at a rate and its double, in pairs."""
 PRECISION, TURN_SECONDS = 0.012, 0.7
 """Standard error of the ratio at which pairs are enough; about how long the timed steps of a turn take."""
@@ -84,21 +87,24 @@ def main() -> int:
     parser.add_argument("--layouts", default=";".join(LAYOUTS), help="joined by ;")
     parser.add_argument("--seconds", type=float, default=100.0, help="of measuring, for each workload and rate")
     parser.add_argument("--read", type=Path, help="measure nothing: predict anew from a folder that --keep wrote")
+    parser.add_argument("--repeat", type=Path, help="go on with the pairs that a folder of --keep has too few of")
     parser.add_argument("--full", action="store_true", help="print every layout as well")
     parser.add_argument("--rates", default=",".join(map(str, RATES)), help="Mbit/s, comma separated")
     parser.add_argument("--logs", type=Path, help="an existing folder in which both hosts' output may be watched")
     parser.add_argument("--process", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.process:
-        return process(**options.process)
+        return (repeat_pairs if options.process.pop("repeat") else process)(**options.process)
     if options.read:
-        two = Target(name="local", hardware=load_hardware("cpu"), shape=(1,), groups=2, attached=True)
-        return show(read(options.read, two), kept_pairs(options.read), full=options.full)
+        return show_kept(options.read, full=options.full)
     reason = why_not()
     if reason:
         print(f"two hosts cannot be made here: {reason}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces are taken down
+    if options.repeat:
+        in_two_hosts({"seconds": options.seconds}, folder=options.repeat, logs=options.logs, repeat=True)
+        return show_kept(options.repeat, full=options.full)
     rates = [int(rate) for rate in options.rates.split(",")]
     workloads = [name for name in options.workloads.split(",") if name]
     layouts, seconds = options.layouts.split(";"), options.seconds
@@ -119,6 +125,12 @@ def show(rows: Sequence[Row], pairs: Sequence[Pairs], *, full: bool) -> int:
     return 0 if all(passed for _, passed in verdicts(rows, pairs)) else 1
 
 
+def show_kept(folder: Path, *, full: bool) -> int:
+    """`show` for a folder that `run` kept, predicted anew."""
+    two = Target(name="local", hardware=load_hardware("cpu"), shape=(1,), groups=2, attached=True)
+    return show(read(folder, two), kept_pairs(folder), full=full)
+
+
 def run(
     workloads: Sequence[str],
     rates: Sequence[int],
@@ -129,16 +141,22 @@ def run(
     logs: Path | None = None,
 ) -> list[Row]:
     """Every layout of every workload at every rate, in one job over the two hosts; `folder` gets what `read` needs."""
+    order = {"workloads": list(workloads), "rates": list(rates), "layouts": list(layouts), "seconds": seconds}
+    in_two_hosts(order, folder=folder, logs=logs, repeat=False)
+    return [Row(**row) for row in json.loads((folder / "rows.json").read_text())]
+
+
+def in_two_hosts(order: dict[str, Any], *, folder: Path, logs: Path | None, repeat: bool) -> None:
+    """Make the hosts, and run `process` (or `repeat_pairs`) on both."""
     with TwoHosts() as hosts:
         kept = folder.resolve()
-        order = {"names": hosts.names, "coordinator": f"{hosts.addresses[0]}:12357", "kept": str(kept)}
-        order |= {"workloads": list(workloads), "rates": list(rates), "layouts": list(layouts), "seconds": seconds}
+        order |= {"names": hosts.names, "coordinator": f"{hosts.addresses[0]}:12357", "kept": str(kept)}
         commands = [
-            [sys.executable, __file__, "--process", json.dumps({**order, "process_id": index})] for index in (0, 1)
+            [sys.executable, __file__, "--process", json.dumps({**order, "process_id": index, "repeat": repeat})]
+            for index in (0, 1)
         ]
         root = str(Path(__file__).resolve().parents[1])
         hosts.run(commands, folder=logs or kept, timeout_seconds=3600, PYTHONPATH=root, JAX_PLATFORMS="cpu")
-        return [Row(**row) for row in json.loads((kept / "rows.json").read_text())]
 
 
 def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, process_id) -> int:
@@ -204,36 +222,63 @@ def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, pro
             say("\n".join(every_layout([row for row in rows if (row.workload, row.rate_megabit) == (name, rate)])))
         for case in cases([row for row in rows if row.workload == name]):
             if 2 * case.rate_megabit in rates:
-                pairs.append(side_by_side(ready, case, hosts, PAIRED * seconds))
-        (folder / "pairs.json").write_text(json.dumps([asdict(one) for one in pairs], indent=1))
+                none = Pairs(workload=case.workload, layout=case.chosen.layout, rate_megabit=case.rate_megabit)
+                pairs.append(side_by_side(ready, none, hosts, PAIRED * seconds))
+        keep_pairs(folder, pairs)
         runner.close()
         job.dismiss()
     processes.leave()
     return 0
 
 
-def side_by_side(runner: Kept, case: Case, hosts: TwoHosts, seconds: float) -> Pairs:
-    """The chosen layout at the case's rate and at its double, turn about, until the ratio is known to `PRECISION`."""
-    layout, slow = parse_layout(case.chosen.layout), case.rate_megabit
-    assert case.chosen.measured is not None
-    steps = max(1, round(TURN_SECONDS / case.chosen.measured))
-    turns: dict[int, list[float]] = {slow: [], 2 * slow: []}
-    begin, pairs = time.monotonic(), None
-    while pairs is None or (pairs.standard_error > PRECISION and time.monotonic() - begin < seconds):
+def repeat_pairs(*, names, coordinator, kept, seconds, process_id) -> int:
+    """As `process`, of kept pairs only: more turns where there are too few."""
+    keep_freed_memory()
+    from autotune.meshes.topology import local_target
+
+    hosts, folder = TwoHosts(names=tuple(names)), Path(kept)
+    known = kept_pairs(folder)
+    few = [index for index, one in enumerate(known) if one.standard_error > PRECISION]
+    if process_id == 0:
+        hosts.set_rate(max(RATES) * MEGABIT)
+    leads = processes.join(coordinator, 2, process_id)
+    target, job = local_target(), processes.current()
+    for index in few:
+        name, layout = known[index].workload, parse_layout(known[index].layout)
+        if not leads:
+            processes.follow(workload_of(name), target)
+            continue
+        runner = processes.AgreedRunner(job, workload_of(name), target)
+        [prepared] = runner.prepare([layout])
+        known[index] = side_by_side(Kept(runner, {layout: prepared}), known[index], hosts, PAIRED * seconds)
+        keep_pairs(folder, known)
+        runner.close()
+        job.dismiss()
+    if not leads:
+        job.hear()
+    processes.leave()
+    return 0
+
+
+def side_by_side(runner: Kept, before: Pairs, hosts: TwoHosts, seconds: float) -> Pairs:
+    """`before` with more turns of its layout, at its rate and at the double, until the ratio is known to PRECISION."""
+    layout, slow, pairs = parse_layout(before.layout), before.rate_megabit, before
+    prepared = runner.prepared[layout]
+    if isinstance(prepared, RunFailure):
+        raise RuntimeError(f"{before.workload} {layout}: {prepared.kind}: {prepared.reason}")
+    begin = time.monotonic()
+    while pairs is before or (pairs.standard_error > PRECISION and time.monotonic() - begin < seconds):
+        turns = {slow: list(pairs.slow_seconds), 2 * slow: list(pairs.fast_seconds)}
         for rate in (slow, 2 * slow) if len(turns[slow]) % 2 else (2 * slow, slow):
             hosts.set_rate(rate * MEGABIT)
+            step_seconds = statistics.median(pairs.slow_seconds) if pairs.slow_seconds else prepared.step_seconds
+            steps = max(1, round(TURN_SECONDS / step_seconds))
             turn = runner.turn(layout, steps)
             if isinstance(turn, RunFailure):
-                raise RuntimeError(f"{case.workload} {layout} at {rate} Mbit/s: {turn.kind}: {turn.reason}")
+                raise RuntimeError(f"{before.workload} {layout} at {rate} Mbit/s: {turn.kind}: {turn.reason}")
             turns[rate].append(turn.seconds)
-        pairs = Pairs(
-            workload=case.workload,
-            layout=case.chosen.layout,
-            rate_megabit=slow,
-            slow_seconds=tuple(turns[slow]),
-            fast_seconds=tuple(turns[2 * slow]),
-        )
-    say(f"{case.workload} {layout} {slow} to {2 * slow} Mbit/s: {pairs.ratio:.3f} +- {pairs.standard_error:.3f}")
+        pairs = replace(pairs, slow_seconds=tuple(turns[slow]), fast_seconds=tuple(turns[2 * slow]))
+    say(f"{before.workload} {layout} {slow} to {2 * slow} Mbit/s: {pairs.ratio:.3f} +- {pairs.standard_error:.3f}")
     return pairs
 
 
@@ -267,6 +312,11 @@ def load(path: Path) -> Any:
 def keep(path: Path, values: Any) -> None:
     """Write JSON-able values, compressed."""
     path.write_bytes(lzma.compress(json.dumps(values).encode()))
+
+
+def keep_pairs(folder: Path, pairs: Sequence[Pairs]) -> None:
+    """Write them for `kept_pairs`."""
+    (folder / "pairs.json").write_text(json.dumps([asdict(one) for one in pairs], indent=1))
 
 
 def kept_pairs(folder: Path) -> list[Pairs]:

@@ -73,8 +73,8 @@ class Pairs:
     workload: str
     layout: str
     rate_megabit: int
-    slow_seconds: tuple[float, ...]
-    fast_seconds: tuple[float, ...]
+    slow_seconds: tuple[float, ...] = ()
+    fast_seconds: tuple[float, ...] = ()
 
     @property
     def ratio(self) -> float:
