@@ -11,7 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
+from two_hosts import MEGABIT, PRECISION, Kept, side_by_side  # noqa: E402
 from validation.link_cases import Pairs, Row, doublings, table, verdicts  # noqa: E402
+
+from autotune.measure.measure import Prepared, RunFailure, Turn  # noqa: E402
+from autotune.meshes.layout import parse_layout  # noqa: E402
 
 SLOW = Row(
     workload="w", rate_megabit=100, layout="data=2", predicted=1.05, measured=1.0, standard_error=0.01, samples=9,
@@ -58,3 +62,39 @@ def test_what_is_claimed_holds_or_fails_by_the_numbers():
         assert any(text.startswith(claim) for text in failed), (claim, failed)
     noisy = [replace(PAIRS[0], fast_seconds=(0.5, 0.7, 1.2, 0.61))]
     assert any(text.startswith("standard error") for text, passed in verdicts(ROWS, noisy) if not passed)
+
+
+class Link:
+    """Hosts and runner in one: a step takes 1 s at the lower rate and 0.6 at the double, give or take its noise."""
+
+    def __init__(self, noise):
+        self.noise, self.rates = iter(noise), []
+
+    def set_rate(self, rate):
+        self.rates.append(round(rate / MEGABIT))
+
+    def turn(self, layout, steps):
+        noise = next(self.noise, None)
+        if noise is None:
+            return RunFailure(kind="crash", phase="run", reason="the link is down")
+        return Turn(seconds=(1.0 if self.rates[-1] == 100 else 0.6) * (1 + noise), steps=steps, peak_bytes=None)
+
+
+def turns(link: Link, before: Pairs) -> Pairs:
+    prepared = {parse_layout("data=2"): Prepared(compile_seconds=1.0, step_seconds=1.0)}
+    return side_by_side(Kept(link, prepared), before, link, seconds=60.0)
+
+
+def test_pairs_go_on_from_where_they_are_until_the_ratio_is_known():
+    before = replace(PAIRS[0], slow_seconds=(1.0, 1.0), fast_seconds=(0.5, 0.7))
+    link = Link([0.001, -0.001] * 100)
+    found = turns(link, before)
+    assert before.standard_error > PRECISION >= found.standard_error
+    assert found.slow_seconds[:2] == (1.0, 1.0) and len(found.slow_seconds) == len(found.fast_seconds) > 2
+    assert link.rates[:4] == [200, 100, 100, 200], "which rate comes first takes turns"
+    assert found.ratio == pytest.approx(0.6, rel=0.01)
+
+
+def test_a_turn_that_fails_ends_the_pairs_with_its_reason():
+    with pytest.raises(RuntimeError, match=r"w data=2 at 200 Mbit/s: crash: the link is down"):
+        turns(Link([]), PAIRS[0])
