@@ -94,6 +94,7 @@ def main() -> int:
     parser.add_argument("--process", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.process:
+        keep_freed_memory()
         return (repeat_pairs if options.process.pop("repeat") else process)(**options.process)
     if options.read:
         return show_kept(options.read, full=options.full)
@@ -161,7 +162,6 @@ def in_two_hosts(order: dict[str, Any], *, folder: Path, logs: Path | None, repe
 
 def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, process_id) -> int:
     """One of the two processes of the job; process 0 decides, and writes the rows."""
-    keep_freed_memory()
     from autotune.meshes.topology import local_target
 
     hosts, folder = TwoHosts(names=tuple(names)), Path(kept)
@@ -233,7 +233,6 @@ def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, pro
 
 def repeat_pairs(*, names, coordinator, kept, seconds, process_id) -> int:
     """As `process`, of kept pairs only: more turns where there are too few."""
-    keep_freed_memory()
     from autotune.meshes.topology import local_target
 
     hosts, folder = TwoHosts(names=tuple(names)), Path(kept)

@@ -23,10 +23,10 @@ SURE = 0.25
 """Share of the samples that noise may have turned around before they are taken again, of more trips."""
 MINIMUM_SECONDS = 0.02
 """A sample is at least this long: well above what timing itself and a thread's wake-up take."""
-SLOW_SECONDS = 0.2
-"""A sample this long needs no repeating against noise."""
 PROGRAM_SECONDS = 0.05
 """The same for programs that a host's devices run in step: whose turn it is on which core adds noise of its own."""
+SLOW_SECONDS = 0.2
+"""A sample this long needs no repeating against noise."""
 MAXIMUM_TRIPS = 4096
 
 ROW = 512

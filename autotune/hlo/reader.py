@@ -100,7 +100,7 @@ class Reader:
         kept = loop_invariants(self.module, op, computation, values)
         instructions = self.computation(body, kept)
         if self.platform == "cpu":
-            instructions = (*instructions, cpu_compute(op.name, "loop", 1.0))
+            instructions = (*instructions, _loop_trip(op.name))
         return Loop(name=op.name, trips=trips, body=instructions)
 
     def conditional(self, op: Op) -> list[Instruction]:
@@ -284,11 +284,11 @@ def _one_by_one(start: Start, sizes: list[int]) -> list[Instruction]:
     return found
 
 
-def cpu_compute(name: str, work: str, amount: float) -> Compute:
-    """What XLA's CPU runtime does beside the instructions: a trip of a loop, memory from the system."""
+def _loop_trip(name: str) -> Compute:
+    """What XLA's CPU runtime does for a trip of a loop beside its instructions."""
     return Compute(
         name=name, kernel="fusion", flops=0.0, dtype=None, matmul=None, hbm_bytes=0.0, cycles=None, source=None,
-        scope=None, cpu_work=((work, amount),),
+        scope=None, cpu_work=(("loop", 1.0),),
     )  # fmt: skip
 
 

@@ -115,6 +115,9 @@ class Assumptions:
     `shards_zero_weights`: under ZeRO the weights kept between steps are cut along `data` too; `zero1_scatters`: ZeRO-1
     reduces gradients onto their shards (else they are reduced whole). `gradients_from_start`: gradient buffers live
     through the whole step, else from the backward pass on.
+    `weight_pieces`: collectives along fsdp that a layer's weights make at each use. `piece_seconds`: of copying one
+    rank's part of one of them. `gathers_rerun`: weights are gathered for a layer that is run again, and once more for
+    its backward pass.
     `sums_beside`: under accumulation the gradients of a pass stand beside their sums.
     `eager`: arrays come and go with their kernels, through PyTorch's allocator: a layer that is run again has all in
     hand that it would have kept, and the blocks cut for a layer stay beside the loss's arrays, too large for them.
