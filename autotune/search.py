@@ -25,7 +25,9 @@ from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
 from autotune.price.changes import price_one, scaled_peak
 from autotune.price.orders import with_best_orders
+from autotune.price.probed import probe_of
 from autotune.price.space import PricedSpace, price_space, why_illegal
+from autotune.probes import learned, probing
 from autotune.read_compilation import evidence_of
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
@@ -55,11 +57,13 @@ def tune(
     store: Store | None = None,
     executor: Executor | None = None,
     on_event: Callable[[CompileEvent], None] | None = None,
+    probe: bool = True,
 ) -> Report:
     """The report on every layout of `workload` on `target`; `report.plan` is what to take home.
 
     `compile` best-priced layouts are compiled (`jobs` at a time, or on `executor`), `measure` of them run where the
     target has devices (None: 3 there). `axes` bounds the search, `fix` pins parts ("tensor=8"), `layouts` names all.
+    `probe`: of a step of your own, small compiles tell how its amounts scale before the space is priced.
     ValueError names what is wrong with the input.
     """
     return search(
@@ -74,6 +78,7 @@ def tune(
         store=store,
         executor=executor,
         on_event=on_event,
+        probe=probe,
     )
 
 
@@ -82,7 +87,7 @@ def explain(workload: Workload, target: Target | str, layout: Layout | str, **op
     from autotune.meshes.layout import parse_layout
 
     chosen = parse_layout(layout) if isinstance(layout, str) else layout
-    return tune(workload, target, layouts=(chosen,), compile=1, **options)
+    return tune(workload, target, layouts=(chosen,), compile=1, probe=False, **options)
 
 
 def search(
@@ -100,6 +105,7 @@ def search(
     store: Store | None = None,
     executor: Executor | None = None,
     on_event: Callable[[CompileEvent], None] | None = None,
+    probe: bool = True,
 ) -> Report:
     """`tune` with every option; see there."""
     clock = _Clock()
@@ -108,9 +114,6 @@ def search(
         raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
     table, listed = _space(workload, target, axes, layouts, fix)
     space = price_space(workload, target, table, listed)
-    if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
-        space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
-    clock.lap("pricing")
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
     outcomes = Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
@@ -125,6 +128,14 @@ def search(
             retry=retry,
         )  # fmt: skip
 
+    clock.lap("pricing")
+    if probe and workload.transformer is None and processes.current() is None:
+        space = _probe(space, compile_count, compiled, store)
+        workload = space.workload
+        clock.lap("probing")
+    if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
+        space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
+        clock.lap("pricing")
     _compile(space, workload, target, compile_count, compiled, store, outcomes)
     if compile_count and not fitting(outcomes, target):
         _compile_smaller(workload, target, compiled, outcomes)
@@ -151,7 +162,7 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name] = now - self._since
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._since
         self._since = now
 
 
@@ -222,6 +233,22 @@ def shortlist(space: PricedSpace, capacity: float) -> list[int]:
 
 
 _Compiler = Callable[[Sequence[CompileJob]], Iterable[tuple[CompileJob, Compilation | CompileFailure]]]
+
+
+def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: Store | None) -> PricedSpace:
+    """The space priced anew with what small compiles tell, and notes on what was probed and what was not."""
+    plan = probing(space, compile_count)
+    if not plan.jobs:
+        return replace(space, notes=(*space.notes, *plan.notes))
+    probes, failures = [], []
+    for job, outcome in compiled(plan.jobs):
+        if isinstance(outcome, Compilation):
+            probes.append(probe_of(job.layout, evidence_of(outcome, job.layout, job.target, store)))
+        else:
+            failures.append(outcome)
+    probed, line = learned(probes, failures, space.target)
+    space = space.priced_as(space.workload.with_probed(probed))
+    return replace(space, notes=(*space.notes, line, *plan.notes))
 
 
 def _compile(space, workload, target, count: int, compiled: _Compiler, store, outcomes: Outcomes) -> None:

@@ -97,6 +97,26 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
     return Target(name=text, hardware=chip, shape=shape[-1:], groups=groups, attached=False)
 
 
+def part_of(target: Target, devices: int) -> Target:
+    """The smallest target of the same hardware with at least so many devices, inside one domain where one has as many.
+
+    >>> [part_of(parse_target(text), 2).name for text in ("h100:8x8", "v5e:16x16", "tpu7x:4x4x4", "cpu:8")]
+    ['h100:1x2', 'v5e:2x2', 'tpu7x:1x1x1', 'cpu:1x2']
+    """
+    hardware = target.hardware
+    if target.platform == "tpu":
+        shapes = TPU_SHAPES[str(hardware.compile_fields["chip"])].split()
+        chips = [math.prod(map(int, shape.split("x"))) for shape in shapes]
+        large = [
+            shape for shape, count in zip(shapes, chips, strict=True) if count * hardware.devices_per_chip >= devices
+        ]
+        shape = large[0] if large else shapes[-1]
+    else:
+        inside = min(devices, target.devices_per_group)
+        shape = f"{-(-devices // inside)}x{inside}"
+    return parse_target(f"{hardware.name}:{shape}", hardware)
+
+
 def _check_slice(text: str, chip: str, shape: tuple[int, ...]) -> None:
     """ValueError unless the TPU compiler takes a slice of this shape and a pod holds it.
 

@@ -33,11 +33,11 @@ def test_each_ratio_is_priced_over_compiled_and_joint_axes_are_one():
 
 def test_medians_in_one_line_and_nothing_where_nothing_was_compiled():
     rows = [row((s, 1.0), (1.0, 1.0), (1.0, 1.0), {"fsdp": 3.0}, {"fsdp": 2.0}) for s in (1.0, 2.0, 9.0)]
-    assert said(price_errors(rows)) == (
+    assert said(price_errors(rows), "the trace") == (
         "priced from the trace, over compiled, median of 3 layouts: FLOPs 1.00, bytes along all axes 1.50, "
         "bytes along fsdp 1.50, peak memory 1.00, seconds 2.00"
     )
-    assert said(price_errors([SimpleNamespace(evidence=None, price=None)])) is None
+    assert said(price_errors([SimpleNamespace(evidence=None, price=None)]), "the trace") is None
 
 
 @pytest.mark.parametrize("compiled", [{}, {"tensor": 0.0}])

@@ -66,7 +66,7 @@ def compare(
     with progress() as on_event, bad_input():
         report = search(
             train_step, machine, axes=None, layouts=tuple(layouts), fix=(), compile_count=2, measure_count=0, jobs=2,
-            timeout_seconds=timeout, retry=True, store=open_store(store), on_event=on_event,
+            probe=False, timeout_seconds=timeout, retry=True, store=open_store(store), on_event=on_event,
         )  # fmt: skip
         rows = [next(row for row in report.rows if row.layout == one) for one in report.named]
     if as_json:

@@ -66,6 +66,7 @@ def explain(
         fix=(),
         compile_count=1,
         measure_count=None if measure is None else int(measure),
+        probe=False,
         jobs=1,
         timeout_seconds=timeout,
         retry=True,

@@ -293,7 +293,7 @@ def _confirm(found: Sweep, count: int, timeout: float, store: Path | None) -> Sw
         click.echo(f"compiling {point.layout} on {point.target.name}", err=True)
         report = search(
             found.question.workload, point.target, axes=None, layouts=(point.layout,), fix=(), compile_count=1,
-            measure_count=0, jobs=1, timeout_seconds=timeout, store=kept,
+            measure_count=0, probe=False, jobs=1, timeout_seconds=timeout, store=kept,
         )  # fmt: skip
         row = report.rows[0]
         return row.evidence if row.evidence is not None else f"{row.status}: {row.reason}"

@@ -39,6 +39,12 @@ from autotune.commands.run import run_search
     type=click.IntRange(0),
     help="How many best-compiled layouts to run [3 where devices exist].",
 )
+@click.option(
+    "--probe/--no-probe",
+    default=True,
+    show_default=True,
+    help="Of a --workload: small compiles first, that tell how its bytes and seconds scale.",
+)
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Compiles at the same time.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take."
@@ -50,7 +56,7 @@ from autotune.commands.run import run_search
 @json_option
 def tune(
     model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, axes, layouts, fix,
-    compile_count, measure_count, jobs, timeout, retry, store, out, html, as_json,
+    compile_count, measure_count, probe, jobs, timeout, retry, store, out, html, as_json,
 ):  # fmt: skip
     """Choose the mesh and layout of a train step on a target, and say which limit binds.
 
@@ -77,6 +83,7 @@ def tune(
         fix=fix,
         compile_count=compile_count,
         measure_count=measure_count,
+        probe=probe,
         jobs=jobs,
         timeout_seconds=timeout,
         retry=retry,

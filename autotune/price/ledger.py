@@ -10,7 +10,8 @@ UNITS = ("layer", "head", "pass", "step")
 """How often an entry counts: per layer and pass of the busiest stage, per pass where that stage has the head, per pass,
 once a step."""
 
-COMPUTE = ("matmul", "hbm", "launch")
+COMPUTE = ("matmul", "hbm", "core", "launch")
+"""Resources that the core itself is busy with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Ledger:
     `waiting`: what slices that wait for the slowest add to the step, as a fraction of it.
     `counts`: (what, unit, amount) of FLOPs and of bytes sent along each axis; kept only while `counting`. `idle`: of a
     pipeline that computes on while it has nothing to do, such passes over real ones (their time is the bubble's).
+    `sources`: entry -> what it is known from, where that is not the closed form of a transformer.
     """
 
     rows: int
@@ -42,6 +44,7 @@ class Ledger:
     idle: np.ndarray | float = 0.0
     counting: bool = False
     counts: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
         self.entries.append(Entry(name, resource, unit, seconds, seconds if full is None else full))

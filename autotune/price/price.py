@@ -39,10 +39,14 @@ class AnyPricer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One named part of the step: its seconds and the resource they are spent on (None: waiting, as a bubble does)."""
+    """One named part of the step: its seconds and the resource they are spent on (None: waiting, as a bubble does).
+
+    `source`: "closed form" of a transformer's price; of a user's step "traced", "probed" or "assumed".
+    """
 
     seconds: float
     resource: str | None
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +168,8 @@ def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
     for name, resource, seconds in ledger.terms():
         before = terms[name].seconds if name in terms else 0.0
         if seconds[0] or name in terms:
-            terms[name] = Term(seconds=before + float(seconds[0]), resource=resource)
+            source = ledger.sources.get(name, "closed form")
+            terms[name] = Term(seconds=before + float(seconds[0]), resource=resource, source=source)
     return Estimate(
         step_seconds=step,
         low_seconds=low,

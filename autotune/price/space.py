@@ -83,6 +83,11 @@ class PricedSpace:
         """The first rule an illegal row breaks, with its values."""
         return why_illegal(self.workload, self.target, self.layout(row)) or self.rule_of(row)
 
+    def priced_as(self, workload: Workload) -> PricedSpace:
+        """The same layouts with the prices of `workload`: the same step, of which more is known."""
+        prices = _price(workload, self.target, self.table, self.target.hardware)
+        return dataclasses.replace(self, workload=workload, prices=prices)
+
     def repriced(self, hardware: Hardware) -> Prices:
         """The whole space priced on other hardware."""
         return _price(self.workload, self.target, self.table, hardware)

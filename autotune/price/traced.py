@@ -1,13 +1,16 @@
-"""Prices of a step that is no transformer we know, from its trace: matmuls, bytes of every array and how it is cut.
+"""Prices of a step that is no transformer we know: from its trace, and from probe compiles where there were any.
 
-Matmuls are divided by the axes of the mesh, weights and optimizer state exactly as the partition cuts them. What the
-trace does not say is estimated: along `tensor`, a quarter of what leaves the matmuls is reduced (in a transformer with
-d_ff = 4 d, 4 of 18 parts); memory traffic is two passes over the activations; nothing hides behind anything.
+From the trace: matmuls are divided by the axes of the mesh, weights and optimizer state exactly as the partition cuts
+them. What the trace does not say is assumed: along `tensor`, a quarter of what leaves the matmuls is reduced (in a
+transformer with d_ff = 4 d, 4 of 18 parts); memory traffic is two passes over the activations. With probes
+(`autotune.price.probed`) all of these but weights and optimizer state follow the laws that the probes showed, along the
+axes that were probed. Every term says which it is. Nothing is hidden but what was in the probes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +20,10 @@ from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import REMAT, WORDS
 from autotune.meshes.target import Target
 from autotune.partition import Partition
-from autotune.price.ledger import UNITS, Ledger
+from autotune.price.law import Law
+from autotune.price.ledger import COMPUTE, UNITS, Ledger
 from autotune.price.network import CollectiveCost, Meshes, cost_of, distinct, meshes_of
+from autotune.price.probed import Probed, Sent
 from autotune.price.work import DTYPE_BYTES
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
@@ -32,6 +37,11 @@ KINDS = {
 }
 REDUCED_SHARE = 0.25
 """Of what leaves the matmuls, along `tensor`."""
+
+CORE_TERMS = {"matmul": "matmul", "hbm": "elementwise", "core": "core", "launch": "launches"}
+"""What a probed resource of the core is called among the terms."""
+
+NOTHING = Law(terms=(), error=0.0)
 
 KEPT_BY_FULL_REMAT = 0.1
 """Of the traced activations: layer inputs, about a tenth of a layer's values (2 of 16 to 34 bytes a token and d_model,
@@ -65,10 +75,19 @@ class TracedPricer:
     workload: Workload
     target: Target
 
+    @property
+    def probed(self) -> Probed | None:
+        """What probes on this kind of machine taught."""
+        probed = self.workload.probed
+        return probed if probed is not None and probed.hardware == self.target.hardware.name else None
+
     def prepare(self, table: LayoutTable) -> Prepared:
         """The distinct meshes with the cost of each collective, and the bytes of every row."""
         meshes = meshes_of(table, self.target)
-        costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in KINDS.items() for kind in kinds}
+        pairs = {(axis, kind) for axis, kinds in KINDS.items() for kind in kinds}
+        if self.probed:
+            pairs |= {(axis, one.kind) for laws in self.probed.laws.values() for one in laws.sent for axis in one.axes}
+        costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kind in sorted(pairs)}
         return Prepared(meshes=meshes, costs=costs, shares=self._shares(table))
 
     def _shares(self, table: LayoutTable) -> Shares:
@@ -100,62 +119,157 @@ class TracedPricer:
 
     def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> Ledger:
         """Every term of some rows."""
-        traced, hardware, shares = self.workload.traced, self.target.hardware, prepared.shares
-        assert traced is not None, "a workload without a transformer is traced"
-        mesh = prepared.meshes.of_row[rows]
-        size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
-        pieces = size["data"] * size["fsdp"] * size["expert"] * size["context"]
-        passes = table.accumulate * table.microbatches
-        waiting = hardware.waiting(self.target.groups)
+        waiting = self.target.hardware.waiting(self.target.groups)
         book = Ledger(rows=len(table), waiting=waiting, counting=counting)
-        left = 0.0
-        for dot in traced.dots:
+        chunk = _Chunk(self, table, prepared, rows, book)
+        if self.probed:
+            chunk.probed_compute(self.probed)
+            chunk.probed_collectives(self.probed)
+        else:
+            chunk.traced_compute()
+        chunk.assumed_collectives(self.probed.axes if self.probed else ())
+        book.times = dict.fromkeys(UNITS, np.ones(len(table)))
+        stages = chunk.size["stage"]
+        fill = (stages - 1.0) / table.virtual_stages / table.microbatches
+        book.bubble = np.where(stages > 1, book.unit_seconds("step") * fill, 0.0)
+        book.memory = chunk.memory(self.probed)
+        return book
+
+
+class _Chunk:
+    """Some rows while they are priced; every array has one entry a row."""
+
+    def __init__(self, pricer: TracedPricer, table: LayoutTable, prepared: Prepared, rows: slice, book: Ledger) -> None:
+        traced = pricer.workload.traced
+        assert traced is not None, "a workload without a transformer is traced"
+        self.traced, self.hardware, self.table, self.book = traced, pricer.target.hardware, table, book
+        self.costs, self.mesh = prepared.costs, prepared.meshes.of_row[rows]
+        self.size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
+        self.pieces = self.size["data"] * self.size["fsdp"] * self.size["expert"] * self.size["context"]
+        self.passes = table.accumulate * table.microbatches
+        shares = prepared.shares
+        self.weights, self.state = shares.weights[rows], shares.state[rows]
+        self.gathered = shares.gathered[rows] / self.size["stage"]
+        self.repeated = {axis: repeated[rows] / self.size["stage"] for axis, repeated in shares.repeated.items()}
+        self.activations = traced.activation_bytes / (self.pieces * self.size["tensor"] * self.size["stage"])
+        self.core = np.zeros(len(table))
+        self.left = sum(DTYPE_BYTES.get(dot.dtype, 4.0) * dot.batch * dot.m * dot.n * dot.trips for dot in traced.dots)
+
+    def add(self, source: str, name: str, resource: str, seconds: np.ndarray, exposed: float = 1.0) -> None:
+        shown = seconds if exposed == 1.0 else np.maximum(exposed * seconds, seconds - self.core)
+        self.book.add(name, resource, "step", shown, seconds)
+        self.book.sources[name] = source
+        if resource in COMPUTE:
+            self.core = self.core + seconds
+
+    def traced_compute(self) -> None:
+        """Matmuls by the trace; passes over the activations and over the state."""
+        size, passes, hardware = self.size, self.passes, self.hardware
+        for dot in self.traced.dots:
             dtype = dot.dtype if dot.dtype in hardware.flops_per_second else "float32"
             width = DTYPE_BYTES.get(dot.dtype, 4.0)
             each = matmul_seconds(
-                hardware, dtype, width, dot.m / (pieces * passes), dot.n / size["tensor"], dot.k, dot.batch
+                hardware, dtype, width, dot.m / (self.pieces * passes), dot.n / size["tensor"], dot.k, dot.batch
             )
             name = "recompute.matmul" if dot.recomputed else "matmul"
-            book.add(name, "matmul", "step", each * dot.trips * passes / size["stage"])
-            share = dot.trips / (pieces * size["tensor"] * size["stage"])
-            book.count("flops", "step", 2.0 * dot.batch * dot.m * dot.n * dot.k * share)
-            book.add("launches", "launch", "step", passes * dot.trips * hardware.launch_seconds / size["stage"])
-            left += width * dot.batch * dot.m * dot.n * dot.trips
+            self.add("traced", name, "matmul", each * dot.trips * passes / size["stage"])
+            share = dot.trips / (self.pieces * size["tensor"] * size["stage"])
+            self.book.count("flops", "step", 2.0 * dot.batch * dot.m * dot.n * dot.k * share)
+            self.add("traced", "launches", "launch", passes * dot.trips * hardware.launch_seconds / size["stage"])
         hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
-        activations = traced.activation_bytes / (pieces * size["tensor"] * size["stage"])
-        book.add("elementwise", "hbm", "step", 2.0 * activations / hbm)
-        weights, state = shares.weights[rows], shares.state[rows]
-        book.add("optimizer", "hbm", "step", (2.0 * state + 3.0 * weights) / hbm)
-        moved = [
-            (axis, "all_reduce", repeated[rows] / size["stage"], passes) for axis, repeated in shares.repeated.items()
+        self.add("assumed", "elementwise", "hbm", 2.0 * self.activations / hbm)
+        self.add("traced", "optimizer", "hbm", (2.0 * self.state + 3.0 * self.weights) / hbm)
+
+    def probed_compute(self, probed: Probed) -> None:
+        """The core's own work by resource, as probes showed it; on hardware made faster by `scale`, that much less."""
+        for resource in dict.fromkeys(name for laws in probed.laws.values() for name in laws.core_seconds):
+            laws_of = {zero: laws.core_seconds.get(resource, NOTHING) for zero, laws in probed.laws.items()}
+            seconds = self.either(laws_of)
+            made = "latency" if resource == "launch" else resource
+            self.add("probed", CORE_TERMS[resource], resource, seconds / self.hardware.faster.get(made, 1.0))
+        self.book.count("flops", "step", self.either({zero: laws.flops for zero, laws in probed.laws.items()}))
+
+    def either(self, law_of: Mapping[int, Law]) -> np.ndarray:
+        """An amount by the law of each row's `zero`."""
+        values = {zero: law.at(self.size) * np.ones(len(self.table)) for zero, law in law_of.items()}
+        first = next(iter(values.values()))
+        return np.where(self.table.zero > 0, values.get(1, first), values.get(0, first))
+
+    def probed_collectives(self, probed: Probed) -> None:
+        """The classes of collectives that probes showed."""
+        for zero, laws in probed.laws.items():
+            mine = (self.table.zero > 0) == (zero > 0) if len(probed.laws) > 1 else np.ones(len(self.table), bool)
+            for one in laws.sent:
+                self.probed_class(one, mine * one.payload(self.size))
+
+    def probed_class(self, one: Sent, payload: np.ndarray) -> None:
+        """One class along all its axes: a gather or reduction axis by axis, the innermost first; what else moves, along
+        the innermost."""
+        reduces = one.kind in ("all_gather", "reduce_scatter", "all_reduce")
+        total = math.prod(self.size[axis] for axis in one.axes)
+        if not reduces:
+            inner = self.size[one.axes[-1]]
+            sent = payload * (total - 1.0) / total
+            payload = sent * inner / np.maximum(inner - 1.0, 1.0)
+            self.send("probed", one.axes[-1], one.kind, payload, one.count, one.exposed)
+            return
+        for axis in reversed(one.axes):
+            self.send("probed", axis, one.kind, payload, one.count, one.exposed)
+            payload = payload / self.size[axis]
+
+    def send(
+        self, source: str, axis: str, kind: str, payload: np.ndarray, times: float | np.ndarray, exposed: float = 1.0
+    ) -> None:
+        """Collectives along one axis: `payload` bytes in all, in so many `times` (0 bytes: none). All but a share
+        `exposed` of their time is hidden, as long as the core works."""
+        size = self.size[axis]
+        there = (payload > 0) & (size > 1)
+        if not there.any():
+            return
+        sent = wire_bytes("all_gather" if kind == "permute" else kind, payload, size)
+        cost = self.costs[axis, kind]
+        parts, latency = cost.seconds(self.mesh, (sent if kind == "permute" else payload) / times)
+        for tier, part in zip(cost.tiers, parts, strict=True):
+            if part.any():
+                self.add(source, f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part * times, exposed)
+        self.book.count(axis, "step", sent)
+        self.add(source, f"latency[{axis}]", "latency", np.where(there, latency * times, 0.0), exposed)
+
+    def assumed_collectives(self, probed: Sequence[str]) -> None:
+        """What the trace and the partition let expect along the axes that no probe has cut."""
+        passes = self.passes
+        moved = [(axis, "all_reduce", repeated, passes) for axis, repeated in self.repeated.items()]
+        moved += [
+            ("fsdp", "all_gather", self.gathered, 2.0 * passes),
+            ("fsdp", "reduce_scatter", self.gathered, passes),
         ]
-        gathered = shares.gathered[rows] / size["stage"]
-        moved += [("fsdp", "all_gather", gathered, 2.0 * passes), ("fsdp", "reduce_scatter", gathered, 1.0 * passes)]
-        moved += [("tensor", "all_reduce", REDUCED_SHARE * left / (pieces * size["stage"] * passes), passes)]
-        moved += [("expert", "all_to_all", activations / passes, 2.0 * passes)]
+        reduced = REDUCED_SHARE * self.left / (self.pieces * self.size["stage"] * passes)
+        moved += [("tensor", "all_reduce", reduced, passes)]
+        moved += [("expert", "all_to_all", self.activations / passes, 2.0 * passes)]
         for axis, kind, payload, times in moved:
-            if (size[axis] > 1).any():
-                cost = prepared.costs[axis, kind]
-                parts, latency = cost.seconds(mesh, payload)
-                for tier, part in zip(cost.tiers, parts, strict=True):
-                    if part.any():
-                        book.add(f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", "step", part * times)
-                book.count(axis, "step", wire_bytes(kind, payload, size[axis]) * times)
-                book.add(f"latency[{axis}]", "latency", "step", latency * times)
-        book.times = dict.fromkeys(UNITS, np.ones(len(table)))
-        stages = size["stage"]
-        fill = (stages - 1.0) / table.virtual_stages / table.microbatches
-        book.bubble = np.where(stages > 1, book.unit_seconds("step") * fill, 0.0)
-        kept = np.where(table.remat >= REMAT.index("full"), KEPT_BY_FULL_REMAT, 1.0)
-        book.memory = {
-            "parameters": weights / stages,
-            "gradients": weights / stages,
-            "optimizer_state": state / stages,
-            "activations": activations * kept / table.accumulate,
-            "logits": np.zeros(len(table)),
-            "workspace": np.full(len(table), traced.batch_bytes) / pieces,
+            if axis not in probed:
+                self.send("assumed", axis, kind, payload * times, times)
+
+    def memory(self, probed: Probed | None) -> dict[str, np.ndarray]:
+        """Bytes by category: weights and optimizer state as they are cut, the rest as traced or as probes held it."""
+        stages = self.size["stage"]
+        if probed:
+            held = self.either({zero: laws.held_bytes for zero, laws in probed.laws.items()})
+            gradients = np.minimum(self.weights / stages, held)
+            activations, batch = held - gradients, np.zeros(len(self.table))
+        else:
+            gradients = self.weights / stages
+            kept = np.where(self.table.remat >= REMAT.index("full"), KEPT_BY_FULL_REMAT, 1.0)
+            activations = self.activations * kept / self.table.accumulate
+            batch = self.traced.batch_bytes / self.pieces
+        return {
+            "parameters": self.weights / stages,
+            "gradients": gradients,
+            "optimizer_state": self.state / stages,
+            "activations": activations,
+            "logits": np.zeros(len(self.table)),
+            "workspace": batch,
         }
-        return book
 
 
 def _cuts(partition: Partition | None, layout) -> list[tuple[str, tuple[str, ...], float]]:

@@ -38,12 +38,12 @@ def price_errors(rows: Iterable[Row]) -> dict[str, list[float]]:
     return found
 
 
-def said(errors: Mapping[str, list[float]]) -> str | None:
-    """One line: the median of each ratio; None where nothing was compiled."""
+def said(errors: Mapping[str, list[float]], source: str) -> str | None:
+    """One line: the median of each ratio of what was priced from `source`; None where nothing was compiled."""
     if not errors.get("seconds"):
         return None
     words = [f"{what} {statistics.median(ratios):.2f}" for what, ratios in sorted(errors.items())]
-    return f"priced from the trace, over compiled, median of {len(errors['seconds'])} layouts: {', '.join(words)}"
+    return f"priced from {source}, over compiled, median of {len(errors['seconds'])} layouts: {', '.join(words)}"
 
 
 def _together(priced: Mapping[str, float], compiled: Mapping[str, float]) -> dict[str, tuple[float, float]]:

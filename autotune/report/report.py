@@ -227,7 +227,8 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         if prediction
         else None,
         "terms_priced": {
-            name: {"seconds": term.seconds, "resource": term.resource} for name, term in price.terms.items()
+            name: {"seconds": term.seconds, "resource": term.resource, "source": term.source}
+            for name, term in price.terms.items()
         }
         if price
         else None,

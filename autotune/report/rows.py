@@ -325,7 +325,8 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
                 f"MFU counts attention in full, as is usual: {100 * masked:.0f} % of the model's FLOPs here are the "
                 "half that a causal mask hides and a fused kernel does not compute"
             )
-    errors = said(price_errors(runnable)) if workload.transformer is None else None
+    source = "the trace and probes" if workload.probed else "the trace"
+    errors = said(price_errors(runnable), source) if workload.transformer is None else None
     notes += [errors] if errors else []
     notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
     return tuple(notes)

@@ -28,8 +28,8 @@ GIB = 2**30
 
 def price(seconds: float, peak: float) -> Estimate:
     terms = {
-        "matmul.mlp": Term(seconds=seconds * 0.9, resource="matmul"),
-        "bubble": Term(seconds=seconds * 0.1, resource=None),
+        "matmul.mlp": Term(seconds=seconds * 0.9, resource="matmul", source="closed form"),
+        "bubble": Term(seconds=seconds * 0.1, resource=None, source="closed form"),
     }
     return Estimate(
         step_seconds=seconds,

@@ -1,0 +1,255 @@
+"""What a handful of small compiles say of a step that is no transformer we know: the law of every amount in its price.
+
+Probes are compiles of the same step, on a small part of the same kind of machine: each axis alone, then pairs. What a
+device computes, holds and moves there is fitted to laws (`autotune.price.law`) that hold for any sizes. Of a collective
+the amount is the array that it moves; how much of that one device sends follows from the size of the axes it runs
+along ((n - 1) / n of it, twice for an all-reduce), as in `autotune.meshes.collectives`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autotune.evidence import Evidence
+from autotune.meshes.collectives import wire_bytes
+from autotune.meshes.layout import WORDS, Layout
+from autotune.price.law import Law, fit
+from autotune.price.ledger import COMPUTE
+from autotune.replay.replay import LedgerRow
+
+OWN_SHARE = ("all_to_all",)
+"""Collectives whose array is what one device holds: it falls with the axes that they run along, too."""
+
+CLOSE = 0.02
+"""Amounts this near to a law follow it: the compiler's scalars and paddings are less."""
+
+Class = tuple[tuple[str, ...], str]
+"""Collectives of one kind along the same mesh axes, outermost first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """The collectives of one class in one compile: how many, the bytes of all their arrays, and which share of their
+    time lies on the critical path."""
+
+    count: int
+    array_bytes: float
+    exposed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What one small compile showed, per device and step.
+
+    `core_seconds`: of the core's own work, by resource (`COMPUTE`), on the hardware it was replayed with.
+    `held_bytes`: at the peak, beside parameters and optimizer state.
+    """
+
+    layout: Layout
+    flops: float
+    core_seconds: Mapping[str, float]
+    held_bytes: float
+    sent: Mapping[Class, Moved]
+
+
+def probe_of(layout: Layout, evidence: Evidence) -> Probe:
+    """The amounts of one compiled layout."""
+    prediction, memory = evidence.prediction, evidence.memory
+    critical: dict[str, float] = {}
+    for (resource, detail), seconds in prediction.critical.items():
+        name = "launch" if (resource, detail) == ("latency", "launch") else resource
+        if name in COMPUTE:
+            critical[name] = critical.get(name, 0.0) + seconds
+    # What runs while the core waits for the network is not on the critical path; all of it is work nonetheless.
+    whole = prediction.busy["core"] / (sum(critical.values()) or 1.0)
+    lines: dict[Class, list[LedgerRow]] = {}
+    for line in prediction.ledger:
+        lines.setdefault((tuple(line.axis.split("+")), line.kind), []).append(line)
+    sent = {}
+    for (axes, kind), tiers in lines.items():
+        size = math.prod(layout.axes.get(axis, 1) for axis in axes)
+        if size > 1:
+            seconds = sum(line.seconds for line in tiers)
+            sent[axes, kind] = Moved(
+                count=max(line.count for line in tiers),
+                array_bytes=sum(line.wire_bytes for line in tiers) / float(wire_bytes(_as_gather(kind), 1.0, size)),
+                exposed=min(sum(line.exposed_seconds for line in tiers) / seconds, 1.0) if seconds else 1.0,
+            )
+    held = memory.peak_bytes - memory.by_category["parameters"] - memory.by_category["optimizer_state"]
+    return Probe(
+        layout=layout,
+        flops=evidence.flops,
+        core_seconds={name: seconds * whole for name, seconds in critical.items()},
+        held_bytes=float(max(held, 0)),
+        sent=sent,
+    )
+
+
+def _as_gather(kind: str) -> str:
+    """A permute as if its array were gathered: the compiler writes gathers and reductions as chains of permutes, which
+    send as much; a lone shift by one place is so priced up to 4/3 too high from probes of size 4."""
+    return "all_gather" if kind == "permute" else kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What another axis of size n > 1 does to an array: it is `times` x (`falls` / n + 1 - `falls`) as large.
+
+    `falls`: the share of it that this axis cuts. `times`: 1, but where the compiler does otherwise with the axis cut.
+    """
+
+    falls: float
+    times: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """The law of one class of collectives; every axis acts on the array by itself.
+
+    `needs`: the axes that must all be larger than 1 for it to be there. `array_bytes`: of all its arrays in a step,
+    where no other axis is cut (and, of `OWN_SHARE`, its own have size 1). `beside`: what each other axis does to it.
+    `exposed`: the share of its time that nothing hid in the probes.
+    """
+
+    axes: tuple[str, ...]
+    kind: str
+    needs: tuple[str, ...]
+    count: int
+    array_bytes: float
+    beside: Mapping[str, Beside]
+    exposed: float
+
+    def payload(self, size: Mapping[str, Any]) -> Any:
+        """Bytes of all its arrays in a step at those sizes (arrays of one entry a layout), 0 where it is not there."""
+        total = self.array_bytes * np.all([size[axis] > 1 for axis in self.needs], axis=0)
+        for axis, one in self.beside.items():
+            cut = one.times * (one.falls / size[axis] + 1.0 - one.falls)
+            total = total * np.where(size[axis] > 1, cut, 1.0)
+        if self.kind in OWN_SHARE:
+            total = total / math.prod(size[axis] for axis in self.axes)
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laws:
+    """Of every amount in the price, at one value of `zero`; bytes, seconds and FLOPs of one device and step."""
+
+    flops: Law
+    core_seconds: Mapping[str, Law]
+    held_bytes: Law
+    sent: tuple[Sent, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What the probes on one kind of machine taught: the laws without and with ZeRO.
+
+    `axes`: those along which something was probed; along others the assumptions of `autotune.price.traced` hold.
+    """
+
+    hardware: str
+    axes: tuple[str, ...]
+    laws: Mapping[int, Laws]
+
+
+def probed_of(probes: Sequence[Probe], hardware: str) -> Probed | None:
+    """The laws that these probes follow; None where there are none.
+
+    ZeRO changes the program wherever there is `data`: its laws come from probes with it, and from those without `data`.
+    """
+    laws = {}
+    for zero in (0, 1):
+        some = [probe for probe in probes if probe.layout.zero == zero or probe.layout.data == 1]
+        if zero and not any(probe.layout.zero for probe in some):
+            continue
+        if some:
+            laws[zero] = _laws(some)
+    if not laws:
+        return None
+    axes = tuple(axis for axis in WORDS if any(getattr(probe.layout, axis) > 1 for probe in probes))
+    return Probed(hardware=hardware, axes=axes, laws=laws)
+
+
+def _laws(probes: Sequence[Probe]) -> Laws:
+    sizes = [probe.layout.axes for probe in probes]
+    resources = dict.fromkeys(name for probe in probes for name in probe.core_seconds)
+    seconds = {name: [probe.core_seconds.get(name, 0.0) for probe in probes] for name in resources}
+    return Laws(
+        flops=_law([(probe.layout.axes, probe.flops) for probe in probes]),
+        core_seconds={name: _law(list(zip(sizes, values, strict=True))) for name, values in seconds.items()},
+        held_bytes=_law([(probe.layout.axes, probe.held_bytes) for probe in probes]),
+        sent=tuple(_sent(probes)),
+    )
+
+
+def _law(seen: Sequence[tuple[Mapping[str, int], float]]) -> Law:
+    """The law of these amounts, which is taken to fall with every axis that no probe has cut."""
+    uncut = [axis for axis in seen[0][0] if all(size[axis] == 1 for size, _ in seen)]
+    return fit(seen).falling_with(uncut)
+
+
+def _sent(probes: Sequence[Probe]) -> list[Sent]:
+    """The laws of all classes of collectives.
+
+    A class that the probe of its own axes alone shows is there wherever these axes are cut; each pair with another axis
+    says what that one does to it. A class that only pairs show is there wherever such a pair is cut. Axes that nothing
+    was probed with are taken to cut the whole array.
+    """
+    found = []
+    for key in dict.fromkeys(key for probe in probes for key in probe.sent):
+        axes, kind = key
+        having = {frozenset(_active(probe.layout)): probe for probe in probes
+                  if set(axes) <= _active(probe.layout)}  # fmt: skip
+        alone = having.get(frozenset(axes))
+        if alone is not None and key in alone.sent:
+            bases = [alone]
+        else:
+            bases = [probe for probe in having.values() if key in probe.sent]
+        for base in bases:
+            needs = frozenset(_active(base.layout))
+            beside = dict.fromkeys((axis for axis in WORDS if axis not in axes), Beside(falls=1.0, times=1.0))
+            if base is alone:
+                beside |= {axis: _beside(key, base, probe, axis) for cut, probe in having.items()
+                           for axis in cut - needs if len(cut) == len(needs) + 1}  # fmt: skip
+            whole = math.prod(getattr(base.layout, axis) for axis in WORDS if kind in OWN_SHARE or axis not in axes)
+            showing = [probe.sent[key] for probe in having.values() if key in probe.sent]
+            found.append(
+                Sent(
+                    axes=axes,
+                    kind=kind,
+                    needs=tuple(axis for axis in WORDS if axis in needs),
+                    count=max(moved.count for moved in showing),
+                    array_bytes=base.sent[key].array_bytes * whole,
+                    beside=beside,
+                    exposed=sum(moved.exposed for moved in showing) / len(showing),
+                )
+            )
+    return found
+
+
+def _beside(key: Class, alone: Probe, pair: Probe, axis: str) -> Beside:
+    """What `axis` does to a class, from the probe of its own axes and the one that has `axis` too."""
+    axes, kind = key
+    size = getattr(pair.layout, axis)
+    before, after = alone.sent[key].array_bytes, pair.sent[key].array_bytes if key in pair.sent else 0.0
+    if kind in OWN_SHARE:
+        before, after = (
+            amount * math.prod(getattr(probe.layout, own) for own in axes)
+            for amount, probe in ((before, alone), (after, pair))
+        )
+    left = after / before
+    if left > 1.0 + CLOSE:
+        return Beside(falls=0.0, times=left)
+    if left < (1.0 - CLOSE) / size:
+        return Beside(falls=1.0, times=left * size)
+    falls = (1.0 - left) / (1.0 - 1.0 / size)
+    return Beside(falls=min(max(falls, 0.0), 1.0), times=1.0)
+
+
+def _active(layout: Layout) -> set[str]:
+    return {axis for axis, size in layout.axes.items() if size > 1}
