@@ -2,8 +2,9 @@
 
 Each axis that the space cuts is probed alone, on the smallest part of the machine with two devices or more, and with
 each other axis that it is ever combined with, on the smallest with four or more; the same again with ZeRO for what has
-`data`. The batch is the step's own and needs no law. Where the compiler refuses what does not fit (TPU), the parts are
-the smallest on which every axis is in a probe that the trace says fits.
+`data`. Of a step that reads them from the layout, every other remat and twice the accumulation are probed once, on the
+last pair. The batch is the step's own and needs no law; what `stage` does is not probed. Where the compiler refuses
+what does not fit (TPU), the parts are the smallest on which every axis is in a probe that the trace says fits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from autotune.compile.compilation import CompileFailure, CompileJob
-from autotune.meshes.layout import AXES, WORDS, Layout
+from autotune.meshes.layout import AXES, REMAT, WORDS, Layout
 from autotune.meshes.target import Target, part_of
 from autotune.price.price import price
 from autotune.price.probed import Probe, Probed, probed_of
@@ -108,14 +109,26 @@ def _jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...], factor: int) 
         if (together & space.legal).any():
             cuts.append((two, dict(zip(pair, (few, two.devices // few), strict=True))))
     zeros = sorted({int(zero) for zero in np.unique(space.table.zero[space.legal])})
-    jobs, notes = [], []
+    jobs: list[CompileJob] = []
+    notes: list[str] = []
+
+    def probe(layout: Layout, part: Target) -> None:
+        problem = why_illegal(space.workload, part, layout)
+        if problem is None:
+            jobs.append(CompileJob(workload=space.workload, layout=layout, target=part))
+        else:
+            notes.append(f"not probed: {problem}")
+
     for part, sizes in cuts:
         for zero in zeros if "data" in sizes else [0]:
             cut: dict[str, Any] = dict.fromkeys(AXES, 1) | sizes
             layout = dataclasses.replace(base, **cut, dcn=(), order=AXES, zero=zero)
-            problem = why_illegal(space.workload, part, layout)
-            if problem is None:
-                jobs.append(CompileJob(workload=space.workload, layout=layout, target=part))
-            else:
-                notes.append(f"not probed: {problem}")
+            probe(layout, part)
+    if jobs:
+        last = next((job for job in reversed(jobs) if job.layout.zero == 0), jobs[-1])
+        legal = space.table.take(space.legal)
+        for name in (name for code, name in enumerate(REMAT) if (legal.remat == code).any() and name != base.remat):
+            probe(dataclasses.replace(last.layout, remat=name), last.target)
+        if (legal.accumulate != base.accumulate).any():
+            probe(dataclasses.replace(last.layout, accumulate=2 * base.accumulate), last.target)
     return jobs, notes

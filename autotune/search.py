@@ -240,8 +240,9 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
     plan = probing(space, compile_count)
     if not plan.jobs:
         return replace(space, notes=(*space.notes, *plan.notes))
+    outcomes = {job.layout: (job, outcome) for job, outcome in compiled(plan.jobs)}
     probes, failures = [], []
-    for job, outcome in compiled(plan.jobs):
+    for job, outcome in (outcomes[job.layout] for job in plan.jobs):  # not as they finish: sums depend on the order
         if isinstance(outcome, Compilation):
             probes.append(probe_of(job.layout, evidence_of(outcome, job.layout, job.target, store)))
         else:

@@ -24,7 +24,7 @@ from autotune.compile.compile import COMPILERS
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import WORDS, Layout, parse_layout
 from autotune.plan.plan import installed_versions
-from autotune.price.space import price_space
+from autotune.price.space import PricedSpace, price_space
 from autotune.search import SLACK, shortlist
 from autotune.store import Store
 from autotune.table import LayoutTable
@@ -63,9 +63,14 @@ class Found:
 
 def compare(case: SpaceCase, rows: list[dict[str, Any]]) -> Found:
     """Today's prices of one space beside its saved figures."""
-    figures = {parse_layout(row["layout"]): row for row in rows}
-    layouts = list(figures)
-    space = price_space(case.workload, case.placed, LayoutTable.from_layouts(layouts), layouts)
+    layouts = [parse_layout(row["layout"]) for row in rows]
+    return found_in(case, price_space(case.workload, case.placed, LayoutTable.from_layouts(layouts), layouts), rows)
+
+
+def found_in(case: SpaceCase, space: PricedSpace, rows: list[dict[str, Any]]) -> Found:
+    """The prices of a space, whose layouts are the rows', beside the figures in these."""
+    layouts = list(space.layouts)
+    figures = dict(zip(layouts, rows, strict=True))
     capacity = case.placed.hardware.capacity_bytes
     compiled = {layout: row for layout, row in figures.items() if "failure" not in row}
     fits = {layout: row["seconds"] for layout, row in compiled.items() if row["peak"] <= capacity}

@@ -9,6 +9,7 @@ along ((n - 1) / n of it, twice for an all-reduce), as in `autotune.meshes.colle
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,22 +147,43 @@ class Laws:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """By how much a choice beside the mesh multiplies every amount, as one probe with it and one without show."""
+
+    flops: float
+    core_seconds: Mapping[str, float]
+    held_bytes: float
+    sent: Mapping[Class, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """What the probes on one kind of machine taught: the laws without and with ZeRO.
+    """What the probes on one kind of machine taught: the laws without and with ZeRO, and of the other choices.
 
     `axes`: those along which something was probed; along others the assumptions of `autotune.price.traced` hold.
+    `remat`: what other values of it do. `accumulate`: what twice as many passes as the probes' `passes` do; a power of
+    that is what more do. None where that was not probed.
     """
 
     hardware: str
     axes: tuple[str, ...]
     laws: Mapping[int, Laws]
+    remat: Mapping[str, Choice]
+    accumulate: Choice | None
+    passes: int
 
 
 def probed_of(probes: Sequence[Probe], hardware: str) -> Probed | None:
     """The laws that these probes follow; None where there are none.
 
+    Most probes share one remat and accumulation: they say what the mesh does, the others what those two do.
     ZeRO changes the program wherever there is `data`: its laws come from probes with it, and from those without `data`.
     """
+    if not probes:
+        return None
+    base = statistics.mode(_choices(probe.layout) for probe in probes)
+    others = [probe for probe in probes if _choices(probe.layout) != base]
+    probes = [probe for probe in probes if _choices(probe.layout) == base]
     laws = {}
     for zero in (0, 1):
         some = [probe for probe in probes if probe.layout.zero == zero or probe.layout.data == 1]
@@ -169,10 +191,38 @@ def probed_of(probes: Sequence[Probe], hardware: str) -> Probed | None:
             continue
         if some:
             laws[zero] = _laws(some)
-    if not laws:
-        return None
     axes = tuple(axis for axis in WORDS if any(getattr(probe.layout, axis) > 1 for probe in probes))
-    return Probed(hardware=hardware, axes=axes, laws=laws)
+    remat, accumulate = {}, None
+    for probe in others:
+        like = [one for one in probes if (one.layout.axes, one.layout.zero) == (probe.layout.axes, probe.layout.zero)]
+        if like and probe.layout.remat != base[0]:
+            remat[probe.layout.remat] = _choice(like[0], probe)
+        elif like:
+            accumulate = _choice(like[0], probe)
+    return Probed(hardware=hardware, axes=axes, laws=laws, remat=remat, accumulate=accumulate, passes=base[1])
+
+
+def _choices(layout: Layout) -> tuple[str, int]:
+    """The choices beside the mesh that are probed."""
+    return layout.remat, layout.accumulate
+
+
+def _choice(before: Probe, after: Probe) -> Choice:
+    """What the second has over the first, of the same mesh."""
+
+    def times(new: float, old: float) -> float:
+        return new / old if old else 1.0
+
+    def array(key: Class) -> float:
+        return after.sent[key].array_bytes if key in after.sent else 0.0
+
+    core = {name: times(after.core_seconds.get(name, 0.0), old) for name, old in before.core_seconds.items()}
+    return Choice(
+        flops=times(after.flops, before.flops),
+        core_seconds=core,
+        held_bytes=times(after.held_bytes, before.held_bytes),
+        sent={key: times(array(key), old.array_bytes) for key, old in before.sent.items()},
+    )
 
 
 def _laws(probes: Sequence[Probe]) -> Laws:

@@ -10,8 +10,9 @@ axes that were probed. Every term says which it is. Nothing is hidden but what w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from autotune.partition import Partition
 from autotune.price.law import Law
 from autotune.price.ledger import COMPUTE, UNITS, Ledger
 from autotune.price.network import CollectiveCost, Meshes, cost_of, distinct, meshes_of
-from autotune.price.probed import Probed, Sent
+from autotune.price.probed import Choice, Probed, Sent
 from autotune.price.work import DTYPE_BYTES
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
@@ -184,10 +185,11 @@ class _Chunk:
         """The core's own work by resource, as probes showed it; on hardware made faster by `scale`, that much less."""
         for resource in dict.fromkeys(name for laws in probed.laws.values() for name in laws.core_seconds):
             laws_of = {zero: laws.core_seconds.get(resource, NOTHING) for zero, laws in probed.laws.items()}
-            seconds = self.either(laws_of)
+            seconds = self.either(laws_of) * self.chosen(probed, lambda one: one.core_seconds, resource)
             made = "latency" if resource == "launch" else resource
             self.add("probed", CORE_TERMS[resource], resource, seconds / self.hardware.faster.get(made, 1.0))
-        self.book.count("flops", "step", self.either({zero: laws.flops for zero, laws in probed.laws.items()}))
+        flops = self.either({zero: laws.flops for zero, laws in probed.laws.items()})
+        self.book.count("flops", "step", flops * self.chosen(probed, lambda one: {"": one.flops}))
 
     def either(self, law_of: Mapping[int, Law]) -> np.ndarray:
         """An amount by the law of each row's `zero`."""
@@ -195,12 +197,24 @@ class _Chunk:
         first = next(iter(values.values()))
         return np.where(self.table.zero > 0, values.get(1, first), values.get(0, first))
 
+    def chosen(self, probed: Probed, factors: Callable[[Choice], Mapping[Any, float]], key: Any = "") -> np.ndarray:
+        """What each row's remat and accumulation multiply an amount by; `key` says which of a choice's factors."""
+        by_remat = np.ones(len(REMAT))
+        for name, choice in probed.remat.items():
+            by_remat[REMAT.index(name)] = factors(choice).get(key, 1.0)
+        total = by_remat[self.table.remat]
+        if probed.accumulate is not None:
+            doublings = np.log2(self.table.accumulate / probed.passes)
+            total = total * np.power(factors(probed.accumulate).get(key, 1.0), doublings)
+        return total
+
     def probed_collectives(self, probed: Probed) -> None:
         """The classes of collectives that probes showed."""
         for zero, laws in probed.laws.items():
             mine = (self.table.zero > 0) == (zero > 0) if len(probed.laws) > 1 else np.ones(len(self.table), bool)
             for one in laws.sent:
-                self.probed_class(one, mine * one.payload(self.size))
+                times = self.chosen(probed, lambda choice: choice.sent, (one.axes, one.kind))
+                self.probed_class(one, mine * one.payload(self.size) * times)
 
     def probed_class(self, one: Sent, payload: np.ndarray) -> None:
         """One class along all its axes: a gather or reduction axis by axis, the innermost first; what else moves, along
@@ -255,6 +269,7 @@ class _Chunk:
         stages = self.size["stage"]
         if probed:
             held = self.either({zero: laws.held_bytes for zero, laws in probed.laws.items()})
+            held = held * self.chosen(probed, lambda one: {"": one.held_bytes})
             gradients = np.minimum(self.weights / stages, held)
             activations, batch = held - gradients, np.zeros(len(self.table))
         else:

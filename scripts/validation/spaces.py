@@ -134,10 +134,11 @@ def compile_case(case: SpaceCase, store: Store, workers: int) -> Iterator[dict[s
         if space.legal[row]
     ]
     for job, outcome in compile_all(jobs, workers=workers, timeout_seconds=600, store=store):
-        yield _figures(outcome, job.layout, case.placed)
+        yield figures(outcome, job.layout, case.placed)
 
 
-def _figures(outcome: Compilation | CompileFailure, layout: Layout, target: Target) -> dict[str, Any]:
+def figures(outcome: Compilation | CompileFailure, layout: Layout, target: Target) -> dict[str, Any]:
+    """What one layout was compiled to, as it is saved."""
     if isinstance(outcome, CompileFailure):
         return {"layout": str(layout), "failure": outcome.kind, "reason": outcome.reason, "peak": outcome.needed_bytes}
     program = program_of(outcome, layout, target)
