@@ -76,6 +76,25 @@ def test_tpu_matmuls_written_as_convolutions(line, flops, matmul):
     assert (op.flops, op.matmul) == (flops, matmul)
 
 
+@pytest.mark.parametrize(
+    ("target", "operands", "made"),
+    [
+        ("convForward", ("x", "w"), "bf16[4,7,7,32]"),
+        ("convBackwardInput", ("y", "w"), "bf16[4,15,15,8]"),
+        ("convBackwardFilter", ("x", "y"), "bf16[32,3,3,8]"),
+    ],
+)
+def test_the_three_convolutions_of_cudnn_do_the_same_work(target, operands, made):
+    """Labels and window are of the forward one; as h100 programs have them (jax 0.10.2)."""
+    first, second = operands
+    op = only(f"""  %x = bf16[4,15,15,8]{{3,2,1,0}} parameter(0)
+  %w = bf16[32,3,3,8]{{3,2,1,0}} parameter(1)
+  %y = bf16[4,7,7,32]{{3,2,1,0}} parameter(2)
+  ROOT %c = ({made}{{3,2,1,0}}, u8[0]{{0}}) custom-call(%{first}, %{second}), window={{size=3x3 stride=2x2}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn${target}", metadata={{}}""")
+    assert op.flops == 2 * 4 * 7 * 7 * 32 * 3 * 3 * 8
+    assert (op.kernel, op.dtype) == ("matmul", "bfloat16")
+
+
 def test_a_convolution_counts_only_what_lies_on_the_input():
     """A 3-wide window over 8 positions with a border of 1: 8 x 3 less the two that hang over."""
     assert _valid_pairs(8, 8, 3, 1, 1, 1, 1) == 22

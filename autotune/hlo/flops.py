@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from autotune.hlo.kernels import kernel_work
+from autotune.hlo.kernels import kernel_work, target_of
 from autotune.hlo.shape import Shape
 from autotune.hlo.text import Computation, Module, Op
 from autotune.hlo.work import Work, dot_shape
@@ -24,8 +24,11 @@ def op_work(module: Module, computation: Computation, op: Op, known: dict[str, W
     if op.opcode == "dot":
         return _dot(computation, op)
     if op.opcode == "convolution":
-        return _convolution(computation, op)
+        left, right = (computation.operand(op, index).shapes[0] for index in (0, 1))
+        return _convolution(op, left, right, op.shapes[0])
     if op.opcode == "custom-call":
+        if target_of(op).startswith("__cudnn$conv"):
+            return _cudnn_convolution(computation, op)
         return kernel_work(computation, op)
     if op.opcode in ("fusion", "call", "async-start"):
         return sum((computation_work(module, name, known) for name in op.called()), Work())
@@ -62,7 +65,18 @@ def _multiplied(left: Shape, right: Shape) -> str:
     return right.dtype if left.dtype == "pred" else left.dtype
 
 
-def _convolution(computation: Computation, op: Op) -> Work:
+def _cudnn_convolution(computation: Computation, op: Op) -> Work:
+    """A call of cuDNN: window and labels are of the forward convolution, whichever of its three arrays is made."""
+    one, other = (computation.operand(op, index).shapes[0] for index in (0, 1))
+    target, made = target_of(op), op.shapes[0]
+    if "BackwardInput" in target:
+        return _convolution(op, made, other, one)
+    if "BackwardFilter" in target:
+        return _convolution(op, one, made, other)
+    return _convolution(op, one, other, made)
+
+
+def _convolution(op: Op, left: Shape, right: Shape, output: Shape) -> Work:
     """Multiply-adds that touch real input: padding and dilation holes cost nothing.
 
     TPU writes matmuls as convolutions, batch dimensions as spatial ones with dilation; every spatial dimension has some
@@ -72,8 +86,6 @@ def _convolution(computation: Computation, op: Op) -> Work:
     labels = _LABELS.search(op.attributes)
     if not labels:
         raise ValueError(f"hlo: convolution {op.name} has no dim_labels")
-    left, right = (computation.operand(op, index).shapes[0] for index in (0, 1))
-    output = op.shapes[0]
     groups = {name: int(count) for name, count in _GROUPS.findall(op.attributes)}
     window = _window(op, sum(label.isdigit() for label in labels[1]))
     k = right.dims[labels[2].index("i")]
