@@ -73,6 +73,9 @@ def _workload(model: str, decoder: str | None) -> Workload:
         from validation.traced_models import MODELS
 
         return MODELS[model]()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # traced here, compiled for elsewhere by the workers
     case = spaces.case_of(decoder)
 
     def builder(layout, mesh):
@@ -105,8 +108,9 @@ def compile_case(case: TracedCase, store: Store, workers: int) -> dict[str, list
     """The figures of the probes and, of a model that is not our decoder, of every legal layout."""
     space = case.space()
     jobs = list(probing(space, COMPILED).jobs)
-    done = dict(compile_all(jobs, workers=workers, timeout_seconds=900, store=store))
-    found = {"probes": [_probe_json(job, done[job], store) for job in jobs], "layouts": []}
+    compiled = compile_all(jobs, workers=workers, timeout_seconds=900, store=store)
+    done = {job.layout: outcome for job, outcome in compiled}
+    found = {"probes": [_probe_json(job, done[job.layout], store) for job in jobs], "layouts": []}
     if case.decoder is None:
         rows = [row for row in range(len(space.table)) if space.legal[row]]
         work = [CompileJob(workload=case.workload, layout=space.layout(row), target=case.placed) for row in rows]
