@@ -267,13 +267,13 @@ class _Chunk:
     def memory(self, probed: Probed | None) -> dict[str, np.ndarray]:
         """Bytes by category: weights and optimizer state as they are cut, the rest as traced or as probes held it."""
         stages = self.size["stage"]
+        gradients = self.weights / stages
         if probed:
             held = self.either({zero: laws.held_bytes for zero, laws in probed.laws.items()})
             held = held * self.chosen(probed, lambda one: {"": one.held_bytes})
-            gradients = np.minimum(self.weights / stages, held)
-            activations, batch = held - gradients, np.zeros(len(self.table))
+            # In the probes activations are the most; where they have fallen below them, gradients are still held.
+            activations, batch = np.maximum(held - gradients, 0.0), np.zeros(len(self.table))
         else:
-            gradients = self.weights / stages
             kept = np.where(self.table.remat >= REMAT.index("full"), KEPT_BY_FULL_REMAT, 1.0)
             activations = self.activations * kept / self.table.accumulate
             batch = self.traced.batch_bytes / self.pieces
