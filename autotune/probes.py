@@ -3,8 +3,9 @@
 Each axis that the space cuts is probed alone, on the smallest part of the machine with two devices or more, and with
 each other axis that it is ever combined with, on the smallest with four or more; the same again with ZeRO for what has
 `data`. Of a step that reads them from the layout, every other remat and twice the accumulation are probed once, on the
-last pair. The batch is the step's own and needs no law; what `stage` does is not probed. Where the compiler refuses
-what does not fit (TPU), the parts are the smallest on which every axis is in a probe that the trace says fits.
+last pair. The batch is the step's own and needs no law; what `stage` does is not probed. A TPU's compiler refuses what
+does not fit, a GPU's then recomputes on its own: parts are the smallest on which every axis is in a probe that the
+trace says fits.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from autotune.price.price import price
 from autotune.price.probed import Probe, Probed, probed_of
 from autotune.price.space import PricedSpace, why_illegal
 from autotune.table import LayoutTable
+
+WORTH = 2
+"""Probes are made of spaces so many times as large as what is compiled then: in smaller ones prices save little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +50,9 @@ def probing(space: PricedSpace, compile_count: int) -> Probing:
         )
     jobs, notes = _fitting_jobs(space, base, axes)
     legal = int(space.legal.sum())
-    if legal <= compile_count + len(jobs):
+    if legal < WORTH * (compile_count + len(jobs)):
         return _none(
-            f"{len(jobs)} of them and {compile_count} layouts would take as long as all {legal} that are legal"
+            f"{len(jobs)} of them and {compile_count} layouts would be more than half of all {legal} legal ones"
         )
     return Probing(jobs=tuple(jobs), notes=tuple(notes))
 
@@ -69,9 +73,11 @@ def learned(probes: Sequence[Probe], failures: Sequence[CompileFailure], target:
 
 
 def _base(space: PricedSpace) -> Layout | None:
-    """The choices beside the mesh that all probes share: those of the first legal layout without a pipeline."""
+    """The choices beside the mesh that all probes share: those of the first legal layout without a pipeline, with full
+    recomputation if there is a choice: it fits on the fewest devices."""
     rows = np.flatnonzero(space.legal & (space.table.stage == 1))
-    return space.layout(int(rows[0])) if len(rows) else None
+    full = rows[space.table.remat[rows] == REMAT.index("full")]
+    return next((space.layout(int(row)) for row in (*full, *rows)), None)
 
 
 def _axes(space: PricedSpace) -> tuple[str, ...]:
@@ -83,7 +89,7 @@ def _fitting_jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...]) -> tu
     """The jobs on the smallest parts that do."""
     factor = 1
     jobs, notes = _jobs(space, base, axes, factor)
-    while space.target.platform == "tpu" and not _each_fits(jobs, axes) and 8 * factor <= space.target.devices:
+    while space.target.platform != "cpu" and not _each_fits(jobs, axes) and 8 * factor <= space.target.devices:
         factor *= 2
         jobs, notes = _jobs(space, base, axes, factor)
     return jobs, notes

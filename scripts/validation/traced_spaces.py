@@ -32,8 +32,8 @@ from autotune.whole_file import write_whole
 from autotune.workload.workload import Workload
 
 SAVED = spaces.SAVED.with_name("traced_spaces.json")
-COMPILED = 6
-"""Layouts that the tuner compiles by default: with fewer than these and the probes there are no probes."""
+COMPILED = 1
+"""Layouts that the tuner is taken to compile, so that small spaces are probed too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
