@@ -129,7 +129,7 @@ def search(
         )  # fmt: skip
 
     clock.lap("pricing")
-    if probe and workload.transformer is None and processes.current() is None:
+    if probe and workload.transformer is None:
         space = _probe(space, compile_count, compiled, store)
         workload = space.workload
         clock.lap("probing")
@@ -237,6 +237,8 @@ _Compiler = Callable[[Sequence[CompileJob]], Iterable[tuple[CompileJob, Compilat
 
 def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: Store | None) -> PricedSpace:
     """The space priced anew with what small compiles tell, and notes on what was probed and what was not."""
+    if processes.current() is not None:
+        return replace(space, notes=(*space.notes, "no probe compiles in a job of several processes"))
     plan = probing(space, compile_count)
     if not plan.jobs:
         return replace(space, notes=(*space.notes, *plan.notes))

@@ -137,3 +137,29 @@ def test_hidden_time_is_hidden_only_while_the_core_works():
         for term in ("matmul", "elementwise", "launches")
     )
     assert 0.25 * before < before - core and after == pytest.approx(before - core)
+
+
+def test_remat_and_accumulation_multiply_what_they_multiplied_in_their_probe():
+    """Full recomputation: a third more FLOPs, half as much again along tensor, a tenth held. Twice the passes: weights
+    gathered twice, half as much held; eight times the passes are three doublings."""
+
+    def other(words: str, flops: float, held: float, factors: dict) -> Probe:
+        base = probe("fsdp=2,tensor=2")
+        sent = {key: replace(moved, array_bytes=moved.array_bytes * factors.get(key, 1.0))
+                for key, moved in base.sent.items()}  # fmt: skip
+        layout = parse_layout(f"fsdp=2,tensor=2,{words}")
+        return replace(base, layout=layout, flops=base.flops * flops, held_bytes=base.held_bytes * held, sent=sent)
+
+    gather, reduction = (("fsdp",), "all_gather"), (("tensor",), "all_reduce")
+    others = [other("remat=full", 4 / 3, 0.1, {reduction: 1.5}), other("accumulate=2", 1.0, 0.5, {gather: 2.0})]
+    probed = probed_of([*map(probe, (*SINGLES, *PAIRS)), *others], "h100")
+    plain = one("fsdp=8,tensor=8", PLAIN.with_probed(probed))
+    found = one("fsdp=8,tensor=8,remat=full,accumulate=8", PLAIN.with_probed(probed))
+    assert found.flops == pytest.approx(plain.flops * 4 / 3)
+    size = parse_layout("fsdp=8,tensor=8").axes
+    gathered, reduced = (
+        float(wire_bytes(kind, ARRAYS[axes, kind](size), 8)) for axes, kind in (gather, reduction)
+    )  # fmt: skip
+    assert found.sent["fsdp"] == pytest.approx(plain.sent["fsdp"] + 7 * gathered)
+    assert found.sent["tensor"] == pytest.approx(plain.sent["tensor"] + 0.5 * reduced)
+    assert found.high_seconds > found.low_seconds and found.peak_bytes < plain.peak_bytes

@@ -151,6 +151,7 @@ def test_a_search_prices_with_probes_compiled_here_and_a_repeat_takes_them_from_
     best = report.best()
     assert best.price.flops == pytest.approx(best.evidence.flops, rel=0.02)
     assert any(note.startswith("priced from the trace and probes, over compiled") for note in report.notes)
+    assert any(note.startswith("terms of the chosen price, probed: ") for note in report.notes)
     before = len(compiled)
     assert run().best().price == best.price and len(compiled) == before
     alone = run(probe=False)

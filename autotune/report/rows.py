@@ -305,6 +305,15 @@ def _failed(outcomes: Outcomes) -> tuple[str, ...]:
     return (f"none of {len(failed)} compiles went through, so the choice is by price alone; e.g. {failed[0].reason}",)
 
 
+def _sources(price: Estimate) -> str:
+    """What each term of a price is known from, in one line."""
+    named: dict[str, list[str]] = {}
+    for name, term in price.terms.items():
+        if term.resource is not None:
+            named.setdefault(term.source, []).append(name)
+    return "terms of the chosen price, " + "; ".join(f"{word}: {', '.join(names)}" for word, names in named.items())
+
+
 def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
     notes = [*workload.guesses, *space.notes]
     ratios = [
@@ -325,8 +334,9 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
                 f"MFU counts attention in full, as is usual: {100 * masked:.0f} % of the model's FLOPs here are the "
                 "half that a causal mask hides and a fused kernel does not compute"
             )
-    source = "the trace and probes" if workload.probed else "the trace"
-    errors = said(price_errors(runnable), source) if workload.transformer is None else None
-    notes += [errors] if errors else []
+    if workload.transformer is None and runnable:
+        errors = said(price_errors(runnable), "the trace and probes" if workload.probed else "the trace")
+        notes += [_sources(runnable[0].price)] if runnable[0].price else []
+        notes += [errors] if errors else []
     notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
     return tuple(notes)
