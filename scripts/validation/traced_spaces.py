@@ -147,12 +147,18 @@ def probed_in(rows: Sequence[dict[str, Any]], target: Target) -> Probed | None:
 
 
 def before_and_after(case: TracedCase, saved: dict[str, Any]) -> tuple[PricedSpace, PricedSpace, list[dict[str, Any]]]:
-    """The layouts that were compiled, priced from the trace alone and with the probes; and their figures."""
+    """The layouts that were compiled, priced from the trace alone and with the probes; and their figures.
+
+    What the tuner refuses to a user's step is left out, as ZeRO-2, which our decoder can be told.
+    """
     rows = saved["layouts"] if case.decoder is None else spaces.saved()[case.decoder]
-    rows = [row for row in rows if "failure" not in row or row["peak"] is not None]
     layouts = [parse_layout(row["layout"]) for row in rows]
     before = price_space(case.workload, case.placed, LayoutTable.from_layouts(layouts), layouts)
-    return before, before.priced_as(case.workload.with_probed(probed_in(saved["probes"], case.placed))), rows
+    legal = [row for row, kept in zip(rows, before.legal, strict=True) if kept]
+    layouts = [parse_layout(row["layout"]) for row in legal]
+    before = price_space(case.workload, case.placed, LayoutTable.from_layouts(layouts), layouts)
+    probed = probed_in(saved["probes"], case.placed)
+    return before, before.priced_as(case.workload.with_probed(probed)), legal
 
 
 def save(cases: dict[str, dict[str, Any]], path: Path = SAVED) -> None:

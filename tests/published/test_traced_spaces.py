@@ -12,7 +12,7 @@ import traced_against_compiled as script  # noqa: E402
 from priced_against_compiled import medians  # noqa: E402
 from validation.traced_spaces import CASES, load, probed_in  # noqa: E402
 
-LIMITS = {"flops": 0.02, "peak": 0.10, "seconds": 0.10} | dict.fromkeys(("data", "fsdp", "tensor", "context"), 0.05)
+LIMITS = {"flops": 0.02, "peak": 0.12, "seconds": 0.10} | dict.fromkeys(("data", "fsdp", "tensor", "context"), 0.05)
 
 
 @pytest.fixture(scope="module")
