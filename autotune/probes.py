@@ -42,18 +42,23 @@ def probing(space: PricedSpace, compile_count: int) -> Probing:
     """The probes that are worth their time for this space, of whose layouts `compile_count` are compiled anyway."""
     if not compile_count:
         return _none("nothing is to be compiled")
+    plan = every_probe(space)
+    legal, count = int(space.legal.sum()), len(plan.jobs)
+    if plan.jobs and legal < WORTH * (compile_count + count):
+        compiled = f"{count} of them and {compile_count} layouts"
+        return _none(f"{compiled} would be more than half of all {legal} legal ones")
+    return plan
+
+
+def every_probe(space: PricedSpace) -> Probing:
+    """All probes of this space, whatever their worth."""
     base = _base(space)
+    if base is None:
+        return _none("no legal layout runs without a pipeline")
     axes = _axes(space)
-    if base is None or not axes:
-        return _none(
-            "no legal layout runs without a pipeline" if base is None else "no axis is cut in any legal layout"
-        )
+    if not axes:
+        return _none("no axis is cut in any legal layout")
     jobs, notes = _fitting_jobs(space, base, axes)
-    legal = int(space.legal.sum())
-    if legal < WORTH * (compile_count + len(jobs)):
-        return _none(
-            f"{len(jobs)} of them and {compile_count} layouts would be more than half of all {legal} legal ones"
-        )
     return Probing(jobs=tuple(jobs), notes=tuple(notes))
 
 

@@ -23,7 +23,7 @@ from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import Target, parse_target
 from autotune.price.probed import Moved, Probe, Probed, probe_of, probed_of
 from autotune.price.space import PricedSpace, price_space
-from autotune.probes import probing
+from autotune.probes import every_probe
 from autotune.read_compilation import evidence_of
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.store import Store
@@ -32,8 +32,6 @@ from autotune.whole_file import write_whole
 from autotune.workload.workload import Workload
 
 SAVED = spaces.SAVED.with_name("traced_spaces.json")
-COMPILED = 1
-"""Layouts that the tuner is taken to compile, so that small spaces are probed too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +98,13 @@ CASES = (
     _own("transformer", "h100:1x8"),
     _own("linen", "h100:1x8"),
     _own("state-space", "h100:1x8", "zero=0"),
-    _own("linen", "h100:2x8", "zero=0"),
 )
 
 
 def compile_case(case: TracedCase, store: Store, workers: int) -> dict[str, list[dict[str, Any]]]:
     """The figures of the probes and, of a model that is not our decoder, of every legal layout."""
     space = case.space()
-    jobs = list(probing(space, COMPILED).jobs)
+    jobs = every_probe(space).jobs
     compiled = compile_all(jobs, workers=workers, timeout_seconds=900, store=store)
     done = {job.layout: outcome for job, outcome in compiled}
     found = {"probes": [_probe_json(job, done[job.layout], store) for job in jobs], "layouts": []}
