@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from autotune.meshes.hardware import Hardware
-from autotune.replay.attention_cost import kernel_shares
+from autotune.replay.attention_cost import GPU_SHARES, kernel_shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +199,10 @@ _XLA_SAVED = Saved(
     whole=4.0,  # outputs of the two norms
     heads=2.0,
     context=2.0,
-    hidden=4.0,
-    gate=4.0,
+    # What JAX keeps of GELU's tanh form: six arrays in all, the input and the product among them; of SiLU and the gate
+    # two less than that beside the second matmul's (a100-80 and h100, remat=none, jax 0.10.2; six in all there too)
+    hidden=10.0,
+    gate=-2.0,
     scores=6.0,
     logits=4.0,  # logits and their gradient: the loss keeps nothing in float32
     held_logits=0.0,
@@ -289,8 +291,7 @@ XLA_GPU = Assumptions(
     flash=True,
     # cuDNN's softmax statistics have no name that a policy could keep, and plain attention makes its scores again
     reruns_kernel=True,
-    # FlashAttention-2 on A100, head dim 128, causal: up to 73 % forward, 63 % backward (Dao 2023)
-    flash_efficiency=(0.60, 0.50),
+    flash_efficiency=GPU_SHARES,
     flash_matmuls=(2.0, 5.0),
     flash_tile=0,
     skips_masked=True,
