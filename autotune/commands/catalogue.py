@@ -93,7 +93,8 @@ def selftest(as_json: bool) -> None:
 def _plain(chip) -> dict:
     plain = dataclasses.asdict(chip)
     plain["flops_per_second"] = dict(chip.flops_per_second)
-    plain["compile_fields"] = {key: value for key, value in chip.compile_fields.items()}
+    plain["compile_fields"] = dict(chip.compile_fields)
+    plain["compiler_options"] = dict(chip.compiler_options)
     plain["sources"] = dict(chip.sources)
     return plain
 
@@ -107,7 +108,7 @@ def _figures(chip) -> dict[str, object]:
             for tier in value:
                 for part in ("bytes_per_second", "latency_seconds", "launch_seconds", "wait_per_doubling"):
                     figures[f"tiers.{tier.name}.{part}"] = getattr(tier, part)
-        elif spec.name in ("flops_per_second", "compile_fields"):
+        elif spec.name in ("flops_per_second", "compile_fields", "compiler_options"):
             figures |= {f"{spec.name}.{key}": item for key, item in value.items()}
         elif spec.name != "sources":
             figures[spec.name] = value
