@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import autotune.frontier
 from autotune.frontier.assumptions import Assumptions
 from autotune.frontier.batch import Overlap
 from autotune.frontier.closed_forms import (

@@ -6,6 +6,7 @@ import jax
 
 from autotune.meshes.step import Step
 
+
 def trace_step(step: Step) -> jax.stages.Traced:
     """The step traced for its mesh: state donated, and given back under the shardings it came with."""
     with jax.set_mesh(step.mesh):
