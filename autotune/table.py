@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,9 @@ class LayoutTable:
         """One row a layout, in order; their compiler options and rules are left behind."""
         orders = tuple(dict.fromkeys(layout.order for layout in layouts))
         rows = [_row(layout, orders) for layout in layouts]
-        columns = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in cls.columns()}
+        columns: dict[str, Any] = {
+            name: np.array([row[name] for row in rows], dtype=np.int64) for name in cls.columns()
+        }
         return cls(orders=orders, **columns)
 
     def take(self, rows: np.ndarray | slice) -> LayoutTable:

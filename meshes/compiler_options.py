@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import Layout
 
 VARIABLES = {"tpu": "LIBTPU_INIT_ARGS", "cuda": "XLA_FLAGS", "cpu": "XLA_FLAGS"}
 """Where a program that is not jitted with the options reads them from, by platform."""
 
-Value = bool | int | float | str
 
-
-def compiler_options(layout: Layout, hardware: Hardware) -> dict[str, Value]:
+def compiler_options(layout: Layout, hardware: Hardware) -> dict[str, Any]:
     """The hardware file's options, and the layout's own over them."""
     return {**hardware.compiler_options, **{name: _value(text) for name, text in layout.compiler_options}}
 
@@ -28,7 +28,7 @@ def as_variable(layout: Layout, hardware: Hardware) -> str | None:
     return f'{VARIABLES[hardware.platform]}="{" ".join(flags)}"' if flags else None
 
 
-def _value(text: str) -> Value:
+def _value(text: str) -> bool | int | float | str:
     """XLA refuses "true" where it wants true, and JAX "-0.5" where it wants a number."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
