@@ -32,7 +32,7 @@ def targets(name: str | None, as_json: bool) -> None:
         for column in ("figure", "value", "source"):
             table.add_column(column, overflow="fold")
         for figure, value in _figures(chips[0]).items():
-            table.add_row(figure, f"{value:g}" if isinstance(value, (int, float)) else str(value),
+            table.add_row(figure, f"{value:g}" if type(value) in (int, float) else str(value),
                           chips[0].sources.get(figure, ""))  # fmt: skip
         console.print(table)
         return
