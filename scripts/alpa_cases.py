@@ -6,12 +6,12 @@
 `validation.alpa_step` says what that step is and where it was read.
 
 Two terms are the machine's and the compiler's of that time, neither fitted: the links of the cube mesh (`LINKS`), and
-no overlap of collectives. Without the first, times are off by 13 % on average and 4 of 14 pairs are in the wrong order;
-with it, but overlapped as XLA of today would, by 4 % and 2. The order is right with matmuls at any rate from 0.66 to
+no overlap of collectives. Without the first, times are off by 10 % on average and 4 of 14 pairs are in the wrong order;
+with it, but overlapped as XLA of today would, by 6 % and 2. The order is right with matmuls at any rate from 0.66 to
 0.87 of the peak.
 
 The same table's run on one GPU (2048 wide, 8 layers: 0.4545 s, 9.54 GiB) is not among these. Compiled so, it takes
-2.8 % less time and its peak is 14 % too low: of what lives within a layer, the XLA of that time held more.
+2.7 % more time and its peak is 14 % too low: of what lives within a layer, the XLA of that time held more.
 """
 
 from __future__ import annotations
