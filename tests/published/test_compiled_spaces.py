@@ -15,7 +15,9 @@ from validation.spaces import CASES, SAVED, saved  # noqa: E402
 
 from autotune.meshes.layout import parse_layout  # noqa: E402
 
-LIMITS = {"flops": 0.01, "peak": 0.15, "seconds": 0.10} | dict.fromkeys(("data", "fsdp", "tensor", "context", "expert", "stage"), 0.10)
+LIMITS = {"flops": 0.01, "peak": 0.15, "seconds": 0.10} | dict.fromkeys(
+    ("data", "fsdp", "tensor", "context", "expert", "stage"), 0.10
+)
 
 
 @pytest.fixture(scope="module")
