@@ -186,7 +186,14 @@ def with_passes(
 ) -> LayoutTable:
     """Those choices times every way to cut the batch into passes: accumulation, or microbatches of a pipeline."""
     columns = pass_columns(columns, batch, layers, fixed)
-    return LayoutTable(orders=(order_of(fixed),), order=np.zeros(len(columns["data"]), dtype=np.int64), **columns)
+    told = layout_from_words({word: value for word, value in fixed.items() if word.startswith(("xla.", "rule."))})
+    return LayoutTable(
+        orders=(order_of(fixed),),
+        order=np.zeros(len(columns["data"]), dtype=np.int64),
+        compiler_options=told.compiler_options,
+        rules=told.rules,
+        **columns,
+    )
 
 
 def pass_columns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class LayoutTable:
     """One int64 column of shape (layouts,) for each choice of a Layout.
 
     `remat`, `schedule`, `context_attention`, `offload`, `order` hold indices: into REMAT, SCHEDULES (-1: none),
-    CONTEXT_ATTENTION, OFFLOAD and `orders`. Compiler options and rules are not held: no price looks at them.
+    CONTEXT_ATTENTION, OFFLOAD and `orders`. `compiler_options` and `rules` are every row's: no price looks at them.
     """
 
     data: np.ndarray
@@ -45,6 +46,8 @@ class LayoutTable:
     offload: np.ndarray
     order: np.ndarray
     orders: tuple[tuple[str, ...], ...] = (AXES,)
+    compiler_options: tuple[tuple[str, str], ...] = ()
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __len__(self) -> int:
         return len(self.data)
@@ -52,19 +55,22 @@ class LayoutTable:
     @classmethod
     def columns(cls) -> tuple[str, ...]:
         """Names of the columns."""
-        return tuple(field.name for field in dataclasses.fields(cls) if field.name != "orders")
+        shared = ("orders", "compiler_options", "rules")
+        return tuple(field.name for field in dataclasses.fields(cls) if field.name not in shared)
 
     @classmethod
     def from_layouts(cls, layouts: Sequence[Layout]) -> LayoutTable:
         """One row a layout, in order; their compiler options and rules are left behind."""
         orders = tuple(dict.fromkeys(layout.order for layout in layouts))
         rows = [_row(layout, orders) for layout in layouts]
-        columns = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in cls.columns()}
+        columns: dict[str, Any] = {
+            name: np.array([row[name] for row in rows], dtype=np.int64) for name in cls.columns()
+        }
         return cls(orders=orders, **columns)
 
     def take(self, rows: np.ndarray | slice) -> LayoutTable:
         """The rows of an index array, a mask or a slice."""
-        return LayoutTable(orders=self.orders, **{name: getattr(self, name)[rows] for name in self.columns()})
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in self.columns()})
 
     def chunks(self, size: int) -> Iterable[LayoutTable]:
         """The table in pieces of at most `size` rows."""
@@ -88,6 +94,8 @@ class LayoutTable:
             context_attention=CONTEXT_ATTENTION[value["context_attention"]],
             offload=OFFLOAD[value["offload"]],
             order=self.orders[value["order"]],
+            compiler_options=self.compiler_options,
+            rules=self.rules,
         )
 
 

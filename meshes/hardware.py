@@ -75,6 +75,7 @@ class Hardware:
     `capacity_bytes`: what one program may use (the compiler's or allocator's limit, not the data sheet's).
     `compile_fields`: what a compiler without the device must be told. GPU: the numbers of XLA's target description;
     TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
+    `compiler_options`: what XLA is told on this chip beside its defaults; a layout's own `xla.` options win.
     `sources`: figure name -> where it is from, and what other sources say.
     `op_seconds`: on a CPU, class of work -> seconds of one unit of it (`autotune.hlo.cpu_work.CLASSES`).
     `faster`: resource ("matmul", "hbm", "core", "host") -> how many times as fast as the compiler's cycles and the
@@ -96,6 +97,7 @@ class Hardware:
     tiers: tuple[Tier, ...]
     compile_fields: Mapping[str, object]
     sources: Mapping[str, str]
+    compiler_options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     op_seconds: Mapping[str, float] = field(default_factory=dict)
     faster: Mapping[str, float] = field(default_factory=dict)
 

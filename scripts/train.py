@@ -35,12 +35,13 @@ def train(plan_path: Path, text: Path, steps: int, folder: Path | None, every: i
     """Run until `steps` steps are done, printing one line a step."""
     import jax
 
-    from autotune.compile.lower import compiler_options, lower_step
+    from autotune.compile.lower import lower_step
+    from autotune.meshes.compiler_options import compiler_options
 
     plan, workload = planned(plan_path)
     corpus = read_bytes(text, plan.seq, workload.transformer.vocab)
     step = step_here(plan, workload)
-    program = lower_step(step).compile(compiler_options=compiler_options(plan.layout, plan.machine().platform))
+    program = lower_step(step).compile(compiler_options=compiler_options(plan.layout, plan.machine().hardware))
     store, done, state = None, 0, None
     if folder is not None:
         from autotune.checkpoints import Checkpoints

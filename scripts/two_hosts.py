@@ -198,7 +198,6 @@ def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, pro
     for name in workloads:
         hosts.set_rate(max(rates) * MEGABIT)
         runner = processes.AgreedRunner(job, workload_of(name), target)
-        wanted = [parse_layout(text) for text in layouts]
         ready = Kept(runner, dict(zip(wanted, runner.prepare(wanted), strict=True)))
         compiled = {
             layout: runner.compilation(layout)

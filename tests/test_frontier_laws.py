@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import math
-import pkgutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import autotune.frontier
 from autotune.frontier.assumptions import Assumptions
 from autotune.frontier.batch import Overlap
 from autotune.frontier.closed_forms import (
@@ -333,13 +329,6 @@ def test_a_shape_too_deep_for_any_cluster_says_so():
 def test_nonsense_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-@pytest.mark.parametrize(
-    "name", [f"autotune.frontier.{module.name}" for module in pkgutil.iter_modules(autotune.frontier.__path__)]
-)
-def test_doctests(name):
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_the_model_needs_neither_jax_nor_a_plotting_library():

@@ -244,26 +244,38 @@ def test_attention_over_a_cut_sequence(text, fused):
 
 
 @pytest.mark.parametrize(
-    ("words", "model", "batch", "compiled_seconds"),
+    ("words", "model", "batch", "compiled_seconds", "network"),
     [
-        # Compiled here: jax 0.10.2, libtpu 0.0.42; two layers of llama3-70b's width and a vocabulary of 16384, and the
-        # whole of it. When gathers over v5p's fsdp were priced as hidden these came out at 0.58 and 0.68.
-        ("fsdp=16,context=4,remat=dots", "two", 16, 0.06766),
-        ("fsdp=64,remat=dots,accumulate=16", "llama3-70b", 1024, 111.3),
+        # Compiled here with the options of v5p's file: jax 0.10.2, libtpu 0.0.42. Two layers of llama3-70b's width and
+        # a vocabulary of 16384; a dense model of width 4096; and, without the options, the whole of llama3-70b, where
+        # every gather of the 64 shards is an all-reduce, which nothing hides with or without.
+        ("fsdp=16,context=4,remat=dots", "two", 16, 0.05642, 0.02283),
+        ("fsdp=32,tensor=2,remat=full", "dense", 64, 0.24379, 0.0268),
+        ("fsdp=64,remat=dots,accumulate=16", "llama3-70b", 1024, 111.3, 24.86),
     ],
 )
-def test_v5p_exposes_what_its_compiler_exposes(words, model, batch, compiled_seconds):
+def test_v5p_exposes_what_its_compiler_exposes(words, model, batch, compiled_seconds, network):
     shape = transformer_of("llama3-70b")
     if model == "two":
         shape = dataclasses.replace(shape, layers=2, vocab=16384)
+    if model == "dense":
+        shape = Transformer(
+            name="dense", layers=8, d_model=4096, heads=32, kv_heads=8, head_dim=128, d_ff=14336, vocab=32768
+        )
     found = estimate(shape, batch, 4096, "bfloat16", parse_layout(words), parse_target("v5p:4x4x4"))
-    assert 0.85 < found.step_seconds / compiled_seconds < 1.05
-    network = sum(term.seconds for term in found.terms.values() if term.resource == "network:fsdp@ici")
-    # 24.86 s: every gather of the 64 shards is an all-reduce; 29.5 ms: gathers and reductions onto 16 shards.
-    assert network == pytest.approx({"two": 0.02954, "llama3-70b": 24.86}[model], rel=0.03)
+    assert 0.85 < found.step_seconds / compiled_seconds < 1.06
+    exposed = sum(term.seconds for term in found.terms.values() if term.resource == "network:fsdp@ici")
+    assert exposed == pytest.approx(network, rel=0.25 if model == "dense" else 0.05)
 
 
 def test_paired_multiprocessors_reach_what_a_b200_is_measured_at():
     hardware = load_hardware("b200")
     rates = [2 * n**3 / matmul_seconds(hardware, "bfloat16", 2, n, n, n) for n in range(8192, 20480, 1024)]
     assert float(max(rates)) / hardware.peak("bfloat16") == pytest.approx(hardware.matmul_efficiency, rel=0.05)
+
+
+def test_a_v100_takes_for_a_matmul_what_it_was_measured_at():
+    """97.4 TFLOP/s at 8192 (the hardware file's source); an A100 with ordinary data 258 (thonking.ai)."""
+    for chip, dtype, measured in (("v100-16", "float16", 97.4e12), ("a100-80", "bfloat16", 258e12)):
+        seconds = matmul_seconds(load_hardware(chip), dtype, 2, 8192, 8192, 8192)
+        assert 2 * 8192**3 / float(seconds) == pytest.approx(measured, rel=0.01)

@@ -107,3 +107,12 @@ def test_complete_fills_in_the_outer_tier_outermost_first():
 def test_complete_says_when_axes_cannot_be_split():
     target = Target(name="three", hardware=load_hardware("cpu"), shape=(2,), groups=3, attached=False)
     assert complete(parse_layout("data=6"), target).dcn == (("data", 3),)
+
+
+def test_pinned_words_that_no_column_holds_reach_every_layout():
+    fixed = parse_fix(("xla.xla_some_option=true", "rule.mlp=none"))
+    table = enumerate_layouts(parse_target("cpu:4"), ("data", "fsdp"), 8, 2, fixed)
+    taken = table.take(slice(1, 3))
+    for layout in (table.layout(0), taken.layout(0)):
+        assert layout.compiler_options == (("xla_some_option", "true"),)
+        assert layout.rules == (("mlp", ()),)

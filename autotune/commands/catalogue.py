@@ -32,7 +32,7 @@ def targets(name: str | None, as_json: bool) -> None:
         for column in ("figure", "value", "source"):
             table.add_column(column, overflow="fold")
         for figure, value in _figures(chips[0]).items():
-            table.add_row(figure, f"{value:g}" if isinstance(value, (int, float)) else str(value),
+            table.add_row(figure, f"{value:g}" if type(value) in (int, float) else str(value),
                           chips[0].sources.get(figure, ""))  # fmt: skip
         console.print(table)
         return
@@ -93,7 +93,8 @@ def selftest(as_json: bool) -> None:
 def _plain(chip) -> dict:
     plain = dataclasses.asdict(chip)
     plain["flops_per_second"] = dict(chip.flops_per_second)
-    plain["compile_fields"] = {key: value for key, value in chip.compile_fields.items()}
+    plain["compile_fields"] = dict(chip.compile_fields)
+    plain["compiler_options"] = dict(chip.compiler_options)
     plain["sources"] = dict(chip.sources)
     return plain
 
@@ -107,7 +108,7 @@ def _figures(chip) -> dict[str, object]:
             for tier in value:
                 for part in ("bytes_per_second", "latency_seconds", "launch_seconds", "wait_per_doubling"):
                     figures[f"tiers.{tier.name}.{part}"] = getattr(tier, part)
-        elif spec.name in ("flops_per_second", "compile_fields"):
+        elif spec.name in ("flops_per_second", "compile_fields", "compiler_options"):
             figures |= {f"{spec.name}.{key}": item for key, item in value.items()}
         elif spec.name != "sources":
             figures[spec.name] = value

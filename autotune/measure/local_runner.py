@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import jax
 
 from autotune.compile.compilation import Compilation
-from autotune.compile.lower import compiler_options, lower_step
+from autotune.compile.lower import lower_step
 from autotune.compile.worker import compilation_of
 from autotune.host_memory import keep_freed_memory
 from autotune.measure.measure import Prepared, RunFailure, Turn
+from autotune.meshes.compiler_options import compiler_options
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
@@ -98,7 +99,7 @@ class LocalRunner:
         lowered = lower_step(step)
         phase[0] = "compile"
         lowered_at = time.perf_counter()
-        program = lowered.compile(compiler_options=compiler_options(layout, self.target.platform))
+        program = lowered.compile(compiler_options=compiler_options(layout, self.target.hardware))
         compiled_at = time.perf_counter()
         self._seconds[layout] = (lowered_at - begin, compiled_at - lowered_at)
         phase[0] = "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from flax.core.spmd import logical_axis_rules
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from autotune.compile.lower import compiler_options
+from autotune.meshes.compiler_options import compiler_options
 from autotune.meshes.topology import DEVICE_KINDS, position
 from autotune.partition import BATCH_AXES, Leaf
 from autotune.plan.plan import Plan
@@ -107,8 +108,10 @@ def batch_shardings(plan: Plan, batch: Any, on: Mesh | None) -> Any:
 def jit(plan: Plan, step: Callable[..., Any], on: Mesh | None, options: dict[str, Any]) -> Callable[..., Any]:
     """The step jitted under the plan's mesh, Flax rules and compiler options."""
     on = on if on is not None else mesh(plan)
-    platform = on.devices.flat[0].platform
-    chosen = compiler_options(plan.layout, "cuda" if platform == "gpu" else platform)
+    machine, platform = plan.machine().hardware, on.devices.flat[0].platform
+    if machine.platform != {"gpu": "cuda"}.get(platform, platform):  # tried out on other devices
+        machine = dataclasses.replace(machine, compiler_options={})
+    chosen = compiler_options(plan.layout, machine)
     programs: dict[Any, Callable[..., Any]] = {}
 
     @functools.wraps(step)

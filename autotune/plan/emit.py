@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from autotune.meshes.compiler_options import as_variable
 from autotune.meshes.layout import Layout
 from autotune.partition import RULES
 from autotune.plan.plan import Plan
@@ -272,7 +273,8 @@ def _refuse(layout: Layout, codebase: str, *words: str) -> None:
 def _about(plan: Plan) -> list[str]:
     seconds = plan.figures.step_seconds
     expected = f", {seconds:.4g} s a step expected" if seconds else ""
-    return [f"{plan.workload} on {plan.target}: {plan.layout}{expected}"]
+    flags = as_variable(plan.layout, plan.machine().hardware)
+    return [f"{plan.workload} on {plan.target}: {plan.layout}{expected}", *([f"set {flags}"] if flags else [])]
 
 
 def _unsaid(plan: Plan, *expressed: str) -> list[str]:
@@ -282,7 +284,7 @@ def _unsaid(plan: Plan, *expressed: str) -> list[str]:
     notes = [
         f"not expressed: {word}={value}"
         for word, value in words.items()
-        if word.partition(".")[0] not in expressed  # "dcn.data", "rule.mlp", "xla.<option>"
+        if word.partition(".")[0] not in ("xla", *expressed)  # "dcn.data", "rule.mlp", "xla.<option>"
     ]
     along_sequence = plan.partition is None and layout.tensor > 1 and layout.sequence_parallel
     if along_sequence and "sequence_parallel" not in expressed:

@@ -80,6 +80,10 @@ def _stage(
         weights = weights + np.where(zero > 0, state.compute * kept, 0.0)
     optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
+    if stack.shards_zero_weights:
+        # ZeRO-1: whole only in the dtype they are reduced in, where they are not summed over passes first
+        once = (zero == 1) & (table.accumulate == 1)
+        gradients = np.where(once, state.reduced * kept + state.gradients * kept / cut, gradients)
     if stack.sums_beside:
         gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
     by_hand, virtual = chunk.by_hand, table.virtual_stages

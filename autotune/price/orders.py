@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -93,9 +94,11 @@ def without_links(target: Target) -> Target:
 
 
 def _joined(first: LayoutTable, second: LayoutTable) -> LayoutTable:
-    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in LayoutTable.columns()}
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in LayoutTable.columns()
+    }
     columns["order"] = np.concatenate([first.order, second.order + len(first.orders)])
-    return LayoutTable(orders=(*first.orders, *second.orders), **columns)
+    return dataclasses.replace(first, orders=(*first.orders, *second.orders), **columns)
 
 
 def _joined_prices(first: Prices, second: Prices, rows: np.ndarray, table: LayoutTable) -> Prices:

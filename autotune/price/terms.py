@@ -372,7 +372,7 @@ class Chunk:
                 whole = self.width * self.of(work.tokens) * self.shape.vocab
                 self._move("tensor", "all_gather", "head", whole, 1.0 + rerun)
         if self.used["fsdp"]:
-            table = self.parameters.vocabulary
+            table = self.parameters.sent_vocabulary
             # Embedding and unembedding once each; the latter again in the backward pass where nothing keeps it.
             times = 1.0 if self.stack.keeps_gathered else 1.5
             each = np.where(self.by_hand, 0.0, 1.0)
@@ -473,7 +473,8 @@ class Chunk:
             beside = np.where(size["fsdp"] > 1, 0.0, 0.5 * beside)
         zero = table.zero
         scattered = (zero == 2) | ((zero == 1) & self.stack.zero1_scatters)
-        gradients = state.reduced * (own + routed)
+        twice = (self.parameters.sent_vocabulary - self.parameters.vocabulary) / size["fsdp"]
+        gradients = state.reduced * (own + routed + twice)
         if self.used["data"]:
             self._move("data", "all_reduce", "step", gradients, np.where(scattered, 0.0, repeats), beside)
             if scattered.any():
@@ -482,7 +483,7 @@ class Chunk:
                 weights = state.compute * (own + routed)
                 self._move("data", "all_gather", "step", weights, np.where(zero > 0, 1.0, 0.0))
         for axis in ("context", "expert"):
-            payload = state.reduced * (own + routed if axis == "context" else own)
+            payload = gradients - state.reduced * (routed if axis == "expert" else 0.0)
             self._move(axis, "all_reduce", "step", payload, repeats)
         cut = np.where(zero > 0, size["data"], 1.0)
         traffic = state.update_traffic * (own + routed) / cut

@@ -1,6 +1,6 @@
-"""How long a TPU attention kernel takes, whose cycles the program's text does not tell.
+"""How long an attention kernel takes, whose cycles the program's text does not tell.
 
-The compiler does schedule the kernel: with `LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true"` it
+The TPU compiler does schedule the kernel: with `LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true"` it
 writes the bundles of one tile of scores. Those of splash attention (jax 0.10.2, libtpu 0.0.42.1, tiles of 1024 x 1024
 scores, head_dim 128, causal) are below, one bundle a cycle. On v5e the matmuls alone would take 4096, 6144 and 8192
 cycles: forward the softmax is not hidden (0.64 of the matmul rate), backward it is.
@@ -31,6 +31,10 @@ TILE_CYCLES = {
 SAME_CORE = {"v4": "v5p"}
 """Chips with the matrix and vector units of another (four 128 x 128 and 8 x 128 x 4 a core)."""
 
+GPU_SHARES = (0.60, 0.50)
+"""Share of the peak that a fused kernel achieves on a GPU, (forward, backward). FlashAttention-2 on A100, head dim 128,
+causal: up to 73 % forward, 63 % backward (Dao 2023)."""
+
 CORES = {"v4": 2, "v5p": 2}
 """Cores that one JAX device joins (megacore); one elsewhere."""
 
@@ -55,6 +59,19 @@ def attention_cycles(op: Compute, hardware: Hardware) -> float | None:
     scores = op.flops / (2 * head_dim * MATMULS[part])
     # A head of up to 128 fills one pass of the matrix unit; a larger one takes several.
     return scores / TILE_SCORES * tiles[part] * math.ceil(head_dim / 128) / CORES.get(hardware.name, 1)
+
+
+def attention_share(op: Compute) -> float:
+    """Share of the peak that a fused kernel achieves on a GPU: forward two matmuls over the scores, backward five.
+
+    >>> op = Compute(name="fmha", kernel="attention", flops=5.0 * 2 * 16 * 2048 * 2048 * 128 / 2, dtype="bfloat16",
+    ...              matmul=(16, 2048, 2048, 128), hbm_bytes=0.0, cycles=None, source=None, scope=None)
+    >>> attention_share(op)
+    0.5
+    """
+    assert op.matmul is not None, "a fused kernel's scores are known"
+    matmuls = op.flops / (2.0 * math.prod(op.matmul))  # half as many of a causal one: 1 or 2 forward, 2.5 or 5 backward
+    return GPU_SHARES[1 if matmuls > 2.25 else 0]
 
 
 def kernel_shares(hardware: Hardware) -> tuple[float, float] | None:

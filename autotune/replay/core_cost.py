@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
+from autotune.efficiency import matmul_seconds
 from autotune.meshes.hardware import Hardware
 from autotune.program import Compute
-from autotune.replay.attention_cost import attention_cycles
+from autotune.replay.attention_cost import attention_cycles, attention_share
 from autotune.replay.cycle_residuals import PASSES, credible_seconds
 
 CORE_MARGIN = 1.5
 """When the time exceeds both FLOPs/peak and bytes/bandwidth by this factor, it belongs to `core`: vector work, layout
 changes, waiting inside the op. A good matmul sits near 1.2 (84 % of peak)."""
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Of an operand's element, by dtype; one of all others."""
 
 RESOURCES = {
     "launch": ("latency", "launch"),
@@ -37,8 +43,9 @@ def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tu
 
     With the compiler's cycles (of attention kernels: its schedule's): cycles / clock x what such work was measured to
     take beside them; a pass over memory not less than its bytes take at the achieved bandwidth. Without: the longer of
-    FLOPs at the achieved matmul rate and bytes at the achieved memory bandwidth (the hardware file says what each is
-    achieved from). A launch is added where kernels are launched one by one (GPU, CPU thunks).
+    FLOPs at the rate that a matmul of its shape or an attention kernel achieves (`_flop_seconds`) and bytes at the
+    achieved memory bandwidth (the hardware file says what that is achieved from). A launch is added where kernels are
+    launched one by one (GPU, CPU thunks).
     Programs for a CPU: see `_from_classes`, where the hardware file has seconds for every class of the op's work.
     `bound`: "expected", or the "low" or "high" end of what the microbenchmarks leave open.
     """
@@ -55,12 +62,25 @@ def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tu
         told = credible_seconds(op.kernel, hardware.name, cycles / hardware.clock_hz, plain, bound)
         parts = _from_cycles(op, hardware, told, flop_seconds, byte_seconds)
     elif flop_seconds or byte_seconds:
-        flop_seconds /= hardware.matmul_efficiency
+        flop_seconds = _flop_seconds(op, hardware, flop_seconds)
         byte_seconds /= hardware.hbm_efficiency
         parts = (((_longer(flop_seconds, byte_seconds), op.kernel), max(flop_seconds, byte_seconds)),)
     if hardware.launch_seconds:
         parts += ((("latency", "launch"), hardware.launch_seconds),)
     return parts
+
+
+def _flop_seconds(op: Compute, hardware: Hardware, at_peak: float) -> float:
+    """Seconds of an op's FLOPs, of which the compiler says nothing. On a GPU a matmul takes what its shape does
+    (`efficiency.matmul_seconds`, as often as its largest dot goes into its FLOPs) and a fused attention kernel what it
+    achieves; elsewhere all run at the achieved matmul rate."""
+    if hardware.platform != "cuda" or op.matmul is None or op.dtype is None:
+        return at_peak / hardware.matmul_efficiency
+    if op.kernel == "attention":
+        return at_peak / attention_share(op)
+    batch, m, n, k = op.matmul
+    each = matmul_seconds(hardware, op.dtype, BYTES.get(op.dtype, 1), m, n, k, batch)
+    return float(each) * op.flops / (2.0 * math.prod(op.matmul))
 
 
 def _from_cycles(

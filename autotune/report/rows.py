@@ -13,6 +13,7 @@ from autotune.hlo.memory import peak_bytes
 from autotune.limits import binding_limit, elasticities
 from autotune.measure.measure import Measurement, tied
 from autotune.memory_use import MemoryUse, compiled_use, failed_use, priced_use
+from autotune.meshes.compiler_options import as_variable
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.outcomes import Outcomes, fits
@@ -338,5 +339,7 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
         errors = said(price_errors(runnable), "the trace and probes" if workload.probed else "the trace")
         notes += [_sources(runnable[0].price)] if runnable[0].price else []
         notes += [errors] if errors else []
+    flags = as_variable(runnable[0].layout, target.hardware) if runnable and not target.attached else None
+    notes += [f"the compiler was told, and a run elsewhere needs: {flags}"] if flags else []
     notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
     return tuple(notes)

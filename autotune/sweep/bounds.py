@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Bounds:
             plain[name] = np.zeros_like(columns["data"])
         plain["remat"] = np.full_like(columns["data"], REMAT.index("none"))
         plain["schedule"] = np.full_like(columns["data"], -1)
-        known = {name: column for name, column in {**columns, **changed}.items() if name in plain}
+        known: dict[str, Any] = {name: column for name, column in {**columns, **changed}.items() if name in plain}
         return LayoutTable(orders=(order_of(self.fixed),), **{**plain, **known})
 
     def seconds(self, boxes: Columns, without: tuple[str, ...] = ()) -> LeastSeconds:

@@ -346,7 +346,9 @@ def _stack(row: dict) -> Assumptions:
     """Whose code ran: told by the kernel, method, schedule or source of the row."""
     told = row["layout"]
     source = " ".join(str(value) for value in row["source"].values()).lower()
-    if told.get("kernel") is not None or "aleph" in source:
+    hopper = ("h100", "h200", "b200", "gb200")
+    newer = any(name in str(row["hardware"]["name"]).lower() for name in hopper)
+    if "aleph" in source or (told.get("kernel") is not None and not newer):
         return _by_kernel(str(told.get("kernel") or ""))
     if str(told.get("method", "")).startswith("parax") or "alpa " in source:
         return stacks.ALPA
@@ -358,8 +360,6 @@ def _stack(row: dict) -> Assumptions:
         return stacks.ZERO_BUBBLE
     if "2104.04473" in source or "sc21" in source:
         return stacks.MEGATRON_2021
-    hopper = ("h100", "h200", "b200", "gb200")
-    newer = any(name in str(row["hardware"]["name"]).lower() for name in hopper)
     return stacks.MEGATRON_CORE if newer else stacks.MEGATRON_2022
 
 

@@ -133,7 +133,7 @@ def compile_case(case: SpaceCase, store: Store, workers: int) -> Iterator[dict[s
         for row in range(len(space.table))
         if space.legal[row]
     ]
-    for job, outcome in compile_all(jobs, workers=workers, timeout_seconds=600, store=store):
+    for job, outcome in compile_all(jobs, workers=workers, timeout_seconds=1800, store=store, retry=True):
         yield figures(outcome, job.layout, case.placed)
 
 

@@ -15,7 +15,9 @@ from validation.spaces import CASES, SAVED, saved  # noqa: E402
 
 from autotune.meshes.layout import parse_layout  # noqa: E402
 
-LIMITS = {"flops": 0.01, "peak": 0.15} | dict.fromkeys(("data", "fsdp", "tensor", "context", "expert", "stage"), 0.10)
+LIMITS = {"flops": 0.01, "peak": 0.15, "seconds": 0.10} | dict.fromkeys(
+    ("data", "fsdp", "tensor", "context", "expert", "stage"), 0.10
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,6 @@ def test_median_errors(found, platform):
     assert not missed
 
 
-@pytest.mark.xfail(strict=True, reason="the goal is 20 spaces; 17 are compiled so far, of them 3 on TPU")
 def test_twenty_spaces_are_compiled(found):
     assert len(found) >= 20
 
