@@ -184,10 +184,11 @@ def store_key(job: CompileJob) -> Key:
         "platform": hardware.platform,
         "devices_per_chip": hardware.devices_per_chip,
         "compile_fields": {name: str(value) for name, value in sorted(hardware.compile_fields.items())},
-        "compiler_options": sorted(hardware.compiler_options.items()),
         "tiers": [(tier.name, tier.kind) for tier in hardware.tiers],
         "shape": [job.target.shape, job.target.groups, job.target.attached],
     }
+    if hardware.compiler_options:
+        shape["compiler_options"] = sorted(hardware.compiler_options.items())
     flags = {name: os.environ[name] for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if os.environ.get(name)}
     return Key(
         workload=job.workload.fingerprint,

@@ -15,6 +15,10 @@ from autotune.sweep.shapes import Shape
 from autotune.sweep.sweep import Sweep, binding_name
 from autotune.sweep.what_helps import Help
 
+FULL = 0.9
+"""Share of the memory above which a priced layout may turn out too large: the closed form's peak is off by a tenth in
+one compiled space of five (README)."""
+
 WORDS = {"matmul": "compute", "hbm": "memory bandwidth", "memory": "memory capacity"}
 """How limits are named to a reader; the others as they are."""
 
@@ -123,6 +127,18 @@ def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
         lines.append(Text(f"not offered in sizes of {', '.join(map(str, found.skipped))} chips"))
     for chips, reason in found.unconfirmed.items():
         lines.append(Text(f"{chips} chips, compiled to confirm: {reason}"))
+    full = [
+        str(point.chips)
+        for point in found.feasible
+        if point.source == "priced" and point.peak_bytes > FULL * point.target.hardware.capacity_bytes
+    ]
+    if full:
+        lines.append(
+            Text(
+                f"at {', '.join(full)} chips the layout is priced at over {100 * FULL:g} % of the memory, and priced bytes "
+                "are off by a tenth at times: it may not compile"
+            )
+        )
     ratios = [point.step_seconds / point.priced.step_seconds for point in found.feasible if point.source == "compiled"]
     if ratios:
         lines.append(
