@@ -135,8 +135,8 @@ def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
     if full:
         lines.append(
             Text(
-                f"at {', '.join(full)} chips the layout is priced at over {100 * FULL:g} % of the memory, and priced bytes "
-                "are off by a tenth at times: it may not compile"
+                f"at {', '.join(full)} chips the layout is priced at over {100 * FULL:g} % of the memory, and priced "
+                "bytes are off by a tenth at times: it may not compile"
             )
         )
     ratios = [point.step_seconds / point.priced.step_seconds for point in found.feasible if point.source == "compiled"]
