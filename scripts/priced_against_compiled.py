@@ -179,9 +179,14 @@ def lines(found: list[Found]) -> list[str]:
     for platform in ("cuda", "tpu"):
         some = [one for one in found if one.case.placed.platform == platform]
         if some:
-            words = ", ".join(f"{name} {100 * value:.1f} %" for name, value in medians(some).items())
-            said.append(f"median absolute error, {platform} ({sum(len(one.errors) for one in some)} layouts): {words}")
+            layouts = sum(len(one.errors) for one in some)
+            said.append(f"median absolute error, {platform} ({layouts} layouts): {median_words(some)}")
     return said
+
+
+def median_words(found: list[Found]) -> str:
+    """`medians` in percent, in one line."""
+    return ", ".join(f"{name} {100 * value:.1f} %" for name, value in medians(found).items())
 
 
 def compile_missing(store: Store, workers: int) -> None:
@@ -195,13 +200,18 @@ def compile_missing(store: Store, workers: int) -> None:
         print(f"{case.name}: {len(figures[case.name])} layouts", file=sys.stderr, flush=True)
 
 
-def main(words: list[str]) -> int:
-    """Print the table; with --compile, compile and save first."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def parsed(words: list[str], description: str, jobs: int) -> argparse.Namespace:
+    """--compile, --store and --jobs (`jobs` unless told)."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--store", type=Path, default=None)
-    parser.add_argument("--jobs", type=int, default=1)
-    told = parser.parse_args(words)
+    parser.add_argument("--jobs", type=int, default=jobs)
+    return parser.parse_args(words)
+
+
+def main(words: list[str]) -> int:
+    """Print the table; with --compile, compile and save first."""
+    told = parsed(words, __doc__, jobs=1)
     if told.compile:
         compile_missing(Store(told.store), told.jobs)
     print("\n".join(lines(compare_all())))

@@ -9,12 +9,10 @@ layout that compiling everything would choose.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from priced_against_compiled import Found, found_in, medians
+from priced_against_compiled import Found, found_in, median_words, parsed
 from validation.traced_spaces import CASES, SAVED, TracedCase, before_and_after, compile_case, load, save
 
 from autotune.store import Store
@@ -48,16 +46,12 @@ def lines(compared: list[tuple[TracedCase, int, Found, Found]]) -> list[str]:
 
 def _pair(before: list[Found], after: list[Found]) -> Iterator[str]:
     for word, found in (("traced", before), ("probed", after)):
-        yield f"{word}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in medians(found).items())
+        yield f"{word}: {median_words(found)}"
 
 
 def main(words: list[str]) -> int:
     """Print the table; with --compile, compile and save first."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--store", type=Path, default=None)
-    parser.add_argument("--jobs", type=int, default=2)
-    told = parser.parse_args(words)
+    told = parsed(words, __doc__, jobs=2)
     if told.compile:
         saved = load() if SAVED.exists() else {}
         for case in CASES:

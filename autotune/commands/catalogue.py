@@ -21,7 +21,7 @@ def targets(name: str | None, as_json: bool) -> None:
     with bad_input():
         chips = [load_hardware(chip) for chip in ([name] if name else hardware_names())]
     if as_json:
-        click.echo(json.dumps([_plain(chip) for chip in chips], indent=1))
+        click.echo(json.dumps([dataclasses.asdict(chip) for chip in chips], indent=1))
         return
     from rich.console import Console
     from rich.table import Table
@@ -88,15 +88,6 @@ def selftest(as_json: bool) -> None:
         click.echo(f"{name}: installed {here.get(name, 'none')}, programs checked of {', '.join(checked)}")
     for line in unchecked(here):
         click.echo(f"warning: {line}")
-
-
-def _plain(chip) -> dict:
-    plain = dataclasses.asdict(chip)
-    plain["flops_per_second"] = dict(chip.flops_per_second)
-    plain["compile_fields"] = dict(chip.compile_fields)
-    plain["compiler_options"] = dict(chip.compiler_options)
-    plain["sources"] = dict(chip.sources)
-    return plain
 
 
 def _figures(chip) -> dict[str, object]:

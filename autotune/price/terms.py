@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import REMAT, SCHEDULES, WORDS
 from autotune.meshes.target import Target
@@ -21,7 +22,7 @@ from autotune.price.memory import memory_of
 from autotune.price.network import CollectiveCost, Meshes, cost_of, distinct, meshes_of
 from autotune.price.parameters import Parameters, parameters_of
 from autotune.price.schedules import bubble_seconds
-from autotune.price.work import DTYPE_BYTES, Matmul, Work, work_of
+from autotune.price.work import Matmul, Work, work_of
 from autotune.replay.replay import HOST_BYTES_PER_SECOND
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
 

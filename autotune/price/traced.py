@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.efficiency import matmul_seconds
+from autotune.efficiency import DTYPE_BYTES, matmul_seconds
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import REMAT, WORDS
 from autotune.meshes.target import Target
@@ -25,7 +25,6 @@ from autotune.price.law import Law
 from autotune.price.ledger import COMPUTE, UNITS, Ledger
 from autotune.price.network import CollectiveCost, Meshes, cost_of, distinct, meshes_of
 from autotune.price.probed import Choice, Probed, Sent
-from autotune.price.work import DTYPE_BYTES
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.efficiency import matmul_seconds
+from autotune.efficiency import DTYPE_BYTES, matmul_seconds
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.transformer import Transformer
 from autotune.price.assumptions import Assumptions
@@ -30,8 +30,6 @@ to 16, jax 0.10.2)."""
 SLOT_BYTES = 11.0
 """Bytes per slot and element of d_model, whole along `tensor`, that routed experts have in hand in their backward pass:
 five to six arrays in the compute dtype (deepseek-like on h100, tensor 1 to 4, jax 0.10.2)."""
-
-DTYPE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float8": 1.0, "int8": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from autotune.efficiency import matmul_seconds
+from autotune.efficiency import DTYPE_BYTES, matmul_seconds
 from autotune.meshes.hardware import Hardware
 from autotune.program import Compute
 from autotune.replay.attention_cost import attention_cycles, attention_share
@@ -13,9 +13,6 @@ from autotune.replay.cycle_residuals import PASSES, credible_seconds
 CORE_MARGIN = 1.5
 """When the time exceeds both FLOPs/peak and bytes/bandwidth by this factor, it belongs to `core`: vector work, layout
 changes, waiting inside the op. A good matmul sits near 1.2 (84 % of peak)."""
-
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Of an operand's element, by dtype; one of all others."""
 
 RESOURCES = {
     "launch": ("latency", "launch"),
@@ -79,7 +76,7 @@ def _flop_seconds(op: Compute, hardware: Hardware, at_peak: float) -> float:
     if op.kernel == "attention":
         return at_peak / attention_share(op)
     batch, m, n, k = op.matmul
-    each = matmul_seconds(hardware, op.dtype, BYTES.get(op.dtype, 1), m, n, k, batch)
+    each = matmul_seconds(hardware, op.dtype, DTYPE_BYTES.get(op.dtype, 1.0), m, n, k, batch)
     return float(each) * op.flops / (2.0 * math.prod(op.matmul))
 
 

@@ -127,14 +127,19 @@ CASES = _cases(
 
 def compile_case(case: SpaceCase, store: Store, workers: int) -> Iterator[dict[str, Any]]:
     """Every legal layout of the case with what it was compiled to; quick where the store knows it."""
-    space = case.space()
-    jobs = [
-        CompileJob(workload=case.workload, layout=space.layout(row), target=case.placed)
+    for job, outcome in compile_all(
+        legal_jobs(case.space()), workers=workers, timeout_seconds=1800, store=store, retry=True
+    ):
+        yield figures(outcome, job.layout, case.placed)
+
+
+def legal_jobs(space: PricedSpace) -> list[CompileJob]:
+    """The compile of every legal layout of a space."""
+    return [
+        CompileJob(workload=space.workload, layout=space.layout(row), target=space.target)
         for row in range(len(space.table))
         if space.legal[row]
     ]
-    for job, outcome in compile_all(jobs, workers=workers, timeout_seconds=1800, store=store, retry=True):
-        yield figures(outcome, job.layout, case.placed)
 
 
 def figures(outcome: Compilation | CompileFailure, layout: Layout, target: Target) -> dict[str, Any]:

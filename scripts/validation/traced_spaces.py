@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from validation import spaces
-from validation.spaces import figures
+from validation.spaces import figures, legal_jobs
 
 from autotune.compile.compilation import Compilation, CompileJob
 from autotune.compile.compile import compile_all
@@ -109,9 +109,7 @@ def compile_case(case: TracedCase, store: Store, workers: int) -> dict[str, list
     done = {job.layout: outcome for job, outcome in compiled}
     found = {"probes": [_probe_json(job, done[job.layout], store) for job in jobs], "layouts": []}
     if case.decoder is None:
-        rows = [row for row in range(len(space.table)) if space.legal[row]]
-        work = [CompileJob(workload=case.workload, layout=space.layout(row), target=case.placed) for row in rows]
-        for job, outcome in compile_all(work, workers=workers, timeout_seconds=900, store=store):
+        for job, outcome in compile_all(legal_jobs(space), workers=workers, timeout_seconds=900, store=store):
             found["layouts"].append(figures(outcome, job.layout, case.placed))
     return found
 
