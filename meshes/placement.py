@@ -8,10 +8,13 @@ outer tier; `layout.dcn` says which factor of which axis crosses it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -174,40 +177,53 @@ def _cheapest(
     if not sizes:
         return 0.0, 0.0, ()
     best = None
-    for row in ways(sizes[0], tuple(extent // factor for (extent, _), factor in zip(dimensions, taken, strict=True))):
-        if whole and any(factor not in (1, extent) for factor, (extent, _) in zip(row, dimensions, strict=True)):
-            continue
-        outside = tuple(factor * size for factor, size in zip(taken, row, strict=True))
-        rest = _cheapest(dimensions, sizes[1:], outside, whole)
-        if rest is None:
-            continue
-        links, hops = row_speed(dimensions, row, taken)
-        seconds = round((sizes[0] - 1) / sizes[0] / links + rest[0] / 2, 12)
-        found = (seconds, hops + rest[1] / 2, (row, *rest[2]))
-        best = found if best is None else min(best, found)
+    for step in _steps(dimensions, sizes[0], taken, whole):
+        rest = _cheapest(dimensions, sizes[1:], step.outside, whole)
+        if rest is not None:
+            seconds = round(step.seconds + rest[0] / 2, 12)
+            found = (seconds, step.hops + rest[1] / 2, (step.row, *rest[2]))
+            best = found if best is None else min(best, found)
     return best
 
 
-@lru_cache(maxsize=65536)
-def row_speed(
-    dimensions: tuple[tuple[int, bool], ...], row: tuple[int, ...], taken: tuple[int, ...]
-) -> tuple[float, int]:
-    """(links, hops) of a ring collective over one axis's factors, outside what inner axes have taken."""
-    factors = row_factors(dimensions, row, taken)
-    return ring_links(factors), ring_hops(factors)
+class _Step(NamedTuple):
+    """One axis placed: its factor of each dimension, what is taken of each dimension then, seconds per byte and hops
+    of its all-gather."""
+
+    row: tuple[int, ...]
+    outside: tuple[int, ...]
+    seconds: float
+    hops: int
 
 
 @lru_cache(maxsize=65536)
-def ways(size: int, extents: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """`splits`, kept."""
-    return tuple(splits(size, extents))
+def _steps(
+    dimensions: tuple[tuple[int, bool], ...], size: int, taken: tuple[int, ...], whole: bool
+) -> tuple[_Step, ...]:
+    """The ways to place one axis outside what inner ones have `taken`; of whole dimensions only if `whole`.
+
+    Dimensions that are alike, as much taken of each, can be exchanged at no cost: of rows that differ in such an
+    exchange only the one that fills the last dimensions first is here, as `assign` prefers it.
+    """
+    left = tuple(extent // factor for (extent, _), factor in zip(dimensions, taken, strict=True))
+    so_far = list(zip(dimensions, taken, strict=True))
+    alike = [(i, j) for i, j in itertools.combinations(range(len(so_far)), 2) if so_far[i] == so_far[j]]
+    steps = []
+    for row in splits(size, left):
+        parted = any(factor not in (1, extent) for factor, (extent, _) in zip(row, dimensions, strict=True))
+        if (whole and parted) or any(row[i] > row[j] for i, j in alike):
+            continue
+        factors = row_factors(dimensions, row, taken)
+        outside = tuple(map(operator.mul, taken, row))
+        steps.append(_Step(row, outside, (size - 1) / size / ring_links(factors), ring_hops(factors)))
+    return tuple(steps)
 
 
 def splits(size: int, extents: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """Every way to write `size` as a product of one divisor of each extent."""
-    if not extents:
-        if size == 1:
-            yield ()
+    if len(extents) == 1:
+        if extents[0] % size == 0:
+            yield (size,)
         return
     common = math.gcd(size, extents[0])
     for factor in (f for f in range(1, common + 1) if common % f == 0):

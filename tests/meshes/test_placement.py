@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.meshes.layout import AXES, Layout, parse_layout
-from autotune.meshes.placement import assign, default_dcn, place, torus
+from autotune.meshes.placement import assign, default_dcn, pieces, place, splits, torus
+from autotune.meshes.route import ring_hops, ring_links
 from autotune.meshes.target import parse_target
 
 
@@ -242,3 +243,33 @@ def test_whole_dimensions_go_before_faster_blocks():
 
 def test_an_axis_smaller_than_a_dimension_is_a_block_with_a_ring():
     assert assign(((16, True), (16, True)), (4, 64)) == ((2, 2), (8, 8))
+
+
+@pytest.mark.parametrize(
+    "dimensions",
+    [
+        ((4, True), (4, True), (4, True)),
+        ((2, False), (4, False), (4, False)),
+        ((8, False), (16, True)),
+        ((6, False), (6, False)),
+        ((4, True), (4, False)),
+        ((4, True), (12, True)),
+    ],
+)
+def test_the_search_finds_what_the_rule_says_of_every_table(dimensions):
+    """`assign` against its docstring, read off all the tables there are."""
+
+    def rank(table):
+        factors = pieces(dimensions, table)
+        parted = any(factor.size != factor.extent for row in factors for factor in row)
+        halved = [(math.prod(row), factor, 0.5**i) for i, (row, factor) in enumerate(zip(table, factors, strict=True))]
+        seconds = sum((size - 1) / size / ring_links(factor) * weight for size, factor, weight in halved)
+        return parted, round(seconds, 9), sum(ring_hops(factor) * weight for _, factor, weight in halved), table
+
+    extents = tuple(extent for extent, _ in dimensions)
+    devices = math.prod(extents)
+    for cut in itertools.chain.from_iterable(splits(devices, (devices,) * count) for count in range(1, 5)):
+        if min(cut) > 1:
+            rows = itertools.product(*(tuple(splits(size, extents)) for size in cut))
+            tables = [table for table in rows if tuple(map(math.prod, zip(*table, strict=True))) == extents]
+            assert assign(dimensions, cut) == min(tables, key=rank), cut
