@@ -34,31 +34,35 @@ _NOWHERE = Route(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meshes:
-    """The meshes of a table: `of_row` maps its rows to them.
+    """The meshes of a table: `of_row` (rows) maps its rows to them.
 
-    `routes[axis][tier]` is an array (fields of `FIELDS`, meshes) for each tier of the hardware, inner first.
+    Many meshes share few routes: `route` (axes as in `WORDS`, meshes) is the one that an axis takes, `routes` (tiers of
+    the hardware, inner first; fields of `FIELDS`; routes) are their figures.
     """
 
     hardware: Hardware
     of_row: np.ndarray
-    routes: dict[str, tuple[np.ndarray, ...]]
+    route: np.ndarray
+    routes: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveCost:
-    """One kind of collective along one axis, on every mesh: seconds = bytes x per_byte + latency, tier by tier.
+    """One kind of collective along one axis, on every route: seconds = bytes x per_byte + latency, tier by tier.
 
-    `per_byte` (tiers, meshes): seconds a payload byte; `latency` (tiers, meshes): hops. `tree_*`: the same of NCCL's
-    tree, where an all_reduce on a switch has that choice; None elsewhere. `launch` (tiers, meshes): paid once a
-    collective: where the tiers work as one pipeline (GPUs) by the slowest tier only, else by each. `fixed` (meshes):
-    the seconds that no byte decides: launches, and hops where there is no tree to choose. `ramp_seconds` (tiers): what
-    NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is not how it works.
+    `route` (meshes): the one the axis takes. `per_byte` (tiers, routes): seconds a payload byte; `latency` (tiers,
+    routes): hops. `tree_*`: the same of NCCL's tree, where an all_reduce on a switch has that choice; None elsewhere.
+    `launch` (tiers, routes): paid once a collective: where the tiers work as one pipeline (GPUs) by the slowest tier
+    only, else by each. `fixed` (routes): the seconds that no byte decides: launches, and hops where there is no tree to
+    choose. `ramp_seconds` (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where
+    that is not how it works.
     """
 
     kind: str
     axis: str
     tiers: tuple[str, ...]
     pipelined: bool
+    route: np.ndarray
     per_byte: np.ndarray
     latency: np.ndarray
     launch: np.ndarray
@@ -69,20 +73,21 @@ class CollectiveCost:
 
     def seconds(self, mesh: np.ndarray, payload_bytes: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """(seconds of bytes on each tier, seconds of latency) of one collective, network to itself, per row."""
+        route = self.route[mesh]
         parts, waits = [], []
         for tier in range(len(self.tiers)):
-            bytes_seconds = payload_bytes * self.per_byte[tier][mesh]
+            bytes_seconds = payload_bytes * self.per_byte[tier][route]
             if self.ramp_seconds is not None:
                 bytes_seconds = bytes_seconds + np.minimum(0.5 * bytes_seconds, self.ramp_seconds[tier])
             if self.tree_per_byte is not None and self.tree_latency is not None:
-                wait = self.latency[tier][mesh]
-                tree_bytes = payload_bytes * self.tree_per_byte[tier][mesh]
-                tree_wait = self.tree_latency[tier][mesh]
+                wait = self.latency[tier][route]
+                tree_bytes = payload_bytes * self.tree_per_byte[tier][route]
+                tree_wait = self.tree_latency[tier][route]
                 tree = tree_bytes + tree_wait < bytes_seconds + wait
                 bytes_seconds = np.where(tree, tree_bytes, bytes_seconds)
                 waits.append(np.where(tree, tree_wait, wait))
             parts.append(bytes_seconds)
-        latency = self.fixed[mesh]
+        latency = self.fixed[route]
         for wait in waits:
             latency = latency + wait
         if self.pipelined and len(parts) > 1:
@@ -101,41 +106,29 @@ def meshes_of(table: LayoutTable, target: Target) -> Meshes:
     """The distinct meshes of a table and the routes of their axes on the target."""
     columns = [getattr(table, name) for name in WORDS] + [getattr(table, f"dcn_{name}") for name in WORDS]
     first, of_row = distinct([*columns, table.order])
-    sizes = {name: getattr(table, name)[first] for name in WORDS}
-    outer = {name: getattr(table, f"dcn_{name}")[first] for name in WORDS}
+    outer = np.stack([getattr(table, f"dcn_{name}")[first] for name in WORDS])
+    inner = np.stack([getattr(table, name)[first] for name in WORDS]) // outer
     hardware = target.hardware
-    tiers = [tier.name for tier in hardware.tiers]
-    routes = {axis: tuple(np.empty((len(FIELDS), len(first))) for _ in tiers) for axis in WORDS}
-    inner = {axis: sizes[axis] // outer[axis] for axis in WORDS}
     if hardware.platform == "tpu" or hardware.devices_per_chip > 1:
-        order = table.order[first]
-        some, place_of_mesh = distinct([*inner.values(), order])
-        dimensions = torus(target)
-        for code in np.unique(order):
-            axes = table.orders[code][::-1]
-            places = np.flatnonzero(order[some] == code)
-            cuts = np.stack([inner[axis][some[places]] for axis in axes], axis=1).tolist()
-            fields = np.array([_placed(dimensions, hardware.devices_per_chip, len(tiers), tuple(cut)) for cut in cuts])
-            lookup = np.zeros(len(some), dtype=np.int64)
-            lookup[places] = np.arange(len(places))
-            rows = np.flatnonzero(order == code)
-            for axis, values in zip(axes, fields.transpose(1, 2, 3, 0), strict=True):
-                for tier in range(len(tiers)):
-                    routes[axis][tier][:, rows] = values[tier][:, lookup[place_of_mesh[rows]]]
+        inside, taken_inside = _placed_routes(target, inner, table.orders, table.order[first])
     else:
-        for axis in WORDS:
-            routes[axis][0][:] = _switch(inner[axis])
-    for axis in WORDS:
-        routes[axis][-1][:] = _switch(outer[axis])
-    return Meshes(hardware=hardware, of_row=of_row, routes=routes)
+        inside, taken_inside = _switch_routes(inner)
+    outside, taken_outside = _switch_routes(outer)
+    count = outside.shape[-1]
+    return Meshes(
+        hardware=hardware,
+        of_row=of_row,
+        route=taken_inside * count + taken_outside,
+        routes=np.concatenate([np.repeat(inside, count, axis=-1), np.tile(outside, inside.shape[-1])]),
+    )
 
 
 def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
     """The cost of one kind of collective along one axis on all meshes (0 where the axis has size 1)."""
     tiers = meshes.hardware.tiers
-    payloads = tier_payloads(kind, 1.0, [route[0] for route in meshes.routes[axis]])
+    payloads = tier_payloads(kind, 1.0, meshes.routes[:, 0])
     per_byte, latency, launch, tree_per_byte, tree_latency = [], [], [], [], []
-    for tier, route, payload in zip(tiers, meshes.routes[axis], payloads, strict=True):
+    for tier, route, payload in zip(tiers, meshes.routes, payloads, strict=True):
         size, links, hops, spread, far_hops, share, near_hops = route
         used = size > 1
         per_byte.append(link_bytes(kind, payload, size, links, spread, share) / tier.rate(kind))
@@ -155,6 +148,7 @@ def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
         axis=axis,
         tiers=tuple(tier.name for tier in tiers),
         pipelined=pipelined,
+        route=meshes.route[WORDS.index(axis)],
         per_byte=np.stack(per_byte),
         latency=np.stack(latency),
         launch=launches,
@@ -185,22 +179,56 @@ def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 _FACTORS = np.random.default_rng(2411).integers(1, 2**63, size=64, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-def _switch(size: np.ndarray) -> np.ndarray:
-    """Fields of a route over a switch (the array form of `meshes.placement.switch_route`)."""
-    one = np.ones(len(size))
-    return np.stack([size, one, size - 1, (size - 1) / size, (size > 1) * 1.0, one, (size > 1) * 1.0])
+def _switch_routes(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(figures of the routes over a switch (1, fields, routes), the route each axis takes (axes, meshes)).
+
+    `sizes` (axes, meshes) of the groups on the switch. The array form of `meshes.route.switch_route`.
+    """
+    first, of_mesh = distinct(list(sizes))
+    size, taken = np.unique(sizes[:, first], return_inverse=True)
+    one, used = np.ones(len(size)), (size > 1) * 1.0
+    fields = np.stack([size, one, size - 1, (size - 1) / size, used, one, used])
+    return fields[None], taken.reshape(len(sizes), len(first))[:, of_mesh]
+
+
+def _placed_routes(
+    target: Target, sizes: np.ndarray, orders: tuple[tuple[str, ...], ...], order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(figures of the routes inside a slice (inner tiers, fields, routes), the route each axis takes (axes, meshes)).
+
+    `sizes` (axes, meshes) inside the slice; `order` (meshes) of each mesh, of `orders`. Where an axis lies depends on
+    the sizes from the innermost out, not on names, and axes of size 1 take nothing: each row of `cuts` has the others
+    first, and those that are the same are placed once.
+    """
+    first, of_mesh = distinct([*sizes, order])
+    innermost_first = [[WORDS.index(axis) for axis in reversed(names)] for names in orders]
+    axes = np.array(innermost_first, dtype=np.int64).reshape(-1, len(WORDS))[order[first]]
+    cuts = np.take_along_axis(sizes[:, first].T, axes, axis=1)
+    ones_last = np.argsort(cuts == 1, axis=1, kind="stable")
+    axes, cuts = np.take_along_axis(axes, ones_last, axis=1), np.take_along_axis(cuts, ones_last, axis=1)
+    some, of_cut = distinct(list(cuts.T))
+    dimensions, cores_a_chip, tiers = torus(target), target.hardware.devices_per_chip, len(target.hardware.tiers) - 1
+    numbers: dict[tuple[tuple[float, ...], ...], int] = {}
+    numbered = np.empty((len(some), len(WORDS)), dtype=np.int64)
+    for row, cut in enumerate(cuts[some].tolist()):
+        found = _placed(dimensions, cores_a_chip, tiers, tuple(cut))
+        numbered[row] = [numbers.setdefault(route, len(numbers)) for route in found]
+    taken = np.empty_like(axes)
+    np.put_along_axis(taken, axes, numbered[of_cut], axis=1)
+    routes = np.array(list(numbers)).reshape(len(numbers), tiers, len(FIELDS)).transpose(1, 2, 0)
+    return routes, taken.T[:, of_mesh]
 
 
 def placed(target: Target, sizes: tuple[int, ...]) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Per axis (sizes inside one slice, innermost first) and tier, the figures of its route (`FIELDS`)."""
-    return _placed(torus(target), target.hardware.devices_per_chip, len(target.hardware.tiers), sizes)
+    """Per axis (sizes inside one slice, innermost first) and inner tier, the figures of its route (`FIELDS`)."""
+    return _placed(torus(target), target.hardware.devices_per_chip, len(target.hardware.tiers) - 1, sizes)
 
 
 @lru_cache(maxsize=100_000)
 def _placed(
     dimensions: tuple[tuple[int, bool], ...], cores_a_chip: int, tiers: int, sizes: tuple[int, ...]
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Per axis (innermost first) and tier, the fields of its route inside one slice: as `placement.place` has them.
+    """Per axis (innermost first) and inner tier, the fields of its route inside a slice: as `placement.place` has them.
 
     Sizes that the slice cannot make take one long line each: such a mesh does not exist, its price is never used.
     """
