@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 UNITS = ("layer", "head", "pass", "step")
 """How often an entry counts: per layer and pass of the busiest stage, per pass where that stage has the head, per pass,
 once a step."""
+
+EXPOSED, FULL, BUSY = "exposed", "full", "busy"
 
 COMPUTE = ("matmul", "hbm", "core", "launch")
 """Resources that the core itself is busy with."""
@@ -29,6 +32,7 @@ class Entry:
 class Ledger:
     """All entries of a chunk, how often each unit counts, the bubble in seconds, and memory by category in bytes.
 
+    `parts`: ledgers that several rows share, with the place of each row in them; their entries count as this one's.
     `waiting`: what slices that wait for the slowest add to the step, as a fraction of it.
     `counts`: (what, unit, amount) of FLOPs and of bytes sent along each axis; kept only while `counting`. `idle`: of a
     pipeline that computes on while it has nothing to do, such passes over real ones (their time is the bubble's).
@@ -45,6 +49,7 @@ class Ledger:
     counting: bool = False
     counts: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
+    parts: tuple[tuple[Ledger, np.ndarray], ...] = ()
 
     def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
         self.entries.append(Entry(name, resource, unit, seconds, seconds if full is None else full))
@@ -57,17 +62,28 @@ class Ledger:
     def counted(self) -> dict[str, np.ndarray]:
         """What was counted, a step."""
         found: dict[str, np.ndarray] = {}
-        for what, unit, amount in self.counts:
+        shared = [(what, unit, amount[of]) for part, of in self.parts for what, unit, amount in part.counts]
+        for what, unit, amount in [*shared, *self.counts]:
             again = self.idle if unit in ("layer", "pass") else 0.0
             found[what] = found.get(what, 0.0) + amount * self.times[unit] * (1.0 + again)
         return found
 
-    def unit_seconds(self, unit: str, *, full: bool = False) -> np.ndarray:
+    def all_entries(self) -> Iterator[Entry]:
+        """Every entry with one value a row, those of `parts` too."""
+        for part, of in self.parts:
+            for entry in part.entries:
+                yield Entry(entry.name, entry.resource, entry.unit, entry.seconds[of], entry.full[of])
+        yield from self.entries
+
+    def unit_seconds(self, unit: str) -> np.ndarray:
         """Sum of all entries of one unit."""
         total = np.zeros(self.rows)
         for entry in self.entries:
             if entry.unit == unit:
-                total += entry.full if full else entry.seconds
+                total += entry.seconds
+        for part, of in self.parts:
+            if any(entry.unit == unit for entry in part.entries):
+                total += part.unit_seconds(unit)[of]
         return total
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -75,35 +91,45 @@ class Ledger:
 
         low: the busier of compute with its bubble and each axis's links, no slice late; high: no collective hidden.
         """
-        exposed = {unit: np.zeros(self.rows) for unit in UNITS}
-        full = {unit: np.zeros(self.rows) for unit in UNITS}
-        compute = {unit: np.zeros(self.rows) for unit in UNITS}
-        lanes: dict[str, np.ndarray] = {}
-        for entry in self.entries:
-            exposed[entry.unit] += entry.seconds
-            full[entry.unit] += entry.full
-            if entry.resource in COMPUTE:
-                compute[entry.unit] += entry.seconds
-            elif entry.resource != "latency":
-                lane = entry.full * self.times[entry.unit]
-                lanes[entry.resource] = lanes[entry.resource] + lane if entry.resource in lanes else lane
-        work = self._weigh(exposed)
+        totals: dict[str, np.ndarray] = {}
+        every_row = np.arange(self.rows)
+        for book, of in (*self.parts, (self, every_row)):
+            for (unit, what), seconds in book._sums().items():
+                amount = seconds[of] * self.times[unit]
+                totals[what] = totals[what] + amount if what in totals else amount
+        work, low, full = (totals.pop(what, np.zeros(self.rows)) for what in (EXPOSED, BUSY, FULL))
         step = work + self.bubble
-        low = self._weigh(compute)
-        low += self.bubble * np.divide(low, work, out=np.zeros(self.rows), where=work > 0)
-        for lane in lanes.values():
+        low = low + self.bubble * np.divide(low, work, out=np.zeros(self.rows), where=work > 0)
+        for lane in totals.values():
             np.maximum(low, lane, out=low)
         np.minimum(low, step, out=low)
         peak = np.zeros(self.rows)
         for values in self.memory.values():
             peak += values
         longer = 1.0 + self.waiting
-        return step * longer, low, (self._weigh(full) + self.bubble) * longer, peak
+        return step * longer, low, (full + self.bubble) * longer, peak
+
+    def _sums(self) -> dict[tuple[str, str], np.ndarray]:
+        """(unit, what) -> seconds of the entries that are this ledger's own: `EXPOSED`, `FULL`, `BUSY` on the core, and
+        of each link without anything to hide behind."""
+        sums: dict[tuple[str, str], np.ndarray] = {}
+        for entry in self.entries:
+            amounts = {EXPOSED: entry.seconds, FULL: entry.full}
+            if entry.resource in COMPUTE:
+                amounts[BUSY] = entry.seconds
+            elif entry.resource != "latency":
+                amounts[entry.resource] = entry.full
+            for what, seconds in amounts.items():
+                if (entry.unit, what) in sums:
+                    sums[entry.unit, what] += seconds
+                else:
+                    sums[entry.unit, what] = seconds.copy()
+        return sums
 
     def terms(self) -> list[tuple[str, str | None, np.ndarray]]:
         """(name, resource, seconds a step) of every entry, of the bubble and of waiting; they add up to the step."""
         found: list[tuple[str, str | None, np.ndarray]] = [
-            (entry.name, public(entry.resource), entry.seconds * self.times[entry.unit]) for entry in self.entries
+            (entry.name, public(entry.resource), entry.seconds * self.times[entry.unit]) for entry in self.all_entries()
         ]
         found.append(("bubble", None, self.bubble * np.ones(self.rows)))
         step = sum((seconds for _, _, seconds in found), np.zeros(self.rows))
@@ -118,17 +144,11 @@ class Ledger:
         passes = sum(self.unit_seconds(unit) * self.times[unit] for unit in UNITS if unit != "step")
         stretch = 1.0 + np.divide(self.bubble, passes, out=np.zeros(self.rows), where=passes > 0)
         found: dict[str, np.ndarray] = {}
-        for entry in self.entries:
+        for entry in self.all_entries():
             seconds = entry.seconds * self.times[entry.unit] * (1.0 if entry.unit == "step" else stretch)
             name = public(entry.resource)
             found[name] = found.get(name, 0.0) + seconds * (1.0 + self.waiting)
         return found
-
-    def _weigh(self, by_unit: dict[str, np.ndarray]) -> np.ndarray:
-        total = by_unit["step"] * self.times["step"]
-        for unit in UNITS[:-1]:
-            total = total + by_unit[unit] * self.times[unit]
-        return total
 
 
 def public(resource: str) -> str:

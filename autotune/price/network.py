@@ -162,14 +162,28 @@ def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
 def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(one row of each distinct combination, combination of each row) of integer columns of equal length.
 
-    Combinations are numbered in the order in which rows first have them: neighbouring rows then look up neighbouring
-    places, several times faster than at random. Rows are told apart by a 64-bit sum of columns times fixed odd numbers:
-    two combinations share one with a chance of 2^-64 a pair.
+    Rows are told apart by one number made of all columns, the first the most significant digit: tables are all but
+    sorted by it, so neighbouring rows look up neighbouring places, several times faster than at random. Where that does
+    not fit in 64 bits: by a sum of columns times fixed odd numbers, where two combinations share one with a chance of
+    2^-64 a pair.
     """
-    key = np.zeros(len(columns[0]), dtype=np.uint64)
+    if not len(columns[0]):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    lowest = [int(column.min()) for column in columns]
+    ranges = [int(column.max()) - least + 1 for column, least in zip(columns, lowest, strict=True)]
+    if math.prod(ranges) < 2**63:
+        key = np.zeros(len(columns[0]), dtype=np.int64)
+        for column, least, extent in zip(columns, lowest, ranges, strict=True):
+            if extent > 1:
+                key *= extent
+                key += column
+                key -= least
+        _, first, of_row = np.unique(key, return_index=True, return_inverse=True)
+        return first, of_row
+    hashed = np.zeros(len(columns[0]), dtype=np.uint64)
     for column, factor in zip(columns, _FACTORS[: len(columns)], strict=True):
-        key += column.astype(np.uint64) * factor
-    _, first, of_row = np.unique(key, return_index=True, return_inverse=True)
+        hashed += column.astype(np.uint64) * factor
+    _, first, of_row = np.unique(hashed, return_index=True, return_inverse=True)
     order = np.argsort(first)
     number = np.empty_like(order)
     number[order] = np.arange(len(order))

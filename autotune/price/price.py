@@ -1,7 +1,8 @@
 """The closed form: what a layout of a transformer costs per step and device, for millions of layouts a second.
 
-No JAX, no compiler. Work that few columns decide is worked out once for each distinct piece (`price.work`), as are the
-routes of each distinct mesh (`price.network`); `price.terms` puts them together row by row, in chunks.
+No JAX, no compiler. What few columns decide is worked out once: work for each distinct piece (`price.work`), routes for
+each distinct mesh (`price.network`), passes (`price.passes`) and what happens once a step (`price.once`) for those of a
+chunk that differ; `price.terms` puts them together row by row.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from autotune.price.ledger import Ledger
     from autotune.workload.workload import Workload
 
-CHUNK = 1 << 14
-"""Rows worked on at a time: their columns stay in cache."""
+CHUNK = 1 << 15
+"""Rows worked on at a time: enough that many share their passes, few enough that their columns stay in cache."""
 
 
 class AnyPricer(Protocol):

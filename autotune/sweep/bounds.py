@@ -85,7 +85,7 @@ class Bounds:
             ledger = self.pricer.ledger(table.take(rows), prepared, rows)
             doubt = self._doubt(table.take(rows))
             total, layer = np.zeros(ledger.rows), np.zeros(ledger.rows)
-            for entry in ledger.entries:
+            for entry in ledger.all_entries():
                 if any(word in entry.name for word in without):
                     continue
                 sure = entry.seconds * ledger.times[entry.unit]

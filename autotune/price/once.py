@@ -1,0 +1,100 @@
+"""What happens once a step, and between stages: gradients over repeated weights, the optimizer, ZeRO, transfers.
+
+Whatever is recomputed: so a chunk of a table has a few of these for many rows. Gradients that are reduced over `data`
+while the last layers still compute are the exception (`price.terms`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.meshes.layout import SCHEDULES
+from autotune.price.rows import Rows
+
+
+class Once(Rows):
+    """Entries of the units "pass" and "step" of some layouts. `one_way`: seconds of one transfer to the next stage."""
+
+    one_way: np.ndarray
+
+    def enter(self) -> None:
+        """Everything beside the passes, in the order of a step."""
+        if self.used["stage"]:
+            self._transfers()
+        self._weights()
+        self._optimizer()
+
+    def _transfers(self) -> None:
+        """What stages send each other in every pass."""
+        book, table, stack = self.book, self.table, self.stack
+        staged = self.size["stage"] > 1
+        virtual = table.virtual_stages.astype(np.float64)
+        cut = np.where(self.parallel | stack.scatter_transfers, self.size["tensor"], 1.0)
+        payload = self.stream_bytes / cut
+        # 1F1B exchanges twice a microbatch and waits for both; the circular schedule sends both ways at once, for each
+        # of its slices; zero-bubble schedules have other work to do meanwhile.
+        circular, zero = (table.schedule == SCHEDULES.index(name) for name in ("circular", "zero-bubble"))
+        waits = staged * np.where(zero, 0.0, np.where(circular, virtual, 2.0)) * (1.0 - stack.transfer_hidden)
+        if self.by_hand.any():
+            self._by_hand(payload)
+            waits = np.where(self.by_hand, 2.0 * virtual, waits)
+        parts, latency = self.prepared.costs["stage", "permute"].seconds(self.mesh, payload)
+        self.one_way = sum(parts) + latency + stack.transfer_wait
+        self.move("stage", "permute", "pass", payload, waits)
+        if stack.transfer_wait:
+            book.add("latency[stage]", "latency", "pass", stack.transfer_wait * waits)
+        if stack.scatter_transfers and not self.parallel.all() and self.used["tensor"]:
+            gathers = np.where(self.parallel, 0.0, 2.0 * virtual) * staged
+            self.move("tensor", "all_gather", "pass", self.stream_bytes, gathers)
+
+    def _by_hand(self, payload: np.ndarray) -> None:
+        """What `autotune.models.pipeline` does around its loop: every stage has all microbatches' inputs and hands
+        back its share of the results, forward and backward; the tables' gradients are summed over the stages. Thin
+        slices are dealt to their stages, one of each stage at a time for every distance, and their gradients back.
+        Weights are gathered over fsdp, and their gradients reduced, once for all microbatches."""
+        size, table, state = self.size, self.table, self.stack.state
+        once = np.where(self.by_hand, table.accumulate, 0.0)
+        twice = np.where(self.by_hand, 2.0, 0.0)
+        batch = payload * table.accumulate * table.microbatches
+        self.move("stage", "all_gather", "step", batch, twice)
+        self.move("stage", "reduce_scatter", "step", batch, twice)
+        tables = state.reduced * self.parameters.vocabulary / size["fsdp"]
+        self.move("stage", "all_reduce", "step", tables, 0.5 * twice)
+        virtual, stages = table.virtual_stages, size["stage"]
+        turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages)
+        slices = state.compute * self.parameters.layer * self.middle / virtual / size["fsdp"]
+        self.move("stage", "permute", "step", slices, 2.0 * turns * once)
+        if self.used["fsdp"]:
+            none = np.zeros(self.book.rows)
+            layers, vocabulary = self.parameters.layer * self.middle, self.parameters.sent_vocabulary
+            self.gather("step", state.compute * layers, once)
+            self.scatter("step", state.reduced * layers, none, once)
+            self.gather("step", state.compute * vocabulary, self.table_gathers * once)
+            self.scatter("step", state.reduced * vocabulary, none, once)
+
+    def _weights(self) -> None:
+        """Gradients over the axes along which weights are repeated, and what ZeRO gathers again."""
+        state, zero = self.stack.state, self.table.zero
+        own, routed = self.own_parameters()
+        if self.used["data"] and (zero > 0).any():
+            self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
+        for axis in ("context", "expert"):
+            payload = self.gradient_bytes() - state.reduced * (routed if axis == "expert" else 0.0)
+            self.move(axis, "all_reduce", "step", payload, self.reductions())
+
+    def _optimizer(self) -> None:
+        """The update, and what of the memory's traffic gradients cause outside the passes."""
+        book, size, state, table = self.book, self.size, self.stack.state, self.table
+        each = sum(self.own_parameters())
+        cut = np.where(table.zero > 0, size["data"], 1.0)
+        book.add("optimizer", "hbm", "step", state.update_traffic * each / cut / self.hbm_rate)
+        if (table.offload > 0).any():
+            moments = 2.0 * state.optimizer * each / cut * (table.offload > 0)
+            book.add("offload.optimizer", "host", "step", moments / self.host_rate)
+        if state.reduce_traffic and self.used["data"]:
+            copies = state.reduce_traffic * each * (size["data"] > 1)
+            book.add("gradient_copies", "hbm", "step", copies / self.hbm_rate)
+        if state.accumulate_traffic:
+            sums = state.accumulate_traffic * each / np.where(table.zero == 2, size["data"], 1.0)
+            passes = table.accumulate * table.microbatches
+            book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)

@@ -1,0 +1,216 @@
+"""What one pass takes: one microbatch of one accumulation step, forward and backward, in one layer and in the head.
+
+Decided by the mesh, the piece of work and recomputation alone, so a chunk of a table has a few of these for many rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.meshes.layout import REMAT
+from autotune.price import remat as price_remat
+from autotune.price.rows import Rows
+from autotune.price.work import Matmul
+from autotune.table import CONTEXT_ATTENTION
+
+CHUNK_TRAFFIC = 42.0
+"""Bytes per parameter of a stage of several layers that each tick of `autotune.models.pipeline` moves beside its
+matmuls. Forward: the chunk and then each layer sliced out, the chunk saved (10). Backward: both slices again (8), and
+the gradients set to zero, written layer by layer in float32 and added to the sums, some of it by copies (24). Counted
+in the h100 program of a dense gpipe layout with two layers a stage (jax 0.10.2) after such layouts were seen to be
+priced too fast; chunks of a single layer are not sliced, and showed no such excess."""
+
+
+class Passes(Rows):
+    """The passes of some layouts: entries of the units "layer" and "head", and what the steps made of them need.
+
+    `forward`, `backward`, `weight`: seconds of one layer's compute, what runs again in the second, the gradient of the
+    weights in the third. `kept`: bytes a layer saves for the backward pass; `kept_weights`: of gathered weights beside
+    them; `kept_again`: what is in hand besides while a layer is run again.
+    """
+
+    def enter(self) -> None:
+        """Everything of a layer and of the head, in the order of a pass."""
+        stack, table, work = self.stack, self.table, self.prepared.work
+        reruns = price_remat.run_again(stack.reruns_unread, stack.reruns_kernel)
+        self.again = {part: share[table.remat] for part, share in reruns.items()}
+        if self.shape.experts:
+            # What leaves the routed experts is read again, by the gradient of the gates.
+            routed = self.shape.slots_per_token / (self.shape.slots_per_token + self.shape.shared_experts)
+            self.again["hidden_out"] = np.maximum(self.again["hidden_out"], routed * self.again["hidden_in"])
+        kept = price_remat.kept()
+        self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
+        self.kept_again = np.zeros(len(table))
+        if stack.eager:
+            # What a layer keeps without recomputation is in hand while it is run again.
+            everything = sum(kept[part][0] * self.of(values) for part, values in work.kept.items())
+            self.kept_again = everything - self.kept
+        gathered = (self.size["fsdp"] > 1) & (table.remat == 0) & stack.keeps_gathered & ~self.by_hand
+        self.kept_weights = stack.state.compute * self.parameters.layer * gathered
+        core = self._compute()
+        self._tensor()
+        self._context(*core)
+        self._expert()
+        self._fsdp(self.forward - core[0], self.backward + self.weight - core[1])
+        self._head()
+
+    def _compute(self) -> tuple[np.ndarray, np.ndarray]:
+        """One layer's compute; seconds of attention's core in its (forward, backward) pass."""
+        work, again, book = self.prepared.work, self.again, self.book
+        matmuls: dict[str, Matmul] = {name: getattr(work, name) for name in ("heads", "out", "hidden_in", "hidden_out")}
+        ahead = {name: self.of(matmul.forward) for name, matmul in matmuls.items()}
+        back = {name: self.of(matmul.backward_input) for name, matmul in matmuls.items()}
+        own = {name: self.of(matmul.backward_weight) for name, matmul in matmuls.items()}
+        for label, first, second in (("attention", "heads", "out"), ("mlp", "hidden_in", "hidden_out")):
+            total = ahead[first] + ahead[second] + back[first] + back[second] + own[first] + own[second]
+            book.add(f"matmul.{label}", "matmul", "layer", total)
+        rerun = sum(again[name] * ahead[name] for name in matmuls)
+        book.add("recompute.matmul", "matmul", "layer", rerun)
+        core = [self.of(values) for values in work.core_matmul]
+        book.add("attention", "matmul", "layer", core[0] + core[1])
+        book.add("recompute.attention", "matmul", "layer", again["context"] * core[0])
+        for name, matmul in matmuls.items():
+            book.count("flops", "layer", (3.0 + again[name]) * self.of(matmul.flops))
+        kernel = [self.of(values) for values in work.core_flops]
+        book.count("flops", "layer", (1.0 + again["context"]) * kernel[0] + kernel[1])
+        rest = [self.of(values) for values in work.elementwise]
+        book.add("elementwise", "hbm", "layer", rest[0] + rest[1])
+        book.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])
+        if any(np.any(values) for values in work.core_hbm):
+            scores = [self.of(values) for values in work.core_hbm]
+            book.add("attention.scores", "hbm", "layer", scores[0] + scores[1])
+            book.add("recompute.scores", "hbm", "layer", again["context"] * scores[0])
+            core = [matmul + spill for matmul, spill in zip(core, scores, strict=True)]
+        saving = self.stack.traffic.saving * (self.kept + self.kept_weights)
+        book.add("saving", "hbm", "layer", saving / self.hbm_rate)
+        launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
+        book.add("launches", "launch", "layer", launches)
+        cast = self._casts()
+        self._offloaded_inputs(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
+        forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast
+        backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast
+        backward = backward + again["context"] * core[0] + again["elementwise"] * (rest[0] + work.launches[0])
+        weight = own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
+        self.forward, self.backward, self.weight = forward, backward, weight
+        return core[0], core[1] + again["context"] * core[0]
+
+    def _casts(self) -> np.ndarray | float:
+        """Weights kept wider than they are used are cast in every pass, forward and backward; seconds of one."""
+        state = self.stack.state
+        if not state.casts:
+            return 0.0
+        cast = (state.weights + state.compute) * self.parameters.layer / self.size["fsdp"]
+        seconds = cast / self.hbm_rate
+        if self.by_hand.any():
+            chunk = np.where(self.sliced, CHUNK_TRAFFIC, 0.0) / 2.0 * self.parameters.layer
+            seconds = np.where(self.by_hand, chunk / self.hbm_rate, seconds)
+        self.book.add("casts", "hbm", "layer", 2.0 * seconds)
+        return seconds
+
+    def _offloaded_inputs(self, matmuls: np.ndarray | float) -> None:
+        """Layer inputs that wait in host memory travel there and back beside the matmuls."""
+        rows = self.table.remat == REMAT.index("offload")
+        if rows.any():
+            full = 2.0 * self.of(self.prepared.work.kept["input"]) / self.host_rate * rows
+            self.book.add("offload.activations", "host", "layer", np.maximum(full - matmuls, 0.0) * rows, full)
+
+    def _tensor(self) -> None:
+        """Two blocks a layer, each entered by a gather and left by a reduction; backward the other way round."""
+        if not self.used["tensor"]:
+            return
+        again = self.again
+        regather = 2.0 * self.stack.gathers_again * (1.0 - self.stack.regather_hidden)
+        gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"] + regather, 0.0)
+        scatters = np.where(self.parallel, 4.0 + 2.0 * again["scatters"], 0.0)
+        own = float(self.stack.reduces_each * (self.shape.mlp_matrices - 2))
+        reductions = np.where(self.parallel, 0.0, 4.0 + own + 2.0 * again["scatters"])
+        if self.parallel.any():
+            self.move("tensor", "all_gather", "layer", self.stream_bytes, gathers)
+            self.move("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters)
+        if not self.parallel.all():
+            self.move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
+        if self.shape.experts:
+            # Slots travel cut along D, are whole for the experts' matmuls, and their results are reduced onto the cut:
+            # gathered forward, again for the weights' gradients, and the gradient of the result. Where the experts run
+            # again, two more gathers and one more reduction (deepseek-like on h100, remat=full, jax 0.10.2).
+            slots, more = self.of(self.prepared.work.slot_bytes), self.again["hidden_in"]
+            self.move("tensor", "all_gather", "layer", slots, 3.0 + 2.0 * more)
+            self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + more)
+
+    def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
+        """Keys and values of the other shards: gathered, or handed around a ring, while attention works on others.
+
+        Attention's core hides these, the rest of a layer hides the gathers of its weights: no second is used twice.
+        """
+        if not self.used["context"]:
+            return
+        size = self.size["context"]
+        ring = self.table.context_attention == CONTEXT_ATTENTION.index("ring")
+        own = self.of(self.prepared.work.kv_bytes)
+        # Gathered forward and, where anything is recomputed, once more; their gradients are scattered. A ring passes
+        # them on forward, again in the backward pass, and there their gradients too.
+        gathers = np.where(ring, 0.0, 1.0 + self.again["elementwise"])
+        self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
+        self.move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
+        turns = np.where(ring, (size - 1.0) * (4.0 + self.again["context"]), 0.0)
+        self.move("context", "permute", "layer", own, turns, forward + backward)
+
+    def _expert(self) -> None:
+        """Tokens travel to their experts and back, forward and backward; where experts run again, there again too.
+
+        Results are kept where the experts are, so where anything is recomputed they come back once more (mixtral-like
+        on h100, remat=dots, jax 0.10.2).
+        """
+        if self.used["expert"] and self.shape.experts:
+            times = 4.0 + self.again["elementwise"] + self.again["hidden_in"]
+            slots = self.of(self.prepared.work.slot_bytes) / self.size["tensor"]
+            self.move("expert", "all_to_all", "layer", slots, times)
+
+    def _fsdp(self, forward: np.ndarray, backward: np.ndarray) -> None:
+        """Weights gathered before each use, gradients reduced onto their shards, in every pass; where the pipeline is
+        made by hand, once a step instead (`price.once`)."""
+        if not self.used["fsdp"]:
+            return
+        state = self.stack.state
+        saved = self.stack.keeps_gathered & (self.table.remat == 0) | self.by_hand
+        each = np.where(self.by_hand, 0.0, 1.0)
+        pieces = float(self.stack.weight_pieces)
+        weights = state.compute * self.parameters.layer / pieces
+        later = np.where(saved, 0.0, 1.0) + self.stack.gathers_rerun * self.again["heads"]
+        self.gather("layer", weights, pieces * each, forward)
+        self.gather("layer", weights, pieces * later, 0.5 * backward)
+        self.scatter("layer", state.reduced * self.parameters.layer / pieces, 0.5 * backward, pieces * each)
+        if self.stack.piece_seconds:
+            times = pieces * (2.0 * each + later) * (self.size["fsdp"] > 1)
+            self.book.add("latency[fsdp]", "latency", "layer", self.stack.piece_seconds * self.size["fsdp"] * times)
+
+    def _head(self) -> None:
+        """Logits, loss, and the collectives around embedding and logits."""
+        work, book, state = self.prepared.work, self.book, self.stack.state
+        head = work.head
+        book.add(
+            "matmul.logits", "matmul", "head",
+            self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
+        )  # fmt: skip
+        rerun = self.stack.reruns_head * self.again["out"]
+        if self.stack.reruns_head:
+            book.add("recompute.logits", "matmul", "head", rerun * self.of(head.forward))
+        book.count("flops", "head", (3.0 + rerun) * self.of(head.flops))
+        book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
+        book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds * np.ones(book.rows))
+        beside = book.unit_seconds("head")
+        if self.used["tensor"]:
+            both = np.where(self.parallel, 1.0, 0.0)
+            if self.parallel.any():
+                self.move("tensor", "all_gather", "head", self.stream_bytes, 2.0 * both)
+                self.move("tensor", "reduce_scatter", "head", self.stream_bytes, 2.0 * both)
+            if not self.parallel.all():
+                self.move("tensor", "all_reduce", "head", self.stream_bytes, 2.0 * (1.0 - both))
+            if self.stack.gathers_logits:
+                whole = self.width * self.of(work.tokens) * self.shape.vocab
+                self.move("tensor", "all_gather", "head", whole, 1.0 + rerun)
+        if self.used["fsdp"]:
+            table = self.parameters.sent_vocabulary
+            each = np.where(self.by_hand, 0.0, 1.0)
+            self.gather("head", state.compute * table, self.table_gathers * each, 0.5 * beside)
+            self.scatter("head", state.reduced * table, 0.5 * beside, each)

@@ -1,0 +1,163 @@
+"""Some layouts while they are priced: what their columns say of each, and the collectives they enter in a ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from autotune.efficiency import DTYPE_BYTES
+from autotune.meshes.collectives import wire_bytes
+from autotune.meshes.layout import WORDS
+from autotune.price.ledger import Ledger
+from autotune.price.network import CollectiveCost, Meshes
+from autotune.price.parameters import Parameters, parameters_of
+from autotune.price.work import Work
+from autotune.replay.replay import HOST_BYTES_PER_SECOND
+from autotune.table import LayoutTable
+
+if TYPE_CHECKING:
+    from autotune.price.terms import Pricer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a whole table shares: its distinct meshes with the cost of every collective, its distinct pieces of work."""
+
+    meshes: Meshes
+    costs: dict[tuple[str, str], CollectiveCost]
+    work: Work
+    work_of_row: np.ndarray
+
+
+Kind = TypeVar("Kind", bound="Rows")
+
+
+class Rows:
+    """Some layouts of a table, the mesh and the piece of work of each, and a ledger of their own that `enter` fills.
+
+    Every array has one entry a row. `middle`, `ends`: layers of a middle stage and of the first and last (of the only
+    stage where there is one); `by_hand`: whether the pipeline is `autotune.models.pipeline`, `sliced`: and takes each
+    stage's layers in chunks of several.
+    """
+
+    def __init__(
+        self,
+        pricer: Pricer,
+        prepared: Prepared,
+        table: LayoutTable,
+        mesh: np.ndarray,
+        piece: np.ndarray,
+        counting: bool,
+    ) -> None:
+        self.pricer, self.prepared, self.table, self.mesh, self.piece = pricer, prepared, table, mesh, piece
+        self.stack, self.shape, self.hardware = pricer.assumptions, pricer.transformer, pricer.target.hardware
+        self.width = DTYPE_BYTES[pricer.dtype]
+        self.size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
+        self.used = {name: bool((getattr(table, name) > 1).any()) for name in WORDS}
+        self.parallel = table.sequence_parallel > 0
+        self.by_hand = (self.size["stage"] > 1) & self.stack.pipeline_by_hand
+        self.parameters: Parameters = parameters_of(self.shape, self.stack, self.size)
+        waiting = self.hardware.waiting(pricer.target.groups)
+        self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
+        stages, lighter = self.size["stage"], self.stack.lighter_ends
+        count = float(self.shape.layers)
+        slices = stages * table.virtual_stages
+        middle = np.ceil((count + 2 * lighter) / slices - 1e-9) * table.virtual_stages
+        self.middle = np.where(stages > 1, middle, count)
+        self.ends = np.where(stages > 1, middle - lighter, count)
+        self.sliced = self.by_hand & (self.middle > table.virtual_stages)
+        self.stream_bytes = self.of(prepared.work.stream_bytes)
+        self.enter()
+
+    def enter(self) -> None:
+        """Work out these rows and enter it in the ledger."""
+        raise NotImplementedError
+
+    def some(self, kind: type[Kind], rows: np.ndarray) -> Kind:
+        """Some of these rows, worked out as another kind."""
+        mesh, piece = self.mesh[rows], self.piece[rows]
+        return kind(self.pricer, self.prepared, self.table.take(rows), mesh, piece, self.book.counting)
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Values of each row's piece of work."""
+        return values[self.piece]
+
+    def own_parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        """(all but routed experts', routed experts') parameters of the fullest stage on one fsdp shard."""
+        fsdp = self.size["fsdp"]
+        return self.parameters.dense(self.middle) / fsdp, self.parameters.routed(self.middle) / fsdp
+
+    def gradient_bytes(self) -> np.ndarray:
+        """Bytes of their gradients, as they are reduced along the axes that repeat the weights."""
+        twice = (self.parameters.sent_vocabulary - self.parameters.vocabulary) / self.size["fsdp"]
+        return self.stack.state.reduced * (sum(self.own_parameters()) + twice)
+
+    def reductions(self) -> np.ndarray:
+        """How often a step reduces gradients along such an axis."""
+        return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
+
+    @property
+    def table_gathers(self) -> float:
+        """How often a pass gathers the vocabulary's tables over fsdp: embedding and unembedding once each; the latter
+        again in the backward pass where nothing keeps it."""
+        return 1.0 if self.stack.keeps_gathered else 1.5
+
+    @property
+    def hbm_rate(self) -> float:
+        """Bytes a second that the device's memory gives."""
+        return self.hardware.hbm_bytes_per_second * self.hardware.hbm_efficiency
+
+    @property
+    def host_rate(self) -> float:
+        """Bytes a second between a device and its host's memory."""
+        return HOST_BYTES_PER_SECOND * self.hardware.faster.get("host", 1.0)
+
+    def move(self, axis: str, kind: str, unit: str, payload, times, beside=None) -> None:
+        """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself."""
+        if not self.used[axis]:
+            return
+        cost = self.prepared.costs[axis, kind]
+        if self.book.counting:
+            self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
+        parts, latency = cost.seconds(self.mesh, payload)
+        total = latency
+        for part in parts:
+            total = total + part
+        share = self.stack.hidden_share.get(axis, 0.0)
+        exposed_times = times
+        if beside is not None and share:
+            most, total = self.stack.hidden_most.get(axis, 1.0), total * times
+            exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
+            exposed_times = times * np.divide(exposed, total, out=np.zeros(self.book.rows), where=total > 0)
+        for tier, part in zip(cost.tiers, parts, strict=True):
+            if part.any():
+                self.book.add(
+                    f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", unit, part * exposed_times, part * times
+                )
+        self.book.add(f"latency[{axis}]", "latency", unit, latency * exposed_times, latency * times)
+
+    def gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
+        """Weights of one layer or of the tables from their fsdp shards."""
+        summed = self.summed
+        self.move("fsdp", "all_gather", unit, weights, np.where(summed, 0.0, times), beside)
+        if summed.any():
+            self.move("fsdp", "all_reduce", unit, weights, np.where(summed, times, 0.0))
+
+    @property
+    def summed(self) -> np.ndarray:
+        """Rows whose fsdp shards are all of a slice that the compiler gathers by sums of zeros and one shard."""
+        target, table = self.pricer.target, self.table
+        deep = self.stack.sums_over_slice and len(target.shape) == 3 and min(target.shape) > 1
+        return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & deep
+
+    def scatter(self, unit: str, gradients: np.ndarray, beside: np.ndarray, times: np.ndarray | float = 1.0) -> None:
+        """Gradients of one layer or of the tables onto their fsdp shards."""
+        whole = (self.shape.d_model / self.size["fsdp"] < self.stack.least_shard) | self.summed
+        if self.stack.scatter_hides != "always":
+            alone = (self.size["data"] == 1) if self.stack.scatter_hides == "alone" else False
+            beside = np.where(alone, beside, 0.0)
+        self.move("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, times), beside)
+        if whole.any():
+            self.move("fsdp", "all_reduce", unit, gradients, np.where(whole, times, 0.0))
