@@ -65,12 +65,11 @@ class Once(Rows):
         slices = state.compute * self.parameters.layer * self.middle / virtual / size["fsdp"]
         self.move("stage", "permute", "step", slices, 2.0 * turns * once)
         if self.used["fsdp"]:
-            none = np.zeros(self.book.rows)
             layers, vocabulary = self.parameters.layer * self.middle, self.parameters.sent_vocabulary
             self.gather("step", state.compute * layers, once)
-            self.scatter("step", state.reduced * layers, none, once)
+            self.scatter("step", state.reduced * layers, once)
             self.gather("step", state.compute * vocabulary, self.table_gathers * once)
-            self.scatter("step", state.reduced * vocabulary, none, once)
+            self.scatter("step", state.reduced * vocabulary, once)
 
     def _weights(self) -> None:
         """Gradients over the axes along which weights are repeated, and what ZeRO gathers again."""

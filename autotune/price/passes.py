@@ -179,7 +179,7 @@ class Passes(Rows):
         later = np.where(saved, 0.0, 1.0) + self.stack.gathers_rerun * self.again["heads"]
         self.gather("layer", weights, pieces * each, forward)
         self.gather("layer", weights, pieces * later, 0.5 * backward)
-        self.scatter("layer", state.reduced * self.parameters.layer / pieces, 0.5 * backward, pieces * each)
+        self.scatter("layer", state.reduced * self.parameters.layer / pieces, pieces * each, 0.5 * backward)
         if self.stack.piece_seconds:
             times = pieces * (2.0 * each + later) * (self.size["fsdp"] > 1)
             self.book.add("latency[fsdp]", "latency", "layer", self.stack.piece_seconds * self.size["fsdp"] * times)
@@ -213,4 +213,4 @@ class Passes(Rows):
             table = self.parameters.sent_vocabulary
             each = np.where(self.by_hand, 0.0, 1.0)
             self.gather("head", state.compute * table, self.table_gathers * each, 0.5 * beside)
-            self.scatter("head", state.reduced * table, 0.5 * beside, each)
+            self.scatter("head", state.reduced * table, each, 0.5 * beside)

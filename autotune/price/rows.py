@@ -152,10 +152,10 @@ class Rows:
         deep = self.stack.sums_over_slice and len(target.shape) == 3 and min(target.shape) > 1
         return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & deep
 
-    def scatter(self, unit: str, gradients: np.ndarray, beside: np.ndarray, times: np.ndarray | float = 1.0) -> None:
+    def scatter(self, unit: str, gradients: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Gradients of one layer or of the tables onto their fsdp shards."""
         whole = (self.shape.d_model / self.size["fsdp"] < self.stack.least_shard) | self.summed
-        if self.stack.scatter_hides != "always":
+        if beside is not None and self.stack.scatter_hides != "always":
             alone = (self.size["data"] == 1) if self.stack.scatter_hides == "alone" else False
             beside = np.where(alone, beside, 0.0)
         self.move("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, times), beside)
