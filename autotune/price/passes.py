@@ -38,6 +38,11 @@ class Passes(Rows):
             # What leaves the routed experts is read again, by the gradient of the gates.
             routed = self.shape.slots_per_token / (self.shape.slots_per_token + self.shape.shared_experts)
             self.again["hidden_out"] = np.maximum(self.again["hidden_out"], routed * self.again["hidden_in"])
+        if stack.flash and stack.reruns_kernel:
+            # Blocks of plain attention make their scores again from what they read; their result is kept where the
+            # policy says so, and they run again where it is not (h100, remat=dots, context=4, jax 0.10.2).
+            own = price_remat.run_again(stack.reruns_unread, False)["context"][table.remat]
+            self.again["context"] = np.where(self.of(work.blocked), own, self.again["context"])
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
         self.kept_again = np.zeros(len(table))

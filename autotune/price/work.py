@@ -47,8 +47,8 @@ class Work:
     """One pass on one device; arrays over distinct pieces of work. Seconds and bytes of one layer unless named `head`.
 
     `heads`, `out`, `hidden_in`, `hidden_out`: matmuls to heads, back from attention, into and out of the MLP.
-    `core_*`: attention's core: `_flops`, `_matmul` at the matmul rate, `_hbm` at the memory rate. `elementwise`:
-    (forward, backward) memory traffic. `launches`: (forward, backward) seconds of kernel launches.
+    `core_*`: attention's core: `_flops`, `_matmul` at the matmul rate, `_hbm` at the memory rate; `blocked`: whether it
+    is plain matmuls on blocks of queries. `elementwise`: (forward, backward) memory traffic. `launches`: (forward, backward) seconds of kernel launches.
     `stream_bytes`: tokens x d_model in the compute dtype, not cut along `tensor`; `kv_bytes`: keys and values;
     `slot_bytes`: slots of routed experts x d_model, not cut along `tensor` either.
     """
@@ -62,6 +62,7 @@ class Work:
     core_flops: tuple[np.ndarray, np.ndarray]
     core_matmul: tuple[np.ndarray, np.ndarray]
     core_hbm: tuple[np.ndarray, np.ndarray]
+    blocked: np.ndarray
     elementwise: tuple[np.ndarray, np.ndarray]
     launches: tuple[float, float]
     head: Matmul
@@ -148,8 +149,13 @@ def work_of(
         # What the kernel cannot do runs as plain matmuls on blocks of scores, which the backward pass makes again.
         gathers = "gather" in assumptions.fused_context or not causal
         plain = (context > 1) & np.where(ring, "ring" not in assumptions.fused_context, not gathers)
-        share = np.where(ring, seen, 1.0)
-        forward, backward = one_way + other_way, 3.0 * one_way + 2.0 * other_way
+        # A causal ring works on pairs of half shards: 2 c + 1 of every 4 c (autotune.models.ring).
+        share = np.where(ring & causal, 0.5 + 0.25 / context, 1.0)
+        # Plain attention's gradient of the scores is float32, and so are the two matmuls that take it on to queries and
+        # keys (h100, jax 0.10.2); a ring casts it.
+        wide_way = matmul_seconds(hardware, "float32", DTYPE_BYTES["float32"], length, h, float(seq), batches)
+        forward = one_way + other_way
+        backward = 3.0 * one_way + 2.0 * other_way + np.where(ring, 0.0, 2.0 * (wide_way - other_way))
         core = tuple(
             np.where(plain, matmuls * share, fast) for matmuls, fast in zip((forward, backward), core, strict=True)
         )
@@ -161,6 +167,7 @@ def work_of(
         core_hbm = tuple(np.where(plain, each * share, 0.0) for each in again)
         block = np.where(plain, np.minimum(length, PLAIN_QUERIES) * np.where(ring, length / 2.0, seq), 0.0)
         kernels = (1.0, 2.0)
+        blocked = plain & ~ring
     else:
         # scores = q k^T and probabilities x v; backward two matmuls for each
         core = (one_way + other_way, 2.0 * (one_way + other_way))
@@ -168,6 +175,7 @@ def work_of(
         core_hbm = stored_bytes
         block = np.zeros_like(tokens)
         kernels = (4.0, 8.0)
+        blocked = np.zeros_like(tokens, dtype=bool)
     cut = np.where(sequence_parallel > 0, tensor, 1)
     gate = first - 1
     elements = (tokens * d / cut, tokens * (heads + 2 * kv_heads) * h, tokens * copies * hidden)
@@ -220,6 +228,7 @@ def work_of(
         core_flops=core_flops,  # type: ignore[arg-type]
         core_matmul=core,  # type: ignore[arg-type]
         core_hbm=core_hbm,  # type: ignore[arg-type]
+        blocked=blocked,
         elementwise=elementwise,  # type: ignore[arg-type]
         launches=launches,  # type: ignore[arg-type]
         head=matmul(tokens, shape.vocab / tensor, d),
