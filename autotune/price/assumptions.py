@@ -100,6 +100,8 @@ class Assumptions:
     "alone" (where they are summed over fsdp only). `least_shard`: rows of d_model a shard must have for that to be a
     reduce-scatter; with fewer, gradients are all-reduced and cut. `sums_over_slice`: where the fsdp shards are all of a
     three-dimensional slice, they are gathered and reduced by all-reduces, which send twice as much.
+    `partitions_embedding`: the embedding's gradient goes the way that XLA's partitioner finds (`price.embedding`), else
+    as the other weights'.
     `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
     bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step.
     `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only.
@@ -146,6 +148,7 @@ class Assumptions:
     scatter_hides: str
     least_shard: int
     sums_over_slice: bool
+    partitions_embedding: bool
     transfer_hidden: float
     transfer_wait: float
     gradients_per_pass: bool
@@ -253,6 +256,7 @@ XLA_TPU = Assumptions(
     scatter_hides="alone",
     least_shard=128,
     sums_over_slice=False,
+    partitions_embedding=True,
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
@@ -312,6 +316,7 @@ XLA_GPU = Assumptions(
     scatter_hides="never",
     least_shard=0,
     sums_over_slice=False,
+    partitions_embedding=True,
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,

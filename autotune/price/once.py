@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.meshes.layout import SCHEDULES
+from autotune.price.embedding import enter_embedding
 from autotune.price.rows import Rows
 
 
@@ -58,8 +59,7 @@ class Once(Rows):
         batch = payload * table.accumulate * table.microbatches
         self.move("stage", "all_gather", "step", batch, twice)
         self.move("stage", "reduce_scatter", "step", batch, twice)
-        tables = state.reduced * self.parameters.vocabulary / size["fsdp"]
-        self.move("stage", "all_reduce", "step", tables, 0.5 * twice)
+        self.move("stage", "all_reduce", "step", self.table_gradients("stage"), once)
         virtual, stages = table.virtual_stages, size["stage"]
         turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages)
         slices = state.compute * self.parameters.layer * self.middle / virtual / size["fsdp"]
@@ -69,7 +69,7 @@ class Once(Rows):
             self.gather("step", state.compute * layers, once)
             self.scatter("step", state.reduced * layers, once)
             self.gather("step", state.compute * vocabulary, self.table_gathers * once)
-            self.scatter("step", state.reduced * vocabulary, once)
+            self.scatter("step", state.reduced * (vocabulary - self.parameters.embedding), once)
 
     def _weights(self) -> None:
         """Gradients over the axes along which weights are repeated, and what ZeRO gathers again."""
@@ -78,8 +78,10 @@ class Once(Rows):
         if self.used["data"] and (zero > 0).any():
             self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
         for axis in ("context", "expert"):
-            payload = self.gradient_bytes() - state.reduced * (routed if axis == "expert" else 0.0)
+            payload = self.layer_gradients(axis) + self.table_gradients(axis)
             self.move(axis, "all_reduce", "step", payload, self.reductions())
+        if self.stack.partitions_embedding:
+            enter_embedding(self)
 
     def _optimizer(self) -> None:
         """The update, and what of the memory's traffic gradients cause outside the passes."""

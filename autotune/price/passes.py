@@ -218,4 +218,5 @@ class Passes(Rows):
             table = self.parameters.sent_vocabulary
             each = np.where(self.by_hand, 0.0, 1.0)
             self.gather("head", state.compute * table, self.table_gathers * each, 0.5 * beside)
-            self.scatter("head", state.reduced * table, each, 0.5 * beside)
+            own = table - self.parameters.embedding
+            self.scatter("head", state.reduced * own, each, 0.5 * beside)

@@ -48,7 +48,8 @@ class Work:
 
     `heads`, `out`, `hidden_in`, `hidden_out`: matmuls to heads, back from attention, into and out of the MLP.
     `core_*`: attention's core: `_flops`, `_matmul` at the matmul rate, `_hbm` at the memory rate; `blocked`: whether it
-    is plain matmuls on blocks of queries. `elementwise`: (forward, backward) memory traffic. `launches`: (forward, backward) seconds of kernel launches.
+    is plain matmuls on blocks of queries. `elementwise`: (forward, backward) memory traffic. `launches`: (forward,
+    backward) seconds of kernel launches.
     `stream_bytes`: tokens x d_model in the compute dtype, not cut along `tensor`; `kv_bytes`: keys and values;
     `slot_bytes`: slots of routed experts x d_model, not cut along `tensor` either.
     """
