@@ -82,8 +82,7 @@ def _stage(
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
     if stack.shards_zero_weights:
         # ZeRO-1: whole only in the dtype they are reduced in, where they are not summed over passes first
-        once = (zero == 1) & (table.accumulate == 1)
-        gradients = np.where(once, state.reduced * kept + state.gradients * kept / cut, gradients)
+        gradients = np.where(_once(chunk), state.reduced * kept, gradients)
     if stack.sums_beside:
         gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
     by_hand, virtual = chunk.by_hand, table.virtual_stages
@@ -92,10 +91,12 @@ def _stage(
         ticks = (table.microbatches * virtual + size["stage"] - 1.0) / virtual
         waiting = np.where(by_hand, ticks, waiting)
         whole = state.compute * chunk.parameters.layer * layers
-        # Beside it the weights whole along fsdp, their gradients' sums in float32, and the inputs and results of all
-        # microbatches with their gradients.
-        around = 4.0 * chunk.stream_bytes * table.microbatches / np.where(chunk.parallel, size["tensor"], 1.0)
-        beside = np.where(by_hand, whole * (1.0 + ticks) + 2.0 * whole + around, 0.0)
+        # Beside it the weights whole along fsdp, their gradients' sums in float32 (and once more those of the chunk at
+        # work, where that is several layers), and the gradients of all microbatches' inputs and results.
+        around = 2.0 * chunk.stream_bytes * table.microbatches / np.where(chunk.parallel, size["tensor"], 1.0)
+        sums = 2.0 * whole * (1.0 + np.where(chunk.sliced, 1.0 / virtual, 0.0))
+        beside = np.where(by_hand, whole * (1.0 + ticks) + sums + around, 0.0)
+        gradients = np.where(by_hand, 0.0, gradients)
     else:
         beside = np.zeros(len(table))
     if stack.keeps_sent:
@@ -111,6 +112,13 @@ def _stage(
     late = np.zeros(len(table)) if stack.gradients_from_start else gradients
     at_start = activations + logits + (gradients - late)
     at_end = activations + gradients + held + (0.0 if stack.eager else in_layer)
+    early = _once(chunk) & ~by_hand & (stack.saved.held_logits > 0)
+    if early.any():
+        # Under ZeRO-1 of one pass most programs make the unembedding's gradient first: what the layers' backward pass
+        # has in hand, it has after the logits are gone, which stood beside its stacked gradients (h100 and a100-80).
+        held, late = np.where(early, 0.0, held), np.where(early, 0.0, late)
+        at_start = np.where(early, activations + logits + gradients, at_start)
+        at_end = np.where(early, activations + gradients + working - taken, at_end)
     ends = at_end > at_start
     categories = {
         "parameters": weights,
@@ -118,12 +126,18 @@ def _stage(
         "optimizer_state": optimizer,
         "activations": activations,
         "logits": np.where(ends, held, logits),
-        "workspace": working,
+        "workspace": np.where(early & ~ends, taken, working),
     }
     if stack.allocator != 1.0:
         asked = sum(categories.values()) - taken
         categories["workspace"] = working + (stack.allocator - 1.0) * asked
     return categories
+
+
+def _once(chunk: Chunk) -> np.ndarray:
+    """Rows under ZeRO-1 whose gradients are whole only in the dtype they are reduced in: not summed over passes."""
+    sharded = chunk.stack.shards_zero_weights
+    return (chunk.table.zero == 1) & (chunk.table.accumulate == 1) & sharded
 
 
 def _groups(chunk: Chunk, neighbours: int) -> np.ndarray | float:
