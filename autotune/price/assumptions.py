@@ -112,7 +112,8 @@ class Assumptions:
     `scatter_transfers`: a stage sends 1/tensor of its output and the receiver gathers it along `tensor`.
     `gathers_again`: matmul inputs stay cut under sequence parallelism and are gathered again in the backward pass;
     `regather_hidden`: share of those gathers hidden behind other backward work. `keeps_gathered`: without recomputation
-    the weights gathered over fsdp stay in memory for the backward pass. `reruns_unread`: a checkpointed layer is run
+    the weights gathered over fsdp stay in memory for the backward pass; `whole_layers`: the weights, and gradients not
+    yet reduced, that are whole at once at work, in layers' weights. `reruns_unread`: a checkpointed layer is run
     again whole, what nothing reads included.
     `shards_zero_weights`: under ZeRO the weights kept between steps are cut along `data` too; `zero1_scatters`: ZeRO-1
     reduces gradients onto their shards (else they are reduced whole). `gradients_from_start`: gradient buffers live
@@ -159,6 +160,7 @@ class Assumptions:
     scatter_transfers: bool
     gathers_again: bool
     keeps_gathered: bool
+    whole_layers: float
     weight_pieces: int
     piece_seconds: float
     gathers_rerun: bool
@@ -267,6 +269,7 @@ XLA_TPU = Assumptions(
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=True,
+    whole_layers=2.0,
     weight_pieces=1,
     piece_seconds=0.0,
     gathers_rerun=False,
@@ -310,9 +313,11 @@ XLA_GPU = Assumptions(
     traffic=_XLA_GPU_TRAFFIC,
     saved=_XLA_GPU_SAVED,
     state=_XLA_STATE,
-    # Set after a look at what our own compiles for 2 x 8 and 4 x 8 H100 expose (jaxlib 0.10.2).
-    hidden_share={"fsdp": 0.3, "tensor": 0.0, "data": 0.5, "context": 0.5, "expert": 0.0},
-    hidden_most={"fsdp": 0.75},
+    # Set after a look at what our own compiles for 2 x 8 and 4 x 8 H100 expose (jaxlib 0.10.2). `tensor` only where it
+    # leaves the NVLink domain: there 0.60 to 0.75 of what its collectives take was exposed whatever the compute, in all
+    # but four of the layouts looked at (h100, h200 and a100-80, tensor 2 to 16; 0.54, 0.81, 0.93 and 0.98 in those).
+    hidden_share={"fsdp": 0.3, "tensor": 1.0, "data": 0.5, "context": 0.5, "expert": 0.0},
+    hidden_most={"fsdp": 0.75, "tensor": 1.0 / 3.0},
     scatter_hides="never",
     least_shard=0,
     sums_over_slice=False,
@@ -327,6 +332,9 @@ XLA_GPU = Assumptions(
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=True,
+    # Of a gated MLP two matrices and the gradient of one, where the layer's backward pass needs the most (h100 and
+    # h200, widths 2048 to 8192, jax 0.10.2).
+    whole_layers=1.0,
     weight_pieces=1,
     piece_seconds=0.0,
     gathers_rerun=False,

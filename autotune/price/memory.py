@@ -81,13 +81,14 @@ def _stage(
         weights = weights + np.where(zero > 0, state.compute * (kept - tabled), 0.0)
     optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
-    if stack.shards_zero_weights:
-        # ZeRO-1: whole only in the dtype they are reduced in, where they are not summed over passes first; the
-        # embedding's comes last, and is added to that of a tied table's other use
-        whole = kept - tables * (0.0 if chunk.shape.tied_embeddings else chunk.parameters.embedding / size["fsdp"])
-        gradients = np.where(_once(chunk), state.reduced * whole, gradients)
     if stack.sums_beside:
         gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
+    if stack.shards_zero_weights:
+        # ZeRO-1: whole only in the dtype they are reduced in, their sums over passes are shards (mixture on h100); the
+        # embedding's comes last, and is added to that of a tied table's other use
+        whole = kept - tables * (0.0 if chunk.shape.tied_embeddings else chunk.parameters.embedding / size["fsdp"])
+        summed = np.where(table.accumulate > 1, state.gradients * kept / cut, 0.0)
+        gradients = np.where(zero == 1, state.reduced * whole + summed, gradients)
     by_hand, virtual = chunk.by_hand, table.virtual_stages
     if by_hand.any():
         # What the policy saves of every tick, idle ones too, and with it the weights of the tick's chunk of layers.
@@ -105,13 +106,15 @@ def _stage(
     if stack.keeps_sent:
         beside = beside + np.where(staged, (waiting * (1.0 - head) + 1.0) * chunk.stream_bytes, 0.0)
     activations = (chunk.kept * waiting + chunk.kept_weights) * layers + beside
-    gathered = np.where(size["fsdp"] > 1, state.compute * chunk.parameters.layer, 0.0)
+    # Routed experts' weights stand there in the layout of their batched matmuls, too (mixtures on h100 and a100-80).
+    whole = stack.whole_layers * chunk.parameters.layer_dense + 2.0 * chunk.parameters.layer_routed
+    gathered = np.where(size["fsdp"] > 1, state.compute * whole, 0.0)
     pieces = head * np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
     pieces = np.where(by_hand, table.microbatches / size["stage"], pieces)
     logits, held = chunk.of(work.logit_bytes) * pieces, chunk.of(work.held_logit_bytes) * pieces
     in_layer = chunk.of(work.layer_work_bytes) + chunk.kept_again
     taken = stack.fixed_bytes + _groups(chunk, 1 if tables else 2)
-    working = in_layer + 2.0 * gathered + taken
+    working = in_layer + gathered + taken
     late = np.zeros(len(table)) if stack.gradients_from_start else gradients
     at_start = activations + logits + (gradients - late)
     at_end = activations + gradients + held + (0.0 if stack.eager else in_layer)

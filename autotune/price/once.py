@@ -79,7 +79,7 @@ class Once(Rows):
             self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
         for axis in ("context", "expert"):
             payload = self.layer_gradients(axis) + self.table_gradients(axis)
-            self.move(axis, "all_reduce", "step", payload, self.reductions())
+            self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self.outer_share(axis))
         if self.stack.partitions_embedding:
             enter_embedding(self)
 

@@ -123,6 +123,14 @@ class Rows:
         """Rows that do so with the layers' too: `autotune.models.pipeline` sums these whole."""
         return self.scatters_tables & ~self.by_hand
 
+    def outer_share(self, axis: str) -> np.ndarray:
+        """Of what an axis sends over the outer tier, the share left when all axes outside it that reduce with it have
+        done so inside their domains: one collective along several axes goes over the inner tier first."""
+        outside = np.ones(len(self.table))
+        for name in INNER_FIRST[INNER_FIRST.index(axis) + 1 : -1]:
+            outside = outside * self.size[name] / getattr(self.table, f"dcn_{name}")
+        return np.where(self.scatters_layers, 1.0, 1.0 / outside)
+
     def reductions(self) -> np.ndarray:
         """How often a step reduces gradients along such an axis."""
         return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
@@ -143,14 +151,15 @@ class Rows:
         """Bytes a second between a device and its host's memory."""
         return HOST_BYTES_PER_SECOND * self.hardware.faster.get("host", 1.0)
 
-    def move(self, axis: str, kind: str, unit: str, payload, times, beside=None) -> None:
-        """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself."""
+    def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
+        """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.
+        `outer_share`: see `CollectiveCost.seconds`."""
         if not self.used[axis]:
             return
         cost = self.prepared.costs[axis, kind]
         if self.book.counting:
             self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
-        parts, latency = cost.seconds(self.mesh, payload)
+        parts, latency = cost.seconds(self.mesh, payload, outer_share)
         total = latency
         for part in parts:
             total = total + part

@@ -25,7 +25,7 @@ from autotune.price.work import work_of
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
 
 KINDS = {
-    "tensor": ("all_gather", "reduce_scatter", "all_reduce"),
+    "tensor": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
     "fsdp": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
     "data": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
     "context": ("all_gather", "reduce_scatter", "permute", "all_reduce"),
