@@ -76,7 +76,7 @@ class CollectiveCost:
     ) -> tuple[list[np.ndarray], np.ndarray]:
         """(seconds of bytes on each tier, seconds of latency) of one collective, network to itself, per row.
 
-        `outer_share`: of the bytes on the outer tier, what is left where other axes of a joint reduction cut them first.
+        `outer_share`: of the bytes on the outer tier, what is left where other axes of a joint reduction cut them.
         """
         route = self.route[mesh]
         parts, waits = [], []

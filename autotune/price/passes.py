@@ -134,7 +134,7 @@ class Passes(Rows):
         scatters = np.where(self.parallel, 2.0 * blocks + 2.0 * again["scatters"], 0.0)
         own = float(self.stack.reduces_each * (self.shape.mlp_matrices - 2))
         reductions = np.where(self.parallel, 0.0, 4.0 + own + 2.0 * again["scatters"])
-        # Where they leave the NVLink domain, half of a layer's compute is beside the gathers, half beside the reductions.
+        # Where they leave the NVLink domain half of a layer's compute is beside the gathers, half beside the others.
         crossing = self.table.dcn_tensor > 1
         beside = np.where(crossing, 0.5 * (self.forward + self.backward + self.weight), 0.0)
         if self.parallel.any():

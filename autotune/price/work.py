@@ -211,7 +211,8 @@ def work_of(
         "hidden_in": 2.0 * first * elements[2],
         "hidden_rest": (saved.hidden + gate * saved.gate) * elements[2],
     }
-    in_hand = saved.working * tokens * d + SLOT_BYTES * slots * tensor + PLAIN_BYTES * batches * block
+    # Experts run back before attention does: of slots and blocks of scores no more than the larger is there.
+    in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * tensor, PLAIN_BYTES * batches * block)
     scores_in_hand = saved.scores_working * scores * (not assumptions.flash)
     if assumptions.eager:
         # Gradients on both sides of the activation, or of the softmax once all that the MLP kept is gone.
