@@ -152,11 +152,12 @@ class Passes(Rows):
             # Slots travel cut along D, are whole for the experts' matmuls, and their results are reduced onto the cut:
             # gathered forward, again for the weights' gradients, and the gradient of the result. Where the experts run
             # again, two more gathers and one more reduction (deepseek-like on h100, remat=full, jax 0.10.2).
-            # The gradient of a gated MLP's result is gathered for either matmul that reads it. The tokens mixed from
-            # them, and their gradient, change from a cut of D to one of the length and back.
+            # The gradient of a gated MLP's result is gathered for either matmul that reads it; a pipeline gathers each
+            # array once. The tokens mixed from them, and their gradient, change from a cut of D to one of the length
+            # and back.
             slots, more = self.of(work.slot_bytes), self.again["hidden_in"]
             gated = self.shape.mlp_matrices - 2.0
-            self.move("tensor", "all_gather", "layer", slots, 3.0 + gated + more)
+            self.move("tensor", "all_gather", "layer", slots, np.where(self.by_hand, 3.0, 3.0 + gated + more))
             self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + more)
             cut = self.stream_bytes / self.size["tensor"]
             self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0, 0.0))
