@@ -89,7 +89,8 @@ class Assumptions:
     `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
     same; `flash_efficiency`: share of the peak its kernel reaches, (forward, backward); `flash_matmuls`: over the
     scores, (forward, backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix, but for
-    the diagonal's tiles of `flash_tile` (0: exactly half). `fused_context`: ways to attend over a causal sequence cut
+    the diagonal's tiles of `flash_tile` (0: exactly half). `flash_head_dim`: the largest head it takes, of eights
+    (None: any); others are plain matmuls on blocks of queries. `fused_context`: ways to attend over a causal sequence cut
     along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries, keys and values come from one
     matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
     `reduces_each`: each matmul that is cut by its columns reduces the gradient of its input by itself, those of a gated
@@ -135,6 +136,7 @@ class Assumptions:
     flash_efficiency: tuple[float, float]
     flash_matmuls: tuple[float, float]
     flash_tile: int
+    flash_head_dim: int | None
     skips_masked: bool
     fused_context: tuple[str, ...]
     fused_qkv: bool
@@ -241,6 +243,7 @@ XLA_TPU = Assumptions(
     flash_efficiency=(0.5, 0.45),
     flash_matmuls=(2.0, 7.0),  # two kernels backward, both of which make the scores again
     flash_tile=1024,
+    flash_head_dim=None,
     skips_masked=True,
     fused_context=("gather",),
     fused_qkv=False,
@@ -304,6 +307,7 @@ XLA_GPU = Assumptions(
     flash_efficiency=GPU_SHARES,
     flash_matmuls=(2.0, 5.0),
     flash_tile=0,
+    flash_head_dim=128,  # autotune.models.kernels, CUDNN_HEAD_DIM
     skips_masked=True,
     fused_context=(),  # no public way to tell cuDNN where queries begin among longer keys
     fused_qkv=False,

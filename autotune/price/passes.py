@@ -182,7 +182,10 @@ class Passes(Rows):
             tokens = self.stream_bytes * size / self.size["tensor"]
             self.move("context", "all_gather", "layer", tokens, 2.0 + self.again["hidden_in"])
             self.move("context", "reduce_scatter", "layer", tokens, 2.0 * np.ones(len(self.table)))
-        turns = np.where(ring, (size - 1.0) * (4.0 + self.again["context"]), 0.0)
+        # The gradients travel in float32, and one step further than the others, home, that in the compute dtype; where
+        # the ring runs again, its first step is the backward pass's as well (a100-40 and h100, jax 0.10.2).
+        again = self.again["context"]
+        turns = np.where(ring, (size - 1.0) * (4.0 + again) + (1.0 - again), 0.0) * (size > 1)
         self.move("context", "permute", "layer", own, turns, forward + backward)
 
     def _expert(self) -> None:

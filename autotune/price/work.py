@@ -149,7 +149,9 @@ def work_of(
         )
         # What the kernel cannot do runs as plain matmuls on blocks of scores, which the backward pass makes again.
         gathers = "gather" in assumptions.fused_context or not causal
-        plain = (context > 1) & np.where(ring, "ring" not in assumptions.fused_context, not gathers)
+        largest = assumptions.flash_head_dim
+        fits = largest is None or (shape.head_dim <= largest and shape.head_dim % 8 == 0)
+        plain = (context > 1) & np.where(ring, "ring" not in assumptions.fused_context, not gathers) | (not fits)
         # A causal ring works on pairs of half shards: 2 c + 1 of every 4 c (autotune.models.ring).
         share = np.where(ring & causal, 0.5 + 0.25 / context, 1.0)
         # Plain attention's gradient of the scores is float32, and so are the two matmuls that take it on to queries and
