@@ -14,7 +14,10 @@ from autotune.price.rows import Rows
 
 
 class Once(Rows):
-    """Entries of the units "pass" and "step" of some layouts. `one_way`: seconds of one transfer to the next stage."""
+    """Entries of the units "pass" and "step" of some layouts. `one_way`: seconds of one transfer to the next stage.
+
+    `whole`, `scattered`: bytes of gradients that are reduced over `data` whole, or onto shards.
+    """
 
     one_way: np.ndarray
 
@@ -22,6 +25,10 @@ class Once(Rows):
         """Everything beside the passes, in the order of a step."""
         if self.used["stage"]:
             self._transfers()
+        layers, tables = self.layer_gradients("data"), self.table_gradients("data")
+        cut_layers, cut_tables = self.scatters_layers, self.scatters_tables
+        self.whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
+        self.scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
         self._weights()
         self._optimizer()
 

@@ -155,7 +155,7 @@ class Rows:
     def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
         """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.
         `outer_share`: see `CollectiveCost.seconds`."""
-        if not self.used[axis]:
+        if not self.used[axis] or not np.any(times):
             return
         cost = self.prepared.costs[axis, kind]
         if self.book.counting:

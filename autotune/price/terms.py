@@ -103,12 +103,11 @@ class Chunk(Rows):
         if self.stack.scatter_hides == "never":
             # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
             beside = np.where(self.size["fsdp"] > 1, 0.0, 0.5 * beside)
-        layers, tables, repeats = self.layer_gradients("data"), self.table_gradients("data"), self.reductions()
-        whole = np.where(self.scatters_layers, 0.0, layers) + np.where(self.scatters_tables, 0.0, tables)
+        whole, repeats = self.once.whole[self.of_once], self.reductions()
         self.move("data", "all_reduce", "step", whole, np.where(whole > 0, repeats, 0.0), beside)
-        if self.scatters_tables.any():
-            cut = layers + tables - whole
-            self.move("data", "reduce_scatter", "step", cut, np.where(cut > 0, repeats, 0.0), beside)
+        if self.once.scattered.any():
+            scattered = self.once.scattered[self.of_once]
+            self.move("data", "reduce_scatter", "step", scattered, np.where(scattered > 0, repeats, 0.0), beside)
 
     def _times(self, layer: np.ndarray, head: np.ndarray) -> np.ndarray:
         """Enter how often each unit counts on the busiest stage; seconds of one microbatch on all the others."""
