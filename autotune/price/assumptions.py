@@ -91,8 +91,8 @@ class Assumptions:
     scores, (forward, backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix, but for
     the diagonal's tiles of `flash_tile` (0: exactly half). `flash_head_dim`: the largest head it takes, of eights
     (None: any); others are plain matmuls on blocks of queries. `fused_context`: ways to attend over a causal sequence
-    cut along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries, keys and values come from one
-    matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
+    cut along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries, keys and values come from
+    one matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
     `reduces_each`: each matmul that is cut by its columns reduces the gradient of its input by itself, those of a gated
     MLP included (without sequence parallelism). `reruns_head`: full recomputation checkpoints the logits too.
     `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing);

@@ -120,9 +120,9 @@ class Rows:
 
     @property
     def scatters_layers(self) -> np.ndarray:
-        """Rows that do so with the layers' too: `autotune.models.pipeline` sums these whole, unless thin slices travel
-        back to where they are kept first."""
-        return self.scatters_tables & ~(self.by_hand & (self.table.virtual_stages == 1))
+        """Rows that do so with the layers' too: `autotune.models.pipeline` sums these, and where it sums them along
+        `data` alone, the compiler makes that a reduce-scatter."""
+        return self.scatters_tables & ~(self.by_hand & (self.size["context"] > 1))
 
     def outer_share(self, axis: str) -> np.ndarray:
         """Of what an axis sends over the outer tier, the share left when all axes outside it that reduce with it have
