@@ -47,8 +47,11 @@ def ways_of(size: Mapping[str, np.ndarray], zero2: np.ndarray, local: np.ndarray
     rest = size["stage"] * size["context"] * size["expert"] * np.where(zero2, 1.0, size["data"])
     plain = (size["context"] == 1) & (size["expert"] == 1)
     moved = (cut > 1) & (rest == 1) & (local / cut <= table)
-    whole = local * rest * np.where(zero2, size["data"], 1.0)
-    gathered = (cut > 1) & (rest > 1) & (whole < table) & ~(plain & (size["stage"] == 1))
+    # Where `fsdp` shares the batch with another axis, all of it is gathered.
+    shared = (size["data"] > 1) | (size["expert"] > 1)
+    whole = local * rest * np.where(zero2, size["data"], 1.0) * np.where(shared, size["fsdp"], 1.0)
+    small = np.where(shared, whole <= table, whole < table)
+    gathered = (cut > 1) & (rest > 1) & small & ~(plain & (size["stage"] == 1))
     partly = gathered & ((size["tensor"] > 1) | ((size["context"] > 1) & (size["stage"] == 1)))
     left = (cut > 1) & ~moved & ~gathered
     scattered = left & ((rest == 1) | (plain & (size["tensor"] == 1)))
