@@ -76,11 +76,12 @@ class Passes(Rows):
         book.add("recompute.matmul", "matmul", "layer", rerun)
         core = [self.of(values) for values in work.core_matmul]
         book.add("attention", "matmul", "layer", core[0] + core[1])
-        book.add("recompute.attention", "matmul", "layer", again["context"] * core[0])
+        core_again = again["context"] * self.of(work.core_again)
+        book.add("recompute.attention", "matmul", "layer", core_again * core[0])
         for name, matmul in matmuls.items():
             book.count("flops", "layer", (3.0 + again[name]) * self.of(matmul.flops))
         kernel = [self.of(values) for values in work.core_flops]
-        book.count("flops", "layer", (1.0 + again["context"]) * kernel[0] + kernel[1])
+        book.count("flops", "layer", (1.0 + core_again) * kernel[0] + kernel[1])
         rest = [self.of(values) for values in work.elementwise]
         book.add("elementwise", "hbm", "layer", rest[0] + rest[1])
         book.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])

@@ -47,8 +47,9 @@ class Work:
     """One pass on one device; arrays over distinct pieces of work. Seconds and bytes of one layer unless named `head`.
 
     `heads`, `out`, `hidden_in`, `hidden_out`: matmuls to heads, back from attention, into and out of the MLP.
-    `core_*`: attention's core: `_flops`, `_matmul` at the matmul rate, `_hbm` at the memory rate; `blocked`: whether it
-    is plain matmuls on blocks of queries. `elementwise`: (forward, backward) memory traffic. `launches`: (forward,
+    `core_*`: attention's core: `_flops`, `_matmul` at the matmul rate, `_hbm` at the memory rate, `_again` the share of
+    its forward pass that is left to run where that runs again; `blocked`: whether it is plain matmuls on blocks of
+    queries. `elementwise`: (forward, backward) memory traffic. `launches`: (forward,
     backward) seconds of kernel launches.
     `stream_bytes`: tokens x d_model in the compute dtype, not cut along `tensor`; `kv_bytes`: keys and values;
     `slot_bytes`: slots of routed experts x d_model, not cut along `tensor` either.
@@ -63,6 +64,7 @@ class Work:
     core_flops: tuple[np.ndarray, np.ndarray]
     core_matmul: tuple[np.ndarray, np.ndarray]
     core_hbm: tuple[np.ndarray, np.ndarray]
+    core_again: np.ndarray
     blocked: np.ndarray
     elementwise: tuple[np.ndarray, np.ndarray]
     launches: tuple[float, float]
@@ -171,6 +173,11 @@ def work_of(
         block = np.where(plain, np.minimum(length, PLAIN_QUERIES) * np.where(ring, length / 2.0, seq), 0.0)
         kernels = (1.0, 2.0)
         blocked = plain & ~ring
+        # Products of a ring that are one block of queries, and no loop, find their scores made again already (gb200,
+        # a100-40 and h100; jax 0.10.2): those with its own keys, and with two devices all.
+        pieces = 2.0 if causal else 1.0
+        alone = np.where(context == 2, 1.0, (3.0 if causal else 1.0) / np.where(causal, 2.0 * context + 1.0, context))
+        core_again = np.where(ring & (context > 1) & (length / pieces <= PLAIN_QUERIES), 1.0 - 0.5 * alone, 1.0)
     else:
         # scores = q k^T and probabilities x v; backward two matmuls for each
         core = (one_way + other_way, 2.0 * (one_way + other_way))
@@ -179,6 +186,7 @@ def work_of(
         block = np.zeros_like(tokens)
         kernels = (4.0, 8.0)
         blocked = np.zeros_like(tokens, dtype=bool)
+        core_again = np.ones_like(tokens)
     cut = np.where(sequence_parallel > 0, tensor, 1)
     gate = first - 1
     elements = (tokens * d / cut, tokens * (heads + 2 * kv_heads) * h, tokens * copies * hidden)
@@ -232,6 +240,7 @@ def work_of(
         core_flops=core_flops,  # type: ignore[arg-type]
         core_matmul=core,  # type: ignore[arg-type]
         core_hbm=core_hbm,  # type: ignore[arg-type]
+        core_again=core_again,
         blocked=blocked,
         elementwise=elementwise,  # type: ignore[arg-type]
         launches=launches,  # type: ignore[arg-type]
