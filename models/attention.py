@@ -68,9 +68,9 @@ def attend(
         if run.kernel == "splash":
             return kernels.splash_attention(q, k, v, causal, context)
         # Causal queries of a cut sequence are none of cuDNN's: its public call lets them start at the first key only.
-        if run.kernel == "cudnn" and (context == 1 or not causal):
+        if run.kernel == "cudnn" and kernels.cudnn_takes(q.shape[-1]) and (context == 1 or not causal):
             return kernels.cudnn_attention(q, k, v, causal)
-        plain = kernels.xla_attention if context == 1 else kernels.blocked_attention
+        plain = kernels.xla_attention if context == 1 and run.kernel != "cudnn" else kernels.blocked_attention
         return plain(q, k, v, positions if causal else None)
 
     queries = run.sharder.spec(("batch", "length", "heads", "head_dim"))

@@ -19,7 +19,13 @@ SPLASH_BLOCK = 1024
 
 
 QUERY_BLOCK = 1024
-"""Queries whose scores plain attention holds at a time, where the sequence is cut over devices because it is long."""
+"""Queries whose scores plain attention holds at a time, where the sequence is cut over devices because it is long, or
+where cuDNN would hold none."""
+
+CUDNN_HEAD_DIM = 128
+"""The largest head that JAX's public call to cuDNN takes for a GPU that is not attached: it asks the first local device
+for its compute capability, and 9 or more would take 256 (jax 0.10.2). So that the program that is compiled is the one
+that runs, larger heads are none of cuDNN's where a GPU is attached either."""
 
 
 def xla_attention(q_BLNH, k_BMKH, v_BMKH, positions_L: jax.Array | None) -> jax.Array:
@@ -52,6 +58,15 @@ def blocked_attention(q_BLNH, k_BMKH, v_BMKH, positions_L: jax.Array | None) -> 
     positions = jnp.zeros(length, jnp.int32) if positions_L is None else positions_L
     out = jax.lax.map(one, (blocks, positions.reshape(-1, size)))
     return keep(jnp.moveaxis(out, 0, 1).reshape(q_BLNH.shape), ATTENTION)
+
+
+def cudnn_takes(head_dim: int) -> bool:
+    """Whether cuDNN's kernel is compiled for heads of that size.
+
+    >>> [cudnn_takes(size) for size in (64, 80, 100, 256)]
+    [True, True, False, False]
+    """
+    return head_dim <= CUDNN_HEAD_DIM and head_dim % 8 == 0
 
 
 def cudnn_attention(q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, causal: bool) -> jax.Array:

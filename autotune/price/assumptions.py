@@ -89,9 +89,10 @@ class Assumptions:
     `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
     same; `flash_efficiency`: share of the peak its kernel reaches, (forward, backward); `flash_matmuls`: over the
     scores, (forward, backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix, but for
-    the diagonal's tiles of `flash_tile` (0: exactly half). `fused_context`: ways to attend over a causal sequence cut
-    along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries, keys and values come from one
-    matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
+    the diagonal's tiles of `flash_tile` (0: exactly half). `flash_head_dim`: the largest head it takes, of eights
+    (None: any); others are plain matmuls on blocks of queries. `fused_context`: ways to attend over a causal sequence
+    cut along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries, keys and values come from
+    one matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
     `reduces_each`: each matmul that is cut by its columns reduces the gradient of its input by itself, those of a gated
     MLP included (without sequence parallelism). `reruns_head`: full recomputation checkpoints the logits too.
     `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing);
@@ -100,6 +101,8 @@ class Assumptions:
     "alone" (where they are summed over fsdp only). `least_shard`: rows of d_model a shard must have for that to be a
     reduce-scatter; with fewer, gradients are all-reduced and cut. `sums_over_slice`: where the fsdp shards are all of a
     three-dimensional slice, they are gathered and reduced by all-reduces, which send twice as much.
+    `partitions_embedding`: the embedding's gradient goes the way that XLA's partitioner finds (`price.embedding`), else
+    as the other weights'.
     `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
     bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step.
     `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only.
@@ -110,7 +113,8 @@ class Assumptions:
     `scatter_transfers`: a stage sends 1/tensor of its output and the receiver gathers it along `tensor`.
     `gathers_again`: matmul inputs stay cut under sequence parallelism and are gathered again in the backward pass;
     `regather_hidden`: share of those gathers hidden behind other backward work. `keeps_gathered`: without recomputation
-    the weights gathered over fsdp stay in memory for the backward pass. `reruns_unread`: a checkpointed layer is run
+    the weights gathered over fsdp stay in memory for the backward pass; `whole_layers`: the weights, and gradients not
+    yet reduced, that are whole at once at work, in layers' weights. `reruns_unread`: a checkpointed layer is run
     again whole, what nothing reads included.
     `shards_zero_weights`: under ZeRO the weights kept between steps are cut along `data` too; `zero1_scatters`: ZeRO-1
     reduces gradients onto their shards (else they are reduced whole). `gradients_from_start`: gradient buffers live
@@ -132,6 +136,7 @@ class Assumptions:
     flash_efficiency: tuple[float, float]
     flash_matmuls: tuple[float, float]
     flash_tile: int
+    flash_head_dim: int | None
     skips_masked: bool
     fused_context: tuple[str, ...]
     fused_qkv: bool
@@ -146,6 +151,7 @@ class Assumptions:
     scatter_hides: str
     least_shard: int
     sums_over_slice: bool
+    partitions_embedding: bool
     transfer_hidden: float
     transfer_wait: float
     gradients_per_pass: bool
@@ -156,6 +162,7 @@ class Assumptions:
     scatter_transfers: bool
     gathers_again: bool
     keeps_gathered: bool
+    whole_layers: float
     weight_pieces: int
     piece_seconds: float
     gathers_rerun: bool
@@ -236,6 +243,7 @@ XLA_TPU = Assumptions(
     flash_efficiency=(0.5, 0.45),
     flash_matmuls=(2.0, 7.0),  # two kernels backward, both of which make the scores again
     flash_tile=1024,
+    flash_head_dim=None,
     skips_masked=True,
     fused_context=("gather",),
     fused_qkv=False,
@@ -253,6 +261,7 @@ XLA_TPU = Assumptions(
     scatter_hides="alone",
     least_shard=128,
     sums_over_slice=False,
+    partitions_embedding=True,
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
@@ -263,6 +272,7 @@ XLA_TPU = Assumptions(
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=True,
+    whole_layers=2.0,
     weight_pieces=1,
     piece_seconds=0.0,
     gathers_rerun=False,
@@ -297,6 +307,7 @@ XLA_GPU = Assumptions(
     flash_efficiency=GPU_SHARES,
     flash_matmuls=(2.0, 5.0),
     flash_tile=0,
+    flash_head_dim=128,  # autotune.models.kernels, CUDNN_HEAD_DIM
     skips_masked=True,
     fused_context=(),  # no public way to tell cuDNN where queries begin among longer keys
     fused_qkv=False,
@@ -306,12 +317,15 @@ XLA_GPU = Assumptions(
     traffic=_XLA_GPU_TRAFFIC,
     saved=_XLA_GPU_SAVED,
     state=_XLA_STATE,
-    # Set after a look at what our own compiles for 2 x 8 and 4 x 8 H100 expose (jaxlib 0.10.2).
-    hidden_share={"fsdp": 0.3, "tensor": 0.0, "data": 0.5, "context": 0.5, "expert": 0.0},
-    hidden_most={"fsdp": 0.75},
+    # Set after a look at what our own compiles for 2 x 8 and 4 x 8 H100 expose (jaxlib 0.10.2). `tensor` only where it
+    # leaves the NVLink domain: there 0.60 to 0.75 of what its collectives take was exposed whatever the compute, in all
+    # but four of the layouts looked at (h100, h200 and a100-80, tensor 2 to 16; 0.54, 0.81, 0.93 and 0.98 in those).
+    hidden_share={"fsdp": 0.3, "tensor": 1.0, "data": 0.5, "context": 0.5, "expert": 0.0},
+    hidden_most={"fsdp": 0.75, "tensor": 1.0 / 3.0},
     scatter_hides="never",
     least_shard=0,
     sums_over_slice=False,
+    partitions_embedding=True,
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
@@ -322,6 +336,9 @@ XLA_GPU = Assumptions(
     scatter_transfers=False,
     gathers_again=False,
     keeps_gathered=True,
+    # Of a gated MLP two matrices and the gradient of one, where the layer's backward pass needs the most (h100 and
+    # h200, widths 2048 to 8192, jax 0.10.2).
+    whole_layers=1.0,
     weight_pieces=1,
     piece_seconds=0.0,
     gathers_rerun=False,

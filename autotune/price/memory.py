@@ -76,41 +76,56 @@ def _stage(
     cut = np.where(zero > 0, size["data"], 1.0)
     weights = state.weights * kept / (cut if stack.shards_zero_weights else 1.0)
     if stack.shards_zero_weights:
-        # ZeRO gathers a copy in the compute dtype once a step
-        weights = weights + np.where(zero > 0, state.compute * kept, 0.0)
+        # ZeRO gathers a copy in the compute dtype once a step; that of the tables is gone before the layers run back
+        tabled = tables * chunk.parameters.vocabulary / size["fsdp"]
+        weights = weights + np.where(zero > 0, state.compute * (kept - tabled), 0.0)
     optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
-    if stack.shards_zero_weights:
-        # ZeRO-1: whole only in the dtype they are reduced in, where they are not summed over passes first
-        once = (zero == 1) & (table.accumulate == 1)
-        gradients = np.where(once, state.reduced * kept + state.gradients * kept / cut, gradients)
     if stack.sums_beside:
         gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
+    if stack.shards_zero_weights:
+        # ZeRO-1: whole only in the dtype they are reduced in, their sums over passes are shards (mixture on h100); the
+        # embedding's comes last, and is added to that of a tied table's other use
+        whole = kept - tables * (0.0 if chunk.shape.tied_embeddings else chunk.parameters.embedding / size["fsdp"])
+        summed = np.where(table.accumulate > 1, state.gradients * kept / cut, 0.0)
+        gradients = np.where(zero == 1, state.reduced * whole + summed, gradients)
     by_hand, virtual = chunk.by_hand, table.virtual_stages
     if by_hand.any():
         # What the policy saves of every tick, idle ones too, and with it the weights of the tick's chunk of layers.
         ticks = (table.microbatches * virtual + size["stage"] - 1.0) / virtual
         waiting = np.where(by_hand, ticks, waiting)
         whole = state.compute * chunk.parameters.layer * layers
-        # Beside it the weights whole along fsdp, their gradients' sums in float32, and the inputs and results of all
-        # microbatches with their gradients.
-        around = 4.0 * chunk.stream_bytes * table.microbatches / np.where(chunk.parallel, size["tensor"], 1.0)
-        beside = np.where(by_hand, whole * (1.0 + ticks) + 2.0 * whole + around, 0.0)
+        # Beside it the weights whole along fsdp, their gradients' sums in float32 (and once more those of the chunk at
+        # work, where that is several layers), and the gradients of all microbatches' inputs and results.
+        around = 2.0 * chunk.stream_bytes * table.microbatches / np.where(chunk.parallel, size["tensor"], 1.0)
+        sums = 2.0 * whole * (1.0 + np.where(chunk.sliced, 1.0 / virtual, 0.0))
+        beside = np.where(by_hand, whole * (1.0 + ticks) + sums + around, 0.0)
+        gradients = np.where(by_hand, 0.0, gradients)
     else:
         beside = np.zeros(len(table))
     if stack.keeps_sent:
         beside = beside + np.where(staged, (waiting * (1.0 - head) + 1.0) * chunk.stream_bytes, 0.0)
     activations = (chunk.kept * waiting + chunk.kept_weights) * layers + beside
-    gathered = np.where(size["fsdp"] > 1, state.compute * chunk.parameters.layer, 0.0)
+    # Routed experts' weights stand there in the layout of their batched matmuls, too (mixtures on h100 and a100-80).
+    whole = stack.whole_layers * chunk.parameters.layer_dense + 2.0 * chunk.parameters.layer_routed
+    gathered = np.where(size["fsdp"] > 1, state.compute * whole, 0.0)
     pieces = head * np.where(staged & stack.head_everywhere, table.microbatches, 1.0)
     pieces = np.where(by_hand, table.microbatches / size["stage"], pieces)
     logits, held = chunk.of(work.logit_bytes) * pieces, chunk.of(work.held_logit_bytes) * pieces
     in_layer = chunk.of(work.layer_work_bytes) + chunk.kept_again
     taken = stack.fixed_bytes + _groups(chunk, 1 if tables else 2)
-    working = in_layer + 2.0 * gathered + taken
+    working = in_layer + gathered + taken
     late = np.zeros(len(table)) if stack.gradients_from_start else gradients
     at_start = activations + logits + (gradients - late)
     at_end = activations + gradients + held + (0.0 if stack.eager else in_layer)
+    early = _once(chunk) & ~by_hand & (size["tensor"] == 1) & (stack.saved.held_logits > 0)
+    if early.any():
+        # Under ZeRO-1 of one pass most programs that do not cut the vocabulary make the unembedding's gradient first:
+        # the layers' backward pass begins when the logits are gone, which stood beside its stacked gradients (on h100,
+        # h200 and a100-80, jax 0.10.2; where they stay all the same, this is up to 7 % too low).
+        held, late = np.where(early, 0.0, held), np.where(early, 0.0, late)
+        at_start = np.where(early, activations + logits + gradients, at_start)
+        at_end = np.where(early, activations + gradients + working - taken, at_end)
     ends = at_end > at_start
     categories = {
         "parameters": weights,
@@ -118,12 +133,18 @@ def _stage(
         "optimizer_state": optimizer,
         "activations": activations,
         "logits": np.where(ends, held, logits),
-        "workspace": working,
+        "workspace": np.where(early & ~ends, taken, working),
     }
     if stack.allocator != 1.0:
         asked = sum(categories.values()) - taken
         categories["workspace"] = working + (stack.allocator - 1.0) * asked
     return categories
+
+
+def _once(chunk: Chunk) -> np.ndarray:
+    """Rows under ZeRO-1 whose gradients are whole only in the dtype they are reduced in: not summed over passes."""
+    sharded = chunk.stack.shards_zero_weights
+    return (chunk.table.zero == 1) & (chunk.table.accumulate == 1) & sharded
 
 
 def _groups(chunk: Chunk, neighbours: int) -> np.ndarray | float:

@@ -71,17 +71,26 @@ class CollectiveCost:
     tree_latency: np.ndarray | None
     ramp_seconds: tuple[float, ...] | None
 
-    def seconds(self, mesh: np.ndarray, payload_bytes: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """(seconds of bytes on each tier, seconds of latency) of one collective, network to itself, per row."""
+    def seconds(
+        self, mesh: np.ndarray, payload_bytes: np.ndarray, outer_share: np.ndarray | float = 1.0
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """(seconds of bytes on each tier, seconds of latency) of one collective, network to itself, per row.
+
+        `outer_share`: of the bytes on the outer tier, what is left where other axes of a joint reduction cut them.
+        """
         route = self.route[mesh]
         parts, waits = [], []
         for tier in range(len(self.tiers)):
             bytes_seconds = payload_bytes * self.per_byte[tier][route]
+            if tier == len(self.tiers) - 1:
+                bytes_seconds = bytes_seconds * outer_share
             if self.ramp_seconds is not None:
                 bytes_seconds = bytes_seconds + np.minimum(0.5 * bytes_seconds, self.ramp_seconds[tier])
             if self.tree_per_byte is not None and self.tree_latency is not None:
                 wait = self.latency[tier][route]
                 tree_bytes = payload_bytes * self.tree_per_byte[tier][route]
+                if tier == len(self.tiers) - 1:
+                    tree_bytes = tree_bytes * outer_share
                 tree_wait = self.tree_latency[tier][route]
                 tree = tree_bytes + tree_wait < bytes_seconds + wait
                 bytes_seconds = np.where(tree, tree_bytes, bytes_seconds)

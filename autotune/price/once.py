@@ -9,11 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.meshes.layout import SCHEDULES
+from autotune.price.embedding import enter_embedding
 from autotune.price.rows import Rows
 
 
 class Once(Rows):
-    """Entries of the units "pass" and "step" of some layouts. `one_way`: seconds of one transfer to the next stage."""
+    """Entries of the units "pass" and "step" of some layouts. `one_way`: seconds of one transfer to the next stage.
+
+    `whole`, `scattered`: bytes of gradients that are reduced over `data` whole, or onto shards.
+    """
 
     one_way: np.ndarray
 
@@ -21,6 +25,10 @@ class Once(Rows):
         """Everything beside the passes, in the order of a step."""
         if self.used["stage"]:
             self._transfers()
+        layers, tables = self.layer_gradients("data"), self.table_gradients("data")
+        cut_layers, cut_tables = self.scatters_layers, self.scatters_tables
+        self.whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
+        self.scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
         self._weights()
         self._optimizer()
 
@@ -58,8 +66,7 @@ class Once(Rows):
         batch = payload * table.accumulate * table.microbatches
         self.move("stage", "all_gather", "step", batch, twice)
         self.move("stage", "reduce_scatter", "step", batch, twice)
-        tables = state.reduced * self.parameters.vocabulary / size["fsdp"]
-        self.move("stage", "all_reduce", "step", tables, 0.5 * twice)
+        self.move("stage", "all_reduce", "step", self.table_gradients("stage"), once)
         virtual, stages = table.virtual_stages, size["stage"]
         turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages)
         slices = state.compute * self.parameters.layer * self.middle / virtual / size["fsdp"]
@@ -69,7 +76,7 @@ class Once(Rows):
             self.gather("step", state.compute * layers, once)
             self.scatter("step", state.reduced * layers, once)
             self.gather("step", state.compute * vocabulary, self.table_gathers * once)
-            self.scatter("step", state.reduced * vocabulary, once)
+            self.scatter("step", state.reduced * (vocabulary - self.parameters.embedding), once)
 
     def _weights(self) -> None:
         """Gradients over the axes along which weights are repeated, and what ZeRO gathers again."""
@@ -78,8 +85,10 @@ class Once(Rows):
         if self.used["data"] and (zero > 0).any():
             self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
         for axis in ("context", "expert"):
-            payload = self.gradient_bytes() - state.reduced * (routed if axis == "expert" else 0.0)
-            self.move(axis, "all_reduce", "step", payload, self.reductions())
+            payload = self.layer_gradients(axis) + self.table_gradients(axis)
+            self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self.outer_share(axis))
+        if self.stack.partitions_embedding:
+            enter_embedding(self)
 
     def _optimizer(self) -> None:
         """The update, and what of the memory's traffic gradients cause outside the passes."""

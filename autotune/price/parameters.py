@@ -16,12 +16,13 @@ class Parameters:
     """Counts a device, cut along tensor and expert only. `layer`: of one layer; `layer_dense` and `layer_routed` are
     its parts that every expert rank repeats or holds alone; `vocabulary`: embedding and output projection together on
     the fullest stage; `sent_vocabulary`: what is gathered and reduced of them: XLA does so once for each use of a tied
-    table (a100-80 and h100, jax 0.10.2)."""
+    table (a100-80 and h100, jax 0.10.2); `embedding`: its part whose gradient goes its own way (`price.embedding`)."""
 
     layer_dense: np.ndarray
     layer_routed: np.ndarray
     vocabulary: np.ndarray
     sent_vocabulary: np.ndarray
+    embedding: np.ndarray
 
     @property
     def layer(self) -> np.ndarray:
@@ -53,4 +54,5 @@ def parameters_of(shape: Transformer, stack: Assumptions, size: Mapping[str, np.
         layer_routed=routed / (size["tensor"] * size["expert"]),
         vocabulary=vocabulary,
         sent_vocabulary=sent,
+        embedding=table * stack.partitions_embedding,
     )

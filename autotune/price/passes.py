@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import REMAT
 from autotune.price import remat as price_remat
 from autotune.price.rows import Rows
@@ -38,6 +39,11 @@ class Passes(Rows):
             # What leaves the routed experts is read again, by the gradient of the gates.
             routed = self.shape.slots_per_token / (self.shape.slots_per_token + self.shape.shared_experts)
             self.again["hidden_out"] = np.maximum(self.again["hidden_out"], routed * self.again["hidden_in"])
+        if stack.flash and stack.reruns_kernel:
+            # Blocks of plain attention make their scores again from what they read; their result is kept where the
+            # policy says so, and they run again where it is not (h100, remat=dots, context=4, jax 0.10.2).
+            own = price_remat.run_again(stack.reruns_unread, False)["context"][table.remat]
+            self.again["context"] = np.where(self.of(work.blocked), own, self.again["context"])
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
         self.kept_again = np.zeros(len(table))
@@ -45,7 +51,9 @@ class Passes(Rows):
             # What a layer keeps without recomputation is in hand while it is run again.
             everything = sum(kept[part][0] * self.of(values) for part, values in work.kept.items())
             self.kept_again = everything - self.kept
-        gathered = (self.size["fsdp"] > 1) & (table.remat == 0) & stack.keeps_gathered & ~self.by_hand
+        # What the matmuls read is kept with the rest: gathered, or cast (h100, h200 and a100-80, jax 0.10.2).
+        made = (self.size["fsdp"] > 1) | stack.state.casts
+        gathered = made & (table.remat == 0) & stack.keeps_gathered & ~self.by_hand
         self.kept_weights = stack.state.compute * self.parameters.layer * gathered
         core = self._compute()
         self._tensor()
@@ -68,11 +76,12 @@ class Passes(Rows):
         book.add("recompute.matmul", "matmul", "layer", rerun)
         core = [self.of(values) for values in work.core_matmul]
         book.add("attention", "matmul", "layer", core[0] + core[1])
-        book.add("recompute.attention", "matmul", "layer", again["context"] * core[0])
+        core_again = again["context"] * self.of(work.core_again)
+        book.add("recompute.attention", "matmul", "layer", core_again * core[0])
         for name, matmul in matmuls.items():
             book.count("flops", "layer", (3.0 + again[name]) * self.of(matmul.flops))
         kernel = [self.of(values) for values in work.core_flops]
-        book.count("flops", "layer", (1.0 + again["context"]) * kernel[0] + kernel[1])
+        book.count("flops", "layer", (1.0 + core_again) * kernel[0] + kernel[1])
         rest = [self.of(values) for values in work.elementwise]
         book.add("elementwise", "hbm", "layer", rest[0] + rest[1])
         book.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])
@@ -118,24 +127,41 @@ class Passes(Rows):
         """Two blocks a layer, each entered by a gather and left by a reduction; backward the other way round."""
         if not self.used["tensor"]:
             return
-        again = self.again
+        again, work = self.again, self.prepared.work
         regather = 2.0 * self.stack.gathers_again * (1.0 - self.stack.regather_hidden)
         gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"] + regather, 0.0)
-        scatters = np.where(self.parallel, 4.0 + 2.0 * again["scatters"], 0.0)
+        # Routed experts have their own collectives; only shared ones end like an MLP.
+        blocks = 2.0 if self.shape.shared_experts or not self.shape.experts else 1.0
+        scatters = np.where(self.parallel, 2.0 * blocks + 2.0 * again["scatters"], 0.0)
         own = float(self.stack.reduces_each * (self.shape.mlp_matrices - 2))
         reductions = np.where(self.parallel, 0.0, 4.0 + own + 2.0 * again["scatters"])
+        # Where they leave the NVLink domain half of a layer's compute is beside the gathers, half beside the others.
+        crossing = self.table.dcn_tensor > 1
+        beside = np.where(crossing, 0.5 * (self.forward + self.backward + self.weight), 0.0)
         if self.parallel.any():
-            self.move("tensor", "all_gather", "layer", self.stream_bytes, gathers)
-            self.move("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters)
+            self.move("tensor", "all_gather", "layer", self.stream_bytes, gathers, beside)
+            self.move("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters, beside)
+        if self.book.counting:
+            # Of a single sequence the pipeline gathers the gradient of each block's result for either matmul that reads
+            # it, the second time beside the first matmul (h100 and h200, tensor 2 and 4, jax 0.10.2).
+            twice = self.parallel & self.by_hand & (self.of(work.sequences) <= 1.0)
+            sent = wire_bytes("all_gather", self.stream_bytes, self.size["tensor"])
+            self.book.count("tensor", "layer", np.where(twice, 2.0 * sent, 0.0))
         if not self.parallel.all():
             self.move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
         if self.shape.experts:
             # Slots travel cut along D, are whole for the experts' matmuls, and their results are reduced onto the cut:
             # gathered forward, again for the weights' gradients, and the gradient of the result. Where the experts run
             # again, two more gathers and one more reduction (deepseek-like on h100, remat=full, jax 0.10.2).
-            slots, more = self.of(self.prepared.work.slot_bytes), self.again["hidden_in"]
-            self.move("tensor", "all_gather", "layer", slots, 3.0 + 2.0 * more)
+            # The gradient of a gated MLP's result is gathered for either matmul that reads it; a pipeline gathers each
+            # array once. The tokens mixed from them, and their gradient, change from a cut of D to one of the length
+            # and back.
+            slots, more = self.of(work.slot_bytes), self.again["hidden_in"]
+            gated = self.shape.mlp_matrices - 2.0
+            self.move("tensor", "all_gather", "layer", slots, np.where(self.by_hand, 3.0, 3.0 + gated + more))
             self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + more)
+            cut = self.stream_bytes / self.size["tensor"]
+            self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0, 0.0))
 
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Keys and values of the other shards: gathered, or handed around a ring, while attention works on others.
@@ -152,7 +178,15 @@ class Passes(Rows):
         gathers = np.where(ring, 0.0, 1.0 + self.again["elementwise"])
         self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
         self.move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
-        turns = np.where(ring, (size - 1.0) * (4.0 + self.again["context"]), 0.0)
+        if self.shape.experts:
+            # Dispatch sees the tokens of whole sequences and deals its results out again, forward and backward.
+            tokens = self.stream_bytes * size / self.size["tensor"]
+            self.move("context", "all_gather", "layer", tokens, 2.0 + self.again["hidden_in"])
+            self.move("context", "reduce_scatter", "layer", tokens, 2.0 * np.ones(len(self.table)))
+        # The gradients travel in float32, and one step further than the others, home, that in the compute dtype; where
+        # the ring runs again, its first step is the backward pass's as well (a100-40 and h100, jax 0.10.2).
+        again = self.again["context"]
+        turns = np.where(ring, (size - 1.0) * (4.0 + again) + (1.0 - again), 0.0) * (size > 1)
         self.move("context", "permute", "layer", own, turns, forward + backward)
 
     def _expert(self) -> None:
@@ -213,4 +247,5 @@ class Passes(Rows):
             table = self.parameters.sent_vocabulary
             each = np.where(self.by_hand, 0.0, 1.0)
             self.gather("head", state.compute * table, self.table_gathers * each, 0.5 * beside)
-            self.scatter("head", state.reduced * table, each, 0.5 * beside)
+            own = table - self.parameters.embedding
+            self.scatter("head", state.reduced * own, each, 0.5 * beside)

@@ -10,6 +10,7 @@ import numpy as np
 from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import WORDS
+from autotune.price.embedding import INNER_FIRST
 from autotune.price.ledger import Ledger
 from autotune.price.network import CollectiveCost, Meshes
 from autotune.price.parameters import Parameters, parameters_of
@@ -89,10 +90,47 @@ class Rows:
         fsdp = self.size["fsdp"]
         return self.parameters.dense(self.middle) / fsdp, self.parameters.routed(self.middle) / fsdp
 
-    def gradient_bytes(self) -> np.ndarray:
-        """Bytes of their gradients, as they are reduced along the axes that repeat the weights."""
-        twice = (self.parameters.sent_vocabulary - self.parameters.vocabulary) / self.size["fsdp"]
-        return self.stack.state.reduced * (sum(self.own_parameters()) + twice)
+    def layer_gradients(self, axis: str) -> np.ndarray:
+        """Bytes of the layers' gradients, of the fullest stage, as they are reduced along an axis that repeats them."""
+        dense = self.middle * self.parameters.layer_dense / self._shards(axis, self.scatters_layers, INNER_FIRST)
+        if axis != "expert":
+            inside = self._shards(axis, self.scatters_layers, INNER_FIRST[1:])
+            dense = dense + self.middle * self.parameters.layer_routed / inside
+        return self.stack.state.reduced * dense / self.size["fsdp"]
+
+    def table_gradients(self, axis: str) -> np.ndarray:
+        """The same of the vocabulary's tables, less an embedding that goes its own way (`price.embedding`)."""
+        sent = self.parameters.sent_vocabulary - self.parameters.embedding
+        shards = self.size["fsdp"] * self._shards(axis, self.scatters_tables, INNER_FIRST)
+        return self.stack.state.reduced * sent / shards
+
+    def _shards(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
+        """How often gradients that are reduced along all of `axes` are cut when an axis has its turn: one collective
+        reduces along all, inner axes first; where gradients are scattered over `data`, that comes first."""
+        inside = np.where(scattered, self.size["data"] if axis != "data" else 1.0, 1.0)
+        for name in axes[: axes.index(axis)]:
+            inside = inside * np.where(scattered & ((axis == "data") | (name == "data")), 1.0, self.size[name])
+        return inside
+
+    @property
+    def scatters_tables(self) -> np.ndarray:
+        """Rows that reduce gradients onto shards over `data`."""
+        zero = self.table.zero
+        return (self.size["data"] > 1) & ((zero == 2) | ((zero == 1) & self.stack.zero1_scatters))
+
+    @property
+    def scatters_layers(self) -> np.ndarray:
+        """Rows that do so with the layers' too: `autotune.models.pipeline` sums these, and where it sums them along
+        `data` alone, the compiler makes that a reduce-scatter."""
+        return self.scatters_tables & ~(self.by_hand & (self.size["context"] > 1))
+
+    def outer_share(self, axis: str) -> np.ndarray:
+        """Of what an axis sends over the outer tier, the share left when all axes outside it that reduce with it have
+        done so inside their domains: one collective along several axes goes over the inner tier first."""
+        outside = np.ones(len(self.table))
+        for name in INNER_FIRST[INNER_FIRST.index(axis) + 1 : -1]:
+            outside = outside * self.size[name] / getattr(self.table, f"dcn_{name}")
+        return np.where(self.scatters_layers, 1.0, 1.0 / outside)
 
     def reductions(self) -> np.ndarray:
         """How often a step reduces gradients along such an axis."""
@@ -114,14 +152,15 @@ class Rows:
         """Bytes a second between a device and its host's memory."""
         return HOST_BYTES_PER_SECOND * self.hardware.faster.get("host", 1.0)
 
-    def move(self, axis: str, kind: str, unit: str, payload, times, beside=None) -> None:
-        """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself."""
-        if not self.used[axis]:
+    def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
+        """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.
+        `outer_share`: see `CollectiveCost.seconds`."""
+        if not self.used[axis] or not np.any(times):
             return
         cost = self.prepared.costs[axis, kind]
         if self.book.counting:
             self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
-        parts, latency = cost.seconds(self.mesh, payload)
+        parts, latency = cost.seconds(self.mesh, payload, outer_share)
         total = latency
         for part in parts:
             total = total + part
@@ -158,6 +197,11 @@ class Rows:
         if beside is not None and self.stack.scatter_hides != "always":
             alone = (self.size["data"] == 1) if self.stack.scatter_hides == "alone" else False
             beside = np.where(alone, beside, 0.0)
+            if self.book.counting and self.stack.scatter_hides == "alone":
+                # Under its matmul it is a chain of permutes both ways, two more than shards to send (v5e, v5p and v6e,
+                # fsdp 8 to 32, libtpu 0.0.42).
+                windowed = alone & ~whole & (self.size["context"] == 1) & (self.size["fsdp"] > 2)
+                self.book.count("fsdp", unit, np.where(windowed, 2.0 * gradients / self.size["fsdp"] * times, 0.0))
         self.move("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, times), beside)
         if whole.any():
             self.move("fsdp", "all_reduce", unit, gradients, np.where(whole, times, 0.0))

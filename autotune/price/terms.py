@@ -25,11 +25,11 @@ from autotune.price.work import work_of
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
 
 KINDS = {
-    "tensor": ("all_gather", "reduce_scatter", "all_reduce"),
-    "fsdp": ("all_gather", "reduce_scatter", "all_reduce"),
-    "data": ("all_gather", "reduce_scatter", "all_reduce"),
+    "tensor": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
+    "fsdp": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
+    "data": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
     "context": ("all_gather", "reduce_scatter", "permute", "all_reduce"),
-    "expert": ("all_to_all", "all_reduce"),
+    "expert": ("all_to_all", "all_reduce", "all_gather"),
     "stage": ("permute", "all_gather", "reduce_scatter", "all_reduce"),
 }
 """The collectives that each axis can ask for."""
@@ -103,11 +103,11 @@ class Chunk(Rows):
         if self.stack.scatter_hides == "never":
             # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
             beside = np.where(self.size["fsdp"] > 1, 0.0, 0.5 * beside)
-        zero, gradients, repeats = self.table.zero, self.gradient_bytes(), self.reductions()
-        scattered = (zero == 2) | ((zero == 1) & self.stack.zero1_scatters)
-        self.move("data", "all_reduce", "step", gradients, np.where(scattered, 0.0, repeats), beside)
-        if scattered.any():
-            self.move("data", "reduce_scatter", "step", gradients, np.where(scattered, repeats, 0.0), beside)
+        whole, repeats = self.once.whole[self.of_once], self.reductions()
+        self.move("data", "all_reduce", "step", whole, np.where(whole > 0, repeats, 0.0), beside)
+        if self.once.scattered.any():
+            scattered = self.once.scattered[self.of_once]
+            self.move("data", "reduce_scatter", "step", scattered, np.where(scattered > 0, repeats, 0.0), beside)
 
     def _times(self, layer: np.ndarray, head: np.ndarray) -> np.ndarray:
         """Enter how often each unit counts on the busiest stage; seconds of one microbatch on all the others."""

@@ -47,8 +47,10 @@ class Work:
     """One pass on one device; arrays over distinct pieces of work. Seconds and bytes of one layer unless named `head`.
 
     `heads`, `out`, `hidden_in`, `hidden_out`: matmuls to heads, back from attention, into and out of the MLP.
-    `core_*`: attention's core: `_flops`, `_matmul` at the matmul rate, `_hbm` at the memory rate. `elementwise`:
-    (forward, backward) memory traffic. `launches`: (forward, backward) seconds of kernel launches.
+    `core_*`: attention's core: `_flops`, `_matmul` at the matmul rate, `_hbm` at the memory rate, `_again` the share of
+    its forward pass that is left to run where that runs again; `blocked`: whether it is plain matmuls on blocks of
+    queries. `elementwise`: (forward, backward) memory traffic. `launches`: (forward,
+    backward) seconds of kernel launches.
     `stream_bytes`: tokens x d_model in the compute dtype, not cut along `tensor`; `kv_bytes`: keys and values;
     `slot_bytes`: slots of routed experts x d_model, not cut along `tensor` either.
     """
@@ -62,6 +64,8 @@ class Work:
     core_flops: tuple[np.ndarray, np.ndarray]
     core_matmul: tuple[np.ndarray, np.ndarray]
     core_hbm: tuple[np.ndarray, np.ndarray]
+    core_again: np.ndarray
+    blocked: np.ndarray
     elementwise: tuple[np.ndarray, np.ndarray]
     launches: tuple[float, float]
     head: Matmul
@@ -147,9 +151,16 @@ def work_of(
         )
         # What the kernel cannot do runs as plain matmuls on blocks of scores, which the backward pass makes again.
         gathers = "gather" in assumptions.fused_context or not causal
-        plain = (context > 1) & np.where(ring, "ring" not in assumptions.fused_context, not gathers)
-        share = np.where(ring, seen, 1.0)
-        forward, backward = one_way + other_way, 3.0 * one_way + 2.0 * other_way
+        largest = assumptions.flash_head_dim
+        fits = largest is None or (shape.head_dim <= largest and shape.head_dim % 8 == 0)
+        plain = (context > 1) & np.where(ring, "ring" not in assumptions.fused_context, not gathers) | (not fits)
+        # A causal ring works on pairs of half shards: 2 c + 1 of every 4 c (autotune.models.ring).
+        share = np.where(ring & causal, 0.5 + 0.25 / context, 1.0)
+        # Plain attention's gradient of the scores is float32, and so are the two matmuls that take it on to queries and
+        # keys (h100, jax 0.10.2); a ring casts it.
+        wide_way = matmul_seconds(hardware, "float32", DTYPE_BYTES["float32"], length, h, float(seq), batches)
+        forward = one_way + other_way
+        backward = 3.0 * one_way + 2.0 * other_way + np.where(ring, 0.0, 2.0 * (wide_way - other_way))
         core = tuple(
             np.where(plain, matmuls * share, fast) for matmuls, fast in zip((forward, backward), core, strict=True)
         )
@@ -161,6 +172,12 @@ def work_of(
         core_hbm = tuple(np.where(plain, each * share, 0.0) for each in again)
         block = np.where(plain, np.minimum(length, PLAIN_QUERIES) * np.where(ring, length / 2.0, seq), 0.0)
         kernels = (1.0, 2.0)
+        blocked = plain & ~ring
+        # Products of a ring that are one block of queries, and no loop, find their scores made again already (gb200,
+        # a100-40 and h100; jax 0.10.2): those with its own keys, and with two devices all.
+        pieces = 2.0 if causal else 1.0
+        alone = np.where(context == 2, 1.0, (3.0 if causal else 1.0) / np.where(causal, 2.0 * context + 1.0, context))
+        core_again = np.where(ring & (context > 1) & (length / pieces <= PLAIN_QUERIES), 1.0 - 0.5 * alone, 1.0)
     else:
         # scores = q k^T and probabilities x v; backward two matmuls for each
         core = (one_way + other_way, 2.0 * (one_way + other_way))
@@ -168,6 +185,8 @@ def work_of(
         core_hbm = stored_bytes
         block = np.zeros_like(tokens)
         kernels = (4.0, 8.0)
+        blocked = np.zeros_like(tokens, dtype=bool)
+        core_again = np.ones_like(tokens)
     cut = np.where(sequence_parallel > 0, tensor, 1)
     gate = first - 1
     elements = (tokens * d / cut, tokens * (heads + 2 * kv_heads) * h, tokens * copies * hidden)
@@ -202,7 +221,8 @@ def work_of(
         "hidden_in": 2.0 * first * elements[2],
         "hidden_rest": (saved.hidden + gate * saved.gate) * elements[2],
     }
-    in_hand = saved.working * tokens * d + SLOT_BYTES * slots * tensor + PLAIN_BYTES * batches * block
+    # Experts run back before attention does: of slots and blocks of scores no more than the larger is there.
+    in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * tensor, PLAIN_BYTES * batches * block)
     scores_in_hand = saved.scores_working * scores * (not assumptions.flash)
     if assumptions.eager:
         # Gradients on both sides of the activation, or of the softmax once all that the MLP kept is gone.
@@ -220,6 +240,8 @@ def work_of(
         core_flops=core_flops,  # type: ignore[arg-type]
         core_matmul=core,  # type: ignore[arg-type]
         core_hbm=core_hbm,  # type: ignore[arg-type]
+        core_again=core_again,
+        blocked=blocked,
         elementwise=elementwise,  # type: ignore[arg-type]
         launches=launches,  # type: ignore[arg-type]
         head=matmul(tokens, shape.vocab / tensor, d),
