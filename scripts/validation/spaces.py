@@ -51,6 +51,14 @@ MODELS = {
             name="deepseek-1024", layers=8, d_model=1024, heads=8, kv_heads=8, head_dim=128, d_ff=704, vocab=32768,
             experts=64, experts_per_token=6, shared_experts=2,
         ),
+        Transformer(
+            name="gemma-2048", layers=18, d_model=2048, heads=8, kv_heads=2, head_dim=256, d_ff=16384, vocab=256000,
+            tied_embeddings=True,
+        ),
+        Transformer(
+            name="switch-2048", layers=12, d_model=2048, heads=16, kv_heads=4, head_dim=128, d_ff=8192, vocab=32000,
+            mlp="gelu-2mat", experts=16, experts_per_token=1,
+        ),
     )
 }  # fmt: skip
 
@@ -122,6 +130,8 @@ CASES = _cases(
     ("dense-2048", "v5e:4x4", 64, 2048, "fsdp,stage", "remat=full schedule=gpipe accumulate=1"),
     ("dense-4096", "v6e:4x4", 32, 4096, "fsdp,context", "remat=full accumulate=1 context_attention=gather"),
     ("mixtral-2048", "v5p:2x2x4", 64, 2048, "fsdp,expert", "remat=full accumulate=1"),
+    ("gemma-2048", "h100:2x8", 64, 4096, "data,fsdp,tensor", "zero=1 remat=minimal accumulate=1 dcn.tensor=1 dcn.fsdp=1"),  # noqa: E501
+    ("switch-2048", "h100:4x8", 64, 2048, "fsdp,expert,context,tensor", "remat=minimal accumulate=1 context_attention=gather tensor=2 dcn.context=4"),  # noqa: E501
 )  # fmt: skip
 
 
