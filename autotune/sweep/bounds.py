@@ -42,10 +42,6 @@ class LeastSeconds:
         return self.work + self.bubble * self.layers
 
 
-OF_CHOICES = ("[data]", "[context]", "optimizer", "accumulation")
-"""Words in the names of all terms that ZeRO and the kind of context attention decide, recomputation apart."""
-
-
 class Bounds:
     """The bounds of one workload on one target, with some words of a layout pinned."""
 
@@ -74,8 +70,12 @@ class Bounds:
         known: dict[str, Any] = {name: column for name, column in {**columns, **changed}.items() if name in plain}
         return LayoutTable(orders=(order_of(self.fixed),), **{**plain, **known})
 
-    def seconds(self, boxes: Columns, without: tuple[str, ...] = ()) -> LeastSeconds:
-        """Seconds that no way to cut the batch into passes brings each box below; terms named by `without` left out."""
+    def seconds(self, boxes: Columns, *, any_zero: bool = False, any_remat: bool = False) -> LeastSeconds:
+        """Seconds that no way to cut the batch into passes brings each box below.
+
+        `any_zero`: nor any ZeRO, for boxes of none: what happens once a step is left out. `any_remat`: nor any
+        recomputation, for boxes of none: what they save more is left out.
+        """
         table = self.table(boxes)
         self.priced += len(table)
         prepared = self.pricer.prepare(table)
@@ -86,9 +86,12 @@ class Bounds:
             doubt = self._doubt(table.take(rows))
             total, layer = np.zeros(ledger.rows), np.zeros(ledger.rows)
             for entry in ledger.all_entries():
-                if any(word in entry.name for word in without):
+                if (any_zero and entry.unit == "step") or (any_remat and entry.name == "saving"):
                     continue
                 sure = entry.seconds * ledger.times[entry.unit]
+                if entry.name == "casts":
+                    # Of a pipeline more virtual stages have less of it: chunks of one layer are not sliced.
+                    sure = np.where(boxes["stage"][rows] > 1, 0.0, sure)
                 if any(f"[{axis}]" in entry.name for axis, share in self.hidden_share.items() if share):
                     sure = sure * doubt
                 total += sure
@@ -133,8 +136,8 @@ class Bounds:
     def bytes(self, boxes: Columns) -> np.ndarray:
         """Bytes that no way to cut the batch into passes brings each box below.
 
-        Accumulation: as many passes as there can be. A pipeline holds more for more microbatches (what each tick saves)
-        or for fewer (their size): the least over all that the space has.
+        Accumulation: as many passes as there can be, or one, which sums no gradients. A pipeline holds more for more
+        microbatches (what each tick saves) or for fewer (their size): the least over all that the space has.
         """
         pieces = np.maximum(self.workload.sequences // (boxes["data"] * boxes["fsdp"] * boxes["expert"]), 1)
         staged = boxes["stage"] > 1
@@ -142,7 +145,8 @@ class Bounds:
             pieces = np.minimum(int(self.fixed["accumulate"]), pieces)
         least = np.full(len(staged), np.inf)
         flat = _where(boxes, ~staged)
-        least[~staged] = self._peak(self.table(flat, accumulate=pieces[~staged]))
+        for accumulate in (pieces[~staged], *([] if "accumulate" in self.fixed else [np.ones_like(pieces[~staged])])):
+            least[~staged] = np.minimum(least[~staged], self._peak(self.table(flat, accumulate=accumulate)))
         deep = _where(boxes, staged)
         for a_stage in (1, 2, 4, 8):
             table = self.table(

@@ -21,7 +21,7 @@ from autotune.price.orders import other_orders
 from autotune.price.price import Estimate, Prices, price_table
 from autotune.price.space import price_space
 from autotune.space import enumerate_layouts, pass_columns, sizes_over, with_choices, with_crossings, with_passes
-from autotune.sweep.bounds import OF_CHOICES, ROUNDING, Bounds, Columns
+from autotune.sweep.bounds import ROUNDING, Bounds, Columns
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -121,7 +121,8 @@ class _Search:
         if not sizes["data"].size:
             return self._nothing_legal(broken)
         # How axes cross the outer tier is nothing to memory: whole sizes go or stay.
-        peaks = self._least_of(sizes, self.bounds.bytes, "offload" if self.target.platform == "tpu" else "full")
+        least_kept = {"remat": "offload" if self.target.platform == "tpu" else "full"}
+        peaks = self._least_of(sizes, self.bounds.bytes, least_kept)
         hopeful = np.flatnonzero(peaks <= max(self.capacities))
         meshes = with_crossings({**_rows(sizes, hopeful), "peak": peaks[hopeful]}, self.target, self.fixed)
         self._best_first(meshes)
@@ -134,11 +135,15 @@ class _Search:
 
     def _best_first(self, meshes: Columns) -> None:
         """Expand meshes, best bound first: what holds for all choices, then what holds for the best of them."""
-        one = {"remat": "none", "zero": "0", "context_attention": "gather", **self.fixed}
-        floor = self.bounds.seconds(with_choices(meshes, one, self.target), without=OF_CHOICES).seconds
+        one = {"remat": "none", "zero": "0"}
+        floor = self._least_of(
+            meshes, lambda boxes: self.bounds.seconds(boxes, any_zero=True, any_remat=True).seconds, one
+        )
         for block in self._blocks(floor, meshes["peak"]):
             some = _rows(meshes, block)
-            least = self._least_of(some, lambda boxes: self.bounds.seconds(boxes).seconds, "none")
+            least = self._least_of(
+                some, lambda boxes: self.bounds.seconds(boxes, any_remat=True).seconds, {"remat": "none"}
+            )
             for rows in self._blocks(least, some["peak"]):
                 self._expand(_rows(some, rows))
 
@@ -205,11 +210,13 @@ class _Search:
                 if best is None or (least, str(layout)) < best[:2]:
                     self.best[which] = (least, str(layout), layout, prices.estimate(int(row)))
 
-    def _least_of(self, meshes: Columns, bound: Callable[[Columns], np.ndarray], remat: str) -> np.ndarray:
-        """The least of a bound over the other choices of each mesh, with the recomputation that is best for it."""
+    def _least_of(
+        self, meshes: Columns, bound: Callable[[Columns], np.ndarray], pinned: Mapping[str, str]
+    ) -> np.ndarray:
+        """The least of a bound over the other choices of each mesh, but for those `pinned` to what is best for it."""
         rows = len(meshes["data"])
         numbered = {**meshes, "mesh": np.arange(rows)}
-        choices = with_choices(numbered, {"remat": remat, **self.fixed}, self.target)
+        choices = with_choices(numbered, {**pinned, **self.fixed}, self.target)
         mesh = choices.pop("mesh")
         least = np.full(rows, np.inf)
         np.minimum.at(least, mesh, bound(choices))
