@@ -81,6 +81,9 @@ class CollectiveCost:
         route = self.route[mesh]
         parts, waits = [], []
         for tier in range(len(self.tiers)):
+            if not self.per_byte[tier].any():  # nothing crosses it
+                parts.append(np.zeros(1))
+                continue
             bytes_seconds = payload_bytes * self.per_byte[tier][route]
             if tier == len(self.tiers) - 1:
                 bytes_seconds = bytes_seconds * outer_share
@@ -187,8 +190,12 @@ def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
                 key *= extent
                 key += column
                 key -= least
-        _, first, of_row = np.unique(key, return_index=True, return_inverse=True)
-        return first, of_row
+        order = np.argsort(key, kind="stable")
+        ranked = key[order]
+        new = np.append(True, ranked[1:] != ranked[:-1])
+        of_row = np.empty(len(key), dtype=np.int64)
+        of_row[order] = np.cumsum(new) - 1
+        return order[new], of_row
     hashed = np.zeros(len(columns[0]), dtype=np.uint64)
     for column, factor in zip(columns, _FACTORS[: len(columns)], strict=True):
         hashed += column.astype(np.uint64) * factor
