@@ -95,7 +95,7 @@ class Ledger:
         every_row = np.arange(self.rows)
         for book, of in (*self.parts, (self, every_row)):
             for (unit, what), seconds in book._sums().items():
-                amount = seconds[of] * self.times[unit]
+                amount = seconds[of] if unit == "step" else seconds[of] * self.times[unit]
                 totals[what] = totals[what] + amount if what in totals else amount
         work, low, full = (totals.pop(what, np.zeros(self.rows)) for what in (EXPOSED, BUSY, FULL))
         step = work + self.bubble

@@ -1,7 +1,7 @@
 """What happens once a step, and between stages: gradients over repeated weights, the optimizer, ZeRO, transfers.
 
-Whatever is recomputed: so a chunk of a table has a few of these for many rows. Gradients that are reduced over `data`
-while the last layers still compute are the exception (`price.terms`).
+Whatever is recomputed: so a chunk of a table has a few of these for many rows. Gradients whose reduction over `data`
+the layers hide are the exception (`price.terms`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Once(Rows):
         cut_layers, cut_tables = self.scatters_layers, self.scatters_tables
         self.whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
         self.scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
+        if self.used["data"] and not self.hides_gradients:
+            self.reduce_gradients(self.whole, self.scattered)
         self._weights()
         self._optimizer()
 

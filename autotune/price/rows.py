@@ -137,6 +137,17 @@ class Rows:
         return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
 
     @property
+    def hides_gradients(self) -> bool:
+        """Whether the layers' backward pass hides some of the reduction of gradients over `data`."""
+        return self.stack.hidden_share.get("data", 0.0) > 0
+
+    def reduce_gradients(self, whole: np.ndarray, scattered: np.ndarray, beside: np.ndarray | None = None) -> None:
+        """Gradients over `data`: so many bytes whole, so many onto shards."""
+        repeats = self.reductions()
+        self.move("data", "all_reduce", "step", whole, np.where(whole > 0, repeats, 0.0), beside)
+        self.move("data", "reduce_scatter", "step", scattered, np.where(scattered > 0, repeats, 0.0), beside)
+
+    @property
     def table_gathers(self) -> float:
         """How often a pass gathers the vocabulary's tables over fsdp: embedding and unembedding once each; the latter
         again in the backward pass where nothing keeps it."""

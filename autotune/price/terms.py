@@ -90,7 +90,7 @@ class Chunk(Rows):
         self.kept, self.kept_again = self.passes.kept[self.of_pass], self.passes.kept_again[self.of_pass]
         self.kept_weights = self.passes.kept_weights[self.of_pass]
         layer, head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
-        if self.used["data"]:
+        if self.used["data"] and self.hides_gradients:
             self._gradients(layer)
         others = self._times(layer, head)
         if self.used["stage"]:
@@ -103,11 +103,7 @@ class Chunk(Rows):
         if self.stack.scatter_hides == "never":
             # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
             beside = np.where(self.size["fsdp"] > 1, 0.0, 0.5 * beside)
-        whole, repeats = self.once.whole[self.of_once], self.reductions()
-        self.move("data", "all_reduce", "step", whole, np.where(whole > 0, repeats, 0.0), beside)
-        if self.once.scattered.any():
-            scattered = self.once.scattered[self.of_once]
-            self.move("data", "reduce_scatter", "step", scattered, np.where(scattered > 0, repeats, 0.0), beside)
+        self.reduce_gradients(self.once.whole[self.of_once], self.once.scattered[self.of_once], beside)
 
     def _times(self, layer: np.ndarray, head: np.ndarray) -> np.ndarray:
         """Enter how often each unit counts on the busiest stage; seconds of one microbatch on all the others."""
