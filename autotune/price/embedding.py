@@ -22,7 +22,7 @@ INNER_FIRST = ("expert", "context", "data", "stage")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:
-    """Which rows go which way; `cut`: shards of the table along d_model, `rest`: members that hold the same shard.
+    """Which rows go which way; `cut`: shards of the table along d_model.
 
     `moved`: every shard has the same batch as the others, and the stream's gradient changes from batch to d_model by an
     all-to-all. `gathered`: it is gathered along the other axes first; `partly`: of these, sums along them are left to
@@ -33,7 +33,6 @@ class Ways:
     """
 
     cut: np.ndarray
-    rest: np.ndarray
     moved: np.ndarray
     gathered: np.ndarray
     partly: np.ndarray
@@ -44,6 +43,7 @@ class Ways:
 def ways_of(size: Mapping[str, np.ndarray], zero2: np.ndarray, local: np.ndarray, table: np.ndarray) -> Ways:
     """The way of each row: `local` bytes of the stream's gradient on a device, `table` bytes of the table's."""
     cut = size["fsdp"] * np.where(zero2, size["data"], 1.0)
+    # members that hold the same shard
     rest = size["stage"] * size["context"] * size["expert"] * np.where(zero2, 1.0, size["data"])
     plain = (size["context"] == 1) & (size["expert"] == 1)
     moved = (cut > 1) & (rest == 1) & (local / cut <= table)
@@ -57,7 +57,6 @@ def ways_of(size: Mapping[str, np.ndarray], zero2: np.ndarray, local: np.ndarray
     scattered = left & ((rest == 1) | (plain & (size["tensor"] == 1)))
     return Ways(
         cut=cut,
-        rest=rest,
         moved=moved,
         gathered=gathered,
         partly=partly,

@@ -118,7 +118,8 @@ def _stage(
     late = np.zeros(len(table)) if stack.gradients_from_start else gradients
     at_start = activations + logits + (gradients - late)
     at_end = activations + gradients + held + (0.0 if stack.eager else in_layer)
-    early = _once(chunk) & ~by_hand & (size["tensor"] == 1) & (stack.saved.held_logits > 0)
+    one_pass = (zero == 1) & (table.accumulate == 1) & stack.shards_zero_weights
+    early = one_pass & ~by_hand & (size["tensor"] == 1) & (stack.saved.held_logits > 0)
     if early.any():
         # Under ZeRO-1 of one pass most programs that do not cut the vocabulary make the unembedding's gradient first:
         # the layers' backward pass begins when the logits are gone, which stood beside its stacked gradients (on h100,
@@ -139,12 +140,6 @@ def _stage(
         asked = sum(categories.values()) - taken
         categories["workspace"] = working + (stack.allocator - 1.0) * asked
     return categories
-
-
-def _once(chunk: Chunk) -> np.ndarray:
-    """Rows under ZeRO-1 whose gradients are whole only in the dtype they are reduced in: not summed over passes."""
-    sharded = chunk.stack.shards_zero_weights
-    return (chunk.table.zero == 1) & (chunk.table.accumulate == 1) & sharded
 
 
 def _groups(chunk: Chunk, neighbours: int) -> np.ndarray | float:

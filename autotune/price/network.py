@@ -52,10 +52,10 @@ class CollectiveCost:
 
     `route` (meshes): the one the axis takes. `per_byte` (tiers, routes): seconds a payload byte; `latency` (tiers,
     routes): hops. `tree_*`: the same of NCCL's tree, where an all_reduce on a switch has that choice; None elsewhere.
-    `launch` (tiers, routes): paid once a collective: where the tiers work as one pipeline (GPUs) by the slowest tier
-    only, else by each. `fixed` (routes): the seconds that no byte decides: launches, and hops where there is no tree to
-    choose. `ramp_seconds` (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where
-    that is not how it works.
+    `fixed` (routes): the seconds that no byte decides: launches, paid once a collective (where the tiers work as one
+    pipeline, on GPUs, by the slowest tier only, else by each), and hops where there is no tree to choose.
+    `ramp_seconds` (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is
+    not how it works.
     """
 
     kind: str
@@ -65,7 +65,6 @@ class CollectiveCost:
     route: np.ndarray
     per_byte: np.ndarray
     latency: np.ndarray
-    launch: np.ndarray
     fixed: np.ndarray
     tree_per_byte: np.ndarray | None
     tree_latency: np.ndarray | None
@@ -84,16 +83,13 @@ class CollectiveCost:
             if not self.per_byte[tier].any():  # nothing crosses it
                 parts.append(np.zeros(1))
                 continue
-            bytes_seconds = payload_bytes * self.per_byte[tier][route]
-            if tier == len(self.tiers) - 1:
-                bytes_seconds = bytes_seconds * outer_share
+            payload = payload_bytes * outer_share if tier == len(self.tiers) - 1 else payload_bytes
+            bytes_seconds = payload * self.per_byte[tier][route]
             if self.ramp_seconds is not None:
                 bytes_seconds = bytes_seconds + np.minimum(0.5 * bytes_seconds, self.ramp_seconds[tier])
             if self.tree_per_byte is not None and self.tree_latency is not None:
                 wait = self.latency[tier][route]
-                tree_bytes = payload_bytes * self.tree_per_byte[tier][route]
-                if tier == len(self.tiers) - 1:
-                    tree_bytes = tree_bytes * outer_share
+                tree_bytes = payload * self.tree_per_byte[tier][route]
                 tree_wait = self.tree_latency[tier][route]
                 tree = tree_bytes + tree_wait < bytes_seconds + wait
                 bytes_seconds = np.where(tree, tree_bytes, bytes_seconds)
@@ -163,7 +159,6 @@ def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
         route=meshes.route[WORDS.index(axis)],
         per_byte=np.stack(per_byte),
         latency=np.stack(latency),
-        launch=launches,
         fixed=launches.sum(axis=0) + (0.0 if tree_per_byte else np.sum(latency, axis=0)),
         tree_per_byte=np.stack(tree_per_byte) if tree_per_byte else None,
         tree_latency=np.stack(tree_latency) if tree_latency else None,

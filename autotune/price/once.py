@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.meshes.layout import SCHEDULES
-from autotune.price.embedding import enter_embedding
+from autotune.price.embedding import INNER_FIRST, enter_embedding
 from autotune.price.rows import Rows
 
 
@@ -25,8 +25,8 @@ class Once(Rows):
         """Everything beside the passes, in the order of a step."""
         if self.used["stage"]:
             self._transfers()
-        layers, tables = self.layer_gradients("data"), self.table_gradients("data")
-        cut_layers, cut_tables = self.scatters_layers, self.scatters_tables
+        layers, tables = self._layer_gradients("data"), self._table_gradients("data")
+        cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
         self.whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
         self.scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
         if self.used["data"] and not self.hides_gradients:
@@ -68,7 +68,7 @@ class Once(Rows):
         batch = payload * table.accumulate * table.microbatches
         self.move("stage", "all_gather", "step", batch, twice)
         self.move("stage", "reduce_scatter", "step", batch, twice)
-        self.move("stage", "all_reduce", "step", self.table_gradients("stage"), once)
+        self.move("stage", "all_reduce", "step", self._table_gradients("stage"), once)
         virtual, stages = table.virtual_stages, size["stage"]
         turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages)
         slices = state.compute * self.parameters.layer * self.middle / virtual / size["fsdp"]
@@ -83,19 +83,19 @@ class Once(Rows):
     def _weights(self) -> None:
         """Gradients over the axes along which weights are repeated, and what ZeRO gathers again."""
         state, zero = self.stack.state, self.table.zero
-        own, routed = self.own_parameters()
+        own, routed = self._own_parameters()
         if self.used["data"] and (zero > 0).any():
             self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
         for axis in ("context", "expert"):
-            payload = self.layer_gradients(axis) + self.table_gradients(axis)
-            self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self.outer_share(axis))
+            payload = self._layer_gradients(axis) + self._table_gradients(axis)
+            self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self._outer_share(axis))
         if self.stack.partitions_embedding:
             enter_embedding(self)
 
     def _optimizer(self) -> None:
         """The update, and what of the memory's traffic gradients cause outside the passes."""
         book, size, state, table = self.book, self.size, self.stack.state, self.table
-        each = sum(self.own_parameters())
+        each = sum(self._own_parameters())
         cut = np.where(table.zero > 0, size["data"], 1.0)
         book.add("optimizer", "hbm", "step", state.update_traffic * each / cut / self.hbm_rate)
         if (table.offload > 0).any():
@@ -108,3 +108,52 @@ class Once(Rows):
             sums = state.accumulate_traffic * each / np.where(table.zero == 2, size["data"], 1.0)
             passes = table.accumulate * table.microbatches
             book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
+
+    # Gradients along the axes that repeat the weights
+
+    def _own_parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        """(all but routed experts', routed experts') parameters of the fullest stage on one fsdp shard."""
+        fsdp = self.size["fsdp"]
+        return self.parameters.dense(self.middle) / fsdp, self.parameters.routed(self.middle) / fsdp
+
+    def _layer_gradients(self, axis: str) -> np.ndarray:
+        """Bytes of the layers' gradients, of the fullest stage, as they are reduced along an axis that repeats them."""
+        dense = self.middle * self.parameters.layer_dense / self._shards(axis, self._scatters_layers, INNER_FIRST)
+        if axis != "expert":
+            inside = self._shards(axis, self._scatters_layers, INNER_FIRST[1:])
+            dense = dense + self.middle * self.parameters.layer_routed / inside
+        return self.stack.state.reduced * dense / self.size["fsdp"]
+
+    def _table_gradients(self, axis: str) -> np.ndarray:
+        """The same of the vocabulary's tables, less an embedding that goes its own way (`price.embedding`)."""
+        sent = self.parameters.sent_vocabulary - self.parameters.embedding
+        shards = self.size["fsdp"] * self._shards(axis, self._scatters_tables, INNER_FIRST)
+        return self.stack.state.reduced * sent / shards
+
+    def _shards(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
+        """How often gradients that are reduced along all of `axes` are cut when an axis has its turn: one collective
+        reduces along all, inner axes first; where gradients are scattered over `data`, that comes first."""
+        inside = np.where(scattered, self.size["data"] if axis != "data" else 1.0, 1.0)
+        for name in axes[: axes.index(axis)]:
+            inside = inside * np.where(scattered & ((axis == "data") | (name == "data")), 1.0, self.size[name])
+        return inside
+
+    @property
+    def _scatters_tables(self) -> np.ndarray:
+        """Rows that reduce gradients onto shards over `data`."""
+        zero = self.table.zero
+        return (self.size["data"] > 1) & ((zero == 2) | ((zero == 1) & self.stack.zero1_scatters))
+
+    @property
+    def _scatters_layers(self) -> np.ndarray:
+        """Rows that do so with the layers' too: `autotune.models.pipeline` sums these, and where it sums them along
+        `data` alone, the compiler makes that a reduce-scatter."""
+        return self._scatters_tables & ~(self.by_hand & (self.size["context"] > 1))
+
+    def _outer_share(self, axis: str) -> np.ndarray:
+        """Of what an axis sends over the outer tier, the share left when all axes outside it that reduce with it have
+        done so inside their domains: one collective along several axes goes over the inner tier first."""
+        outside = np.ones(len(self.table))
+        for name in INNER_FIRST[INNER_FIRST.index(axis) + 1 : -1]:
+            outside = outside * self.size[name] / getattr(self.table, f"dcn_{name}")
+        return np.where(self._scatters_layers, 1.0, 1.0 / outside)

@@ -10,7 +10,6 @@ import numpy as np
 from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import WORDS
-from autotune.price.embedding import INNER_FIRST
 from autotune.price.ledger import Ledger
 from autotune.price.network import CollectiveCost, Meshes
 from autotune.price.parameters import Parameters, parameters_of
@@ -85,55 +84,8 @@ class Rows:
         """Values of each row's piece of work."""
         return values[self.piece]
 
-    def own_parameters(self) -> tuple[np.ndarray, np.ndarray]:
-        """(all but routed experts', routed experts') parameters of the fullest stage on one fsdp shard."""
-        fsdp = self.size["fsdp"]
-        return self.parameters.dense(self.middle) / fsdp, self.parameters.routed(self.middle) / fsdp
-
-    def layer_gradients(self, axis: str) -> np.ndarray:
-        """Bytes of the layers' gradients, of the fullest stage, as they are reduced along an axis that repeats them."""
-        dense = self.middle * self.parameters.layer_dense / self._shards(axis, self.scatters_layers, INNER_FIRST)
-        if axis != "expert":
-            inside = self._shards(axis, self.scatters_layers, INNER_FIRST[1:])
-            dense = dense + self.middle * self.parameters.layer_routed / inside
-        return self.stack.state.reduced * dense / self.size["fsdp"]
-
-    def table_gradients(self, axis: str) -> np.ndarray:
-        """The same of the vocabulary's tables, less an embedding that goes its own way (`price.embedding`)."""
-        sent = self.parameters.sent_vocabulary - self.parameters.embedding
-        shards = self.size["fsdp"] * self._shards(axis, self.scatters_tables, INNER_FIRST)
-        return self.stack.state.reduced * sent / shards
-
-    def _shards(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
-        """How often gradients that are reduced along all of `axes` are cut when an axis has its turn: one collective
-        reduces along all, inner axes first; where gradients are scattered over `data`, that comes first."""
-        inside = np.where(scattered, self.size["data"] if axis != "data" else 1.0, 1.0)
-        for name in axes[: axes.index(axis)]:
-            inside = inside * np.where(scattered & ((axis == "data") | (name == "data")), 1.0, self.size[name])
-        return inside
-
-    @property
-    def scatters_tables(self) -> np.ndarray:
-        """Rows that reduce gradients onto shards over `data`."""
-        zero = self.table.zero
-        return (self.size["data"] > 1) & ((zero == 2) | ((zero == 1) & self.stack.zero1_scatters))
-
-    @property
-    def scatters_layers(self) -> np.ndarray:
-        """Rows that do so with the layers' too: `autotune.models.pipeline` sums these, and where it sums them along
-        `data` alone, the compiler makes that a reduce-scatter."""
-        return self.scatters_tables & ~(self.by_hand & (self.size["context"] > 1))
-
-    def outer_share(self, axis: str) -> np.ndarray:
-        """Of what an axis sends over the outer tier, the share left when all axes outside it that reduce with it have
-        done so inside their domains: one collective along several axes goes over the inner tier first."""
-        outside = np.ones(len(self.table))
-        for name in INNER_FIRST[INNER_FIRST.index(axis) + 1 : -1]:
-            outside = outside * self.size[name] / getattr(self.table, f"dcn_{name}")
-        return np.where(self.scatters_layers, 1.0, 1.0 / outside)
-
     def reductions(self) -> np.ndarray:
-        """How often a step reduces gradients along such an axis."""
+        """How often a step reduces gradients along an axis that repeats the weights."""
         return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
 
     @property
