@@ -17,8 +17,8 @@ import numpy as np
 
 from autotune.meshes.hardware import Hardware
 
-DTYPE_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0, "float8": 1.0, "int8": 1.0}
-"""Of one element, by the dtypes that hardware files have peaks for."""
+DTYPE_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0, "int8": 1.0}
+"""Of one element, by dtype."""
 
 TPU_START_CYCLES = 3500
 """1.6 us at 2.2 GHz: what a 128^3 matmul takes on a TPU7x core beyond its bytes and FLOPs."""
