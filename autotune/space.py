@@ -16,7 +16,7 @@ import numpy as np
 
 from autotune.meshes.layout import AXES, REMAT, SCHEDULES, WORDS, Layout, layout_from_words
 from autotune.meshes.target import Target
-from autotune.table import CONTEXT_ATTENTION, OFFLOAD, LayoutTable
+from autotune.table import CONTEXT_ATTENTION, OFFLOAD, LayoutTable, chosen, constant, is_constant
 
 DEFAULTS = {"sequence_parallel": "1", "offload": "none", "order": ">".join(AXES)}
 """Choices kept at one value here unless they are pinned to another; orders that help are added by
@@ -109,7 +109,7 @@ def sizes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) 
     for column, name in enumerate(wanted):
         if name in pinned:
             sizes = sizes[sizes[:, column] == pinned[name]]
-    columns = {name: np.ones(len(sizes), dtype=np.int64) for name in WORDS}
+    columns = {name: constant(1, len(sizes)) for name in WORDS}
     return columns | {name: sizes[:, column] for column, name in enumerate(wanted)}
 
 
@@ -130,8 +130,10 @@ def with_crossings(sizes: Mapping[str, np.ndarray], target: Target, fixed: Mappi
         found.append((rows + begin, factors))
     rows = np.concatenate([part[0] for part in found] or [np.empty(0, dtype=np.int64)])
     factors = np.concatenate([part[1] for part in found] or [np.empty(0, dtype=np.int64)])
-    columns = {name: column[rows] for name, column in sizes.items()}
-    columns |= {f"dcn_{name}": np.ones(len(rows), dtype=np.int64) for name in WORDS}
+    columns = {name: chosen(column, rows) for name, column in sizes.items()}
+    columns |= {f"dcn_{name}": constant(1, len(rows)) for name in WORDS}
+    if target.groups == 1:
+        return columns
     return columns | {f"dcn_{name}": outer[factors, column] for column, name in enumerate(wanted)}
 
 
@@ -189,7 +191,7 @@ def with_passes(
     told = layout_from_words({word: value for word, value in fixed.items() if word.startswith(("xla.", "rule."))})
     return LayoutTable(
         orders=(order_of(fixed),),
-        order=np.zeros(len(columns["data"]), dtype=np.int64),
+        order=constant(0, len(columns["data"])),
         compiler_options=told.compiler_options,
         rules=told.rules,
         **columns,
@@ -202,7 +204,17 @@ def pass_columns(
     """`with_passes` as columns, with whatever other columns the choices came with."""
     staged = columns["stage"] > 1
     parts = [_accumulated(_where(columns, ~staged), batch, fixed), _pipelined(_where(columns, staged), layers, fixed)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Columns one after the other; those that are one number stay one."""
+    some = [part for part in parts if len(part)] or parts[:1]
+    if len(some) == 1:
+        return some[0]
+    if all(is_constant(part) and part[0] == some[0][0] for part in some):
+        return constant(some[0][0], sum(map(len, some)))
+    return np.concatenate(some)
 
 
 def order_of(fixed: Mapping[str, str]) -> tuple[str, ...]:
@@ -261,13 +273,15 @@ def _times(columns: Mapping[str, np.ndarray], **choices: np.ndarray) -> dict[str
     rows = len(columns["data"])
     combinations = np.meshgrid(*choices.values(), indexing="ij")
     count = combinations[0].size
-    return {name: np.repeat(column, count) for name, column in columns.items()} | {
-        name: np.tile(grid.ravel(), rows) for name, grid in zip(choices, combinations, strict=True)
+    each = np.arange(rows).repeat(count)
+    return {name: chosen(column, each) for name, column in columns.items()} | {
+        name: constant(values[0], rows * count) if len(values) == 1 else np.tile(grid.ravel(), rows)
+        for (name, values), grid in zip(choices.items(), combinations, strict=True)
     }
 
 
 def _where(columns: Mapping[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: column[keep] for name, column in columns.items()}
+    return {name: chosen(column, keep) for name, column in columns.items()}
 
 
 def complete(layout: Layout, target: Target) -> Layout:

@@ -15,12 +15,30 @@ CONTEXT_ATTENTION = ("gather", "ring")
 OFFLOAD = ("none", "optimizer")
 
 
+def constant(value: int, rows: int) -> np.ndarray:
+    """A column of one number, which takes no memory and is known to be one."""
+    return np.broadcast_to(np.int64(value), rows)
+
+
+def is_constant(column: np.ndarray) -> bool:
+    """Whether a column was made by `constant`, or chosen from one that was."""
+    return column.strides == (0,)
+
+
+def chosen(column: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+    """The rows of an index array, a mask or a slice of a column; of a constant one a constant."""
+    if not is_constant(column) or isinstance(rows, slice) or not len(column):
+        return column[rows]
+    return constant(column[0], int(np.count_nonzero(rows)) if rows.dtype == bool else len(rows))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayoutTable:
     """One int64 column of shape (layouts,) for each choice of a Layout.
 
     `remat`, `schedule`, `context_attention`, `offload`, `order` hold indices: into REMAT, SCHEDULES (-1: none),
     CONTEXT_ATTENTION, OFFLOAD and `orders`. `compiler_options` and `rules` are every row's: no price looks at them.
+    Columns are not written to: one that says the same of every row may be a single number (`constant`).
     """
 
     data: np.ndarray
@@ -70,7 +88,8 @@ class LayoutTable:
 
     def take(self, rows: np.ndarray | slice) -> LayoutTable:
         """The rows of an index array, a mask or a slice."""
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in self.columns()})
+        columns: dict[str, Any] = {name: chosen(getattr(self, name), rows) for name in self.columns()}
+        return dataclasses.replace(self, **columns)
 
     def chunks(self, size: int) -> Iterable[LayoutTable]:
         """The table in pieces of at most `size` rows."""

@@ -104,7 +104,7 @@ def test_collectives_cost_what_meshes_collectives_says(text, kind):
             if getattr(layout, axis) > 1:
                 cost = dataclasses.replace(cost_of(kind, axis, meshes), ramp_seconds=None)
                 parts, latency = cost.seconds(meshes.of_row[[row]], np.array([3e7]))
-                ours = float(sum(part[0] for part in parts) + latency[0])
+                ours = float(sum(part[0] for part in parts.values()) + latency[0])
                 expected = legs(kind, 3e7, (axis,), place(layout, target), target.hardware)
                 assert ours == pytest.approx(sum(leg.bytes_seconds + leg.latency_seconds for leg in expected), rel=1e-9)
 

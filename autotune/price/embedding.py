@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from autotune.price.rows import Rows
+from autotune.price.rows import Rows
 
 INNER_FIRST = ("expert", "context", "data", "stage")
 """Axes along which weights are repeated (routed experts not along the first), as joint collectives take them."""
@@ -65,40 +63,43 @@ def ways_of(size: Mapping[str, np.ndarray], zero2: np.ndarray, local: np.ndarray
     )
 
 
-def enter_embedding(rows: Rows) -> None:
-    """Enter what the embedding's gradient sends in a step."""
-    size, state = rows.size, rows.stack.state
-    zero2 = rows.table.zero == 2
-    times = rows.reductions()
-    table = state.reduced * rows.parameters.embedding
-    local = rows.stream_bytes * rows.table.microbatches / size["stage"]
-    ways = ways_of(size, zero2, local, table)
-    # Under ZeRO-1 the weights' copy is one array: the gradients of both uses of a tied table are added, and reduced
-    # along the axes that repeat it as one (that one is counted with the unembedding's).
-    again = np.where(rows.shape.tied_embeddings & (rows.table.zero == 1), 0.0, times)
-    whole = np.where(ways.summed & (ways.cut > 1), times, np.where(ways.summed, again, 0.0))
-    gathers = np.where(ways.gathered, times, 0.0)
-    inside, held = np.ones(len(rows.table)), local
-    for axis in ("expert", "context", "fsdp", "data", "stage"):
-        rows.move(axis, "all_reduce", "step", table / inside, whole)
-        inside = inside * size[axis]
-        if axis != "fsdp":
-            gathered = gathers * np.where(zero2, 0.0, 1.0) if axis == "data" else gathers
-            held = held * np.where(gathered > 0, size[axis], 1.0)
-            rows.move(axis, "all_gather", "step", held, gathered)
-    along_fsdp, along_data = (size["fsdp"] > 1), (size["fsdp"] == 1)
-    moves = np.where(ways.moved | ways.gathered, times, 0.0)
-    for axis, here in (("fsdp", along_fsdp), ("data", along_data & zero2)):
-        # Of an all-to-all over both axes all is counted to the inner one: it sends as much of it as there are shards.
-        sent = held * (1.0 - 1.0 / ways.cut) / np.maximum(1.0 - 1.0 / size[axis], 0.5)
-        rows.move(axis, "all_to_all", "step", sent, np.where(here, moves, 0.0))
-    scatters = np.where(ways.scattered, times, 0.0)
-    if rows.used["fsdp"]:
-        rows.scatter("step", table, scatters)
-    shard = table / size["fsdp"]
-    rows.move("data", "reduce_scatter", "step", shard, np.where(zero2, scatters, 0.0))
-    sums, shard = np.where(ways.scattered | ways.partly, again, 0.0), table / ways.cut
-    for axis in INNER_FIRST:
-        mine = np.where(zero2, 0.0, sums) if axis == "data" else sums
-        rows.move(axis, "all_reduce", "step", shard, mine)
-        shard = shard / np.where(mine > 0, size[axis], 1.0)
+class Embedding(Rows):
+    """What the embedding's gradient sends in a step, of some layouts."""
+
+    def enter(self) -> None:
+        """Every way, for the rows that take it."""
+        size, state = self.size, self.stack.state
+        zero2 = self.table.zero == 2
+        times = self.reductions()
+        table = state.reduced * self.parameters.embedding
+        local = self.stream_bytes * self.table.microbatches / size["stage"]
+        ways = ways_of(size, zero2, local, table)
+        # Under ZeRO-1 the weights' copy is one array: the gradients of both uses of a tied table are added, and reduced
+        # along the axes that repeat it as one (that one is counted with the unembedding's).
+        again = np.where(self.shape.tied_embeddings & (self.table.zero == 1), 0.0, times)
+        whole = np.where(ways.summed & (ways.cut > 1), times, np.where(ways.summed, again, 0.0))
+        gathers = np.where(ways.gathered, times, 0.0)
+        inside, held = np.ones(len(self.table)), local
+        for axis in ("expert", "context", "fsdp", "data", "stage"):
+            self.move(axis, "all_reduce", "step", table / inside, whole)
+            inside = inside * size[axis]
+            if axis != "fsdp":
+                gathered = gathers * np.where(zero2, 0.0, 1.0) if axis == "data" else gathers
+                held = held * np.where(gathered > 0, size[axis], 1.0)
+                self.move(axis, "all_gather", "step", held, gathered)
+        along_fsdp, along_data = (size["fsdp"] > 1), (size["fsdp"] == 1)
+        moves = np.where(ways.moved | ways.gathered, times, 0.0)
+        for axis, here in (("fsdp", along_fsdp), ("data", along_data & zero2)):
+            # Of an all-to-all over both axes all is counted to the inner one: it sends as much as there are shards.
+            sent = held * (1.0 - 1.0 / ways.cut) / np.maximum(1.0 - 1.0 / size[axis], 0.5)
+            self.move(axis, "all_to_all", "step", sent, np.where(here, moves, 0.0))
+        scatters = np.where(ways.scattered, times, 0.0)
+        if self.used["fsdp"]:
+            self.scatter("step", table, scatters)
+        shard = table / size["fsdp"]
+        self.move("data", "reduce_scatter", "step", shard, np.where(zero2, scatters, 0.0))
+        sums, shard = np.where(ways.scattered | ways.partly, again, 0.0), table / ways.cut
+        for axis in INNER_FIRST:
+            mine = np.where(zero2, 0.0, sums) if axis == "data" else sums
+            self.move(axis, "all_reduce", "step", shard, mine)
+            shard = shard / np.where(mine > 0, size[axis], 1.0)

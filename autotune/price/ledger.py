@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,10 +12,11 @@ UNITS = ("layer", "head", "pass", "step")
 """How often an entry counts: per layer and pass of the busiest stage, per pass where that stage has the head, per pass,
 once a step."""
 
-EXPOSED, FULL, BUSY = "exposed", "full", "busy"
-
 COMPUTE = ("matmul", "hbm", "core", "launch")
 """Resources that the core itself is busy with."""
+
+BUSY, HIDDEN = "busy", "hidden"
+"""What sums are kept of beside the links: seconds of `COMPUTE`, and of links those that hide behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Entry:
 class Ledger:
     """All entries of a chunk, how often each unit counts, the bubble in seconds, and memory by category in bytes.
 
-    `parts`: ledgers that several rows share, with the place of each row in them; their entries count as this one's.
+    `parts`: ledgers that several rows share, with the place of each row in them: their entries, counts and memory count
+    as this one's.
     `waiting`: what slices that wait for the slowest add to the step, as a fraction of it.
     `counts`: (what, unit, amount) of FLOPs and of bytes sent along each axis; kept only while `counting`. `idle`: of a
     pipeline that computes on while it has nothing to do, such passes over real ones (their time is the bubble's).
@@ -62,18 +65,33 @@ class Ledger:
     def counted(self) -> dict[str, np.ndarray]:
         """What was counted, a step."""
         found: dict[str, np.ndarray] = {}
-        shared = [(what, unit, amount[of]) for part, of in self.parts for what, unit, amount in part.counts]
-        for what, unit, amount in [*shared, *self.counts]:
+        for what, unit, amount in self._all_counts():
             again = self.idle if unit in ("layer", "pass") else 0.0
             found[what] = found.get(what, 0.0) + amount * self.times[unit] * (1.0 + again)
         return found
 
+    def _all_counts(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        for part, of in self.parts:
+            for what, unit, amount in part._all_counts():
+                yield what, unit, amount[of]
+        yield from self.counts
+
     def all_entries(self) -> Iterator[Entry]:
         """Every entry with one value a row, those of `parts` too."""
         for part, of in self.parts:
-            for entry in part.entries:
+            for entry in part.all_entries():
                 yield Entry(entry.name, entry.resource, entry.unit, entry.seconds[of], entry.full[of])
         yield from self.entries
+
+    def all_memory(self) -> dict[str, np.ndarray]:
+        """Category -> bytes of each row, those of `parts` too."""
+        found: dict[str, np.ndarray] = {}
+        for part, of in self.parts:
+            for name, amount in part.all_memory().items():
+                found[name] = found.get(name, 0.0) + amount[of]
+        for name, amount in self.memory.items():
+            found[name] = found.get(name, 0.0) + amount
+        return found
 
     def unit_seconds(self, unit: str) -> np.ndarray:
         """Sum of all entries of one unit."""
@@ -91,40 +109,47 @@ class Ledger:
 
         low: the busier of compute with its bubble and each axis's links, no slice late; high: no collective hidden.
         """
-        totals: dict[str, np.ndarray] = {}
-        every_row = np.arange(self.rows)
-        for book, of in (*self.parts, (self, every_row)):
-            for (unit, what), seconds in book._sums().items():
-                amount = seconds[of] if unit == "step" else seconds[of] * self.times[unit]
-                totals[what] = totals[what] + amount if what in totals else amount
-        work, low, full = (totals.pop(what, np.zeros(self.rows)) for what in (EXPOSED, BUSY, FULL))
+        sums, lanes = self._sums(), dict[str, np.ndarray]()
+        for unit, what in sorted(sums):  # so that a row adds up the same in any chunk
+            seconds = sums[unit, what]
+            if unit != "step":
+                seconds *= self.times[unit]
+            _enter(lanes, what, seconds)
+        hidden = lanes.pop(HIDDEN, 0.0)
+        full = sum((lanes[what] for what in sorted(lanes)), np.zeros(self.rows))
+        lanes.pop("latency", None)
+        work, low = full - hidden, lanes.pop(BUSY, np.zeros(self.rows))
         step = work + self.bubble
         low = low + self.bubble * np.divide(low, work, out=np.zeros(self.rows), where=work > 0)
-        for lane in totals.values():
+        for lane in lanes.values():
             np.maximum(low, lane, out=low)
         np.minimum(low, step, out=low)
-        peak = np.zeros(self.rows)
-        for values in self.memory.values():
-            peak += values
         longer = 1.0 + self.waiting
-        return step * longer, low, (full + self.bubble) * longer, peak
+        return step * longer, low, (full + self.bubble) * longer, self._peak()
 
     def _sums(self) -> dict[tuple[str, str], np.ndarray]:
-        """(unit, what) -> seconds of the entries that are this ledger's own: `EXPOSED`, `FULL`, `BUSY` on the core, and
-        of each link without anything to hide behind."""
+        """(unit, what) -> seconds of all entries without anything to hide behind: `BUSY` on the core, of latency and of
+        each link; and `HIDDEN`, what of them is not exposed. The arrays are the caller's own."""
         sums: dict[tuple[str, str], np.ndarray] = {}
+        for part, of in self.parts:
+            for key, seconds in part._sums().items():
+                _enter(sums, key, seconds[of])
         for entry in self.entries:
-            amounts = {EXPOSED: entry.seconds, FULL: entry.full}
-            if entry.resource in COMPUTE:
-                amounts[BUSY] = entry.seconds
-            elif entry.resource != "latency":
-                amounts[entry.resource] = entry.full
-            for what, seconds in amounts.items():
-                if (entry.unit, what) in sums:
-                    sums[entry.unit, what] += seconds
-                else:
-                    sums[entry.unit, what] = seconds.copy()
+            key = (entry.unit, BUSY if entry.resource in COMPUTE else entry.resource)
+            _enter(sums, key, entry.full if key in sums else entry.full.copy())
+            if entry.full is not entry.seconds:
+                _enter(sums, (entry.unit, HIDDEN), entry.full - entry.seconds)
         return sums
+
+    def _peak(self) -> np.ndarray:
+        """Memory of all categories, bytes of each row; those of `parts` too."""
+        total = np.zeros(self.rows)
+        for part, of in self.parts:
+            if part.memory:
+                total += part._peak()[of]
+        for amount in self.memory.values():
+            total += amount
+        return total
 
     def terms(self) -> list[tuple[str, str | None, np.ndarray]]:
         """(name, resource, seconds a step) of every entry, of the bubble and of waiting; they add up to the step."""
@@ -154,3 +179,14 @@ class Ledger:
 def public(resource: str) -> str:
     """The resource as reports name it: launches are latency."""
     return "latency" if resource == "launch" else resource
+
+
+Key = TypeVar("Key")
+
+
+def _enter(sums: dict[Key, np.ndarray], key: Key, amount: np.ndarray) -> None:
+    """Add to a sum, in place; the first amount becomes the sum and is changed by those that follow."""
+    if key in sums:
+        sums[key] += amount
+    else:
+        sums[key] = amount

@@ -6,10 +6,10 @@ mesh and looked up.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from autotune.meshes.layout import WORDS
 from autotune.meshes.placement import assign, row_factors, torus
 from autotune.meshes.route import Factor, Route, switch_route, torus_route
 from autotune.meshes.target import Target
+from autotune.price.distinct import distinct
 from autotune.table import LayoutTable
 
 FIELDS = ("size", "links", "hops", "spread", "far_hops", "share", "near_hops")
@@ -55,7 +56,7 @@ class CollectiveCost:
     `fixed` (routes): the seconds that no byte decides: launches, paid once a collective (where the tiers work as one
     pipeline, on GPUs, by the slowest tier only, else by each), and hops where there is no tree to choose.
     `ramp_seconds` (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is
-    not how it works.
+    not how it works. `crossed` (tiers): whether anything crosses it on any route.
     """
 
     kind: str
@@ -66,22 +67,23 @@ class CollectiveCost:
     per_byte: np.ndarray
     latency: np.ndarray
     fixed: np.ndarray
+    crossed: tuple[bool, ...]
     tree_per_byte: np.ndarray | None
     tree_latency: np.ndarray | None
     ramp_seconds: tuple[float, ...] | None
 
     def seconds(
         self, mesh: np.ndarray, payload_bytes: np.ndarray, outer_share: np.ndarray | float = 1.0
-    ) -> tuple[list[np.ndarray], np.ndarray]:
-        """(seconds of bytes on each tier, seconds of latency) of one collective, network to itself, per row.
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """(tier -> seconds of bytes on it, of those that any mesh crosses; seconds of latency) of one collective,
+        network to itself, per row.
 
         `outer_share`: of the bytes on the outer tier, what is left where other axes of a joint reduction cut them.
         """
         route = self.route[mesh]
-        parts, waits = [], []
-        for tier in range(len(self.tiers)):
-            if not self.per_byte[tier].any():  # nothing crosses it
-                parts.append(np.zeros(1))
+        parts, latency = {}, self.fixed[route]
+        for tier, name in enumerate(self.tiers):
+            if not self.crossed[tier]:
                 continue
             payload = payload_bytes * outer_share if tier == len(self.tiers) - 1 else payload_bytes
             bytes_seconds = payload * self.per_byte[tier][route]
@@ -93,20 +95,15 @@ class CollectiveCost:
                 tree_wait = self.tree_latency[tier][route]
                 tree = tree_bytes + tree_wait < bytes_seconds + wait
                 bytes_seconds = np.where(tree, tree_bytes, bytes_seconds)
-                waits.append(np.where(tree, tree_wait, wait))
-            parts.append(bytes_seconds)
-        latency = self.fixed[route]
-        for wait in waits:
-            latency = latency + wait
+                latency = latency + np.where(tree, tree_wait, wait)
+            parts[name] = bytes_seconds
         if self.pipelined and len(parts) > 1:
-            slowest = parts[0]
-            for part in parts[1:]:
-                slowest = np.maximum(slowest, part)
+            slowest = functools.reduce(np.maximum, parts.values())
             left = np.ones_like(slowest)
-            for index, part in enumerate(parts):
+            for name, part in parts.items():
                 mine = (part >= slowest) * left
                 left = left - mine
-                parts[index] = part * mine
+                parts[name] = part * mine
         return parts, latency
 
 
@@ -158,50 +155,13 @@ def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
         pipelined=pipelined,
         route=meshes.route[WORDS.index(axis)],
         per_byte=np.stack(per_byte),
+        crossed=tuple(bool(each.any()) for each in per_byte),
         latency=np.stack(latency),
         fixed=launches.sum(axis=0) + (0.0 if tree_per_byte else np.sum(latency, axis=0)),
         tree_per_byte=np.stack(tree_per_byte) if tree_per_byte else None,
         tree_latency=np.stack(tree_latency) if tree_latency else None,
         ramp_seconds=tuple(NCCL_RAMP_BYTES / tier.rate(kind) for tier in tiers) if ramps else None,
     )
-
-
-def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(one row of each distinct combination, combination of each row) of integer columns of equal length.
-
-    Rows are told apart by one number made of all columns, the first the most significant digit: tables are all but
-    sorted by it, so neighbouring rows look up neighbouring places, several times faster than at random. Where that does
-    not fit in 64 bits: by a sum of columns times fixed odd numbers, where two combinations share one with a chance of
-    2^-64 a pair.
-    """
-    if not len(columns[0]):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    lowest = [int(column.min()) for column in columns]
-    ranges = [int(column.max()) - least + 1 for column, least in zip(columns, lowest, strict=True)]
-    if math.prod(ranges) < 2**63:
-        key = np.zeros(len(columns[0]), dtype=np.int64)
-        for column, least, extent in zip(columns, lowest, ranges, strict=True):
-            if extent > 1:
-                key *= extent
-                key += column
-                key -= least
-        order = np.argsort(key, kind="stable")
-        ranked = key[order]
-        new = np.append(True, ranked[1:] != ranked[:-1])
-        of_row = np.empty(len(key), dtype=np.int64)
-        of_row[order] = np.cumsum(new) - 1
-        return order[new], of_row
-    hashed = np.zeros(len(columns[0]), dtype=np.uint64)
-    for column, factor in zip(columns, _FACTORS[: len(columns)], strict=True):
-        hashed += column.astype(np.uint64) * factor
-    _, first, of_row = np.unique(hashed, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    return first[order], number[of_row]
-
-
-_FACTORS = np.random.default_rng(2411).integers(1, 2**63, size=64, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 def _switch_routes(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -249,7 +209,7 @@ def placed(target: Target, sizes: tuple[int, ...]) -> tuple[tuple[tuple[float, .
     return _placed(torus(target), target.hardware.devices_per_chip, len(target.hardware.tiers) - 1, sizes)
 
 
-@lru_cache(maxsize=100_000)
+@functools.lru_cache(maxsize=100_000)
 def _placed(
     dimensions: tuple[tuple[int, bool], ...], cores_a_chip: int, tiers: int, sizes: tuple[int, ...]
 ) -> tuple[tuple[tuple[float, ...], ...], ...]:
@@ -284,7 +244,7 @@ def _fields(route: Route) -> tuple[float, ...]:
     return tuple(float(getattr(route, field)) for field in FIELDS)
 
 
-@lru_cache(maxsize=100_000)
+@functools.lru_cache(maxsize=100_000)
 def _row_fields(
     dimensions: tuple[tuple[int, bool], ...], row: tuple[int, ...], taken: tuple[int, ...]
 ) -> tuple[float, ...]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.meshes.layout import SCHEDULES
-from autotune.price.embedding import INNER_FIRST, enter_embedding
+from autotune.price.distinct import distinct
+from autotune.price.embedding import INNER_FIRST, Embedding
+from autotune.price.memory import stages_of
 from autotune.price.rows import Rows
 
 
 class Once(Rows):
-    """Entries of the units "pass" and "step" of some layouts. `one_way`: seconds of one transfer to the next stage.
+    """Entries of the units "pass" and "step" of some layouts, and what the steps made of them need.
 
-    `whole`, `scattered`: bytes of gradients that are reduced over `data` whole, or onto shards.
+    `one_way`: seconds of one transfer to the next stage. `hidden_later`: lines of each reduction of gradients over
+    `data` that the layers' backward pass may hide, no entries yet. `stages`: their memory.
     """
 
     one_way: np.ndarray
@@ -25,14 +28,12 @@ class Once(Rows):
         """Everything beside the passes, in the order of a step."""
         if self.used["stage"]:
             self._transfers()
-        layers, tables = self._layer_gradients("data"), self._table_gradients("data")
-        cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
-        self.whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
-        self.scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
-        if self.used["data"] and not self.hides_gradients:
-            self.reduce_gradients(self.whole, self.scattered)
+        self._gradients()
         self._weights()
         self._optimizer()
+        self.stages = stages_of(self)
+        if len(self.stages) == 1:
+            self.book.memory = self.stages[0].fixed
 
     def _transfers(self) -> None:
         """What stages send each other in every pass."""
@@ -49,7 +50,7 @@ class Once(Rows):
             self._by_hand(payload)
             waits = np.where(self.by_hand, 2.0 * virtual, waits)
         parts, latency = self.prepared.costs["stage", "permute"].seconds(self.mesh, payload)
-        self.one_way = sum(parts) + latency + stack.transfer_wait
+        self.one_way = sum(parts.values()) + latency + stack.transfer_wait
         self.move("stage", "permute", "pass", payload, waits)
         if stack.transfer_wait:
             book.add("latency[stage]", "latency", "pass", stack.transfer_wait * waits)
@@ -80,6 +81,20 @@ class Once(Rows):
             self.gather("step", state.compute * vocabulary, self.table_gathers * once)
             self.scatter("step", state.reduced * (vocabulary - self.parameters.embedding), once)
 
+    def _gradients(self) -> None:
+        """Gradients over `data`."""
+        layers, tables, repeats = self._layer_gradients("data"), self._table_gradients("data"), self.reductions()
+        cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
+        whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
+        scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
+        reduced = [
+            self.lines("data", kind, "step", payload, np.where(payload > 0, repeats, 0.0))
+            for kind, payload in (("all_reduce", whole), ("reduce_scatter", scattered))
+        ]
+        self.hidden_later = reduced if self.stack.hidden_share.get("data", 0.0) else []
+        if not self.hidden_later:
+            self.book.entries += [line for lines in reduced for line in lines]
+
     def _weights(self) -> None:
         """Gradients over the axes along which weights are repeated, and what ZeRO gathers again."""
         state, zero = self.stack.state, self.table.zero
@@ -90,7 +105,8 @@ class Once(Rows):
             payload = self._layer_gradients(axis) + self._table_gradients(axis)
             self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self._outer_share(axis))
         if self.stack.partitions_embedding:
-            enter_embedding(self)
+            first, of = distinct([self.piece, self.table.zero, self.table.microbatches])
+            self.book.parts = ((self.some(Embedding, first).book, of),)
 
     def _optimizer(self) -> None:
         """The update, and what of the memory's traffic gradients cause outside the passes."""

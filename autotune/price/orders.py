@@ -15,7 +15,8 @@ import numpy as np
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import AXES, WORDS
 from autotune.meshes.target import Target
-from autotune.price.network import distinct, placed
+from autotune.price.distinct import distinct
+from autotune.price.network import placed
 from autotune.price.price import Prices, price
 from autotune.price.space import PricedSpace
 from autotune.table import LayoutTable

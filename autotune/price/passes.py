@@ -25,9 +25,9 @@ priced too fast; chunks of a single layer are not sliced, and showed no such exc
 class Passes(Rows):
     """The passes of some layouts: entries of the units "layer" and "head", and what the steps made of them need.
 
-    `forward`, `backward`, `weight`: seconds of one layer's compute, what runs again in the second, the gradient of the
-    weights in the third. `kept`: bytes a layer saves for the backward pass; `kept_weights`: of gathered weights beside
-    them; `kept_again`: what is in hand besides while a layer is run again.
+    `layer`, `head`: seconds of one. `forward`, `backward`, `weight`: of one layer's compute, what runs again in the
+    second, the gradient of the weights in the third. `kept`: bytes a layer saves for the backward pass; `kept_weights`:
+    of gathered weights beside them; `kept_again`: what is in hand besides while a layer is run again.
     """
 
     def enter(self) -> None:
@@ -61,6 +61,7 @@ class Passes(Rows):
         self._expert()
         self._fsdp(self.forward - core[0], self.backward + self.weight - core[1])
         self._head()
+        self.layer, self.head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
 
     def _compute(self) -> tuple[np.ndarray, np.ndarray]:
         """One layer's compute; seconds of attention's core in its (forward, backward) pass."""

@@ -178,7 +178,7 @@ def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
         peak_bytes=peak,
         terms=dict(sorted(terms.items(), key=lambda item: -item[1].seconds)),
         resources={name: float(seconds[0]) for name, seconds in ledger.resources().items() if seconds[0]},
-        memory={name: float(np.broadcast_to(values, 1)[0]) for name, values in ledger.memory.items()},
+        memory={name: float(values[0]) for name, values in ledger.all_memory().items()},
         flops=flops,
         sent={axis: amount for axis, amount in counts.items() if amount},
     )

@@ -10,7 +10,8 @@ import numpy as np
 from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import WORDS
-from autotune.price.ledger import Ledger
+from autotune.price.assumptions import Assumptions
+from autotune.price.ledger import Entry, Ledger
 from autotune.price.network import CollectiveCost, Meshes
 from autotune.price.parameters import Parameters, parameters_of
 from autotune.price.work import Work
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a whole table shares: its distinct meshes with the cost of every collective, its distinct pieces of work."""
+    """What a whole table shares: its distinct meshes with the cost of every collective, and its distinct pieces of
+    work, each of one mesh, one number of passes and one way to attend."""
 
     meshes: Meshes
     costs: dict[tuple[str, str], CollectiveCost]
@@ -32,6 +34,18 @@ class Prepared:
 
 
 Kind = TypeVar("Kind", bound="Rows")
+
+
+def hidden_beside(stack: Assumptions, axis: str, lines: list[Entry], beside: np.ndarray) -> list[Entry]:
+    """The lines of one collective along an axis, less what compute `beside` hides of it: up to the stack's share of
+    itself, and no more than its most of the collective."""
+    if not lines:
+        return []
+    total = np.add.reduce([line.full for line in lines])
+    hidden = np.minimum(stack.hidden_share[axis] * beside, stack.hidden_most.get(axis, 1.0) * total)
+    exposed = np.maximum(total - hidden, 0.0)
+    share = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
+    return [Entry(line.name, line.resource, line.unit, line.full * share, line.full) for line in lines]
 
 
 class Rows:
@@ -89,17 +103,6 @@ class Rows:
         return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
 
     @property
-    def hides_gradients(self) -> bool:
-        """Whether the layers' backward pass hides some of the reduction of gradients over `data`."""
-        return self.stack.hidden_share.get("data", 0.0) > 0
-
-    def reduce_gradients(self, whole: np.ndarray, scattered: np.ndarray, beside: np.ndarray | None = None) -> None:
-        """Gradients over `data`: so many bytes whole, so many onto shards."""
-        repeats = self.reductions()
-        self.move("data", "all_reduce", "step", whole, np.where(whole > 0, repeats, 0.0), beside)
-        self.move("data", "reduce_scatter", "step", scattered, np.where(scattered > 0, repeats, 0.0), beside)
-
-    @property
     def table_gathers(self) -> float:
         """How often a pass gathers the vocabulary's tables over fsdp: embedding and unembedding once each; the latter
         again in the backward pass where nothing keeps it."""
@@ -118,27 +121,23 @@ class Rows:
     def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
         """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.
         `outer_share`: see `CollectiveCost.seconds`."""
+        lines = self.lines(axis, kind, unit, payload, times, outer_share)
+        if beside is not None and self.stack.hidden_share.get(axis, 0.0):
+            lines = hidden_beside(self.stack, axis, lines, beside)
+        self.book.entries += lines
+
+    def lines(self, axis: str, kind: str, unit: str, payload, times, outer_share=1.0) -> list[Entry]:
+        """Count `times` collectives along an axis; what they take with nothing to hide behind."""
         if not self.used[axis] or not np.any(times):
-            return
+            return []
         cost = self.prepared.costs[axis, kind]
         if self.book.counting:
             self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
         parts, latency = cost.seconds(self.mesh, payload, outer_share)
-        total = latency
-        for part in parts:
-            total = total + part
-        share = self.stack.hidden_share.get(axis, 0.0)
-        exposed_times = times
-        if beside is not None and share:
-            most, total = self.stack.hidden_most.get(axis, 1.0), total * times
-            exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
-            exposed_times = times * np.divide(exposed, total, out=np.zeros(self.book.rows), where=total > 0)
-        for tier, part in zip(cost.tiers, parts, strict=True):
-            if part.any():
-                self.book.add(
-                    f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", unit, part * exposed_times, part * times
-                )
-        self.book.add(f"latency[{axis}]", "latency", unit, latency * exposed_times, latency * times)
+        named = [(f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part) for tier, part in parts.items()]
+        named.append((f"latency[{axis}]", "latency", latency))
+        every = [(name, resource, each * times) for name, resource, each in named]
+        return [Entry(name, resource, unit, seconds, seconds) for name, resource, seconds in every]
 
     def gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Weights of one layer or of the tables from their fsdp shards."""

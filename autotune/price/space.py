@@ -12,7 +12,7 @@ from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import WORDS, Layout
 from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
-from autotune.price.network import distinct
+from autotune.price.distinct import distinct
 from autotune.price.price import Estimate, Prices, price
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload

@@ -14,12 +14,13 @@ from autotune.meshes.layout import SCHEDULES
 from autotune.meshes.target import Target
 from autotune.meshes.transformer import Transformer
 from autotune.price.assumptions import Assumptions
-from autotune.price.ledger import Ledger
-from autotune.price.memory import memory_of
-from autotune.price.network import cost_of, distinct, meshes_of
+from autotune.price.distinct import distinct
+from autotune.price.ledger import Entry, Ledger
+from autotune.price.memory import fullest_of, saved_of
+from autotune.price.network import cost_of, meshes_of
 from autotune.price.once import Once
 from autotune.price.passes import Passes
-from autotune.price.rows import Prepared, Rows
+from autotune.price.rows import Prepared, hidden_beside
 from autotune.price.schedules import bubble_seconds
 from autotune.price.work import work_of
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
@@ -49,21 +50,21 @@ class Pricer:
     def prepare(self, table: LayoutTable) -> Prepared:
         """What all chunks of the table share."""
         meshes = meshes_of(table, self.target)
-        pieces = table.data * table.fsdp * table.expert * table.accumulate * table.microbatches
-        choices = [getattr(table, name) for name in ("tensor", "context", "expert", "sequence_parallel")]
-        first, work_of_row = distinct([pieces, *choices, table.context_attention])
+        passes = table.accumulate * table.microbatches
+        first, work_of_row = distinct([meshes.of_row, passes, table.sequence_parallel, table.context_attention])
+        some = table.take(first)
         work = work_of(
             self.transformer,
             self.seq,
             self.dtype,
             self.target.hardware,
             self.assumptions,
-            sequences=self.batch / pieces[first],
-            tensor=table.tensor[first].astype(np.float64),
-            context=table.context[first].astype(np.float64),
-            expert=table.expert[first].astype(np.float64),
-            sequence_parallel=table.sequence_parallel[first],
-            ring=table.context_attention[first] == CONTEXT_ATTENTION.index("ring"),
+            sequences=self.batch / (some.data * some.fsdp * some.expert * passes[first]),
+            tensor=some.tensor.astype(np.float64),
+            context=some.context.astype(np.float64),
+            expert=some.expert.astype(np.float64),
+            sequence_parallel=some.sequence_parallel,
+            ring=some.context_attention == CONTEXT_ATTENTION.index("ring"),
         )
         used = {axis: kinds for axis, kinds in KINDS.items() if (getattr(table, axis) > 1).any()}
         costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
@@ -75,76 +76,99 @@ class Pricer:
         return Chunk(self, prepared, table, mesh, piece, counting).book
 
 
-class Chunk(Rows):
-    """One chunk while it is worked out; every array has one entry a row. `price.memory` reads it too."""
+class Chunk:
+    """One chunk while it is worked out: of every row its passes, at `of_pass`, and what happens once, at `of_once`.
 
-    def enter(self) -> None:
-        """Everything of a step, and how it adds up."""
-        table = self.table
-        first, self.of_pass = distinct([self.mesh, table.remat, self.piece, self.sliced])
-        self.passes = self.some(Passes, first)
+    Every other array has one entry a row.
+    """
+
+    def __init__(
+        self,
+        pricer: Pricer,
+        prepared: Prepared,
+        table: LayoutTable,
+        mesh: np.ndarray,
+        piece: np.ndarray,
+        counting: bool,
+    ) -> None:
+        self.pricer, self.table, stack = pricer, table, pricer.assumptions
+        alike = [piece, table.remat]
+        if stack.pipeline_by_hand:
+            alike.append(table.stage * table.virtual_stages < pricer.transformer.layers)
+        first, self.of_pass = distinct(alike)
+        self.passes = Passes(pricer, prepared, table.take(first), mesh[first], piece[first], counting)
         choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")
-        first, self.of_once = distinct([self.mesh, *(getattr(table, name) for name in choices), self.piece])
-        self.once = self.some(Once, first)
+        first, self.of_once = distinct([piece, *(getattr(table, name) for name in choices)])
+        self.once = Once(pricer, prepared, table.take(first), mesh[first], piece[first], counting)
+        waiting = pricer.target.hardware.waiting(pricer.target.groups)
+        self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
         self.book.parts = ((self.passes.book, self.of_pass), (self.once.book, self.of_once))
-        self.kept, self.kept_again = self.passes.kept[self.of_pass], self.passes.kept_again[self.of_pass]
-        self.kept_weights = self.passes.kept_weights[self.of_pass]
-        layer, head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
-        if self.used["data"] and self.hides_gradients:
-            self._gradients(layer)
-        others = self._times(layer, head)
-        if self.used["stage"]:
-            self.book.bubble = self._bubble(layer, others)
-        self.book.memory = memory_of(self)
+        self.layer, self.head = self.passes.layer[self.of_pass], self.passes.head[self.of_pass]
+        self._gradients()
+        others = self._times()
+        if self.once.used["stage"]:
+            self.book.bubble = self._bubble(others)
+        stages = self.once.stages
+        self.book.memory = saved_of(self, *stages) if len(stages) == 1 else fullest_of(self, stages)
 
-    def _gradients(self, layer: np.ndarray) -> None:
-        """Gradients over `data`, which the backward pass of the layers may hide."""
-        beside = layer * self.middle
-        if self.stack.scatter_hides == "never":
+    def _gradients(self) -> None:
+        """Gradients over `data`, beside the backward pass of the layers."""
+        stack = self.pricer.assumptions
+        beside = self.layer * self.once.middle[self.of_once]
+        if stack.scatter_hides == "never":
             # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
-            beside = np.where(self.size["fsdp"] > 1, 0.0, 0.5 * beside)
-        self.reduce_gradients(self.once.whole[self.of_once], self.once.scattered[self.of_once], beside)
+            beside = np.where(self.table.fsdp > 1, 0.0, 0.5 * beside)
+        for lines in self.once.hidden_later:
+            every = [(line, line.full[self.of_once]) for line in lines]
+            mine = [Entry(line.name, line.resource, line.unit, full, full) for line, full in every]
+            self.book.entries += hidden_beside(stack, "data", mine, beside)
 
-    def _times(self, layer: np.ndarray, head: np.ndarray) -> np.ndarray:
+    def _times(self) -> np.ndarray:
         """Enter how often each unit counts on the busiest stage; seconds of one microbatch on all the others."""
-        book, stages, table = self.book, self.size["stage"], self.table
+        book, once, of = self.book, self.once, self.of_once
+        stages, table = once.size["stage"], once.table
         staged = stages > 1
-        if self.stack.head_everywhere:
-            layers, heads = self.middle, np.where(self.by_hand, 1.0 / stages, 1.0)
-            others = (stages - 2.0) * self.middle * layer + 2.0 * self.ends * layer - self.middle * layer
-        else:
-            last_is_busiest = ~staged | (self.ends * layer + head >= self.middle * layer)
-            layers = np.where(last_is_busiest, self.ends, self.middle)
-            heads = np.where(last_is_busiest, 1.0, 0.0)
-            everything = (stages - 2.0) * self.middle * layer + 2.0 * self.ends * layer + head
-            others = everything - layers * layer - heads * head
         passes = (table.accumulate * table.microbatches).astype(np.float64)
-        book.times = {"layer": passes * layers, "head": passes * heads, "pass": passes, "step": np.ones(book.rows)}
+        if self.pricer.assumptions.head_everywhere:
+            # The same stages whatever a pass takes.
+            heads = np.where(once.by_hand, 1.0 / stages, 1.0)
+            rest = np.where(staged, (stages - 3.0) * once.middle + 2.0 * once.ends, 0.0)
+            times = {"layer": passes * once.middle, "head": passes * heads, "pass": passes}
+            book.times = {unit: each[of] for unit, each in times.items()}
+            others = rest[of] * self.layer
+        else:
+            middle, ends = once.middle[of], once.ends[of]
+            last_is_busiest = ~staged[of] | (ends * self.layer + self.head >= middle * self.layer)
+            layers = np.where(last_is_busiest, ends, middle)
+            heads = np.where(last_is_busiest, 1.0, 0.0)
+            everything = ((stages[of] - 2.0) * middle + 2.0 * ends) * self.layer + self.head
+            others = np.where(staged[of], everything - layers * self.layer - heads * self.head, 0.0)
+            book.times = {"layer": passes[of] * layers, "head": passes[of] * heads, "pass": passes[of]}
+        book.times["step"] = np.ones(book.rows)
         if book.counting:
-            book.idle = np.where(self.by_hand, (stages - 1.0) / (passes * table.virtual_stages), 0.0)
-        return np.where(staged, others, 0.0)
+            book.idle = np.where(once.by_hand, (stages - 1.0) / (passes * table.virtual_stages), 0.0)[of]
+        return others
 
-    def _bubble(self, layer: np.ndarray, others: np.ndarray) -> np.ndarray:
+    def _bubble(self, others: np.ndarray) -> np.ndarray:
         """Seconds a step that the busiest stage waits for the others."""
-        table, stages = self.table, self.size["stage"]
-        made = self.passes
-        forward, backward, weight = (each[self.of_pass] for each in (made.forward, made.backward, made.weight))
-        communication = layer - forward - backward - weight
+        table, made, middle = self.table, self.passes, self.once.middle
+        communication = made.layer - made.forward - made.backward - made.weight
         bubble = np.zeros(self.book.rows)
         for code, schedule in enumerate(SCHEDULES):
-            rows = (stages > 1) & (table.schedule == code)
-            if rows.any():
-                name = self.stack.zero_bubble if schedule == "zero-bubble" else schedule
+            rows = np.flatnonzero((table.stage > 1) & (table.schedule == code))
+            if len(rows):
+                name = self.pricer.assumptions.zero_bubble if schedule == "zero-bubble" else schedule
+                of_pass, of_once = self.of_pass[rows], self.of_once[rows]
                 seconds = bubble_seconds(
                     name,
-                    stages=stages,
-                    passes=table.microbatches,
-                    virtual_stages=table.virtual_stages.astype(np.float64),
-                    others=others,
-                    forward=self.middle * (forward + 0.5 * communication),
-                    backward_input=self.middle * (backward + 0.5 * communication),
-                    backward_weight=self.middle * weight,
-                    transfer=self.once.one_way[self.of_once],
+                    stages=table.stage[rows].astype(np.float64),
+                    passes=table.microbatches[rows],
+                    virtual_stages=table.virtual_stages[rows].astype(np.float64),
+                    others=others[rows],
+                    forward=middle[of_once] * (made.forward + 0.5 * communication)[of_pass],
+                    backward_input=middle[of_once] * (made.backward + 0.5 * communication)[of_pass],
+                    backward_weight=middle[of_once] * made.weight[of_pass],
+                    transfer=self.once.one_way[of_once],
                 )
-                bubble = np.where(rows, seconds * table.accumulate, bubble)
+                bubble[rows] = seconds * table.accumulate[rows]
         return bubble

@@ -21,9 +21,10 @@ from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import REMAT, WORDS
 from autotune.meshes.target import Target
 from autotune.partition import Partition
+from autotune.price.distinct import distinct
 from autotune.price.law import Law
 from autotune.price.ledger import COMPUTE, UNITS, Ledger
-from autotune.price.network import CollectiveCost, Meshes, cost_of, distinct, meshes_of
+from autotune.price.network import CollectiveCost, Meshes, cost_of, meshes_of
 from autotune.price.probed import Choice, Probed, Sent
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
@@ -242,9 +243,8 @@ class _Chunk:
         sent = wire_bytes("all_gather" if kind == "permute" else kind, payload, size)
         cost = self.costs[axis, kind]
         parts, latency = cost.seconds(self.mesh, (sent if kind == "permute" else payload) / times)
-        for tier, part in zip(cost.tiers, parts, strict=True):
-            if part.any():
-                self.add(source, f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part * times, exposed)
+        for tier, part in parts.items():
+            self.add(source, f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part * times, exposed)
         self.book.count(axis, "step", sent)
         self.add(source, f"latency[{axis}]", "latency", np.where(there, latency * times, 0.0), exposed)
 

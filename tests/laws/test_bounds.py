@@ -10,7 +10,7 @@ from autotune.meshes.legality import reject_codes
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
 from autotune.preset import transformer_workload
-from autotune.price.network import distinct
+from autotune.price.distinct import distinct
 from autotune.price.price import price_table
 from autotune.space import enumerate_layouts
 from autotune.sweep.bounds import Bounds
