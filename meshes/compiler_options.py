@@ -10,10 +10,24 @@ from autotune.meshes.layout import Layout
 VARIABLES = {"tpu": "LIBTPU_INIT_ARGS", "cuda": "XLA_FLAGS", "cpu": "XLA_FLAGS"}
 """Where a program that is not jitted with the options reads them from, by platform."""
 
+LITTLE_EFFORT = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""For XLA's CPU compiler, where the machine code runs once or never: LLVM then takes half the time or less. What comes
+before it, and with it the program's text, memory and cost, is the same."""
+
 
 def compiler_options(layout: Layout, hardware: Hardware) -> dict[str, Any]:
     """The hardware file's options, and the layout's own over them."""
     return {**hardware.compiler_options, **{name: _value(text) for name, text in layout.compiler_options}}
+
+
+def options_to_read(layout: Layout, hardware: Hardware) -> dict[str, Any]:
+    """As `compiler_options`, for a program that is read and never run."""
+    return {**(LITTLE_EFFORT if hardware.platform == "cpu" else {}), **compiler_options(layout, hardware)}
+
+
+def options_to_run_once(platform: str) -> dict[str, Any] | None:
+    """For `jax.jit` of what runs once, on a JAX platform ("cpu", "gpu", "tpu"): an initial state."""
+    return LITTLE_EFFORT if platform == "cpu" else None
 
 
 def as_variable(layout: Layout, hardware: Hardware) -> str | None:

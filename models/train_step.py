@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from autotune.meshes.compiler_options import options_to_run_once
 from autotune.meshes.layout import Layout
 from autotune.meshes.legality import Job, reject_for
 from autotune.meshes.sharding import named_sharding
@@ -60,7 +61,11 @@ def build_step(
         parameters = nnx.to_pure_dict(nnx.state(new_network(transformer, key)))
         return {"parameters": parameters, "optimizer": optimizer().init(parameters)}
 
-    drawn = jax.jit(draw, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state))
+    drawn = jax.jit(
+        draw,
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+        compiler_options=options_to_run_once(platform),
+    )
 
     def initialise(seed: int):
         with jax.set_mesh(mesh):

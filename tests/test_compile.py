@@ -21,10 +21,14 @@ from autotune.compile import compile as compiling
 from autotune.compile.compilation import compilation_from_json, failure_from_json, to_json
 from autotune.compile.compile import Compilation, CompileFailure, CompileJob, compile_all, store_key
 from autotune.compile.log import last_useful_line, memory_needed, warnings_in
+from autotune.compile.lower import lower_step
+from autotune.compile.worker import MEMORY_FIELDS
 from autotune.hlo.warnings import readable_warnings
 from autotune.losses import resharded
+from autotune.meshes.compiler_options import compiler_options, options_to_read
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
+from autotune.meshes.topology import mesh_of
 from autotune.store import Store
 
 FSDP = parse_layout("fsdp=2")
@@ -311,6 +315,27 @@ def test_bad_arguments():
         next(compile_all([], workers=0))
     with pytest.raises(ValueError, match="timeout_seconds=0 must be above 0"):
         next(compile_all([], timeout_seconds=0))
+
+
+def test_a_cpu_program_that_is_only_read_is_the_one_that_runs():
+    """Workers compile with little effort: the same text and memory, from which all figures come."""
+    layout, target = parse_layout("fsdp=2"), parse_target("cpu:2")
+    lowered = lower_step(toy_steps.build_mlp(layout, mesh_of(layout, target)))
+    usual = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}  # XLA's defaults
+    read, run = (lowered.compile(options) for options in (options_to_read(layout, target.hardware), usual))
+    assert read.as_text() == run.as_text() and " fusion(" in run.as_text()
+    assert read.cost_analysis() == run.cost_analysis()
+    memory = [{name: getattr(one.memory_analysis(), name) for name in MEMORY_FIELDS} for one in (read, run)]
+    assert memory[0] == memory[1] and memory[0]["temp_size_in_bytes"] > 0
+
+
+def test_the_users_own_options_stand_over_little_effort():
+    layout = parse_layout("fsdp=2,xla.xla_backend_optimization_level=2")
+    told = options_to_read(layout, parse_target("cpu:2").hardware)
+    assert told == {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": True}
+    for name in ("h100:1x2", "v5p:2x2x1"):
+        hardware = parse_target(name).hardware
+        assert options_to_read(FSDP, hardware) == compiler_options(FSDP, hardware)
 
 
 def test_a_step_too_large_for_a_tpu_says_how_much_is_missing():

@@ -35,7 +35,7 @@ from autotune.compile.compilation import Argument, Compilation, CompileFailure, 
 from autotune.compile.log import memory_needed, one_line, warnings_in
 from autotune.compile.lower import trace_step
 from autotune.compile.traced_sources import flops_by_source
-from autotune.meshes.compiler_options import compiler_options
+from autotune.meshes.compiler_options import options_to_read
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
@@ -104,7 +104,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
         stage = "compile"
         enter(stage)
         lowered_at = time.perf_counter()
-        compiled = lowered.compile(compiler_options=compiler_options(job.layout, job.target.hardware))
+        compiled = lowered.compile(compiler_options=options_to_read(job.layout, job.target.hardware))
         compiled_at = time.perf_counter()
         sys.stderr.flush()
         return compilation_of(
