@@ -45,7 +45,7 @@ def test_help_does_not_import_jax(bench):
     assert figures["help_over_import_jax"] < 1
 
 
-def test_tune_again_answers_the_same(bench):
+def test_tune_again_answers_the_same(bench, little_effort):
     figures = bench("tune", *SMALL)
     assert figures["same_answer"] and figures["compiled"] == 1
     assert figures["cold_over_serial_compiles"] > 0

@@ -29,7 +29,7 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(workload, store):
+def report(workload, store, little_effort):
     layouts = [parse_layout(text) for text in NAMED]
     return autotune.tune(workload, "cpu:8", layouts=layouts, compile=3, measure=3, store=store)
 
