@@ -1,8 +1,9 @@
-"""Eight simulated CPU devices for every test that runs something, whatever this machine has."""
+"""Eight simulated CPU devices for every test that runs something, whatever this machine has; which worker runs what."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -21,3 +22,29 @@ def little_effort() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
+
+
+LONGEST = (
+    "test_accelerators.py",
+    "test_readme.py",
+    "test_examples.py",
+    "test_gpu_check.py",
+)
+"""Files that take minutes begin first, so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, each in its own order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(Path(item.path).name, len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """With `-n` a file's tests stay on one worker: what they share (a search, a store, a program) is made once."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
