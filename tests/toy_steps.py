@@ -105,3 +105,21 @@ def toy(build=build_mlp, **sizes) -> Workload:
         dtype="float32",
         fingerprint=name,
     )
+
+
+def own_step() -> Workload:
+    """Such matrices under plain gradient descent, as a user hands over a step: `--workload toy_steps:own_step`."""
+    import jax
+    import jax.numpy as jnp
+
+    def step(weights, batch):
+        def loss(weights):
+            x, _ = jax.lax.scan(lambda x, weight: (jax.nn.relu(x @ weight), None), batch, weights)
+            return (x**2).mean()
+
+        value, gradients = jax.value_and_grad(loss)(weights)
+        return weights - 0.1 * gradients, value
+
+    weights = jax.ShapeDtypeStruct((DEPTH, WIDTH, WIDTH), jnp.float32)
+    batch = jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32)
+    return Workload(step, weights, batch, rules=[("", (None, "fsdp", "tensor"))])
