@@ -49,10 +49,15 @@ class Fixture:
         return math.prod(self.layout.mesh_shape.values())
 
 
+def saved(name: str) -> dict:
+    """What the file of that name holds, its program not read."""
+    return json.loads(lzma.decompress((FOLDER / f"{name}.json.xz").read_bytes()))
+
+
 @functools.cache
 def fixture(name: str) -> Fixture:
     """The fixture of that name with its program read."""
-    value = json.loads(lzma.decompress((FOLDER / f"{name}.json.xz").read_bytes()))
+    value = saved(name)
     compilation = compilation_from_json(value["compilation"])
     layout, target = parse_layout(value["layout"]), parse_target(compilation.target)
     program = read_program(

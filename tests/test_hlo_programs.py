@@ -5,13 +5,13 @@ import time
 from collections import Counter
 
 import pytest
-from hlo_fixtures import NAMES, NO_MEMORY, fixture
+from hlo_fixtures import NAMES, NO_MEMORY, fixture, saved
 
 from autotune.hlo.read import read_program
 from autotune.hlo.versions import CHECKED_VERSIONS, unchecked
 from autotune.program import Compute, CopyStart, Done, Loop, Start, by_collective, by_kernel, walk
 
-FULL = [name for name in NAMES if "remat=full" in fixture(name).compilation.layout]
+FULL = [name for name in NAMES if "remat=full" in saved(name)["layout"]]
 KEPT = [name for name in NAMES if name not in FULL]
 
 
@@ -250,7 +250,7 @@ def test_reading_costs_little_more_than_splitting_into_words():
     assert between - begin < 12 * (time.process_time() - between)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if fixture(name).compilation.cost])
+@pytest.mark.parametrize("name", [name for name in NAMES if saved(name)["compilation"]["cost"]])
 def test_xlas_own_count_with_loops_taken_once(name):
     """XLA's cost analysis counts a loop's body once, elementwise FLOPs too, and no Pallas kernels.
 
