@@ -11,6 +11,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from effort import NUMBERS_ONLY
 from jax.sharding import AxisType, Mesh
 
 from autotune.meshes import legality
@@ -66,14 +67,6 @@ ROWS = [
     ("tiny-encoder", f"data=2,tensor=2,{PIPELINE}=4"),
 ]
 
-LITTLE_EFFORT = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-"""A quarter of the compile time. How the step is cut, and so every collective, is the same: XLA's partitioner comes
-before any of these, which only say how each device's share becomes machine code."""
-
 
 def mesh_of(layout, kind=AxisType.Auto):
     devices = np.array(jax.devices()[: layout.devices]).reshape(tuple(layout.mesh_shape.values()))
@@ -97,7 +90,7 @@ def one_step(model, text, dtype="float32", kind=AxisType.Auto):
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state)
         lowered = jax.jit(step.function, out_shardings=(shardings, None)).lower(*placed)
-        compiled = lowered.compile(LITTLE_EFFORT)
+        compiled = lowered.compile(NUMBERS_ONLY)
         state, metrics = compiled(*placed)
     adam = next(
         part for part in jax.tree.leaves(state["optimizer"], is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")
