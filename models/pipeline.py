@@ -90,9 +90,6 @@ def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
     beside_tensor = _by_hand((None, "batch", "norm_length", "features"), run)
     inputs = beside_tensor(lambda x: jax.lax.all_gather(x, "stage", axis=0, tiled=True))(x_MBLD).astype(run.dtype)
 
-    def one_layer(x, layer):
-        return nnx.merge(definition, jax.tree.map(borrow, *layer))(x, positions_L, run)
-
     def tick(carry, t):
         held, outputs, balance = carry
         unit = t - stage
@@ -101,8 +98,13 @@ def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
         repeat = unit // stages % repeats
         microbatch = unit // (stages * repeats) * stages + unit % stages
         x = jnp.where((stage == 0) & (repeat == 0), inputs[microbatch], held)
-        chunk = jax.tree.map(lambda leaf: leaf[repeat], (held_weights, sums))
-        y, layer_balance = jax.lax.scan(rematerialise(one_layer, layout.remat), x, chunk)
+        def one_layer(x, layer):
+            index, sum_of_layer = layer
+            weights = jax.tree.map(lambda leaf: leaf[repeat, index], held_weights)
+            return nnx.merge(definition, jax.tree.map(borrow, weights, sum_of_layer))(x, positions_L, run)
+
+        layers = jnp.arange(jax.tree.leaves(held_weights)[0].shape[1]), jax.tree.map(lambda leaf: leaf[repeat], sums)
+        y, layer_balance = jax.lax.scan(rematerialise(one_layer, layout.remat), x, layers)
         done = busy & (stage == stages - 1) & (repeat == repeats - 1)
         outputs = outputs.at[microbatch].set(jnp.where(done, y, outputs[microbatch]))
         balance = balance + jnp.where(busy, layer_balance.sum(), 0.0)
