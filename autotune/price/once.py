@@ -12,7 +12,7 @@ from autotune.meshes.layout import SCHEDULES
 from autotune.price.distinct import distinct
 from autotune.price.embedding import INNER_FIRST, Embedding
 from autotune.price.memory import stages_of
-from autotune.price.rows import Rows
+from autotune.price.rows import Rows, hides
 
 
 class Once(Rows):
@@ -91,7 +91,7 @@ class Once(Rows):
             self.lines("data", kind, "step", payload, np.where(payload > 0, repeats, 0.0))
             for kind, payload in (("all_reduce", whole), ("reduce_scatter", scattered))
         ]
-        self.hidden_later = reduced if self.stack.hidden_share.get("data", 0.0) else []
+        self.hidden_later = reduced if hides(self.stack, "data") else []
         if not self.hidden_later:
             self.book.entries += [line for lines in reduced for line in lines]
 

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from autotune.price.terms import Pricer
 
 
+SUMMED_FROM = 64
+"""Chips of a three-dimensional slice that is gathered over by sums: a sharded matrix that one matmul reads whole is
+all-reduced on v5p:2x2x16, 2x4x8, 4x4x4 and 4x4x8, whatever its size; it is gathered on v5p:2x2x2, 2x2x4, 2x2x8, 2x4x4
+and 2x2x12, over part of a larger slice, and on v5e:8x8 and 16x16 (libtpu 0.0.42)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """What a whole table shares: its distinct meshes with the cost of every collective, and its distinct pieces of
@@ -36,16 +42,27 @@ class Prepared:
 Kind = TypeVar("Kind", bound="Rows")
 
 
-def hidden_beside(stack: Assumptions, axis: str, lines: list[Entry], beside: np.ndarray) -> list[Entry]:
+def hides(stack: Assumptions, axis: str) -> bool:
+    """Whether compute hides any of an axis's collectives."""
+    return bool(stack.hidden_share.get(axis, 0.0) or stack.hidden_outer.get(axis))
+
+
+def hidden_beside(stack: Assumptions, axis: str, lines: list[Entry], beside: np.ndarray, outer: str) -> list[Entry]:
     """The lines of one collective along an axis, less what compute `beside` hides of it: up to the stack's share of
-    itself, and no more than its most of the collective."""
-    if not lines:
-        return []
-    total = np.add.reduce([line.full for line in lines])
-    hidden = np.minimum(stack.hidden_share[axis] * beside, stack.hidden_most.get(axis, 1.0) * total)
-    exposed = np.maximum(total - hidden, 0.0)
-    share = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
-    return [Entry(line.name, line.resource, line.unit, line.full * share, line.full) for line in lines]
+    itself, and no more than its most of the collective. `outer`: the tier that may have a share and a most of its own.
+    """
+    inside = (stack.hidden_share.get(axis, 0.0), stack.hidden_most.get(axis, 1.0))
+    apart = [line for line in lines if axis in stack.hidden_outer and line.resource == f"network:{axis}@{outer}"]
+    together = [line for line in lines if line not in apart]
+    found = []
+    for some, (share, most) in ((together, inside), (apart, stack.hidden_outer.get(axis, inside))):
+        if some and share:
+            total = np.add.reduce([line.full for line in some])
+            exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
+            left = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
+            some = [Entry(line.name, line.resource, line.unit, line.full * left, line.full) for line in some]
+        found += some
+    return found
 
 
 class Rows:
@@ -122,8 +139,8 @@ class Rows:
         """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.
         `outer_share`: see `CollectiveCost.seconds`."""
         lines = self.lines(axis, kind, unit, payload, times, outer_share)
-        if beside is not None and self.stack.hidden_share.get(axis, 0.0):
-            lines = hidden_beside(self.stack, axis, lines, beside)
+        if beside is not None and hides(self.stack, axis):
+            lines = hidden_beside(self.stack, axis, lines, beside, self.hardware.tiers[-1].name)
         self.book.entries += lines
 
     def lines(self, axis: str, kind: str, unit: str, payload, times, outer_share=1.0) -> list[Entry]:
@@ -150,8 +167,8 @@ class Rows:
     def summed(self) -> np.ndarray:
         """Rows whose fsdp shards are all of a slice that the compiler gathers by sums of zeros and one shard."""
         target, table = self.pricer.target, self.table
-        deep = self.stack.sums_over_slice and len(target.shape) == 3 and min(target.shape) > 1
-        return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & deep
+        solid = len(target.shape) == 3 and min(target.shape) > 1 and target.devices_per_group >= SUMMED_FROM
+        return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & solid & self.stack.sums_over_slice
 
     def scatter(self, unit: str, gradients: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Gradients of one layer or of the tables onto their fsdp shards."""

@@ -118,10 +118,11 @@ class Chunk:
         if stack.scatter_hides == "never":
             # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
             beside = np.where(self.table.fsdp > 1, 0.0, 0.5 * beside)
+        outer = self.pricer.target.hardware.tiers[-1].name
         for lines in self.once.hidden_later:
             every = [(line, line.full[self.of_once]) for line in lines]
             mine = [Entry(line.name, line.resource, line.unit, full, full) for line, full in every]
-            self.book.entries += hidden_beside(stack, "data", mine, beside)
+            self.book.entries += hidden_beside(stack, "data", mine, beside, outer)
 
     def _times(self) -> np.ndarray:
         """Enter how often each unit counts on the busiest stage; seconds of one microbatch on all the others."""

@@ -17,6 +17,7 @@ from autotune.meshes.layout import REMAT, SCHEDULES, WORDS
 from autotune.meshes.target import Target
 from autotune.price.assumptions import assumptions_of
 from autotune.price.price import CHUNK, price_table
+from autotune.price.rows import hides
 from autotune.price.terms import Pricer
 from autotune.space import order_of
 from autotune.table import LayoutTable
@@ -57,7 +58,9 @@ class Bounds:
             target=target,
             assumptions=assumptions_of(target.hardware, workload.dtype),
         )
-        self.hidden_share = {axis: self.pricer.assumptions.hidden_share.get(axis, 0.0) for axis in WORDS}
+        stack = self.pricer.assumptions
+        self.hidden_share = {axis: stack.hidden_share.get(axis, 0.0) for axis in WORDS}
+        self.hidden_outer = {axis: stack.hidden_outer.get(axis, (0.0, 0.0))[0] for axis in WORDS}
         self.priced = 0
 
     def table(self, columns: Columns, **changed: np.ndarray) -> LayoutTable:
@@ -92,7 +95,7 @@ class Bounds:
                 if entry.name == "casts":
                     # Of a pipeline more virtual stages have less of it: chunks of one layer are not sliced.
                     sure = np.where(boxes["stage"][rows] > 1, 0.0, sure)
-                if any(f"[{axis}]" in entry.name for axis, share in self.hidden_share.items() if share):
+                if any(f"[{axis}]" in entry.name for axis in WORDS if hides(self.pricer.assumptions, axis)):
                     sure = sure * doubt
                 total += sure
                 if entry.unit == "layer":
@@ -115,6 +118,7 @@ class Bounds:
         share = self.hidden_share
         gathers = (table.context > 1) * (1.0 + (table.context_attention == 0))  # its gather and reduction hide apart
         hidden = share["fsdp"] * (table.fsdp > 1) + share["context"] * gathers + share["data"] * (table.data > 1)
+        hidden += self.hidden_outer["data"] * (table.dcn_data > 1)
         return 1.0 / np.maximum(hidden, 1.0)
 
     def _least_bubble(self, boxes: Columns) -> np.ndarray:
