@@ -14,12 +14,12 @@ from autotune.price.rows import Rows
 from autotune.price.work import Matmul
 from autotune.table import CONTEXT_ATTENTION
 
-CHUNK_TRAFFIC = 42.0
-"""Bytes per parameter of a stage of several layers that each tick of `autotune.models.pipeline` moves beside its
-matmuls. Forward: the chunk and then each layer sliced out, the chunk saved (10). Backward: both slices again (8), and
-the gradients set to zero, written layer by layer in float32 and added to the sums, some of it by copies (24). Counted
-in the h100 program of a dense gpipe layout with two layers a stage (jax 0.10.2) after such layouts were seen to be
-priced too fast; chunks of a single layer are not sliced, and showed no such excess."""
+CHUNK_TRAFFIC = ((6.0, 27.0), (32.0, 40.0))
+"""Bytes per parameter of a chunk that each tick of `autotune.models.pipeline` moves beside its matmuls: of one layer or
+several (first index), alone on its stage or one of several (second). Each layer is sliced out forward and backward, its
+gradient written and added to the sums in float32, some of it by copies, and the chunk picked out of the stage's and put
+back. Read off what programs for h100:2x8 gain with each tick from 16 to 32 microbatches (dense-4096 at 2, 4 and 8
+stages, jax 0.10.2)."""
 
 
 class Passes(Rows):
@@ -46,6 +46,10 @@ class Passes(Rows):
             self.again["context"] = np.where(self.of(work.blocked), own, self.again["context"])
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
+        if self.by_hand.any():
+            # Without recomputation each tick of the pipeline keeps the weights that its matmuls read.
+            again = self.by_hand & (table.remat == 0)
+            self.kept = self.kept + stack.state.compute * self.parameters.layer * again
         self.kept_again = np.zeros(len(table))
         if stack.eager:
             # What a layer keeps without recomputation is in hand while it is run again.
@@ -112,8 +116,8 @@ class Passes(Rows):
         cast = (state.weights + state.compute) * self.parameters.layer / self.size["fsdp"]
         seconds = cast / self.hbm_rate
         if self.by_hand.any():
-            chunk = np.where(self.sliced, CHUNK_TRAFFIC, 0.0) / 2.0 * self.parameters.layer
-            seconds = np.where(self.by_hand, chunk / self.hbm_rate, seconds)
+            traffic = np.array(CHUNK_TRAFFIC)[self.sliced * 1, (self.table.virtual_stages > 1) * 1]
+            seconds = np.where(self.by_hand, traffic / 2.0 * self.parameters.layer / self.hbm_rate, seconds)
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
 

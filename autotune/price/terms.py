@@ -94,7 +94,8 @@ class Chunk:
         self.pricer, self.table, stack = pricer, table, pricer.assumptions
         alike = [piece, table.remat]
         if stack.pipeline_by_hand:
-            alike.append(table.stage * table.virtual_stages < pricer.transformer.layers)
+            several = table.virtual_stages > 1
+            alike += [table.stage * table.virtual_stages < pricer.transformer.layers, several]
         first, self.of_pass = distinct(alike)
         self.passes = Passes(pricer, prepared, table.take(first), mesh[first], piece[first], counting)
         choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")

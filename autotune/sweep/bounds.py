@@ -93,7 +93,7 @@ class Bounds:
                     continue
                 sure = entry.seconds * ledger.times[entry.unit]
                 if entry.name == "casts":
-                    # Of a pipeline more virtual stages have less of it: chunks of one layer are not sliced.
+                    # Of a pipeline other virtual stages have less of it.
                     sure = np.where(boxes["stage"][rows] > 1, 0.0, sure)
                 if any(f"[{axis}]" in entry.name for axis in WORDS if hides(self.pricer.assumptions, axis)):
                     sure = sure * doubt
