@@ -98,6 +98,7 @@ def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
         repeat = unit // stages % repeats
         microbatch = unit // (stages * repeats) * stages + unit % stages
         x = jnp.where((stage == 0) & (repeat == 0), inputs[microbatch], held)
+
         def one_layer(x, layer):
             index, sum_of_layer = layer
             weights = jax.tree.map(lambda leaf: leaf[repeat, index], held_weights)

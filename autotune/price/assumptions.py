@@ -105,7 +105,8 @@ class Assumptions:
     `partitions_embedding`: the embedding's gradient goes the way that XLA's partitioner finds (`price.embedding`), else
     as the other weights'.
     `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
-    bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step.
+    bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step;
+    `sums_tables_once`: but for those of the vocabulary's tables without ZeRO, along all axes but `fsdp`.
     `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only.
     `pipeline_by_hand`: the pipeline is `autotune.models.pipeline`: weights are gathered over fsdp once a step, head and
     embedding are dealt out over the stages, and idle stages compute on what nobody reads. `lighter_ends`:
@@ -157,6 +158,7 @@ class Assumptions:
     transfer_hidden: float
     transfer_wait: float
     gradients_per_pass: bool
+    sums_tables_once: bool
     head_everywhere: bool
     pipeline_by_hand: bool
     lighter_ends: int
@@ -270,6 +272,7 @@ XLA_TPU = Assumptions(
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
+    sums_tables_once=False,
     head_everywhere=True,
     pipeline_by_hand=True,
     lighter_ends=0,
@@ -321,7 +324,9 @@ XLA_GPU = Assumptions(
     reruns_head=False,
     traffic=_XLA_GPU_TRAFFIC,
     saved=_XLA_GPU_SAVED,
-    state=_XLA_STATE,
+    # Under accumulation: a pass's gradients set to zero (4), read, and added to sums that are read and written (12),
+    # some of it copied once more: 17 to 20 in all (h100 and a100-80, accumulate 2 to 8, dense and experts, jax 0.10.2).
+    state=dataclasses.replace(_XLA_STATE, accumulate_traffic=18.0),
     # Set after a look at what our own compiles for 2 x 8 and 4 x 8 H100 expose (jaxlib 0.10.2). `tensor` only where it
     # leaves the NVLink domain: there 0.60 to 0.75 of what its collectives take was exposed whatever the compute, in all
     # but four of the layouts looked at (h100, h200 and a100-80, tensor 2 to 16; 0.54, 0.81, 0.93 and 0.98 in those).
@@ -335,6 +340,7 @@ XLA_GPU = Assumptions(
     transfer_hidden=0.0,
     transfer_wait=0.0,
     gradients_per_pass=True,
+    sums_tables_once=True,  # that reduction is moved out of the loop over passes (h100 and a100-80, jax 0.10.2)
     head_everywhere=True,
     pipeline_by_hand=True,
     lighter_ends=0,

@@ -78,10 +78,11 @@ class Embedding(Rows):
         # along the axes that repeat it as one (that one is counted with the unembedding's).
         again = np.where(self.shape.tied_embeddings & (self.table.zero == 1), 0.0, times)
         whole = np.where(ways.summed & (ways.cut > 1), times, np.where(ways.summed, again, 0.0))
+        share = self.table_reductions() / times
         gathers = np.where(ways.gathered, times, 0.0)
         inside, held = np.ones(len(self.table)), local
         for axis in ("expert", "context", "fsdp", "data", "stage"):
-            self.move(axis, "all_reduce", "step", table / inside, whole)
+            self.move(axis, "all_reduce", "step", table / inside, whole if axis == "fsdp" else whole * share)
             inside = inside * size[axis]
             if axis != "fsdp":
                 gathered = gathers * np.where(zero2, 0.0, 1.0) if axis == "data" else gathers
@@ -101,5 +102,5 @@ class Embedding(Rows):
         sums, shard = np.where(ways.scattered | ways.partly, again, 0.0), table / ways.cut
         for axis in INNER_FIRST:
             mine = np.where(zero2, 0.0, sums) if axis == "data" else sums
-            self.move(axis, "all_reduce", "step", shard, mine)
+            self.move(axis, "all_reduce", "step", shard, mine * share)
             shard = shard / np.where(mine > 0, size[axis], 1.0)

@@ -132,7 +132,7 @@ def _stage(once: Once, layers: np.ndarray, waiting: np.ndarray, tables: float, h
         at_work = np.where(once.sliced, 2.0 * whole / virtual, 0.0)
         gradients = np.where(by_hand, 0.0, gradients)
     else:
-        beside, at_work = np.zeros(len(table)), 0.0
+        beside = at_work = np.zeros(len(table))
     if stack.keeps_sent:
         beside = beside + np.where(staged, (waiting * (1.0 - head) + 1.0) * once.stream_bytes, 0.0)
     # Routed experts' weights stand there in the layout of their batched matmuls, too (mixtures on h100 and a100-80).

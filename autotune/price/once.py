@@ -83,7 +83,11 @@ class Once(Rows):
 
     def _gradients(self) -> None:
         """Gradients over `data`."""
-        layers, tables, repeats = self._layer_gradients("data"), self._table_gradients("data"), self.reductions()
+        repeats = self.reductions()
+        layers, tables = (
+            self._layer_gradients("data"),
+            self._table_gradients("data") * self.table_reductions() / repeats,
+        )
         cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
         whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
         scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
@@ -102,8 +106,9 @@ class Once(Rows):
         if self.used["data"] and (zero > 0).any():
             self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
         for axis in ("context", "expert"):
-            payload = self._layer_gradients(axis) + self._table_gradients(axis)
-            self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self._outer_share(axis))
+            repeats = self.reductions()
+            payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_reductions() / repeats
+            self.move(axis, "all_reduce", "step", payload, repeats, outer_share=self._outer_share(axis))
         if self.stack.partitions_embedding:
             first, of = distinct([self.piece, self.table.zero, self.table.microbatches])
             self.book.parts = ((self.some(Embedding, first).book, of),)
@@ -121,8 +126,11 @@ class Once(Rows):
             copies = state.reduce_traffic * each * (size["data"] > 1)
             book.add("gradient_copies", "hbm", "step", copies / self.hbm_rate)
         if state.accumulate_traffic:
-            sums = state.accumulate_traffic * each / np.where(table.zero == 2, size["data"], 1.0)
+            sums_cut = (table.zero == 2) | ((table.zero == 1) & self.stack.shards_zero_weights)
+            sums = state.accumulate_traffic * each / np.where(sums_cut, size["data"], 1.0)
             passes = table.accumulate * table.microbatches
+            if self.stack.sums_beside:  # those of microbatches are the pipeline's own
+                passes = np.where(table.accumulate > 1, table.accumulate, 0)
             book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
 
     # Gradients along the axes that repeat the weights

@@ -119,6 +119,11 @@ class Rows:
         """How often a step reduces gradients along an axis that repeats the weights."""
         return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
 
+    def table_reductions(self) -> np.ndarray:
+        """How often those of the vocabulary's tables are."""
+        once = self.stack.sums_tables_once & (self.table.zero == 0)
+        return np.where(once, 1.0, self.reductions())
+
     @property
     def table_gathers(self) -> float:
         """How often a pass gathers the vocabulary's tables over fsdp: embedding and unembedding once each; the latter

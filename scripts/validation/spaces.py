@@ -131,6 +131,10 @@ CASES = _cases(
     ("dense-4096", "v6e:4x4", 32, 4096, "fsdp,context", "remat=full accumulate=1 context_attention=gather"),
     ("mixtral-2048", "v5p:2x2x4", 64, 2048, "fsdp,expert", "remat=full accumulate=1"),
     ("gemma-2048", "h100:2x8", 64, 4096, "data,fsdp,tensor", "zero=1 remat=minimal accumulate=1 dcn.tensor=1 dcn.fsdp=1"),  # noqa: E501
+    ("dense-2048", "h100:2x8", 128, 2048, "data,fsdp,tensor", "remat=full zero=0 accumulate=4 dcn.tensor=1"),
+    ("dense-2048", "a100-80:2x8", 128, 2048, "data,fsdp", "remat=dots accumulate=8 dcn.data=2"),
+    ("mixtral-2048", "h100:2x8", 128, 2048, "data,fsdp,expert", "remat=full zero=0 accumulate=2 dcn.expert=1"),
+    ("gelu-1536", "h100:2x8", 256, 1024, "data,fsdp", "remat=none accumulate=4 dcn.fsdp=1"),
     ("switch-2048", "h100:4x8", 64, 2048, "fsdp,expert,context,tensor", "remat=minimal accumulate=1 context_attention=gather tensor=2 dcn.context=4"),  # noqa: E501
 )  # fmt: skip
 

@@ -85,6 +85,7 @@ MEGATRON_2022 = Assumptions(
     transfer_hidden=0.0,
     transfer_wait=SYNCHRONOUS_TRANSFER,
     gradients_per_pass=False,
+    sums_tables_once=False,
     head_everywhere=False,
     pipeline_by_hand=False,
     lighter_ends=0,
@@ -154,6 +155,7 @@ DEEPSPEED_ZERO3 = dataclasses.replace(
     piece_seconds=3.8e-6,
     gathers_rerun=True,  # fetched before a module's forward pass, the second one too, and before its backward pass
     gradients_per_pass=True,
+    sums_tables_once=False,
 )
 
 ALEPH_RMS = Assumptions(
@@ -216,6 +218,7 @@ ALEPH_RMS = Assumptions(
     transfer_hidden=0.0,
     transfer_wait=SYNCHRONOUS_TRANSFER,
     gradients_per_pass=False,
+    sums_tables_once=False,
     head_everywhere=False,
     pipeline_by_hand=False,
     lighter_ends=0,
