@@ -16,6 +16,7 @@ from autotune.meshes.target import parse_target
 from autotune.meshes.transformer import Transformer
 from autotune.preset import transformer_of
 from autotune.price import price as price_module
+from autotune.price.assumptions import assumptions_of
 from autotune.price.network import cost_of, meshes_of
 from autotune.price.price import estimate, price_transformer
 from autotune.space import enumerate_layouts
@@ -279,3 +280,15 @@ def test_a_v100_takes_for_a_matmul_what_it_was_measured_at():
     for chip, dtype, measured in (("v100-16", "float16", 97.4e12), ("a100-80", "bfloat16", 258e12)):
         seconds = matmul_seconds(load_hardware(chip), dtype, 2, 8192, 8192, 8192)
         assert 2 * 8192**3 / float(seconds) == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(("text", "twice"), [("v5p:2x2x4", False), ("v5p:2x4x4", False), ("v5p:4x4x4", True)])
+def test_a_whole_slice_of_64_chips_is_gathered_by_sums(text, twice):
+    """All-reduces send each weight twice as often as a gather and a reduce-scatter of it."""
+    target = parse_target(text)
+    plain = dataclasses.replace(assumptions_of(target.hardware, "bfloat16"), sums_over_slice=False)
+    layout = Layout(fsdp=target.devices, remat="full")
+    ours = estimate(DENSE, 64, 2048, "bfloat16", layout, target).sent["fsdp"]
+    gathered = estimate(DENSE, 64, 2048, "bfloat16", layout, target, plain).sent["fsdp"]
+    assert (ours > 1.4 * gathered) == twice
+    assert twice or ours == gathered

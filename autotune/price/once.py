@@ -84,10 +84,8 @@ class Once(Rows):
     def _gradients(self) -> None:
         """Gradients over `data`."""
         repeats = self.reductions()
-        layers, tables = (
-            self._layer_gradients("data"),
-            self._table_gradients("data") * self.table_reductions() / repeats,
-        )
+        layers = self._layer_gradients("data")
+        tables = self._table_gradients("data") * self.table_reductions() / repeats
         cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
         whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
         scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)

@@ -52,10 +52,11 @@ def hidden_beside(stack: Assumptions, axis: str, lines: list[Entry], beside: np.
     itself, and no more than its most of the collective. `outer`: the tier that may have a share and a most of its own.
     """
     inside = (stack.hidden_share.get(axis, 0.0), stack.hidden_most.get(axis, 1.0))
-    apart = [line for line in lines if axis in stack.hidden_outer and line.resource == f"network:{axis}@{outer}"]
-    together = [line for line in lines if line not in apart]
+    limits = {False: inside, True: stack.hidden_outer.get(axis, inside)}
+    apart = f"network:{axis}@{outer}" if axis in stack.hidden_outer else None
     found = []
-    for some, (share, most) in ((together, inside), (apart, stack.hidden_outer.get(axis, inside))):
+    for is_apart, (share, most) in limits.items():
+        some = [line for line in lines if (line.resource == apart) == is_apart]
         if some and share:
             total = np.add.reduce([line.full for line in some])
             exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)

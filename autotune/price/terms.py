@@ -94,8 +94,7 @@ class Chunk:
         self.pricer, self.table, stack = pricer, table, pricer.assumptions
         alike = [piece, table.remat]
         if stack.pipeline_by_hand:
-            several = table.virtual_stages > 1
-            alike += [table.stage * table.virtual_stages < pricer.transformer.layers, several]
+            alike += [table.stage * table.virtual_stages < pricer.transformer.layers, table.virtual_stages > 1]
         first, self.of_pass = distinct(alike)
         self.passes = Passes(pricer, prepared, table.take(first), mesh[first], piece[first], counting)
         choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from autotune.meshes.layout import parse_layout
 from autotune.models.pipeline import borrow, deal_chunks, gather_once
+from autotune.models.presets import PRESETS
+from autotune.models.train_step import build_step
 
 
 @pytest.mark.parametrize(("stages", "repeats"), [(2, 1), (2, 2), (2, 3), (3, 2), (4, 2), (2, 4)])
@@ -41,3 +46,21 @@ def test_gradients_of_microbatches_are_summed_in_float32():
         return jax.lax.scan(microbatch, jnp.zeros(()), factors)[0]
 
     assert jax.grad(loss)(jnp.ones(1, jnp.bfloat16)).tolist() == [258.0]
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "circular,virtual_stages=2"])
+def test_no_tick_keeps_weights_of_its_own(schedule):
+    """Sixteen microbatches more, of nearly no tokens: the step may not grow by a copy of a stage's weights for each."""
+    transformer = dataclasses.replace(PRESETS["tiny"], layers=8, d_model=256, d_ff=1024, vocab=256)
+    stage_bytes = transformer.layers / 2 * (transformer.attention_parameters + transformer.mlp_parameters) * 2
+
+    def temporary_bytes(microbatches):
+        layout = parse_layout(f"stage=2,schedule={schedule},microbatches={microbatches},remat=full")
+        devices = np.array(jax.devices()[:2]).reshape(tuple(layout.mesh_shape.values()))
+        mesh = Mesh(devices, tuple(layout.mesh_shape), axis_types=(AxisType.Auto,) * devices.ndim)
+        step = build_step(transformer, microbatches, 16, layout, mesh)
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(step.function).lower(step.state, step.batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(20) - temporary_bytes(4) < 2 * stage_bytes
