@@ -78,7 +78,7 @@ class Embedding(Rows):
         # along the axes that repeat it as one (that one is counted with the unembedding's).
         again = np.where(self.shape.tied_embeddings & (self.table.zero == 1), 0.0, times)
         whole = np.where(ways.summed & (ways.cut > 1), times, np.where(ways.summed, again, 0.0))
-        share = self.table_reductions() / times
+        share = self.table_share()
         gathers = np.where(ways.gathered, times, 0.0)
         inside, held = np.ones(len(self.table)), local
         for axis in ("expert", "context", "fsdp", "data", "stage"):

@@ -148,10 +148,9 @@ def _stage(once: Once, layers: np.ndarray, waiting: np.ndarray, tables: float, h
     at_start = logits + (gradients - late)
     at_end = gradients + held + (0.0 if stack.eager else in_layer)
     one_pass = (zero == 1) & (table.accumulate == 1) & stack.shards_zero_weights
-    early = one_pass & ~by_hand & (size["tensor"] == 1) & (stack.saved.held_logits > 0)
     # The pipeline's sums of gradients stand beside the logits, which are gone before its layers run back (h100:2x8,
     # 2 to 8 stages of dense-4096, jax 0.10.2; 5 to 8 % too low where thin slices are dealt).
-    early = early | by_hand
+    early = by_hand | (one_pass & (size["tensor"] == 1) & (stack.saved.held_logits > 0))
     if early.any():
         # Under ZeRO-1 of one pass most programs that do not cut the vocabulary make the unembedding's gradient first:
         # the layers' backward pass begins when the logits are gone, which stood beside its stacked gradients (on h100,

@@ -11,6 +11,7 @@ import numpy as np
 from autotune.meshes.layout import SCHEDULES
 from autotune.price.distinct import distinct
 from autotune.price.embedding import INNER_FIRST, Embedding
+from autotune.price.ledger import Entry
 from autotune.price.memory import stages_of
 from autotune.price.rows import Rows, hides
 
@@ -23,6 +24,7 @@ class Once(Rows):
     """
 
     one_way: np.ndarray
+    hidden_later: list[list[Entry]]
 
     def enter(self) -> None:
         """Everything beside the passes, in the order of a step."""
@@ -83,19 +85,17 @@ class Once(Rows):
 
     def _gradients(self) -> None:
         """Gradients over `data`."""
-        repeats = self.reductions()
-        layers = self._layer_gradients("data")
-        tables = self._table_gradients("data") * self.table_reductions() / repeats
+        layers, tables = self._layer_gradients("data"), self._table_gradients("data") * self.table_share()
         cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
         whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
         scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
-        reduced = [
-            self.lines("data", kind, "step", payload, np.where(payload > 0, repeats, 0.0))
-            for kind, payload in (("all_reduce", whole), ("reduce_scatter", scattered))
-        ]
-        self.hidden_later = reduced if hides(self.stack, "data") else []
-        if not self.hidden_later:
-            self.book.entries += [line for lines in reduced for line in lines]
+        self.hidden_later = []
+        for kind, payload in (("all_reduce", whole), ("reduce_scatter", scattered)):
+            lines = self.lines("data", kind, "step", payload, np.where(payload > 0, self.reductions(), 0.0))
+            if lines and hides(self.stack, "data"):
+                self.hidden_later.append(lines)
+            else:
+                self.book.entries += lines
 
     def _weights(self) -> None:
         """Gradients over the axes along which weights are repeated, and what ZeRO gathers again."""
@@ -104,9 +104,8 @@ class Once(Rows):
         if self.used["data"] and (zero > 0).any():
             self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
         for axis in ("context", "expert"):
-            repeats = self.reductions()
-            payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_reductions() / repeats
-            self.move(axis, "all_reduce", "step", payload, repeats, outer_share=self._outer_share(axis))
+            payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_share()
+            self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self._outer_share(axis))
         if self.stack.partitions_embedding:
             first, of = distinct([self.piece, self.table.zero, self.table.microbatches])
             self.book.parts = ((self.some(Embedding, first).book, of),)

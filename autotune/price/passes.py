@@ -116,7 +116,7 @@ class Passes(Rows):
         cast = (state.weights + state.compute) * self.parameters.layer / self.size["fsdp"]
         seconds = cast / self.hbm_rate
         if self.by_hand.any():
-            traffic = np.array(CHUNK_TRAFFIC)[self.sliced * 1, (self.table.virtual_stages > 1) * 1]
+            traffic = np.array(CHUNK_TRAFFIC)[self.sliced * 1, self.dealt * 1]
             seconds = np.where(self.by_hand, traffic / 2.0 * self.parameters.layer / self.hbm_rate, seconds)
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds

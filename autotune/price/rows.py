@@ -36,7 +36,8 @@ class Prepared:
     meshes: Meshes
     costs: dict[tuple[str, str], CollectiveCost]
     work: Work
-    work_of_row: np.ndarray
+    piece_of_row: np.ndarray
+    mesh_of_piece: np.ndarray
 
 
 Kind = TypeVar("Kind", bound="Rows")
@@ -66,12 +67,17 @@ def hidden_beside(stack: Assumptions, axis: str, lines: list[Entry], beside: np.
     return found
 
 
+def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """(whether a chunk of `autotune.models.pipeline` has several layers, whether a stage has several chunks)."""
+    return table.stage * table.virtual_stages < layers, table.virtual_stages > 1
+
+
 class Rows:
     """Some layouts of a table, the mesh and the piece of work of each, and a ledger of their own that `enter` fills.
 
     Every array has one entry a row. `middle`, `ends`: layers of a middle stage and of the first and last (of the only
     stage where there is one); `by_hand`: whether the pipeline is `autotune.models.pipeline`, `sliced`: and takes each
-    stage's layers in chunks of several.
+    stage's layers in chunks of several; `dealt`: whether a stage has several chunks.
     """
 
     def __init__(
@@ -79,11 +85,11 @@ class Rows:
         pricer: Pricer,
         prepared: Prepared,
         table: LayoutTable,
-        mesh: np.ndarray,
         piece: np.ndarray,
         counting: bool,
     ) -> None:
-        self.pricer, self.prepared, self.table, self.mesh, self.piece = pricer, prepared, table, mesh, piece
+        self.pricer, self.prepared, self.table, self.piece = pricer, prepared, table, piece
+        self.mesh = prepared.mesh_of_piece[piece]
         self.stack, self.shape, self.hardware = pricer.assumptions, pricer.transformer, pricer.target.hardware
         self.width = DTYPE_BYTES[pricer.dtype]
         self.size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
@@ -99,7 +105,8 @@ class Rows:
         middle = np.ceil((count + 2 * lighter) / slices - 1e-9) * table.virtual_stages
         self.middle = np.where(stages > 1, middle, count)
         self.ends = np.where(stages > 1, middle - lighter, count)
-        self.sliced = self.by_hand & (self.middle > table.virtual_stages)
+        several_layers, self.dealt = chunks_of(table, self.shape.layers)
+        self.sliced = self.by_hand & several_layers
         self.stream_bytes = self.of(prepared.work.stream_bytes)
         self.enter()
 
@@ -109,8 +116,7 @@ class Rows:
 
     def some(self, kind: type[Kind], rows: np.ndarray) -> Kind:
         """Some of these rows, worked out as another kind."""
-        mesh, piece = self.mesh[rows], self.piece[rows]
-        return kind(self.pricer, self.prepared, self.table.take(rows), mesh, piece, self.book.counting)
+        return kind(self.pricer, self.prepared, self.table.take(rows), self.piece[rows], self.book.counting)
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Values of each row's piece of work."""
@@ -120,10 +126,10 @@ class Rows:
         """How often a step reduces gradients along an axis that repeats the weights."""
         return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
 
-    def table_reductions(self) -> np.ndarray:
-        """How often those of the vocabulary's tables are."""
+    def table_share(self) -> np.ndarray:
+        """Of these reductions, the share in which the vocabulary's tables take part."""
         once = self.stack.sums_tables_once & (self.table.zero == 0)
-        return np.where(once, 1.0, self.reductions())
+        return np.where(once, 1.0 / self.reductions(), 1.0)
 
     @property
     def table_gathers(self) -> float:

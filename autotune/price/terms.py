@@ -20,7 +20,7 @@ from autotune.price.memory import fullest_of, saved_of
 from autotune.price.network import cost_of, meshes_of
 from autotune.price.once import Once
 from autotune.price.passes import Passes
-from autotune.price.rows import Prepared, hidden_beside
+from autotune.price.rows import Prepared, chunks_of, hidden_beside
 from autotune.price.schedules import bubble_seconds
 from autotune.price.work import work_of
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
@@ -51,7 +51,7 @@ class Pricer:
         """What all chunks of the table share."""
         meshes = meshes_of(table, self.target)
         passes = table.accumulate * table.microbatches
-        first, work_of_row = distinct([meshes.of_row, passes, table.sequence_parallel, table.context_attention])
+        first, piece_of_row = distinct([meshes.of_row, passes, table.sequence_parallel, table.context_attention])
         some = table.take(first)
         work = work_of(
             self.transformer,
@@ -68,12 +68,13 @@ class Pricer:
         )
         used = {axis: kinds for axis, kinds in KINDS.items() if (getattr(table, axis) > 1).any()}
         costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
-        return Prepared(meshes=meshes, costs=costs, work=work, work_of_row=work_of_row)
+        return Prepared(
+            meshes=meshes, costs=costs, work=work, piece_of_row=piece_of_row, mesh_of_piece=meshes.of_row[first]
+        )
 
     def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> Ledger:
         """Every term of some rows (already taken as `table`) of the prepared table."""
-        mesh, piece = prepared.meshes.of_row[rows], prepared.work_of_row[rows]
-        return Chunk(self, prepared, table, mesh, piece, counting).book
+        return Chunk(self, prepared, table, prepared.piece_of_row[rows], counting).book
 
 
 class Chunk:
@@ -83,23 +84,17 @@ class Chunk:
     """
 
     def __init__(
-        self,
-        pricer: Pricer,
-        prepared: Prepared,
-        table: LayoutTable,
-        mesh: np.ndarray,
-        piece: np.ndarray,
-        counting: bool,
+        self, pricer: Pricer, prepared: Prepared, table: LayoutTable, piece: np.ndarray, counting: bool
     ) -> None:
         self.pricer, self.table, stack = pricer, table, pricer.assumptions
         alike = [piece, table.remat]
         if stack.pipeline_by_hand:
-            alike += [table.stage * table.virtual_stages < pricer.transformer.layers, table.virtual_stages > 1]
+            alike += chunks_of(table, pricer.transformer.layers)
         first, self.of_pass = distinct(alike)
-        self.passes = Passes(pricer, prepared, table.take(first), mesh[first], piece[first], counting)
+        self.passes = Passes(pricer, prepared, table.take(first), piece[first], counting)
         choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")
         first, self.of_once = distinct([piece, *(getattr(table, name) for name in choices)])
-        self.once = Once(pricer, prepared, table.take(first), mesh[first], piece[first], counting)
+        self.once = Once(pricer, prepared, table.take(first), piece[first], counting)
         waiting = pricer.target.hardware.waiting(pricer.target.groups)
         self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
         self.book.parts = ((self.passes.book, self.of_pass), (self.once.book, self.of_once))
@@ -113,6 +108,8 @@ class Chunk:
 
     def _gradients(self) -> None:
         """Gradients over `data`, beside the backward pass of the layers."""
+        if not self.once.hidden_later:
+            return
         stack = self.pricer.assumptions
         beside = self.layer * self.once.middle[self.of_once]
         if stack.scatter_hides == "never":
