@@ -28,6 +28,7 @@ def test_it_calibrates_predicts_and_measures_every_setting(tmp_path):
     assert [row["setting"] for row in rows] == settings.split(";")
     for row in rows:
         assert row["failure"] is None and row["samples"] >= 1
+        assert row["from_file"] > 0
         assert 0 < row["low"] <= row["predicted"] <= row["high"]
         assert sum(row["shares"].values()) == pytest.approx(1.0)
         assert 0.1 < row["predicted"] / row["measured"] < 10
