@@ -1,7 +1,7 @@
 """What the closed form takes for granted of a training stack: kernels, precisions, what hides behind what.
 
-Everything a data sheet or a layout does not say is here, one value with one reason each. `XLA_TPU`, `XLA_GPU` and
-`XLA_CPU` are our own models as XLA compiles them; the published stacks stand in `scripts/published_stacks.py`.
+Everything a data sheet or a layout does not say is here, one value with one reason each. `XLA_TPU` and
+`XLA_GPU` are our own models as XLA compiles them.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ class State:
     compute: float
     reduced: float
     update_traffic: float
-    casts: bool
     accumulate_traffic: float
-    reduce_traffic: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +137,7 @@ class Assumptions:
     flash_matmuls: tuple[float, float]
     flash_tile: int
     flash_head_dim: int | None
-    skips_masked: bool
     fused_context: tuple[str, ...]
-    fused_qkv: bool
-    gathers_logits: bool
-    reduces_each: bool
-    reruns_head: bool
     traffic: Traffic
     saved: Saved
     state: State
@@ -154,33 +147,9 @@ class Assumptions:
     scatter_hides: str
     least_shard: int
     sums_over_slice: bool
-    partitions_embedding: bool
-    transfer_hidden: float
-    transfer_wait: float
     gradients_per_pass: bool
     sums_tables_once: bool
-    head_everywhere: bool
-    pipeline_by_hand: bool
-    lighter_ends: int
-    keeps_sent: bool
-    scatter_transfers: bool
-    gathers_again: bool
-    keeps_gathered: bool
     whole_layers: float
-    weight_pieces: int
-    piece_seconds: float
-    gathers_rerun: bool
-    reruns_unread: bool
-    shards_zero_weights: bool
-    zero1_scatters: bool
-    gradients_from_start: bool
-    sums_beside: bool
-    eager: bool
-    regather_hidden: float
-    zero_bubble: str
-    fixed_bytes: float
-    group_bytes: tuple[float, float]
-    allocator: float
 
 
 _XLA_TRAFFIC = Traffic(
@@ -235,7 +204,7 @@ _XLA_GPU_SAVED = dataclasses.replace(
 _XLA_STATE = State(
     weights=4.0, gradients=4.0, optimizer=8.0, compute=2.0, reduced=2.0,
     update_traffic=32.0,  # AdamW: parameter, two moments read and written, gradient read; and its norm read once more
-    casts=True, accumulate_traffic=0.0, reduce_traffic=0.0,
+    accumulate_traffic=0.0,
 )  # fmt: skip
 
 XLA_TPU = Assumptions(
@@ -248,12 +217,7 @@ XLA_TPU = Assumptions(
     flash_matmuls=(2.0, 7.0),  # two kernels backward, both of which make the scores again
     flash_tile=1024,
     flash_head_dim=None,
-    skips_masked=True,
     fused_context=("gather",),
-    fused_qkv=False,
-    gathers_logits=False,
-    reduces_each=False,
-    reruns_head=False,
     traffic=_XLA_TRAFFIC,
     saved=_XLA_SAVED,
     state=_XLA_STATE,
@@ -268,33 +232,9 @@ XLA_TPU = Assumptions(
     scatter_hides="alone",
     least_shard=128,
     sums_over_slice=False,
-    partitions_embedding=True,
-    transfer_hidden=0.0,
-    transfer_wait=0.0,
     gradients_per_pass=True,
     sums_tables_once=False,
-    head_everywhere=True,
-    pipeline_by_hand=True,
-    lighter_ends=0,
-    keeps_sent=False,
-    scatter_transfers=False,
-    gathers_again=False,
-    keeps_gathered=True,
     whole_layers=2.0,
-    weight_pieces=1,
-    piece_seconds=0.0,
-    gathers_rerun=False,
-    reruns_unread=False,
-    shards_zero_weights=True,
-    zero1_scatters=False,
-    gradients_from_start=False,
-    sums_beside=True,
-    eager=False,
-    regather_hidden=0.0,
-    zero_bubble="zero-bubble-1p",
-    fixed_bytes=0.0,
-    group_bytes=(0.0, 0.0),
-    allocator=1.0,
 )
 
 EXPOSED_ON = ("v4",)
@@ -316,12 +256,7 @@ XLA_GPU = Assumptions(
     flash_matmuls=(2.0, 5.0),
     flash_tile=0,
     flash_head_dim=128,  # autotune.models.kernels, CUDNN_HEAD_DIM
-    skips_masked=True,
     fused_context=(),  # no public way to tell cuDNN where queries begin among longer keys
-    fused_qkv=False,
-    gathers_logits=False,
-    reduces_each=False,
-    reruns_head=False,
     traffic=_XLA_GPU_TRAFFIC,
     saved=_XLA_GPU_SAVED,
     # Under accumulation: a pass's gradients set to zero (4), read, and added to sums that are read and written (12),
@@ -338,35 +273,11 @@ XLA_GPU = Assumptions(
     scatter_hides="never",
     least_shard=0,
     sums_over_slice=False,
-    partitions_embedding=True,
-    transfer_hidden=0.0,
-    transfer_wait=0.0,
     gradients_per_pass=True,
     sums_tables_once=True,  # that reduction is moved out of the loop over passes (h100 and a100-80, jax 0.10.2)
-    head_everywhere=True,
-    pipeline_by_hand=True,
-    lighter_ends=0,
-    keeps_sent=False,
-    scatter_transfers=False,
-    gathers_again=False,
-    keeps_gathered=True,
     # Of a gated MLP two matrices and the gradient of one, where the layer's backward pass needs the most (h100 and
     # h200, widths 2048 to 8192, jax 0.10.2).
     whole_layers=1.0,
-    weight_pieces=1,
-    piece_seconds=0.0,
-    gathers_rerun=False,
-    reruns_unread=False,
-    shards_zero_weights=True,
-    zero1_scatters=False,
-    gradients_from_start=False,
-    sums_beside=True,
-    eager=False,
-    regather_hidden=0.0,
-    zero_bubble="zero-bubble-1p",
-    fixed_bytes=0.0,
-    group_bytes=(0.0, 0.0),
-    allocator=1.0,
 )
 
 

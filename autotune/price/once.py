@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.meshes.layout import SCHEDULES
 from autotune.price.distinct import distinct
 from autotune.price.embedding import INNER_FIRST, Embedding
 from autotune.price.ledger import Entry
-from autotune.price.memory import stages_of
+from autotune.price.memory import stage_of
 from autotune.price.rows import Rows, hides
 
 
@@ -20,7 +19,7 @@ class Once(Rows):
     """Entries of the units "pass" and "step" of some layouts, and what the steps made of them need.
 
     `one_way`: seconds of one transfer to the next stage. `hidden_later`: lines of each reduction of gradients over
-    `data` that the layers' backward pass may hide, no entries yet. `stages`: their memory.
+    `data` that the layers' backward pass may hide, no entries yet. `stage`: their memory.
     """
 
     one_way: np.ndarray
@@ -33,54 +32,39 @@ class Once(Rows):
         self._gradients()
         self._weights()
         self._optimizer()
-        self.stages = stages_of(self)
-        if len(self.stages) == 1:
-            self.book.memory = self.stages[0].fixed
+        self.stage = stage_of(self)
+        self.book.memory = self.stage.fixed
 
     def _transfers(self) -> None:
         """What stages send each other in every pass."""
-        book, table, stack = self.book, self.table, self.stack
-        staged = self.size["stage"] > 1
-        virtual = table.virtual_stages.astype(np.float64)
-        cut = np.where(self.parallel | stack.scatter_transfers, self.size["tensor"], 1.0)
-        payload = self.stream_bytes / cut
-        # 1F1B exchanges twice a microbatch and waits for both; the circular schedule sends both ways at once, for each
-        # of its slices; zero-bubble schedules have other work to do meanwhile.
-        circular, zero = (table.schedule == SCHEDULES.index(name) for name in ("circular", "zero-bubble"))
-        waits = staged * np.where(zero, 0.0, np.where(circular, virtual, 2.0)) * (1.0 - stack.transfer_hidden)
-        if self.by_hand.any():
-            self._by_hand(payload)
-            waits = np.where(self.by_hand, 2.0 * virtual, waits)
+        payload = self.stream_bytes / np.where(self.parallel, self.size["tensor"], 1.0)
+        self._around_the_loop(payload)
+        waits = np.where(self.staged, 2.0 * self.table.virtual_stages, 0.0)
         parts, latency = self.prepared.costs["stage", "permute"].seconds(self.mesh, payload)
-        self.one_way = sum(parts.values()) + latency + stack.transfer_wait
+        self.one_way = sum(parts.values()) + latency
         self.move("stage", "permute", "pass", payload, waits)
-        if stack.transfer_wait:
-            book.add("latency[stage]", "latency", "pass", stack.transfer_wait * waits)
-        if stack.scatter_transfers and not self.parallel.all() and self.used["tensor"]:
-            gathers = np.where(self.parallel, 0.0, 2.0 * virtual) * staged
-            self.move("tensor", "all_gather", "pass", self.stream_bytes, gathers)
 
-    def _by_hand(self, payload: np.ndarray) -> None:
+    def _around_the_loop(self, payload: np.ndarray) -> None:
         """What `autotune.models.pipeline` does around its loop: every stage has all microbatches' inputs and hands
         back its share of the results, forward and backward; the tables' gradients are summed over the stages. Thin
         slices are dealt to their stages, one of each stage at a time for every distance, and their gradients back.
         Weights are gathered over fsdp, and their gradients reduced, once for all microbatches."""
         size, table, state = self.size, self.table, self.stack.state
-        once = np.where(self.by_hand, table.accumulate, 0.0)
-        twice = np.where(self.by_hand, 2.0, 0.0)
+        once = np.where(self.staged, table.accumulate, 0.0)
+        twice = np.where(self.staged, 2.0, 0.0)
         batch = payload * table.accumulate * table.microbatches
         self.move("stage", "all_gather", "step", batch, twice)
         self.move("stage", "reduce_scatter", "step", batch, twice)
         self.move("stage", "all_reduce", "step", self._table_gradients("stage"), once)
         virtual, stages = table.virtual_stages, size["stage"]
         turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages)
-        slices = state.compute * self.parameters.layer * self.middle / virtual / size["fsdp"]
+        slices = state.compute * self.parameters.layer * self.layers / virtual / size["fsdp"]
         self.move("stage", "permute", "step", slices, 2.0 * turns * once)
         if self.used["fsdp"]:
-            layers, vocabulary = self.parameters.layer * self.middle, self.parameters.sent_vocabulary
+            layers, vocabulary = self.parameters.layer * self.layers, self.parameters.sent_vocabulary
             self.gather("step", state.compute * layers, once)
             self.scatter("step", state.reduced * layers, once)
-            self.gather("step", state.compute * vocabulary, self.table_gathers * once)
+            self.gather("step", state.compute * vocabulary, once)
             self.scatter("step", state.reduced * (vocabulary - self.parameters.embedding), once)
 
     def _gradients(self) -> None:
@@ -106,9 +90,8 @@ class Once(Rows):
         for axis in ("context", "expert"):
             payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_share()
             self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self._outer_share(axis))
-        if self.stack.partitions_embedding:
-            first, of = distinct([self.piece, self.table.zero, self.table.microbatches])
-            self.book.parts = ((self.some(Embedding, first).book, of),)
+        first, of = distinct([self.piece, self.table.zero, self.table.microbatches])
+        self.book.parts = ((self.some(Embedding, first).book, of),)
 
     def _optimizer(self) -> None:
         """The update, and what of the memory's traffic gradients cause outside the passes."""
@@ -119,15 +102,10 @@ class Once(Rows):
         if (table.offload > 0).any():
             moments = 2.0 * state.optimizer * each / cut * (table.offload > 0)
             book.add("offload.optimizer", "host", "step", moments / self.host_rate)
-        if state.reduce_traffic and self.used["data"]:
-            copies = state.reduce_traffic * each * (size["data"] > 1)
-            book.add("gradient_copies", "hbm", "step", copies / self.hbm_rate)
         if state.accumulate_traffic:
-            sums_cut = (table.zero == 2) | ((table.zero == 1) & self.stack.shards_zero_weights)
-            sums = state.accumulate_traffic * each / np.where(sums_cut, size["data"], 1.0)
-            passes = table.accumulate * table.microbatches
-            if self.stack.sums_beside:  # those of microbatches are the pipeline's own
-                passes = np.where(table.accumulate > 1, table.accumulate, 0)
+            sums = state.accumulate_traffic * each / np.where(table.zero > 0, size["data"], 1.0)
+            # The sums of microbatches are the pipeline's own.
+            passes = np.where(table.accumulate > 1, table.accumulate, 0)
             book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
 
     # Gradients along the axes that repeat the weights
@@ -135,14 +113,14 @@ class Once(Rows):
     def _own_parameters(self) -> tuple[np.ndarray, np.ndarray]:
         """(all but routed experts', routed experts') parameters of the fullest stage on one fsdp shard."""
         fsdp = self.size["fsdp"]
-        return self.parameters.dense(self.middle) / fsdp, self.parameters.routed(self.middle) / fsdp
+        return self.parameters.dense(self.layers) / fsdp, self.parameters.routed(self.layers) / fsdp
 
     def _layer_gradients(self, axis: str) -> np.ndarray:
         """Bytes of the layers' gradients, of the fullest stage, as they are reduced along an axis that repeats them."""
-        dense = self.middle * self.parameters.layer_dense / self._shards(axis, self._scatters_layers, INNER_FIRST)
+        dense = self.layers * self.parameters.layer_dense / self._shards(axis, self._scatters_layers, INNER_FIRST)
         if axis != "expert":
             inside = self._shards(axis, self._scatters_layers, INNER_FIRST[1:])
-            dense = dense + self.middle * self.parameters.layer_routed / inside
+            dense = dense + self.layers * self.parameters.layer_routed / inside
         return self.stack.state.reduced * dense / self.size["fsdp"]
 
     def _table_gradients(self, axis: str) -> np.ndarray:
@@ -162,14 +140,13 @@ class Once(Rows):
     @property
     def _scatters_tables(self) -> np.ndarray:
         """Rows that reduce gradients onto shards over `data`."""
-        zero = self.table.zero
-        return (self.size["data"] > 1) & ((zero == 2) | ((zero == 1) & self.stack.zero1_scatters))
+        return (self.size["data"] > 1) & (self.table.zero == 2)
 
     @property
     def _scatters_layers(self) -> np.ndarray:
         """Rows that do so with the layers' too: `autotune.models.pipeline` sums these, and where it sums them along
         `data` alone, the compiler makes that a reduce-scatter."""
-        return self._scatters_tables & ~(self.by_hand & (self.size["context"] > 1))
+        return self._scatters_tables & ~(self.staged & (self.size["context"] > 1))
 
     def _outer_share(self, axis: str) -> np.ndarray:
         """Of what an axis sends over the outer tier, the share left when all axes outside it that reduce with it have

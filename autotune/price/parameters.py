@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.meshes.transformer import Transformer
-from autotune.price.assumptions import Assumptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,22 +36,17 @@ class Parameters:
         return layers * self.layer_routed
 
 
-def parameters_of(shape: Transformer, stack: Assumptions, size: Mapping[str, np.ndarray]) -> Parameters:
+def parameters_of(shape: Transformer, size: Mapping[str, np.ndarray]) -> Parameters:
     """The counts of each row, given the sizes of its axes."""
     one_expert = shape.mlp_matrices * shape.d_model * shape.d_ff
     routed = float(one_expert * shape.experts)
     dense = float(shape.attention_parameters + shape.mlp_parameters) - routed
     tables = 1.0 if shape.tied_embeddings else 2.0
     table = float(shape.vocab * shape.d_model) / size["tensor"]
-    if stack.head_everywhere:
-        vocabulary, sent = tables * table, 2.0 * table
-    else:
-        # one table at each end of the pipeline (tied ones are kept twice); both where there is one stage
-        vocabulary = sent = np.where(size["stage"] > 1, table, tables * table)
     return Parameters(
         layer_dense=dense / size["tensor"] + 2.0 * shape.d_model,
         layer_routed=routed / (size["tensor"] * size["expert"]),
-        vocabulary=vocabulary,
-        sent_vocabulary=sent,
-        embedding=table * stack.partitions_embedding,
+        vocabulary=tables * table,
+        sent_vocabulary=2.0 * table,
+        embedding=table,
     )

@@ -27,13 +27,13 @@ class Passes(Rows):
 
     `layer`, `head`: seconds of one. `forward`, `backward`, `weight`: of one layer's compute, what runs again in the
     second, the gradient of the weights in the third. `kept`: bytes a layer saves for the backward pass; `kept_weights`:
-    of gathered weights beside them; `kept_again`: what is in hand besides while a layer is run again.
+    of gathered weights beside them.
     """
 
     def enter(self) -> None:
         """Everything of a layer and of the head, in the order of a pass."""
         stack, table, work = self.stack, self.table, self.prepared.work
-        reruns = price_remat.run_again(stack.reruns_unread, stack.reruns_kernel)
+        reruns = price_remat.run_again(stack.reruns_kernel)
         self.again = {part: share[table.remat] for part, share in reruns.items()}
         if self.shape.experts:
             # What leaves the routed experts is read again, by the gradient of the gates.
@@ -42,22 +42,16 @@ class Passes(Rows):
         if stack.flash and stack.reruns_kernel:
             # Blocks of plain attention make their scores again from what they read; their result is kept where the
             # policy says so, and they run again where it is not (h100, remat=dots, context=4, jax 0.10.2).
-            own = price_remat.run_again(stack.reruns_unread, False)["context"][table.remat]
+            own = price_remat.run_again(False)["context"][table.remat]
             self.again["context"] = np.where(self.of(work.blocked), own, self.again["context"])
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
-        if self.by_hand.any():
+        if self.staged.any():
             # Without recomputation each tick of the pipeline keeps the weights that its matmuls read.
-            again = self.by_hand & (table.remat == 0)
+            again = self.staged & (table.remat == 0)
             self.kept = self.kept + stack.state.compute * self.parameters.layer * again
-        self.kept_again = np.zeros(len(table))
-        if stack.eager:
-            # What a layer keeps without recomputation is in hand while it is run again.
-            everything = sum(kept[part][0] * self.of(values) for part, values in work.kept.items())
-            self.kept_again = everything - self.kept
         # What the matmuls read is kept with the rest: gathered, or cast (h100, h200 and a100-80, jax 0.10.2).
-        made = (self.size["fsdp"] > 1) | stack.state.casts
-        gathered = made & (table.remat == 0) & stack.keeps_gathered & ~self.by_hand
+        gathered = (table.remat == 0) & ~self.staged
         self.kept_weights = stack.state.compute * self.parameters.layer * gathered
         core = self._compute()
         self._tensor()
@@ -108,16 +102,14 @@ class Passes(Rows):
         self.forward, self.backward, self.weight = forward, backward, weight
         return core[0], core[1] + again["context"] * core[0]
 
-    def _casts(self) -> np.ndarray | float:
+    def _casts(self) -> np.ndarray:
         """Weights kept wider than they are used are cast in every pass, forward and backward; seconds of one."""
         state = self.stack.state
-        if not state.casts:
-            return 0.0
         cast = (state.weights + state.compute) * self.parameters.layer / self.size["fsdp"]
         seconds = cast / self.hbm_rate
-        if self.by_hand.any():
+        if self.staged.any():
             traffic = np.array(CHUNK_TRAFFIC)[self.sliced * 1, self.dealt * 1]
-            seconds = np.where(self.by_hand, traffic / 2.0 * self.parameters.layer / self.hbm_rate, seconds)
+            seconds = np.where(self.staged, traffic / 2.0 * self.parameters.layer / self.hbm_rate, seconds)
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
 
@@ -133,13 +125,11 @@ class Passes(Rows):
         if not self.used["tensor"]:
             return
         again, work = self.again, self.prepared.work
-        regather = 2.0 * self.stack.gathers_again * (1.0 - self.stack.regather_hidden)
-        gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"] + regather, 0.0)
+        gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"], 0.0)
         # Routed experts have their own collectives; only shared ones end like an MLP.
         blocks = 2.0 if self.shape.shared_experts or not self.shape.experts else 1.0
         scatters = np.where(self.parallel, 2.0 * blocks + 2.0 * again["scatters"], 0.0)
-        own = float(self.stack.reduces_each * (self.shape.mlp_matrices - 2))
-        reductions = np.where(self.parallel, 0.0, 4.0 + own + 2.0 * again["scatters"])
+        reductions = np.where(self.parallel, 0.0, 4.0 + 2.0 * again["scatters"])
         # Where they leave the NVLink domain half of a layer's compute is beside the gathers, half beside the others.
         crossing = self.table.dcn_tensor > 1
         beside = np.where(crossing, 0.5 * (self.forward + self.backward + self.weight), 0.0)
@@ -149,7 +139,7 @@ class Passes(Rows):
         if self.book.counting:
             # Of a single sequence the pipeline gathers the gradient of each block's result for either matmul that reads
             # it, the second time beside the first matmul (h100 and h200, tensor 2 and 4, jax 0.10.2).
-            twice = self.parallel & self.by_hand & (self.of(work.sequences) <= 1.0)
+            twice = self.parallel & self.staged & (self.of(work.sequences) <= 1.0)
             sent = wire_bytes("all_gather", self.stream_bytes, self.size["tensor"])
             self.book.count("tensor", "layer", np.where(twice, 2.0 * sent, 0.0))
         if not self.parallel.all():
@@ -163,7 +153,7 @@ class Passes(Rows):
             # and back.
             slots, more = self.of(work.slot_bytes), self.again["hidden_in"]
             gated = self.shape.mlp_matrices - 2.0
-            self.move("tensor", "all_gather", "layer", slots, np.where(self.by_hand, 3.0, 3.0 + gated + more))
+            self.move("tensor", "all_gather", "layer", slots, np.where(self.staged, 3.0, 3.0 + gated + more))
             self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + more)
             cut = self.stream_bytes / self.size["tensor"]
             self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0, 0.0))
@@ -211,17 +201,12 @@ class Passes(Rows):
         if not self.used["fsdp"]:
             return
         state = self.stack.state
-        saved = self.stack.keeps_gathered & (self.table.remat == 0) | self.by_hand
-        each = np.where(self.by_hand, 0.0, 1.0)
-        pieces = float(self.stack.weight_pieces)
-        weights = state.compute * self.parameters.layer / pieces
-        later = np.where(saved, 0.0, 1.0) + self.stack.gathers_rerun * self.again["heads"]
-        self.gather("layer", weights, pieces * each, forward)
-        self.gather("layer", weights, pieces * later, 0.5 * backward)
-        self.scatter("layer", state.reduced * self.parameters.layer / pieces, pieces * each, 0.5 * backward)
-        if self.stack.piece_seconds:
-            times = pieces * (2.0 * each + later) * (self.size["fsdp"] > 1)
-            self.book.add("latency[fsdp]", "latency", "layer", self.stack.piece_seconds * self.size["fsdp"] * times)
+        each = np.where(self.staged, 0.0, 1.0)
+        later = np.where((self.table.remat == 0) | self.staged, 0.0, 1.0)
+        weights = state.compute * self.parameters.layer
+        self.gather("layer", weights, each, forward)
+        self.gather("layer", weights, later, 0.5 * backward)
+        self.scatter("layer", state.reduced * self.parameters.layer, each, 0.5 * backward)
 
     def _head(self) -> None:
         """Logits, loss, and the collectives around embedding and logits."""
@@ -231,10 +216,7 @@ class Passes(Rows):
             "matmul.logits", "matmul", "head",
             self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
         )  # fmt: skip
-        rerun = self.stack.reruns_head * self.again["out"]
-        if self.stack.reruns_head:
-            book.add("recompute.logits", "matmul", "head", rerun * self.of(head.forward))
-        book.count("flops", "head", (3.0 + rerun) * self.of(head.flops))
+        book.count("flops", "head", 3.0 * self.of(head.flops))
         book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
         book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds * np.ones(book.rows))
         beside = book.unit_seconds("head")
@@ -245,12 +227,9 @@ class Passes(Rows):
                 self.move("tensor", "reduce_scatter", "head", self.stream_bytes, 2.0 * both)
             if not self.parallel.all():
                 self.move("tensor", "all_reduce", "head", self.stream_bytes, 2.0 * (1.0 - both))
-            if self.stack.gathers_logits:
-                whole = self.width * self.of(work.tokens) * self.shape.vocab
-                self.move("tensor", "all_gather", "head", whole, 1.0 + rerun)
         if self.used["fsdp"]:
             table = self.parameters.sent_vocabulary
-            each = np.where(self.by_hand, 0.0, 1.0)
-            self.gather("head", state.compute * table, self.table_gathers * each, 0.5 * beside)
+            each = np.where(self.staged, 0.0, 1.0)
+            self.gather("head", state.compute * table, each, 0.5 * beside)
             own = table - self.parameters.embedding
             self.scatter("head", state.reduced * own, each, 0.5 * beside)

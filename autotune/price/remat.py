@@ -1,13 +1,10 @@
-"""What each recomputation policy keeps and runs again, as shares of the parts of a layer. Rows follow `POLICIES`."""
+"""What each recomputation policy keeps and runs again, as shares of the parts of a layer. Rows follow `REMAT`."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from autotune.meshes.layout import REMAT
-
-POLICIES = (*REMAT, "selective")
-"""A Layout's `remat`, and Megatron's "selective", which runs only attention's core again (arXiv 2205.05198)."""
 
 KEPT_PARTS = (
     "input", "stream", "whole", "heads", "context", "outputs", "mlp_outputs", "slots", "scores", "hidden_in",
@@ -25,7 +22,6 @@ _KEPT = {
     "minimal": (1, 0, 0, 1, 0, 1, 0, 2, 0, 1, 0),
     "full": (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
     "offload": (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-    "selective": (1, 1, 1, 1, 1, 0, 0, 2, 0, 1, 1),
 }
 
 RUN_PARTS = ("heads", "context", "out", "hidden_in", "hidden_out", "elementwise", "gathers", "scatters")
@@ -38,29 +34,24 @@ _RUN = {
     "dots": (0, 0, 0, 0, 0, 1, 1, 0),
     "attention": (0, 0, 0, 1, 0, 1, 1, 0),
     "minimal": (0, 1, 0, 0, 0, 1, 1, 0),
-    # XLA drops what nothing reads: the MLP's last matmul, and with it one of two reductions (Megatron runs all)
+    # XLA drops what nothing reads: the MLP's last matmul, and with it one of two reductions
     "full": (1, 1, 1, 1, 0, 1, 1, 0.5),
     "offload": (1, 1, 1, 1, 0, 1, 1, 0.5),
-    "selective": (0, 1, 0, 0, 0, 0, 0, 0),
 }
-
-_EVERYTHING = (1, 1, 1, 1, 1, 1, 1, 1)
 
 
 def kept() -> dict[str, np.ndarray]:
     """Part -> share kept, by policy."""
-    table = np.array([_KEPT[name] for name in POLICIES], dtype=np.float64)
+    table = np.array([_KEPT[name] for name in REMAT], dtype=np.float64)
     return dict(zip(KEPT_PARTS, table.T, strict=True))
 
 
-def run_again(reruns_unread: bool, reruns_kernel: bool) -> dict[str, np.ndarray]:
+def run_again(reruns_kernel: bool) -> dict[str, np.ndarray]:
     """Part of the forward pass -> share run again in the backward pass, by policy.
 
-    `reruns_unread`: the stack runs a whole checkpointed layer again, what nothing reads included. `reruns_kernel`: it
-    runs attention's core again wherever anything is recomputed.
+    `reruns_kernel`: the stack runs attention's core again wherever anything is recomputed.
     """
-    everything = ("full", "offload") if reruns_unread else ()
-    rows: list[tuple[float, ...]] = [_EVERYTHING if name in everything else _RUN[name] for name in POLICIES]
+    rows: list[tuple[float, ...]] = [_RUN[name] for name in REMAT]
     if reruns_kernel:
         core = RUN_PARTS.index("context")
         rows = [(*row[:core], 1 if any(row) else 0, *row[core + 1 :]) for row in rows]

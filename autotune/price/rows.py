@@ -75,9 +75,9 @@ def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
 class Rows:
     """Some layouts of a table, the mesh and the piece of work of each, and a ledger of their own that `enter` fills.
 
-    Every array has one entry a row. `middle`, `ends`: layers of a middle stage and of the first and last (of the only
-    stage where there is one); `by_hand`: whether the pipeline is `autotune.models.pipeline`, `sliced`: and takes each
-    stage's layers in chunks of several; `dealt`: whether a stage has several chunks.
+    Every array has one entry a row. `layers`: of a stage; `staged`: whether there is a pipeline
+    (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several; `dealt`: whether a
+    stage has several chunks.
     """
 
     def __init__(
@@ -95,18 +95,16 @@ class Rows:
         self.size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
         self.used = {name: bool((getattr(table, name) > 1).any()) for name in WORDS}
         self.parallel = table.sequence_parallel > 0
-        self.by_hand = (self.size["stage"] > 1) & self.stack.pipeline_by_hand
-        self.parameters: Parameters = parameters_of(self.shape, self.stack, self.size)
+        self.staged = self.size["stage"] > 1
+        self.parameters: Parameters = parameters_of(self.shape, self.size)
         waiting = self.hardware.waiting(pricer.target.groups)
         self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
-        stages, lighter = self.size["stage"], self.stack.lighter_ends
         count = float(self.shape.layers)
-        slices = stages * table.virtual_stages
-        middle = np.ceil((count + 2 * lighter) / slices - 1e-9) * table.virtual_stages
-        self.middle = np.where(stages > 1, middle, count)
-        self.ends = np.where(stages > 1, middle - lighter, count)
+        slices = self.size["stage"] * table.virtual_stages
+        of_a_stage = np.ceil(count / slices - 1e-9) * table.virtual_stages
+        self.layers = np.where(self.staged, of_a_stage, count)
         several_layers, self.dealt = chunks_of(table, self.shape.layers)
-        self.sliced = self.by_hand & several_layers
+        self.sliced = self.staged & several_layers
         self.stream_bytes = self.of(prepared.work.stream_bytes)
         self.enter()
 
@@ -130,12 +128,6 @@ class Rows:
         """Of these reductions, the share in which the vocabulary's tables take part."""
         once = self.stack.sums_tables_once & (self.table.zero == 0)
         return np.where(once, 1.0 / self.reductions(), 1.0)
-
-    @property
-    def table_gathers(self) -> float:
-        """How often a pass gathers the vocabulary's tables over fsdp: embedding and unembedding once each; the latter
-        again in the backward pass where nothing keeps it."""
-        return 1.0 if self.stack.keeps_gathered else 1.5
 
     @property
     def hbm_rate(self) -> float:
@@ -185,7 +177,7 @@ class Rows:
     def scatter(self, unit: str, gradients: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Gradients of one layer or of the tables onto their fsdp shards."""
         whole = (self.shape.d_model / self.size["fsdp"] < self.stack.least_shard) | self.summed
-        if beside is not None and self.stack.scatter_hides != "always":
+        if beside is not None:
             alone = (self.size["data"] == 1) if self.stack.scatter_hides == "alone" else False
             beside = np.where(alone, beside, 0.0)
             if self.book.counting and self.stack.scatter_hides == "alone":

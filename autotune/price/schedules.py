@@ -20,6 +20,9 @@ import numpy as np
 
 NAMES = ("none", "gpipe", "1f1b", "circular", "zero-bubble-1p", "zero-bubble-2p", "zero-bubble-v")
 
+ZERO_BUBBLE = "zero-bubble-1p"
+"""The schedule that a Layout's "zero-bubble" stands for: the one that needs no more memory than 1F1B."""
+
 
 def bubble_seconds(
     name: str, *, stages, passes, virtual_stages, others, forward, backward_input, backward_weight, transfer

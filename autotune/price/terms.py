@@ -16,12 +16,11 @@ from autotune.meshes.transformer import Transformer
 from autotune.price.assumptions import Assumptions
 from autotune.price.distinct import distinct
 from autotune.price.ledger import Entry, Ledger
-from autotune.price.memory import fullest_of, saved_of
 from autotune.price.network import cost_of, meshes_of
 from autotune.price.once import Once
 from autotune.price.passes import Passes
 from autotune.price.rows import Prepared, chunks_of, hidden_beside
-from autotune.price.schedules import bubble_seconds
+from autotune.price.schedules import ZERO_BUBBLE, bubble_seconds
 from autotune.price.work import work_of
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
 
@@ -86,11 +85,8 @@ class Chunk:
     def __init__(
         self, pricer: Pricer, prepared: Prepared, table: LayoutTable, piece: np.ndarray, counting: bool
     ) -> None:
-        self.pricer, self.table, stack = pricer, table, pricer.assumptions
-        alike = [piece, table.remat]
-        if stack.pipeline_by_hand:
-            alike += chunks_of(table, pricer.transformer.layers)
-        first, self.of_pass = distinct(alike)
+        self.pricer, self.table = pricer, table
+        first, self.of_pass = distinct([piece, table.remat, *chunks_of(table, pricer.transformer.layers)])
         self.passes = Passes(pricer, prepared, table.take(first), piece[first], counting)
         choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")
         first, self.of_once = distinct([piece, *(getattr(table, name) for name in choices)])
@@ -103,15 +99,20 @@ class Chunk:
         others = self._times()
         if self.once.used["stage"]:
             self.book.bubble = self._bubble(others)
-        stages = self.once.stages
-        self.book.memory = saved_of(self, *stages) if len(stages) == 1 else fullest_of(self, stages)
+        self.book.memory = self._saved()
+
+    def _saved(self) -> dict[str, np.ndarray]:
+        """Category -> bytes that the layers of a stage save for the backward pass, beside what `Once` counts."""
+        waiting, layers = self.once.stage.waiting[self.of_once], self.once.layers[self.of_once]
+        made, of = self.passes, self.of_pass
+        return {"activations": (made.kept[of] * waiting + made.kept_weights[of]) * layers}
 
     def _gradients(self) -> None:
         """Gradients over `data`, beside the backward pass of the layers."""
         if not self.once.hidden_later:
             return
         stack = self.pricer.assumptions
-        beside = self.layer * self.once.middle[self.of_once]
+        beside = self.layer * self.once.layers[self.of_once]
         if stack.scatter_hides == "never":
             # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
             beside = np.where(self.table.fsdp > 1, 0.0, 0.5 * beside)
@@ -127,35 +128,26 @@ class Chunk:
         stages, table = once.size["stage"], once.table
         staged = stages > 1
         passes = (table.accumulate * table.microbatches).astype(np.float64)
-        if self.pricer.assumptions.head_everywhere:
-            # The same stages whatever a pass takes.
-            heads = np.where(once.by_hand, 1.0 / stages, 1.0)
-            rest = np.where(staged, (stages - 3.0) * once.middle + 2.0 * once.ends, 0.0)
-            times = {"layer": passes * once.middle, "head": passes * heads, "pass": passes}
-            book.times = {unit: each[of] for unit, each in times.items()}
-            others = rest[of] * self.layer
-        else:
-            middle, ends = once.middle[of], once.ends[of]
-            last_is_busiest = ~staged[of] | (ends * self.layer + self.head >= middle * self.layer)
-            layers = np.where(last_is_busiest, ends, middle)
-            heads = np.where(last_is_busiest, 1.0, 0.0)
-            everything = ((stages[of] - 2.0) * middle + 2.0 * ends) * self.layer + self.head
-            others = np.where(staged[of], everything - layers * self.layer - heads * self.head, 0.0)
-            book.times = {"layer": passes[of] * layers, "head": passes[of] * heads, "pass": passes[of]}
+        # Head and embedding are dealt out over the stages, so all stages are alike.
+        heads = np.where(staged, 1.0 / stages, 1.0)
+        rest = np.where(staged, (stages - 1.0) * once.layers, 0.0)
+        times = {"layer": passes * once.layers, "head": passes * heads, "pass": passes}
+        book.times = {unit: each[of] for unit, each in times.items()}
+        others = rest[of] * self.layer
         book.times["step"] = np.ones(book.rows)
         if book.counting:
-            book.idle = np.where(once.by_hand, (stages - 1.0) / (passes * table.virtual_stages), 0.0)[of]
+            book.idle = np.where(staged, (stages - 1.0) / (passes * table.virtual_stages), 0.0)[of]
         return others
 
     def _bubble(self, others: np.ndarray) -> np.ndarray:
         """Seconds a step that the busiest stage waits for the others."""
-        table, made, middle = self.table, self.passes, self.once.middle
+        table, made, layers = self.table, self.passes, self.once.layers
         communication = made.layer - made.forward - made.backward - made.weight
         bubble = np.zeros(self.book.rows)
         for code, schedule in enumerate(SCHEDULES):
             rows = np.flatnonzero((table.stage > 1) & (table.schedule == code))
             if len(rows):
-                name = self.pricer.assumptions.zero_bubble if schedule == "zero-bubble" else schedule
+                name = ZERO_BUBBLE if schedule == "zero-bubble" else schedule
                 of_pass, of_once = self.of_pass[rows], self.of_once[rows]
                 seconds = bubble_seconds(
                     name,
@@ -163,9 +155,9 @@ class Chunk:
                     passes=table.microbatches[rows],
                     virtual_stages=table.virtual_stages[rows].astype(np.float64),
                     others=others[rows],
-                    forward=middle[of_once] * (made.forward + 0.5 * communication)[of_pass],
-                    backward_input=middle[of_once] * (made.backward + 0.5 * communication)[of_pass],
-                    backward_weight=middle[of_once] * made.weight[of_pass],
+                    forward=layers[of_once] * (made.forward + 0.5 * communication)[of_pass],
+                    backward_input=layers[of_once] * (made.backward + 0.5 * communication)[of_pass],
+                    backward_weight=layers[of_once] * made.weight[of_pass],
                     transfer=self.once.one_way[of_once],
                 )
                 bubble[rows] = seconds * table.accumulate[rows]

@@ -112,10 +112,7 @@ def work_of(
             backward_weight=matmul_seconds(hardware, dtype, width, k, n, m, count),
         )
 
-    if assumptions.fused_qkv:
-        to_heads = matmul(tokens, (heads + 2 * kv_heads) * h, d)
-    else:
-        to_heads = _sum(matmul(tokens, heads * h, d), matmul(tokens, kv_heads * h, d, 2.0))
+    to_heads = _sum(matmul(tokens, heads * h, d), matmul(tokens, kv_heads * h, d, 2.0))
     first = shape.mlp_matrices - 1
     hidden = shape.d_ff / tensor
     if shape.experts:
@@ -135,7 +132,7 @@ def work_of(
     scores = sequences * heads * (seq / context) * seq
     # Shards of a causal sequence are dealt out so that all see the same half of it (autotune.models.ring).
     causal = shape.kind == "decoder"
-    seen = 0.5 if causal and assumptions.skips_masked else 1.0
+    seen = 0.5 if causal else 1.0
     length, batches = seq / context, sequences * heads
     one_way = matmul_seconds(hardware, dtype, width, length, float(seq), h, batches)
     other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
@@ -202,15 +199,15 @@ def work_of(
         / hbm
         for way in (0, 1)
     )
-    matmuls = (1.0 if assumptions.fused_qkv else 3.0) + 1.0 + shape.mlp_matrices
+    matmuls = 4.0 + shape.mlp_matrices  # to queries, keys and values, back from attention, and the MLP's
     launches = tuple(
         (traffic.kernels[way] + kernels[way] + (1.0 + way) * matmuls) * hardware.launch_seconds for way in (0, 1)
     )
-    logits = tokens * (shape.vocab / (1.0 if assumptions.gathers_logits else tensor))
+    logits = tokens * (shape.vocab / tensor)
     kept = {
         "input": 2.0 * tokens * d / cut,
         "stream": saved.stream * tokens * d / cut,
-        "whole": saved.whole * tokens * d / (cut if assumptions.gathers_again else 1.0),
+        "whole": saved.whole * tokens * d,
         "heads": saved.heads * elements[1],
         "context": saved.context * tokens * heads * h + saved.statistics * tokens * heads,
         "outputs": 2.0 * tokens * d / cut,
@@ -224,12 +221,7 @@ def work_of(
     # Experts run back before attention does: of slots and blocks of scores no more than the larger is there.
     in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * tensor, PLAIN_BYTES * batches * block)
     scores_in_hand = saved.scores_working * scores * (not assumptions.flash)
-    if assumptions.eager:
-        # Gradients on both sides of the activation, or of the softmax once all that the MLP kept is gone.
-        mlp = kept["hidden_in"] + kept["hidden_rest"]
-        in_hand = in_hand + np.maximum(2.0 * first * elements[2], scores_in_hand - mlp)
-    else:
-        in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
+    in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
     return Work(
         sequences=sequences,
         tokens=tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -29,48 +28,35 @@ CHIPS = {
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "mixed fp16/bf16": "float16"}
 
 UNKNOWN_VOCAB = 32000
-"""Where a vocabulary is not given: SentencePiece's usual size. Of the Zero Bubble models' names (1.5B, 6.2B, 14.6B,
-28.3B) it is the only common one whose embedding, counted once, makes all four parameter counts round to their names."""
+"""Vocabulary of a row that gives none. Assumed: the usual size of SentencePiece."""
 
 GPUS_PER_NODE = 8
 
-NODES_PER_SWITCH = 20
-"""Nodes whose network cards of one rail hang on the same leaf switch: a scalable unit (NVIDIA, "DGX SuperPOD: scalable
-infrastructure for AI leadership", reference architecture of 2020, which Selene follows; quoted from memory)."""
-
-FABRIC_SHARE = 0.56
-"""What collectives achieve of the links' rate in jobs that span leaf switches. Narayanan et al. 2021 (arXiv 2104.04473,
-section 5.9) measured 12.9 TB/s of bisection bandwidth for data parallelism's all-reduces on 3072 GPUs: 512 rings of 6,
-cut in two, cross 1024 times, 12.6 GB/s each (counted in one direction it would be more than the cards have): 0.56 of
-22.5. Fat trees with static routes achieve 55 to 60 % (Hoefler et al. 2008, "Multistage switches are not crossbars").
-Taken up after the data-parallel term was seen to be too small."""
-
-FABRIC_KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One published row. `measured_seconds` is of `quantity`: a whole step, or one layer of one microbatch.
-
-    `remat` is a name of `autotune.price_remat.POLICIES` (Megatron's "selective" is not a Layout's word).
-    `oom`: whether it ran out of memory; None where nothing is said. `told`: the row as it stands in the file.
-    """
+    """One published run of a JAX framework."""
 
     id: str
+    """Its name in the file."""
     rank_set: str | None
-    quantity: str
+    """Rows of one rank set differ in their layout only, so that their order can be compared."""
     measured_seconds: float | None
-    measured_bubble: float | None
+    """Seconds of a step; None where the row says nothing of it."""
     oom: bool | None
+    """Whether it ran out of memory; None where the row says nothing of it."""
     transformer: Transformer
     batch: int
+    """Sequences of a step, whole mesh."""
     seq: int
+    """Tokens of a sequence."""
     dtype: str
+    """Of the matmuls."""
     layout: Layout
-    remat: str
     target: Target
     stack: Assumptions
+    """What compiled it."""
     told: Mapping[str, Any]
+    """The row as it stands in the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,48 +110,39 @@ def _sections(row: dict) -> None:
 def _case(row: dict) -> Case:
     _sections(row)
     told, model = row["layout"], row["model"]
+    alpa = _is_alpa(row)
     seq = int(model["seq"])
     transformer = _transformer(model)
     sequences, tokens = row["batch"].get("sequences"), row["batch"].get("tokens")
     batch = round(tokens / seq) if sequences is None and tokens else _count(sequences)
     devices = _count(row["devices"])
-    stack = _stack(row)
-    layout, remat = _layout(told, batch, devices)
+    layout = _layout(told, batch, devices)
     if layout.devices != devices:
         raise ValueError(f"its axes multiply to {layout.devices}, it ran on {devices} devices: layout not fully given")
     target = _target(row, layout, devices)
     layout = default_dcn(layout, target)
-    if "one fewer layer" in str(model.get("note", "")) and layout.stage > 1:
-        stack = dataclasses.replace(stack, lighter_ends=1)
-    if layout.schedule == "zero-bubble":
-        stack = dataclasses.replace(stack, zero_bubble=_zero_bubble(str(told["schedule"])))
     hardware = target.hardware
     precision = str(row.get("precision") or "fp16")
     dtype = next((DTYPES[name] for name in DTYPES if name in precision), None)
     if dtype is None:
         raise ValueError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
-    if stack is stacks.MAXTEXT:
-        stack = dataclasses.replace(stack, flash_efficiency=assumptions_of(hardware, dtype).flash_efficiency)
     seconds = _seconds(row, transformer, batch, seq, devices, hardware.peak(dtype))
     if seconds is not None and not 0 < seconds < math.inf:
         raise ValueError(f"measured {seconds} s")
-    one_layer = row.get("scope") == "single layer"
-    quantity = "layer_seconds" if one_layer else "step_seconds"
+    if row.get("scope") == "single layer":
+        raise ValueError("it measures a single layer, not a step")
     return Case(
         id=str(row["id"]),
         rank_set=_rank_set(row),
-        quantity=quantity,
         measured_seconds=seconds,
-        measured_bubble=_bubble(row.get("model_predicted_bubble_rate")),
         oom=_out_of_memory(row["measured"]),
         transformer=transformer,
         batch=batch,
         seq=seq,
         dtype=dtype,
         layout=layout,
-        remat=remat,
         target=target,
-        stack=stack,
+        stack=stacks.ALPA if alpa else assumptions_of(hardware, dtype),
         told=row,
     )
 
@@ -191,8 +168,8 @@ def _transformer(model: dict) -> Transformer:
     )
 
 
-def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
-    """(layout, recomputation policy) of a row."""
+def _layout(told: dict, batch: int, devices: int) -> Layout:
+    """The layout of a row."""
     axes = {
         "data": _count(told.get("dp")),
         "fsdp": _count(told.get("fsdp")),
@@ -223,28 +200,22 @@ def _layout(told: dict, batch: int, devices: int) -> tuple[Layout, str]:
     virtual = _count(told.get("vpp") or told.get("virtual_stages") or 1) if staged else 1
     schedule = _schedule(str(told.get("schedule") or ""), virtual) if staged else None
     recompute = str(told.get("recompute") or "none").lower()
-    remat = next((name for name in ("selective", "minimal", "full", "none") if name in recompute), None)
+    if "selective" in recompute:
+        raise ValueError(f"recompute {recompute!r} is no policy of a Layout")
+    remat = next((name for name in ("minimal", "full", "none") if name in recompute), None)
     if remat is None:
         remat = "none" if recompute.startswith(("no", "false")) else "full"
-    layout = Layout(
+    return Layout(
         **axes,
         dcn=(("data", axes["data"]),) if told.get("dp_axis") == "DCN" else (),
         zero=min(zero, 2),
-        remat="minimal" if remat == "selective" else remat,
+        remat=remat,
         accumulate=1 if staged else passes,
         microbatches=passes if staged else 1,
         schedule=schedule,
         virtual_stages=virtual,
         sequence_parallel=bool(told.get("sequence_parallel", told.get("dp_axis") == "DCN")),
     )
-    return layout, remat
-
-
-def _bubble(value: Any) -> float | None:
-    """A share of the step; None where nothing is said."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1):
-        raise ValueError(f"model_predicted_bubble_rate {value!r} is no share of a step")
-    return None if value is None else float(value)
 
 
 def _count(value: Any) -> int:
@@ -286,14 +257,6 @@ def _schedule(text: str, virtual: int) -> str:
     return "circular" if virtual > 1 else "1f1b"
 
 
-def _zero_bubble(text: str) -> str:
-    """The name of `autotune.price.schedules` for a zero-bubble schedule as the papers write it."""
-    text = text.lower().replace("_", "-").removeprefix("zero-bubble").removeprefix("zb")
-    if "v" in text:
-        return "zero-bubble-v"
-    return "zero-bubble-2p" if "2" in text else "zero-bubble-1p"
-
-
 def _target(row: dict, layout: Layout, devices: int) -> Target:
     """The machine: DGX-like nodes of 8 GPUs on one NVLink switch each, or the slices that the row names."""
     told = row["hardware"]
@@ -312,8 +275,6 @@ def _target(row: dict, layout: Layout, devices: int) -> Target:
         if devices % inner:
             raise ValueError(f"{devices} GPUs are no whole number of nodes of {inner}")
         nodes = devices // inner
-        if nodes > NODES_PER_SWITCH:
-            hardware = _across_switches(hardware)
         return Target(name=f"{chip}:{nodes}x{inner}", hardware=hardware, shape=(inner,), groups=nodes, attached=False)
     groups = layout.dcn_axes["data"]
     chips = devices // groups // hardware.devices_per_chip
@@ -323,13 +284,6 @@ def _target(row: dict, layout: Layout, devices: int) -> Target:
         sizes = _torus(chips, hardware.torus_dimensions)
     text = "x".join(str(size) for size in sizes)
     return Target(name=f"{chip}:{text}*{groups}", hardware=hardware, shape=sizes, groups=groups, attached=False)
-
-
-def _across_switches(hardware: Hardware) -> Hardware:
-    """The same GPUs on a network of several leaf switches."""
-    *inner, network = hardware.tiers
-    slower = dataclasses.replace(network, bytes_factor=dict.fromkeys(FABRIC_KINDS, FABRIC_SHARE))
-    return dataclasses.replace(hardware, tiers=(*inner, slower))
 
 
 def _torus(chips: int, dimensions: int) -> tuple[int, ...]:
@@ -342,54 +296,28 @@ def _torus(chips: int, dimensions: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def _stack(row: dict) -> Assumptions:
-    """Whose code ran: told by the kernel, method, schedule or source of the row."""
-    told = row["layout"]
-    source = " ".join(str(value) for value in row["source"].values()).lower()
-    hopper = ("h100", "h200", "b200", "gb200")
-    newer = any(name in str(row["hardware"]["name"]).lower() for name in hopper)
-    if "aleph" in source or (told.get("kernel") is not None and not newer):
-        return _by_kernel(str(told.get("kernel") or ""))
-    if str(told.get("method", "")).startswith("parax") or "alpa " in source:
-        return stacks.ALPA
-    if "tpu" in str(row["hardware"]["name"]).lower():
-        return stacks.MAXTEXT
-    if _zero(told) == 3:
-        return stacks.DEEPSPEED_ZERO3
-    if "zero bubble" in source or "2401.10241" in source:
-        return stacks.ZERO_BUBBLE
-    if "2104.04473" in source or "sc21" in source:
-        return stacks.MEGATRON_2021
-    return stacks.MEGATRON_CORE if newer else stacks.MEGATRON_2022
-
-
-def _by_kernel(name: str) -> Assumptions:
-    """The layout sweep's stack with the attention kernel of that name; of a new name, by its words."""
-    if name in stacks.BY_KERNEL:
-        return stacks.BY_KERNEL[name]
-    name = name.lower()
-    if "flash" in name or not name:
-        if re.search(r"v1|flash_?attention_?1", name):
-            return stacks.ALEPH_FLASH1
-        return stacks.ALEPH_RMS if "rms" in name or not name else stacks.ALEPH_FLASH2
-    return stacks.ALEPH_FUSED if "fused" in name else stacks.ALEPH_TORCH
+def _is_alpa(row: dict) -> bool:
+    """Whether Alpa ran the row; ValueError where no JAX framework did: the price models what XLA compiles."""
+    words = " ".join(str(value) for value in row["source"].values()).lower()
+    method = str(row["layout"].get("method", "")).lower()
+    if method.startswith("parax") or re.search(r"\balpa\b", words):
+        return True
+    if "tpu" in str(row["hardware"]["name"]).lower() or re.search(r"\b(maxtext|jax)\b", words):
+        return False
+    title = row["source"].get("title") or "its source names none"
+    raise ValueError(f"not known to be a run of a JAX framework ({title}): only what XLA compiles is priced")
 
 
 def _seconds(row: dict, transformer: Transformer, batch: int, seq: int, devices: int, peak: float) -> float | None:
-    """What was measured, in seconds; from FLOP rates by the convention the row names."""
+    """Seconds of a step, as measured; from a rate of FLOPs where the row gives only that."""
     measured = row["measured"]
     if measured.get("latency_ms") is not None:
         return measured["latency_ms"] / 1e3
     for place in (measured, row["derived"]):
         if place.get("step_time_s") is not None:
             return float(place["step_time_s"])
-    convention = str(measured.get("flops_convention", ""))
     if measured.get("tflops_per_device") is not None:
-        flops = transformer.train_flops(batch, seq)
-        if "recompute" in convention:
-            h, layers = transformer.d_model, transformer.layers
-            flops = 96.0 * batch * seq * layers * h**2 * (1 + seq / (6 * h) + transformer.vocab / (16 * layers * h))
-        return flops / (measured["tflops_per_device"] * 1e12 * devices)
+        return transformer.train_flops(batch, seq) / (measured["tflops_per_device"] * 1e12 * devices)
     if measured.get("mfu") is not None:
         return transformer.train_flops(batch, seq) / (measured["mfu"] * peak * devices)
     return None

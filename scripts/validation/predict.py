@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
 from validation.cases import Case
 
 from autotune.price.price import Estimate, price_transformer
-from autotune.price.remat import POLICIES
 from autotune.table import LayoutTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """`seconds` of the case's quantity; `fits`: whether the memory of one device suffices.
-
-    `bubble`: share of the step that stages wait for each other. `source`: "priced" or "compiled".
-    """
+    """Our answer to one case, per device."""
 
     seconds: float
-    bubble: float
+    """Of a step."""
     peak_bytes: float
+    """At the worst moment of a step."""
     fits: bool
+    """Whether the memory of one device suffices."""
     source: str
+    """"priced" or "compiled": where `seconds` is from."""
     estimate: Estimate
+    """The closed form's price with its terms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What a saved program of a case says. `peak_bytes`, `fits`: None where its memory is not asked."""
+    """What a saved program of a case says, per device."""
 
     seconds: float
+    """Of a step."""
     peak_bytes: float | None
+    """None where the memory of the program is not asked."""
     fits: bool | None
+    """None where the memory of the program is not asked."""
 
 
 def compiled_prediction(case: Case) -> Compiled | None:
@@ -69,46 +70,19 @@ def compiled_prediction(case: Case) -> Compiled | None:
 def predict(case: Case) -> Predicted:
     """The closed form's answer, or the compiled program's where one is at hand."""
     table = LayoutTable.from_layouts([case.layout])
-    table = dataclasses.replace(table, remat=np.array([POLICIES.index(case.remat)]))
     prices = price_transformer(case.transformer, case.batch, case.seq, case.dtype, table, case.target, case.stack)
     found = prices.estimate(0)
     seconds, source = found.step_seconds, "priced"
-    if case.quantity == "layer_seconds":
-        seconds = _layer_seconds(case, found)
-    peak, fits = found.peak_bytes, found.peak_bytes <= capacity_bytes(case)
+    peak, fits = found.peak_bytes, found.peak_bytes <= case.target.hardware.capacity_bytes
     compiled = compiled_prediction(case)
     if compiled is not None:
         seconds, source = compiled.seconds, "compiled"
         peak = peak if compiled.peak_bytes is None else compiled.peak_bytes
         fits = fits if compiled.fits is None else compiled.fits
-    # In 1F1B a stage waits for its neighbours' transfers in every microbatch: that is part of its bubble.
-    counted = ("bubble", "[stage]") if case.layout.schedule == "1f1b" else ("bubble",)
-    waits = [term.seconds for name, term in found.terms.items() if any(part in name for part in counted)]
-    bubble = sum(waits) / found.step_seconds
     return Predicted(
         seconds=seconds,
-        bubble=bubble,
         peak_bytes=peak,
         fits=fits,
         source=source,
         estimate=found,
     )
-
-
-def capacity_bytes(case: Case) -> float:
-    """What one process can have: all of the device's memory under PyTorch; XLA sets its own limit."""
-    hardware = case.target.hardware
-    return hardware.capacity_bytes if case.stack.name.startswith("xla") else hardware.hbm_bytes
-
-
-OF_THE_STEP = (
-    "matmul.logits", "recompute.logits", "loss", "optimizer", "gradient_copies", "accumulation", "bubble",
-)  # fmt: skip
-"""Terms that are not a layer's."""
-
-
-def _layer_seconds(case: Case, found: Estimate) -> float:
-    """One layer, forward and backward, of one microbatch."""
-    parts = {name: term.seconds for name, term in found.terms.items() if name not in OF_THE_STEP}
-    passes = case.layout.accumulate * case.layout.microbatches
-    return sum(parts.values()) / passes / case.transformer.layers * case.layout.stage

@@ -11,26 +11,22 @@ from validation.cases import Case, Skipped
 from validation.predict import predict
 
 NEAR = 0.02
-"""Measurements closer than this are tied: which of two schedules is faster is not asked of them."""
+"""Measurements closer than this are tied: which of two layouts is faster is not asked of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One published row with our answer; seconds of `quantity`, bytes per device. None where one side says nothing."""
+    """One published row with our answer; seconds of a step, bytes per device. None where one side says nothing."""
 
     id: str
     group: str
     rank_set: str | None
-    quantity: str
     measured: float | None
     predicted: float | None
     oom_measured: bool | None
     oom_predicted: bool | None
     peak_bytes_predicted: float | None
     memory: dict[str, float] | None
-    bubble_measured: float | None
-    bubble_predicted: float | None
-    schedule: str | None
     source: str | None
     skipped: str | None
 
@@ -46,7 +42,7 @@ class Row:
         return {
             "id": self.id,
             "rank_set": self.rank_set,
-            "quantity": self.quantity,
+            "quantity": "step_seconds",
             "measured": self.measured,
             "predicted": self.predicted,
             "error": self.error,
@@ -54,8 +50,6 @@ class Row:
             "oom_predicted": self.oom_predicted,
             "peak_bytes_predicted": self.peak_bytes_predicted,
             "memory_predicted": self.memory,
-            "bubble_measured": self.bubble_measured,
-            "bubble_predicted": self.bubble_predicted,
             "source": self.source,
             "skipped": self.skipped,
         }
@@ -65,16 +59,15 @@ def row_of(case: Case | Skipped) -> Row:
     """Our answer to one case."""
     if isinstance(case, Skipped):
         return Row(
-            id=case.id, group=group_of(case.id), rank_set=case.rank_set, quantity="step_seconds", measured=None,
-            predicted=None, oom_measured=None, oom_predicted=None, peak_bytes_predicted=None, memory=None,
-            bubble_measured=None, bubble_predicted=None, schedule=None, source=None, skipped=case.reason,
+            id=case.id, group=group_of(case.id), rank_set=case.rank_set, measured=None, predicted=None,
+            oom_measured=None, oom_predicted=None, peak_bytes_predicted=None, memory=None, source=None,
+            skipped=case.reason,
         )  # fmt: skip
     found = predict(case)
     return Row(
         id=case.id,
         group=group_of(case.id),
         rank_set=case.rank_set,
-        quantity=case.quantity,
         measured=case.measured_seconds,
         predicted=found.seconds,
         oom_measured=case.oom,
@@ -82,15 +75,12 @@ def row_of(case: Case | Skipped) -> Row:
         peak_bytes_predicted=found.peak_bytes,
         # by category only where the closed form's peak is the one that is told
         memory=dict(found.estimate.memory) if found.peak_bytes == found.estimate.peak_bytes else None,
-        bubble_measured=case.measured_bubble,
-        bubble_predicted=found.bubble,
-        schedule=case.layout.schedule,
         source=found.source,
         skipped=None,
     )
 
 
-GROUPS = ("kort", "kort-t4", "sc21-t1", "sc21-t2", "zb", "aleph", "alpa", "maxtext-v5p", "maxtext-v5e")
+GROUPS = ("alpa", "maxtext-v5p", "maxtext-v5e")
 
 
 def group_of(identifier: str) -> str:
@@ -105,10 +95,8 @@ class Score:
 
     `mean_error`: mean of |error|; `bias`: mean error. `spearman`: of each rank set with at least four times, the least;
     `regret`: how much slower the measured time of our first choice is than the measured best, the most of all rank
-    sets. `one_sided`: 1 where all errors have one sign. `increment`: what data parallelism adds to the step, ours over
-    theirs (Korthikanti et al., 530B on 2240 GPUs against 280). `oom_right`: share of memory verdicts that agree.
-    `bubble_error`: largest |difference| of the bubble's share, of 1f1b and circular schedules. `order_wrong`: pairs of
-    schedules whose order we have wrong.
+    sets. `oom_right`: share of memory verdicts that agree. `order_wrong`: pairs of layouts whose order we have
+    wrong.
     """
 
     group: str
@@ -119,10 +107,7 @@ class Score:
     spearman: float | None
     regret: float | None
     oom_right: float | None
-    bubble_error: float | None
     order_wrong: int | None
-    one_sided: int | None
-    increment: float | None
 
 
 def score(group: str, rows: Sequence[Row]) -> Score:
@@ -136,11 +121,6 @@ def score(group: str, rows: Sequence[Row]) -> Score:
     verdicts = [
         row.oom_measured == row.oom_predicted for row in rows if row.oom_measured is not None and not row.skipped
     ]
-    bubbles = [
-        abs(row.bubble_predicted - row.bubble_measured)
-        for row in rows
-        if row.bubble_measured is not None and row.bubble_predicted is not None and row.schedule in ("1f1b", "circular")
-    ]
     return Score(
         group=group,
         rows=len(rows),
@@ -150,25 +130,8 @@ def score(group: str, rows: Sequence[Row]) -> Score:
         spearman=min(ranks) if ranks else None,
         regret=max((regret(members) for members in sets if len(members) > 1), default=None),
         oom_right=sum(verdicts) / len(verdicts) if verdicts else None,
-        bubble_error=max(bubbles) if bubbles else None,
         order_wrong=sum(wrong_pairs(members) for members in sets) if sets else None,
-        one_sided=int(min(errors) > 0 or max(errors) < 0) if len(errors) > 3 else None,
-        increment=increment(rows),
     )
-
-
-ALONE, TOGETHER = "kort-t5-530B-selective+sp", "kort-530B-dp8"
-"""The same model and pipeline without and with eight data-parallel replicas."""
-
-
-def increment(rows: Sequence[Row]) -> float | None:
-    """(our step with replicas - ours without) / (theirs - theirs); None where the rows are not both there."""
-    found = {row.id: row for row in rows if row.id in (ALONE, TOGETHER) and row.error is not None}
-    if len(found) < 2:
-        return None
-    alone, together = found[ALONE], found[TOGETHER]
-    assert together.measured and alone.measured and together.predicted and alone.predicted
-    return (together.predicted - alone.predicted) / (together.measured - alone.measured)
 
 
 def spearman(rows: Sequence[Row]) -> float:
