@@ -58,9 +58,7 @@ def lines(rows: list[Row], scores: list[Score]) -> list[str]:
         peak = (row.peak_bytes_predicted or 0.0) / 2**30
         told.append(f"{row.id:44}{measured}{row.predicted:11.4g}{error}  {verdict:12}{peak:9.1f}")
     told.append("")
-    told.append(
-        f"{'set':14}{'rows':>5}{'|error|':>9}{'bias':>8}{'rank':>7}{'regret':>8}{'memory':>8}{'order':>7}"
-    )
+    told.append(f"{'set':14}{'rows':>5}{'|error|':>9}{'bias':>8}{'rank':>7}{'regret':>8}{'memory':>8}{'order':>7}")
     for found in scores:
         figures = [
             _percent(found.mean_error, 9), _percent(found.bias, 8, sign=True),

@@ -39,7 +39,7 @@ class Saved:
     """Bytes kept for the backward pass when nothing is recomputed.
 
     `stream`: per token and d_model element, beside the layer's input (2): cut along `tensor` only under sequence
-    parallelism; `whole`: the matmuls' inputs, cut only where the stack gathers them again in the backward pass;
+    parallelism; `whole`: the same of the matmuls' inputs, which are never cut along `tensor`;
     `heads`: per element of queries, keys and values; `context`: per element of attention's output; `hidden` and `gate`:
     per element of the MLP's hidden width, for each of the two-matrix MLP and what a gate adds; `scores`: per attention
     score. `logits`: bytes per logit alive at once around the loss; `held_logits`: through the backward pass of the
@@ -66,9 +66,8 @@ class State:
     """Bytes per parameter: `weights` kept between steps, `gradients` at the end of a step, `optimizer` (moments and any
     master copy), `compute` (the dtype that matmuls and gathers use), `reduced` (the dtype gradients are reduced in).
 
-    `update_traffic`: bytes read and written per parameter of an optimizer step. `casts`: weights are cast to the
-    compute dtype in every pass. `accumulate_traffic`: bytes per parameter and pass of adding gradients to a buffer.
-    `reduce_traffic`: bytes read and written per parameter around the reduction over `data`, where there is one.
+    `update_traffic`: bytes read and written per parameter of an optimizer step. `accumulate_traffic`: bytes per
+    parameter and pass of adding gradients to a buffer.
     """
 
     weights: float
@@ -86,48 +85,20 @@ class Assumptions:
 
     `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
     same; `flash_efficiency`: share of the peak its kernel reaches, (forward, backward); `flash_matmuls`: over the
-    scores, (forward, backward). `skips_masked`: the kernel leaves out the masked half of a causal score matrix, but for
-    the diagonal's tiles of `flash_tile` (0: exactly half). `flash_head_dim`: the largest head it takes, of eights
-    (None: any); others are plain matmuls on blocks of queries. `fused_context`: ways to attend over a causal sequence
-    cut along `context` that it can do; the others are plain matmuls. `fused_qkv`: queries, keys and values come from
-    one matmul. `gathers_logits`: every tensor rank holds the logits of the whole vocabulary.
-    `reduces_each`: each matmul that is cut by its columns reduces the gradient of its input by itself, those of a gated
-    MLP included (without sequence parallelism). `reruns_head`: full recomputation checkpoints the logits too.
+    scores, (forward, backward). `flash_tile`: side of the tiles that the kernel computes whole along the diagonal of a
+    causal score matrix, whose masked half it leaves out (0: exactly half). `flash_head_dim`: the largest head it takes,
+    of eights (None: any); others are plain matmuls on blocks of queries. `fused_context`: ways to attend over a causal
+    sequence cut along `context` that it can do; the others are plain matmuls.
     `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing);
     `hidden_most`: axis -> the most of a collective that is hidden, however much compute there is (1 where not named).
     `hidden_outer`: axis -> both of what it sends over the outermost tier (as inside where not named).
-    `scatter_hides`: whether reducing gradients onto their fsdp shards hides beside compute: "always", "never", or
-    "alone" (where they are summed over fsdp only). `least_shard`: rows of d_model a shard must have for that to be a
-    reduce-scatter; with fewer, gradients are all-reduced and cut. `sums_over_slice`: where the fsdp shards are all of a
+    `scatter_hides`: whether reducing gradients onto their fsdp shards hides beside compute: "never", or "alone" (where
+    they are summed over fsdp only). `least_shard`: rows of d_model a shard must have for that to be a reduce-scatter;
+    with fewer, gradients are all-reduced and cut. `sums_over_slice`: where the fsdp shards are all of a
     three-dimensional slice, they are gathered and reduced by all-reduces, which send twice as much.
-    `partitions_embedding`: the embedding's gradient goes the way that XLA's partitioner finds (`price.embedding`), else
-    as the other weights'.
-    `transfer_hidden`: share of the pipeline's sends that is hidden; `transfer_wait`: seconds each takes beside its
-    bytes. `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step;
+    `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step;
     `sums_tables_once`: but for those of the vocabulary's tables without ZeRO, along all axes but `fsdp`.
-    `head_everywhere`: every stage computes the logits of the whole batch, else the last stage only.
-    `pipeline_by_hand`: the pipeline is `autotune.models.pipeline`: weights are gathered over fsdp once a step, head and
-    embedding are dealt out over the stages, and idle stages compute on what nobody reads. `lighter_ends`:
-    layers that the first and last stage have fewer than the others.
-    `keeps_sent`: what a stage sent stays there until its gradient is back, beside an array to receive into.
-    `scatter_transfers`: a stage sends 1/tensor of its output and the receiver gathers it along `tensor`.
-    `gathers_again`: matmul inputs stay cut under sequence parallelism and are gathered again in the backward pass;
-    `regather_hidden`: share of those gathers hidden behind other backward work. `keeps_gathered`: without recomputation
-    the weights gathered over fsdp stay in memory for the backward pass; `whole_layers`: the weights, and gradients not
-    yet reduced, that are whole at once at work, in layers' weights. `reruns_unread`: a checkpointed layer is run
-    again whole, what nothing reads included.
-    `shards_zero_weights`: under ZeRO the weights kept between steps are cut along `data` too; `zero1_scatters`: ZeRO-1
-    reduces gradients onto their shards (else they are reduced whole). `gradients_from_start`: gradient buffers live
-    through the whole step, else from the backward pass on.
-    `weight_pieces`: collectives along fsdp that a layer's weights make at each use. `piece_seconds`: of copying one
-    rank's part of one of them. `gathers_rerun`: weights are gathered for a layer that is run again, and once more for
-    its backward pass.
-    `sums_beside`: under accumulation the gradients of a pass stand beside their sums.
-    `eager`: arrays come and go with their kernels, through PyTorch's allocator: a layer that is run again has all in
-    hand that it would have kept, and the blocks cut for a layer stay beside the loss's arrays, too large for them.
-    `zero_bubble`: which of `schedules.NAMES` a Layout's "zero-bubble" is.
-    `fixed_bytes`: memory taken before the first array; `group_bytes`: beside it for each group that communicates, of
-    (two devices, more). `allocator`: bytes reserved per byte asked for.
+    `whole_layers`: the weights, and gradients not yet reduced, that are whole at once at work, in layers' weights.
     """
 
     name: str

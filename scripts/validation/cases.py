@@ -12,7 +12,7 @@ from typing import Any
 
 from validation import stacks
 
-from autotune.meshes.hardware import Hardware, load_hardware
+from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target
@@ -31,6 +31,7 @@ UNKNOWN_VOCAB = 32000
 """Vocabulary of a row that gives none. Assumed: the usual size of SentencePiece."""
 
 GPUS_PER_NODE = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
