@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from autotune.measure.measure import Budget, Measurement, measure
 from autotune.meshes.hardware import Hardware, read_hardware
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import Target
+
+from autotune.measure.measure import Budget, Measurement, measure
 from autotune.program import Program
 from autotune.workload.workload import Workload
 
@@ -82,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
 
     import jax
-
     from autotune.meshes.topology import local_target
+
     from autotune.preset import preset_workload
 
     if options.out:
@@ -205,7 +206,8 @@ def profile_ops(setting: str, runner, layout: Layout, target: Target, program: P
 def table(rows: Sequence[Row]) -> list[str]:
     """Heading and one line a row."""
     lines = [
-        f"{'setting':34s}{'predicted':>12s}{'by file':>12s}{'measured':>12s}{'error':>8s}{'+-':>7s}{'peak GiB':>16s}  binding"
+        f"{'setting':34s}{'predicted':>12s}{'by file':>12s}{'measured':>12s}{'error':>8s}{'+-':>7s}"
+        f"{'peak GiB':>16s}  binding"
     ]
     for row in rows:
         if row.measured is None or row.predicted is None:
@@ -215,7 +217,8 @@ def table(rows: Sequence[Row]) -> list[str]:
             "?" if one is None else f"{one / 2**30:.2f}" for one in (row.predicted_peak_bytes, row.measured_peak_bytes)
         )
         lines.append(
-            f"{row.setting:34s}{row.predicted * 1e3:9.2f} ms{(row.from_file or 0.0) * 1e3:9.2f} ms{row.measured * 1e3:9.2f} ms{row.error:8.1%}"
+            f"{row.setting:34s}{row.predicted * 1e3:9.2f} ms{(row.from_file or 0.0) * 1e3:9.2f} ms"
+            f"{row.measured * 1e3:9.2f} ms{row.error:8.1%}"
             f"{(row.standard_error or 0.0) / row.measured:7.2%}{peaks:>16s}  {row.binding}"
         )
     return lines

@@ -35,6 +35,9 @@ ATTENTION = [
 ]
 """(sequences, length, heads, head_dim), causal, bfloat16."""
 
+MIXED = [(8192, 1 << 24), (8192, 1 << 26), (8192, 1 << 28), (8192, 3 << 28), (4096, 1 << 24), (4096, 1 << 26)]
+"""(n, elements): an n x n x n matmul and then a pass over memory, in turns: what the clock does in between."""
+
 PASSES = [1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28]
 """Elements of arrays that a fused element-wise pass reads and writes."""
 
@@ -129,10 +132,24 @@ def operations() -> list[tuple[str, Sequence[int], int, Callable[[], Callable[[]
         shape = (elements // 4096, 4096)
         return chain(lambda x, y: jax.nn.silu(x) * y, repeats, random(shape, 0), random(shape, 1))
 
+    def mixed(n: int, elements: int, repeats: int) -> Callable[[], Any]:
+        def step(triple: Any, w: Any, y: Any) -> Any:
+            x, before, z = triple
+            x = x.at[0, 0].set(before[0, 0])
+            z = jax.nn.silu(z) * y
+            return x, x @ w, z
+
+        passed = (elements // 4096, 4096)
+        first = (random((n, n), 0), random((n, n), 1), random(passed, 2))
+        return chain(step, repeats, first, random((n, n), 3), random(passed, 4))
+
     found: list[tuple[str, Sequence[int], int, Callable[[], Callable[[], Any]]]] = []
     for m, n, k in MATMULS:
         repeats = max(2, min(64, int(3e13 / (2.0 * m * n * k))))
         found.append(("matmul", (m, n, k), repeats, lambda m=m, n=n, k=k, r=repeats: matmul(m, n, k, r)))
+    for size, elements in MIXED:
+        repeats = max(4, int(2e13 / (2.0 * size**3)))
+        found.append(("mixed", (size, elements), repeats, lambda n=size, e=elements, r=repeats: mixed(n, e, repeats=r)))
     for shape in ATTENTION:
         for backward in (False, True):
             kind = "attention_with_gradient" if backward else "attention"
@@ -147,12 +164,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for rows.json")
     parser.add_argument("--seconds", type=float, default=0.4, help="of one operation")
+    parser.add_argument("--only", default="", help="a kind of operation: matmul, attention, mixed, silu_times")
     parser.add_argument("--limit", type=float, default=400.0, help="begin no operation after so many seconds")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     begin = time.perf_counter()
     with Clock() as clock:
         for kind, shape, repeats, make in operations():
+            if not kind.startswith(options.only):
+                continue
             if time.perf_counter() - begin > options.limit:
                 break
             try:
