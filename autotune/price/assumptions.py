@@ -1,7 +1,7 @@
 """What the closed form takes for granted of a training stack: kernels, precisions, what hides behind what.
 
-Everything a data sheet or a layout does not say is here, one value with one reason each. `XLA_TPU`, `XLA_GPU` and
-`XLA_CPU` are our own models as XLA compiles them; the published stacks stand in `scripts/published_stacks.py`.
+Everything a data sheet or a layout does not say is here, one value with one reason each. `XLA_TPU` and `XLA_GPU`
+are our own models as XLA compiles them; the published stacks stand in `scripts/validation/stacks.py`.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ FABRIC_KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 class Case:
     """One published row. `measured_seconds` is of `quantity`: a whole step, or one layer of one microbatch.
 
-    `remat` is a name of `autotune.price_remat.POLICIES` (Megatron's "selective" is not a Layout's word).
+    `remat` is a name of `autotune.price.remat.POLICIES` (Megatron's "selective" is not a Layout's word).
     `oom`: whether it ran out of memory; None where nothing is said. `told`: the row as it stands in the file.
     """
 
