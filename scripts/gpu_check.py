@@ -22,11 +22,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from autotune.measure.measure import Budget, Measurement, measure
 from autotune.meshes.hardware import Hardware, read_hardware
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import Target
-
-from autotune.measure.measure import Budget, Measurement, measure
 from autotune.program import Program
 from autotune.workload.workload import Workload
 
@@ -83,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
 
     import jax
-    from autotune.meshes.topology import local_target
 
+    from autotune.meshes.topology import local_target
     from autotune.preset import preset_workload
 
     if options.out:

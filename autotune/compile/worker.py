@@ -39,6 +39,7 @@ from autotune.meshes.compiler_options import options_to_read
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
+from autotune.system.code_owner import owner_of
 
 MEMORY_FIELDS = (
     "argument_size_in_bytes",
@@ -222,13 +223,8 @@ def _versions() -> dict[str, str]:
 
 
 def _source(error: BaseException) -> str | None:
-    """The innermost frame that is neither an installed package nor this tool."""
-    ours = str(Path(__file__).resolve().parents[1])
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and not str(Path(frame.filename).resolve()).startswith(ours)
-    ]
+    """The innermost frame of the user's code."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if owner_of(frame.filename) == "user"]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 

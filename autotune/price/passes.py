@@ -181,8 +181,8 @@ class Passes(Rows):
         # Gathered forward and, where anything is recomputed, once more; their gradients are scattered. A ring passes
         # them on forward, again in the backward pass, and there their gradients too.
         gathers = np.where(ring, 0.0, 1.0 + self.again["elementwise"])
-        # Assumed: a half of the backward pass's compute can hide the gathers, the other half the reductions. The schedule
-        # of a compiled backward pass (what runs between start and done of each) would settle the shares.
+        # Assumed: a half of the backward pass's compute can hide the gathers, the other half the reductions. What runs
+        # between start and done of each in a compiled backward pass would settle the shares.
         self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
         self.move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
         if self.shape.experts:

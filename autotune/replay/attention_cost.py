@@ -34,9 +34,9 @@ SAME_CORE = {"v4": "v5p"}
 GPU_SHARES = (0.60, 0.50)
 """Share of the peak that a fused kernel achieves on a GPU, (forward, backward).
 
-Assumed, below the best that is published: FlashAttention-2 on A100, head dim 128, causal, reaches up to 73 % forward and
-63 % backward (Dao 2023), at the longest sequences; those of training are shorter, and the kernel here is cuDNN's. Timing
-cuDNN's kernel over sequence lengths and chips would settle it (`scripts/gpu_microbench.py` does so for one chip)."""
+Assumed, below the best that is published: FlashAttention-2 on A100, head dim 128, causal, reaches up to 73 % forward
+and 63 % backward (Dao 2023), at the longest sequences; those of training are shorter, and the kernel here is cuDNN's.
+`scripts/gpu_microbench.py` times cuDNN's kernel over sequence lengths."""
 
 CORES = {"v4": 2, "v5p": 2}
 """Cores that one JAX device joins (megacore); one elsewhere."""
