@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autotune.meshes.layout_words import words_help
+
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout
     from autotune.meshes.target import Target
@@ -53,6 +55,13 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def fix_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--fix."""
+    return click.option(
+        "--fix", multiple=True, metavar="NAME=VALUE", help=f"Pin one word of the layout, e.g. tensor=8. {words_help()}"
+    )(command)
 
 
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,9 +16,7 @@ from autotune.meshes.target import Target
 from autotune.plan.plan import Plan
 from autotune.price.changes import Change
 from autotune.price.price import Estimate
-
-STATUSES = ("measured", "compiled", "priced", "oom", "illegal", "failed", "timeout")
-RUNNABLE = STATUSES[:3]
+from autotune.row_status import RowStatus
 
 
 class NoPlanFits(Exception):
@@ -41,7 +39,7 @@ class Row:
     """
 
     layout: Layout
-    status: str
+    status: RowStatus
     reason: str | None
     price: Estimate | None
     evidence: Evidence | None
@@ -105,7 +103,7 @@ class Report:
     @property
     def ranked(self) -> tuple[Row, ...]:
         """Rows that can run, best first."""
-        return tuple(row for row in self.rows if row.status in RUNNABLE)
+        return tuple(row for row in self.rows if row.status.can_run)
 
     def best(self) -> Row:
         """The chosen row. Raises NoPlanFits carrying this report when nothing can run."""
@@ -161,7 +159,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
     return {
         "layout": layout_to_json(row.layout),
         "text": str(row.layout),
-        "status": row.status,
+        "status": row.status.value,
         "reason": row.reason,
         "step_seconds": {
             "priced": price.step_seconds if price else None,

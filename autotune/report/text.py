@@ -13,6 +13,7 @@ from autotune.limits import ARC
 from autotune.losses import KINDS, Loss
 from autotune.program import Buffer
 from autotune.report.report import Report, Row, near_capacity
+from autotune.row_status import RowStatus
 
 GIB = 2**30
 BUFFERS = 5
@@ -268,8 +269,12 @@ def _does_not_fit(report: Report) -> RenderableType | None:
 
 
 def _others(report: Report) -> RenderableType | None:
-    rows = [row for row in report.rows if row.status in ("oom", "failed", "timeout") and (row.evidence or row.log)]
-    illegal = [row for row in report.rows if row.status == "illegal"]
+    rows = [
+        row
+        for row in report.rows
+        if not row.status.can_run and row.status is not RowStatus.ILLEGAL and (row.evidence or row.log)
+    ]
+    illegal = [row for row in report.rows if row.status is RowStatus.ILLEGAL]
     if not (rows or illegal or report.omitted):
         return None
     table = Table(title="what is not in the ranking", title_justify="left")
