@@ -215,3 +215,22 @@ def _whole(key: str, value: str) -> int:
         return int(value)
     except ValueError:
         raise ValueError(f"layout: {key}={value!r} must be a whole number") from None
+
+
+def layout_to_json(layout: Layout) -> dict[str, object]:
+    """The layout as the JSON of rows and plans has it."""
+    return {
+        "axes": layout.axes,
+        "dcn_axes": layout.dcn_axes,
+        "zero": layout.zero,
+        "remat": layout.remat,
+        "accumulate": layout.accumulate,
+        "microbatches": layout.microbatches,
+        "schedule": layout.schedule,
+        "virtual_stages": layout.virtual_stages,
+        "sequence_parallel": layout.sequence_parallel,
+        "context_attention": layout.context_attention,
+        "offload": layout.offload,
+        "order": list(layout.order),
+        "compiler_options": dict(layout.compiler_options),
+    }
