@@ -192,3 +192,22 @@ def layout_from_words(words: Mapping[str, str]) -> Layout:
         else:
             raise ValueError(f"layout: {key!r} is not known; known: {', '.join((*LAYOUT_WORDS, *WORD_FAMILIES))}")
     return Layout(dcn=tuple(dcn), compiler_options=tuple(options), rules=tuple(rules), **arguments)  # type: ignore[arg-type]
+
+
+def layout_to_json(layout: Layout) -> dict[str, object]:
+    """The layout as the JSON of rows and plans has it."""
+    return {
+        "axes": layout.axes,
+        "dcn_axes": layout.dcn_axes,
+        "zero": layout.zero,
+        "remat": layout.remat,
+        "accumulate": layout.accumulate,
+        "microbatches": layout.microbatches,
+        "schedule": layout.schedule,
+        "virtual_stages": layout.virtual_stages,
+        "sequence_parallel": layout.sequence_parallel,
+        "context_attention": layout.context_attention,
+        "offload": layout.offload,
+        "order": list(layout.order),
+        "compiler_options": dict(layout.compiler_options),
+    }

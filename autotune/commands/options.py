@@ -105,7 +105,7 @@ def workload_of(
             raise click.UsageError(f"{name}={value} must be 1 or more")
     with bad_input():
         if workload:
-            from autotune.workload.workload import load_workload
+            from autotune.workload.load import load_workload
 
             return load_workload(workload)
         from autotune.preset import preset_workload

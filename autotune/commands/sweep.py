@@ -120,7 +120,7 @@ def sweep(
         critical = critical_tokens(critical_batch_tokens, critical_batch_norms)
         budgets = _budgets(families, tokens, price, critical)
         if workload:
-            from autotune.workload.workload import load_workload
+            from autotune.workload.load import load_workload
 
             own = load_workload(workload)
             questions = [Question(workload=own, axes=_axes(axes, own), fixed=parse_fix(fix)) for _ in families]

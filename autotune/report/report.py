@@ -11,7 +11,7 @@ from autotune.evidence import Evidence
 from autotune.limits import KeptOut, Limit
 from autotune.measure.measure import Measurement
 from autotune.memory_use import MemoryUse
-from autotune.meshes.layout import Layout
+from autotune.meshes.layout import Layout, layout_to_json
 from autotune.meshes.target import Target
 from autotune.plan.plan import Plan
 from autotune.price.changes import Change
@@ -129,25 +129,6 @@ def near_capacity(report: Report, row: Row) -> bool | None:
         return None
     capacity = report.target.hardware.capacity_bytes
     return NEAR_CAPACITY * capacity < row.peak_bytes <= capacity
-
-
-def layout_to_json(layout: Layout) -> dict[str, Any]:
-    """The layout as the JSON of rows and plans has it."""
-    return {
-        "axes": layout.axes,
-        "dcn_axes": layout.dcn_axes,
-        "zero": layout.zero,
-        "remat": layout.remat,
-        "accumulate": layout.accumulate,
-        "microbatches": layout.microbatches,
-        "schedule": layout.schedule,
-        "virtual_stages": layout.virtual_stages,
-        "sequence_parallel": layout.sequence_parallel,
-        "context_attention": layout.context_attention,
-        "offload": layout.offload,
-        "order": list(layout.order),
-        "compiler_options": dict(layout.compiler_options),
-    }
 
 
 def row_to_json(report: Report, row: Row) -> dict[str, Any]:

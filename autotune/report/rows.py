@@ -17,13 +17,13 @@ from autotune.meshes.compiler_options import as_variable
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.outcomes import Outcomes, fits
-from autotune.plan.plan import plan_of
 from autotune.price.changes import Change, devices_needed, smallest_changes
-from autotune.price.chosen_again import kept_out_by, prices_of_resources
 from autotune.price.price import Estimate
 from autotune.price.space import PricedSpace
+from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
 from autotune.report.report import Omitted, Report, Row
+from autotune.report.what_would_help import kept_out_by, prices_of_resources
 from autotune.row_status import RowStatus
 from autotune.workload.workload import Workload
 
@@ -59,7 +59,7 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         keep = members[: listed if word is not RowStatus.ILLEGAL or named else 0]
         rows += [_priced_row(workload, target, space, row, word) for row in keep]
         omitted += _omit(space, members[len(keep) :], word, capacity)
-    rows = _with_changes(_ranked(rows), workload, target, outcomes.neighbours)
+    rows = _with_changes(_ranked(rows), space, outcomes.neighbours)
     runnable = [row for row in rows if row.status.can_run]
     rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
     counts = {word.value: count for word in sorted(RowStatus) if (count := int((status == word.rank).sum()))}
@@ -76,7 +76,7 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         prices=prices_of_resources(target, space, runnable) if best else {},
         kept_out=kept_out_by(target, space, runnable, outcomes.failures) if best else None,
         closest=closest,
-        more_devices=devices_needed(workload, target, closest.layout) if closest else None,
+        more_devices=devices_needed(workload, target, closest.layout, space.probed) if closest else None,
         tied=_ties(runnable),
         rank_correlation=_rank_correlation(runnable),
         notes=(*_notes(workload, target, space, runnable), *_failed(outcomes)),
@@ -255,7 +255,7 @@ def _signed(seconds: float) -> str:
 
 
 def _with_changes(
-    rows: list[Row], workload: Workload, target: Target, compiled: Mapping[Layout, Compilation | CompileFailure]
+    rows: list[Row], space: PricedSpace, compiled: Mapping[Layout, Compilation | CompileFailure]
 ) -> list[Row]:
     """What would make them fit, of the layouts that were compiled and do not, and of the closest where nothing fits.
 
@@ -269,7 +269,8 @@ def _with_changes(
         wanted.append(closest)
 
     def changes(row: Row) -> Iterator[Change]:
-        for change in smallest_changes(workload, target, row.layout, row.memory.by_category if row.memory else None):
+        held = row.memory.by_category if row.memory else None
+        for change in smallest_changes(space.workload, space.target, row.layout, held, space.probed):
             outcome = compiled.get(change.layout) if change.same_job else None
             if isinstance(outcome, Compilation):
                 yield replace(change, peak_bytes=peak_bytes(outcome), source="compiled")
@@ -344,7 +345,7 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
                 "half that a causal mask hides and a fused kernel does not compute"
             )
     if workload.transformer is None and runnable:
-        errors = said(price_errors(runnable), "the trace and probes" if workload.probed else "the trace")
+        errors = said(price_errors(runnable), "the trace and probes" if space.probed else "the trace")
         notes += [_sources(runnable[0].price)] if runnable[0].price else []
         notes += [errors] if errors else []
     flags = as_variable(runnable[0].layout, target.hardware) if runnable and not target.attached else None

@@ -19,9 +19,9 @@ from autotune.program import Buffer, Memory
 from autotune.replay.replay import LedgerRow, Prediction
 from autotune.report.comparison import render_comparison
 from autotune.report.html import render_html
-from autotune.row_status import RowStatus
 from autotune.report.report import Omitted, Report, Row, report_to_json
 from autotune.report.text import lines, render
+from autotune.row_status import RowStatus
 
 HERE = Path(__file__).parent
 GIB = 2**30
