@@ -20,6 +20,7 @@ from autotune.measure.measure import from_json as measurement_from_json
 from autotune.measure.measure import to_json as measurement_to_json
 from autotune.measure.runner import runner_for
 from autotune.memory_use import BY_BATCH, Smaller, failed_use
+from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
@@ -112,6 +113,9 @@ def search(
     wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
     if wanted and not target.measurable:
         raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
+    problem = why_no_compiler(target.platform, target.name) if compile_count and not target.attached else None
+    if problem and executor is None:
+        raise ValueError(problem)
     table, listed = _space(workload, target, axes, layouts, fix)
     space = price_space(workload, target, table, listed)
     if not space.legal.any():

@@ -20,10 +20,10 @@ from autotune.row_status import RowStatus
 
 
 class NoPlanFits(Exception):
-    """Nothing in the space can run; carries the Report that says why."""
+    """Nothing in the space can run, or no compile ended; carries the Report that says why."""
 
     def __init__(self, report: Report) -> None:
-        super().__init__(f"no layout of {report.workload} fits {report.target.name}")
+        super().__init__(report.compilers_word or f"no layout of {report.workload} fits {report.target.name}")
         self.report = report
 
 
@@ -77,6 +77,8 @@ class Omitted:
 class Report:
     """Every layout of the space, listed or counted: `counts` by final status adds up to the space.
 
+    `compilers_word`: where every compile failed, for another reason than memory, that in one line: then there is no
+    plan, since a price that no compile confirms is a guess about a program that may not exist. None otherwise.
     `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those
     that can run first. `closest`: where nothing fits, what misses by least; `more_devices`: how many its state alone
     asks for, if more. `prices`: fraction of the step time saved when a resource is `limits.ARC` times as good and the
@@ -99,6 +101,7 @@ class Report:
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     plan_or_none: Plan | None
+    compilers_word: str | None
 
     @property
     def ranked(self) -> tuple[Row, ...]:
@@ -107,13 +110,13 @@ class Report:
 
     def best(self) -> Row:
         """The chosen row. Raises NoPlanFits carrying this report when nothing can run."""
-        if not self.ranked:
+        if not self.ranked or self.compilers_word:
             raise NoPlanFits(self)
         return self.ranked[0]
 
     @property
     def plan(self) -> Plan:
-        """What a codebase takes home. Raises NoPlanFits when nothing can run."""
+        """What a codebase applies. Raises NoPlanFits when nothing can run, or no compile ended."""
         if self.plan_or_none is None:
             raise NoPlanFits(self)
         return self.plan_or_none
@@ -225,7 +228,8 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "target": report.target.name,
         "devices": report.target.devices,
         "workload": report.workload,
-        "best": row_to_json(report, ranked[0]) if ranked else None,
+        "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
+        "compilers_word": report.compilers_word,
         "rows": [row_to_json(report, row) for row in report.rows],
         "omitted": [
             {"reason": item.reason, "count": item.count, "best_step_seconds": item.best_step_seconds}

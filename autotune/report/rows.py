@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from autotune.hlo.memory import peak_bytes
 from autotune.limits import binding_limit, elasticities
 from autotune.measure.measure import Measurement, tied
 from autotune.memory_use import MemoryUse, compiled_use, failed_use, priced_use
-from autotune.meshes.compiler_options import as_variable
+from autotune.meshes.compiler_options import as_variable, options_left_out
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.outcomes import Outcomes, fits
@@ -82,8 +83,20 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         notes=(*_notes(workload, target, space, runnable), *_failed(outcomes)),
         seconds=seconds,
         plan_or_none=None,
+        compilers_word=_compilers_word(outcomes),
     )
-    return replace(report, plan_or_none=plan_of(report, workload)) if best else report
+    return replace(report, plan_or_none=plan_of(report, workload)) if best and not report.compilers_word else report
+
+
+def _compilers_word(outcomes: Outcomes) -> str | None:
+    """Where nothing compiled and memory was not the reason: how many compiles failed, and what the most of them say."""
+    failures = list(outcomes.failures.values())
+    if outcomes.evidence or not failures or any(one.kind == "oom" for one in failures):
+        return None
+    reasons = Counter(one.reason for one in failures)
+    reason, count = reasons.most_common(1)[0]
+    say_so = f"all {count} compiles failed" if count == len(failures) else f"{len(failures)} compiles failed, {count}"
+    return f"no plan, since {say_so if len(failures) > 1 else 'the compile failed'}: {reason}"
 
 
 def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes: Outcomes) -> Row:
@@ -348,6 +361,11 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
         errors = said(price_errors(runnable), "the trace and probes" if space.probed else "the trace")
         notes += [_sources(runnable[0].price)] if runnable[0].price else []
         notes += [errors] if errors else []
+    left_out = options_left_out(target.hardware) if not target.attached else {}
+    notes += [
+        f"compiler option {name} of the {target.hardware.name} file is left out: it holds for {requirement}"
+        for name, requirement in left_out.items()
+    ]
     flags = as_variable(runnable[0].layout, target.hardware) if runnable and not target.attached else None
     notes += [f"the compiler was told, and a run elsewhere needs: {flags}"] if flags else []
     notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})

@@ -29,7 +29,9 @@ LISTED = 12
 def render(report: Report) -> Group:
     """The whole screen, as `tune` and `explain` show it."""
     parts: list[RenderableType | None] = [_heading(report)]
-    if report.ranked:
+    if report.compilers_word:
+        parts.append(Text(report.compilers_word, style="bold"))
+    elif report.ranked:
         parts += [_ranking(report), _verdict(report), _why_others_lost(report)]
         if report.ranked[0].evidence:
             parts += [_ledger(report.ranked[0]), _losses(report.ranked[0])]

@@ -185,6 +185,7 @@ def report() -> Report:
         notes=("compiled time over priced time, 2 layouts: 1.01 to 1.12",),
         seconds={"pricing": 0.1},
         plan_or_none=None,
+        compilers_word=None,
     )
 
 
