@@ -87,7 +87,7 @@ def test_expm1_is_written_as_one_known_opcode():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_saved_programs_hold_is_known(name):
-    found = opcodes(saved(name)["text"])
+    found = opcodes(saved(name)["compilation"]["text"])
     handled = KNOWN | FREE | READ_BY_NAME | set(KINDS) | {"async"}
     assert len(found) > 10
     assert not {op for op in found if op not in handled and base(op) not in handled}
