@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout, parse_layout
-    from autotune.plan.plan import Plan, load_plan
+    from autotune.plan.plan import Plan
+    from autotune.plan.read import load_plan
     from autotune.report.report import NoPlanFits, Report
     from autotune.search import explain, tune
-    from autotune.workload.workload import Workload, load_workload
+    from autotune.workload.load import load_workload
+    from autotune.workload.workload import Workload
 
 __all__ = [
     "Layout",
@@ -39,8 +41,8 @@ _HOMES = {
     "Report": "autotune.report.report",
     "Workload": "autotune.workload.workload",
     "explain": "autotune.search",
-    "load_plan": "autotune.plan.plan",
-    "load_workload": "autotune.workload.workload",
+    "load_plan": "autotune.plan.read",
+    "load_workload": "autotune.workload.load",
     "parse_layout": "autotune.meshes.layout",
     "tune": "autotune.search",
 }

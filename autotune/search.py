@@ -20,14 +20,15 @@ from autotune.measure.measure import from_json as measurement_from_json
 from autotune.measure.measure import to_json as measurement_to_json
 from autotune.measure.runner import runner_for
 from autotune.memory_use import BY_BATCH, Smaller, failed_use
+from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
 from autotune.price.changes import price_one, scaled_peak
 from autotune.price.orders import with_best_orders
-from autotune.price.probed import probe_of
 from autotune.price.space import PricedSpace, price_space, why_illegal
-from autotune.probes import learned, probing
+from autotune.probes.choose import learned, probing
+from autotune.probes.fit import probe_of
 from autotune.read_compilation import evidence_of
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
@@ -112,6 +113,9 @@ def search(
     wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
     if wanted and not target.measurable:
         raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
+    problem = why_no_compiler(target.platform, target.name) if compile_count and not target.attached else None
+    if problem and executor is None:
+        raise ValueError(problem)
     table, listed = _space(workload, target, axes, layouts, fix)
     space = price_space(workload, target, table, listed)
     if not space.legal.any():
@@ -131,14 +135,13 @@ def search(
     clock.lap("pricing")
     if probe and workload.transformer is None:
         space = _probe(space, compile_count, compiled, store)
-        workload = space.workload
         clock.lap("probing")
     if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
         space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
         clock.lap("pricing")
     _compile(space, workload, target, compile_count, compiled, store, outcomes)
     if compile_count and not fitting(outcomes, target):
-        _compile_smaller(workload, target, compiled, outcomes)
+        _compile_smaller(space, workload, target, compiled, outcomes)
     clock.lap("compiling and reading")
     clock.laps["compilers running"] = busy.seconds
     if wanted:
@@ -250,7 +253,7 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
         else:
             failures.append(outcome)
     probed, line = learned(probes, failures, space.target)
-    space = space.priced_as(space.workload.with_probed(probed))
+    space = space.priced_with(probed)
     return replace(space, notes=(*space.notes, line, *plan.notes))
 
 
@@ -270,7 +273,9 @@ def _compile(space, workload, target, count: int, compiled: _Compiler, store, ou
                 outcomes.failures[job.layout] = outcome
 
 
-def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, outcomes: Outcomes) -> None:
+def _compile_smaller(
+    space: PricedSpace, workload: Workload, target: Target, compiled: _Compiler, outcomes: Outcomes
+) -> None:
     """Of the layout that the compiler finds too large by least, the same step on a smaller piece of the batch; where
     that does not fit either, with full recomputation.
 
@@ -280,7 +285,7 @@ def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, ou
     if not failed:
         return
     layout = min(failed, key=lambda one: (failed[one], str(one)))
-    base = price_one(workload, target, layout)
+    base = price_one(workload, target, layout, space.probed)
     held = failed_use(outcomes.failures[layout], base, None).by_category
     tries: list[tuple[Layout, tuple[str, ...]]]
     tries = [(replace(layout, accumulate=times * layout.accumulate), BY_BATCH) for times in (2, 4, 8, 16)]
@@ -288,7 +293,10 @@ def _compile_smaller(workload: Workload, target: Target, compiled: _Compiler, ou
     for other, less in tries:
         if other == layout or workload.problem(other) or why_illegal(workload, target, other):
             continue
-        if scaled_peak(held, base, price_one(workload, target, other)) > SLACK * target.hardware.capacity_bytes:
+        if (
+            scaled_peak(held, base, price_one(workload, target, other, space.probed))
+            > SLACK * target.hardware.capacity_bytes
+        ):
             continue
         [(_, outcome)] = compiled([CompileJob(workload=workload, layout=other, target=target)])
         outcomes.neighbours[other] = outcome

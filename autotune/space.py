@@ -1,7 +1,7 @@
 """Every layout of a target, as columns: all ways to cut the devices, times every other choice. JAX-free.
 
-Nothing is left out silently: what this file does not enumerate is listed in `DEFAULTS` and can be asked for by
-`--fix` or `--layouts`.
+Which values of each word are tried is said by `searched` in `autotune.meshes.layout_words`; other values can be asked
+for by `--fix` or `--layouts`. Orders of the mesh axes that help are added by `autotune.price.orders`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout import AXES, REMAT, SCHEDULES, WORDS, Layout, layout_from_words
+from autotune.meshes.layout import AXES, SCHEDULES, WORDS, Layout, layout_from_words
+from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
-from autotune.table import CONTEXT_ATTENTION, OFFLOAD, LayoutTable, chosen, constant, is_constant
-
-DEFAULTS = {"sequence_parallel": "1", "offload": "none", "order": ">".join(AXES)}
-"""Choices kept at one value here unless they are pinned to another; orders that help are added by
-`autotune.price.orders`."""
+from autotune.table import LayoutTable, chosen, constant, is_constant
 
 CROSSINGS_AT_ONCE = 256
 """Sizes whose ways to cross the outer tier are worked out together: bounds memory."""
 
-RUNNABLE_SCHEDULES = ("gpipe", "circular")
-"""Pipeline schedules the reference models can be compiled with; the others are priced when asked for by name."""
+PIPELINE_WORDS = tuple(word.name for word in LAYOUT_WORDS.values() if word.needs_axis == "stage")
+"""Words that say something only where there are pipeline stages."""
 
 
 def axis_sizes(devices: int, axes: tuple[str, ...], fixed: Mapping[str, int]) -> Iterator[dict[str, int]]:
@@ -62,7 +60,7 @@ def parse_fix(texts: tuple[str, ...]) -> dict[str, str]:
             if not equals:
                 raise ValueError(f"fix: {part!r} must be written name=value")
             words[key.strip()] = value.strip()
-    pipeline = {"stage", "schedule", "microbatches", "virtual_stages"}
+    pipeline = {"stage", *PIPELINE_WORDS}
     probe = {key: value for key, value in words.items() if key not in pipeline and not key.startswith("dcn.")}
     layout_from_words(probe)
     for key in words.keys() & pipeline:
@@ -78,8 +76,8 @@ def enumerate_layouts(
 ) -> LayoutTable:
     """Every layout of `target` over `axes`, legal or not, as one table. `fixed` pins words to values.
 
-    Axis sizes multiply to the target's devices; `dcn` factors multiply to its groups. Gradient accumulation takes
-    powers of two up to the batch; the pipeline takes 1, 2, 4 or 8 microbatches a stage.
+    Axis sizes multiply to the target's devices; `dcn` factors multiply to its groups. The other words take the values
+    that `autotune.meshes.layout_words` says are searched.
     ValueError when a pinned axis cannot be had.
     """
     unknown = [name for name in axes if name not in WORDS]
@@ -166,20 +164,12 @@ def outer_factors(sizes: Mapping[str, int], groups: int, fixed: Mapping[str, str
 
 def with_choices(meshes: Mapping[str, np.ndarray], fixed: Mapping[str, str], target: Target) -> dict[str, np.ndarray]:
     """Meshes times every choice that does not cut the batch, without those that mean the same layout twice."""
-    remats = [index for index, name in enumerate(REMAT) if name != "offload" or target.platform == "tpu"]
-    columns = _times(
-        meshes,
-        remat=_options(fixed, "remat", remats, REMAT),
-        zero=_options(fixed, "zero", [0, 1, 2]),
-        context_attention=_options(fixed, "context_attention", [0, 1], CONTEXT_ATTENTION),
-        sequence_parallel=_options(fixed, "sequence_parallel", [1]),
-        offload=_options(fixed, "offload", [0], OFFLOAD),
-    )
+    names = ("remat", "zero", "context_attention", "sequence_parallel", "offload")
+    columns = _times(meshes, **{name: _options(fixed, name, target.platform) for name in names})
     keep = np.ones(len(columns["data"]), dtype=bool)
-    if "zero" not in fixed:
-        keep &= (columns["zero"] == 0) | (columns["data"] > 1)
-    if "context_attention" not in fixed:
-        keep &= (columns["context_attention"] == 0) | (columns["context"] > 1)
+    for word in (LAYOUT_WORDS[name] for name in names):
+        if word.needs_axis and word.name not in fixed:
+            keep &= (columns[word.name] == word.code(word.default)) | (columns[word.needs_axis] > 1)
     return _where(columns, keep)
 
 
@@ -226,10 +216,8 @@ def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str,
     doubling = [2**power for power in range(batch.bit_length())]
     columns = _times(
         columns,
-        accumulate=_options(fixed, "accumulate", doubling),
-        microbatches=np.array([1]),
-        schedule=np.array([-1]),
-        virtual_stages=np.array([1]),
+        accumulate=_codes(fixed, "accumulate", doubling),
+        **{name: np.array([LAYOUT_WORDS[name].code(LAYOUT_WORDS[name].default)]) for name in PIPELINE_WORDS},
     )
     pinned = fixed.keys() & {"schedule", "microbatches"} or fixed.get("virtual_stages", "1") != "1"
     keep = np.full(len(columns["data"]), not pinned)
@@ -242,10 +230,8 @@ def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str,
 def _pipelined(columns: dict[str, np.ndarray], layers: int | None, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
     columns = _times(
         columns,
-        accumulate=_options(fixed, "accumulate", [1]),
-        microbatches=_options(fixed, "microbatches", [1, 2, 4, 8]),
-        schedule=_options(fixed, "schedule", [SCHEDULES.index(name) for name in RUNNABLE_SCHEDULES], SCHEDULES),
-        virtual_stages=_options(fixed, "virtual_stages", [1, 2, 4, 8]),
+        accumulate=_codes(fixed, "accumulate", (LAYOUT_WORDS["accumulate"].default,)),
+        **{name: _options(fixed, name) for name in PIPELINE_WORDS},
     )
     if "microbatches" not in fixed:
         columns["microbatches"] = columns["microbatches"] * columns["stage"]
@@ -259,13 +245,14 @@ def _pipelined(columns: dict[str, np.ndarray], layers: int | None, fixed: Mappin
     return _where(columns, keep)
 
 
-def _options(
-    fixed: Mapping[str, str], name: str, values: list[int], known: tuple[str, ...] | None = None
-) -> np.ndarray:
-    """The values of one choice, or the one it is pinned to (an index into `known` where it is a word)."""
-    if name not in fixed:
-        return np.array(values)
-    return np.array([known.index(fixed[name]) if known else int(fixed[name])])
+def _options(fixed: Mapping[str, str], name: str, platform: str = "tpu") -> np.ndarray:
+    """The codes of the values of a word that are searched on a platform, or of the one it is pinned to."""
+    return _codes(fixed, name, LAYOUT_WORDS[name].searched_on(platform))
+
+
+def _codes(fixed: Mapping[str, str], name: str, values: Sequence[Any]) -> np.ndarray:
+    word = LAYOUT_WORDS[name]
+    return np.array([word.code(value) for value in ((word.parse(fixed[name]),) if name in fixed else values)])
 
 
 def _times(columns: Mapping[str, np.ndarray], **choices: np.ndarray) -> dict[str, np.ndarray]:

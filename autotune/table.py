@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout import AXES, REMAT, SCHEDULES, WORDS, Layout
+from autotune.meshes.layout import AXES, WORDS, Layout
+from autotune.meshes.layout_words import LAYOUT_WORDS
 
-CONTEXT_ATTENTION = ("gather", "ring")
-OFFLOAD = ("none", "optimizer")
+CONTEXT_ATTENTION: tuple[str, ...] = LAYOUT_WORDS["context_attention"].values
 
 
 def constant(value: int, rows: int) -> np.ndarray:
@@ -34,10 +34,11 @@ def chosen(column: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayoutTable:
-    """One int64 column of shape (layouts,) for each choice of a Layout.
+    """One int64 column of shape (layouts,) for each word of a Layout, and one for each `dcn.` factor.
 
-    `remat`, `schedule`, `context_attention`, `offload`, `order` hold indices: into REMAT, SCHEDULES (-1: none),
-    CONTEXT_ATTENTION, OFFLOAD and `orders`. `compiler_options` and `rules` are every row's: no price looks at them.
+    A column of a word holds `LayoutWord.code` of its values: a choice is its position in the `values` of the word, -1
+    where it is None. `order` holds positions in `orders`. `compiler_options` and `rules` are those of every row: no
+    price looks at them.
     Columns are not written to: one that says the same of every row may be a single number (`constant`).
     """
 
@@ -99,19 +100,12 @@ class LayoutTable:
     def layout(self, row: int) -> Layout:
         """One row as a Layout."""
         value = {name: int(getattr(self, name)[row]) for name in self.columns()}
-        schedule = value["schedule"]
+        choices: dict[str, Any] = {
+            name: LAYOUT_WORDS[name].value(value[name]) for name in LAYOUT_WORDS if name != "order"
+        }
         return Layout(
-            **{name: value[name] for name in WORDS},  # type: ignore[arg-type]
+            **choices,
             dcn=tuple((name, value[f"dcn_{name}"]) for name in WORDS),
-            zero=value["zero"],
-            remat=REMAT[value["remat"]],
-            accumulate=value["accumulate"],
-            microbatches=value["microbatches"],
-            schedule=None if schedule < 0 else SCHEDULES[schedule],
-            virtual_stages=value["virtual_stages"],
-            sequence_parallel=bool(value["sequence_parallel"]),
-            context_attention=CONTEXT_ATTENTION[value["context_attention"]],
-            offload=OFFLOAD[value["offload"]],
             order=self.orders[value["order"]],
             compiler_options=self.compiler_options,
             rules=self.rules,
@@ -119,17 +113,5 @@ class LayoutTable:
 
 
 def _row(layout: Layout, orders: tuple[tuple[str, ...], ...]) -> dict[str, int]:
-    return {
-        **layout.axes,
-        **{f"dcn_{name}": factor for name, factor in layout.dcn_axes.items()},
-        "zero": layout.zero,
-        "remat": REMAT.index(layout.remat),
-        "accumulate": layout.accumulate,
-        "microbatches": layout.microbatches,
-        "schedule": -1 if layout.schedule is None else SCHEDULES.index(layout.schedule),
-        "virtual_stages": layout.virtual_stages,
-        "sequence_parallel": int(layout.sequence_parallel),
-        "context_attention": CONTEXT_ATTENTION.index(layout.context_attention),
-        "offload": OFFLOAD.index(layout.offload),
-        "order": orders.index(layout.order),
-    }
+    outer = {f"dcn_{name}": factor for name, factor in layout.dcn_axes.items()}
+    return {**layout.codes, **outer, "order": orders.index(layout.order)}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from autotune.plan.check import TOLERANCE, CheckFailed, check_plan
-from autotune.plan.plan import Plan, load_plan
+from autotune.plan.plan import Plan
+from autotune.plan.read import load_plan
 from autotune.store import Store
-from autotune.workload.workload import Workload, load_workload
+from autotune.workload.load import load_workload
+from autotune.workload.workload import Workload
 
 
 def assert_plan_holds(

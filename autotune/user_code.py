@@ -5,9 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-HERE = str(Path(__file__).parent) + "/"
+from autotune.system.code_owner import owner_of
 
 
 class UserCodeError(Exception):
@@ -31,7 +30,7 @@ def user_code(doing: str) -> Iterator[None]:
     except UserCodeError:
         raise
     except ValueError as error:
-        if traceback.extract_tb(error.__traceback__)[-1].filename.startswith(HERE):
+        if owner_of(traceback.extract_tb(error.__traceback__)[-1].filename) == "autotune":
             raise
         raise UserCodeError(doing, error) from error
     except (Exception, SystemExit) as error:
@@ -40,6 +39,6 @@ def user_code(doing: str) -> Iterator[None]:
 
 def _theirs(error: BaseException) -> str:
     """The traceback without this package's frames."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(HERE)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if owner_of(frame.filename) != "autotune"]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
     return "".join([*lines, *traceback.format_exception_only(error)])

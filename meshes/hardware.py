@@ -76,6 +76,7 @@ class Hardware:
     `compile_fields`: what a compiler without the device must be told. GPU: the numbers of XLA's target description;
     TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
     `compiler_options`: what XLA is told on this chip beside its defaults; a layout's own `xla.` options win.
+    `option_holds_for`: compiler option -> the requirement ("libtpu<0.0.48") without which it is left out.
     `sources`: figure name -> where it is from, and what other sources say.
     `op_seconds`: on a CPU, class of work -> seconds of one unit of it (`autotune.hlo.cpu_work.CLASSES`).
     `faster`: resource ("matmul", "hbm", "core", "host") -> how many times as fast as the compiler's cycles and the
@@ -98,6 +99,7 @@ class Hardware:
     compile_fields: Mapping[str, object]
     sources: Mapping[str, str]
     compiler_options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    option_holds_for: Mapping[str, str] = field(default_factory=dict)
     op_seconds: Mapping[str, float] = field(default_factory=dict)
     faster: Mapping[str, float] = field(default_factory=dict)
 
@@ -223,7 +225,10 @@ def read_hardware(path: Path) -> Hardware:
         raise ValueError(f"hardware file {path}: not TOML: {error}") from None
     sources: dict[str, str] = {}
     try:
-        plain = _values(table, "", sources)
+        options = table.get("compiler_options", {})
+        holds_for = {name: one["holds_for"] for name, one in options.items()
+                     if isinstance(one, dict) and "holds_for" in one}  # fmt: skip
+        plain = {"option_holds_for": holds_for} | _values(table, "", sources)
         tiers = tuple(Tier(**tier) for tier in plain.pop("tiers"))
         return Hardware(**{"clock_hz": None, "compile_fields": {}, **plain}, tiers=tiers, sources=sources)
     except (KeyError, TypeError, ValueError) as error:

@@ -8,69 +8,64 @@ TPU slices, the network between NVLink domains).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-AXES = ("stage", "data", "fsdp", "context", "expert", "tensor")
+from autotune.meshes.layout_words import LAYOUT_WORDS, WORD_FAMILIES, whole_number
+
+AXES: tuple[str, ...] = LAYOUT_WORDS["order"].default
 """Mesh axes, outermost first: the default physical order, so that `tensor` rides the nearest neighbours."""
 
-WORDS = ("data", "fsdp", "tensor", "stage", "context", "expert")
+WORDS = tuple(word.name for word in LAYOUT_WORDS.values() if word.kind == "axis")
 """The order axes are written in."""
 
-REMAT = ("none", "dots", "minimal", "attention", "full", "offload")
-"""What the backward pass finds saved of each layer besides its input, most first.
+REMAT: tuple[str, ...] = LAYOUT_WORDS["remat"].values
+"""Recomputation policies, the one that saves most first. MoE layers: see `autotune.models.remat`."""
 
-none: whatever it reads. dots: outputs of every weight's matmul (query, key and value after rotation, attention out, MLP
-in, MLP out) and the attention kernel's output with its softmax statistics. minimal: the same without the kernel's,
-which runs again (MaxText's `minimal`). attention: as dots, without the MLP's, which runs again. full: nothing.
-offload: nothing, and the layer's input waits in host memory. MoE layers: see `autotune.models.remat`.
-"""
+SCHEDULES: tuple[str, ...] = LAYOUT_WORDS["schedule"].values
+"""Pipeline schedules that a layout can name."""
 
-SCHEDULES = ("gpipe", "1f1b", "circular", "zero-bubble")
+
+def _default(name: str) -> Any:
+    return LAYOUT_WORDS[name].default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """Axis sizes per tier, and every other choice that changes the compiled program.
 
-    `zero`: what is sharded over `data` besides the batch: 0 nothing, 1 optimizer state, 2 gradients too. `fsdp` always
-    shards parameters, gradients and optimizer state (ZeRO-3).
-    `accumulate`: sequential passes over slices of the batch before one optimizer step.
-    `microbatches`, `schedule`, `virtual_stages` belong to the pipeline; schedule is None when `stage` is 1.
-    `sequence_parallel`: norms and residuals sharded along `tensor` over the sequence.
-    `context_attention`: how attention sees the other shards of a sequence cut over `context`: "gather" or "ring".
-    `offload`: "none" or "optimizer" (its state lives in host memory between steps).
-    `order`: the mesh axes from the outermost (slowest varying device) to the innermost.
-    `compiler_options`: (name, value) pairs for XLA.
-    `rules`: (logical axis, mesh axes) pairs that replace the defaults of `autotune.meshes.sharding`.
+    `LAYOUT_WORDS` says for each field that a single word writes what it means and which values it may have.
+    `schedule` is None when `stage` is 1.
     """
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-    stage: int = 1
-    context: int = 1
-    expert: int = 1
+    data: int = _default("data")
+    fsdp: int = _default("fsdp")
+    tensor: int = _default("tensor")
+    stage: int = _default("stage")
+    context: int = _default("context")
+    expert: int = _default("expert")
     dcn: tuple[tuple[str, int], ...] = ()
-    zero: int = 0
-    remat: str = "none"
-    accumulate: int = 1
-    microbatches: int = 1
-    schedule: str | None = None
-    virtual_stages: int = 1
-    sequence_parallel: bool = True
-    context_attention: str = "gather"
-    offload: str = "none"
+    """(axis, factor of it that crosses the outer tier) pairs; factors of 1 are left out."""
+    zero: int = _default("zero")
+    remat: str = _default("remat")
+    accumulate: int = _default("accumulate")
+    microbatches: int = _default("microbatches")
+    schedule: str | None = _default("schedule")
+    virtual_stages: int = _default("virtual_stages")
+    sequence_parallel: bool = _default("sequence_parallel")
+    context_attention: str = _default("context_attention")
+    offload: str = _default("offload")
     order: tuple[str, ...] = AXES
     compiler_options: tuple[tuple[str, str], ...] = ()
+    """(name, value) pairs for XLA."""
     rules: tuple[tuple[str, tuple[str, ...]], ...] = field(default=())
+    """(logical axis, mesh axes) pairs that replace the defaults of `autotune.meshes.sharding`."""
 
     def __post_init__(self) -> None:
-        for name in (*WORDS, "accumulate", "microbatches", "virtual_stages"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"layout: {name}={value!r} must be a whole number, 1 or more")
+        for word in LAYOUT_WORDS.values():
+            if word.kind in ("axis", "count"):
+                word.check(getattr(self, word.name))
         outer = dict(self.dcn)
         for name, factor in self.dcn:
             if name not in WORDS:
@@ -80,22 +75,15 @@ class Layout:
         if len(outer) != len(self.dcn):
             raise ValueError("layout: dcn names an axis twice")
         object.__setattr__(self, "dcn", tuple((name, outer[name]) for name in WORDS if outer.get(name, 1) > 1))
-        for name, known in (
-            ("zero", (0, 1, 2)),
-            ("remat", REMAT),
-            ("schedule", (None, *SCHEDULES)),
-            ("context_attention", ("gather", "ring")),
-            ("offload", ("none", "optimizer")),
-        ):
-            if getattr(self, name) not in known:
-                listed = ", ".join(str(value) for value in known if value is not None)
-                raise ValueError(f"layout: {name}={getattr(self, name)!r} must be one of {listed}")
+        for word in LAYOUT_WORDS.values():
+            if word.values:
+                word.check(getattr(self, word.name))
         if sorted(self.order) != sorted(AXES):
             raise ValueError(f"layout: order={self.order!r} must name each of {', '.join(AXES)} once")
-        for word, pairs in (("xla", self.compiler_options), ("rule", self.rules)):
+        for prefix, pairs in (("xla", self.compiler_options), ("rule", self.rules)):
             names = [name for name, _ in pairs]
             if len(set(names)) != len(names):
-                raise ValueError(f"layout: {word} names {max(names, key=names.count)!r} twice")
+                raise ValueError(f"layout: {prefix} names {max(names, key=names.count)!r} twice")
         for name, value in (*self.compiler_options, *((name, "") for name, _ in self.rules)):
             if not name or any(sign in name or sign in value for sign in ", \t\n") or "=" in name:
                 raise ValueError(f"layout: {name!r}={value!r} holds a comma or space, which no layout text can say")
@@ -141,6 +129,13 @@ class Layout:
         """Pieces the batch dimension is cut into over devices: data x fsdp x expert."""
         return self.data * self.fsdp * self.expert
 
+    @property
+    def codes(self) -> dict[str, int]:
+        """Every word but `order` as the whole number that a column of a table of layouts holds."""
+        return {
+            word.name: word.code(getattr(self, word.name)) for word in LAYOUT_WORDS.values() if word.kind != "order"
+        }
+
     def __str__(self) -> str:
         return ",".join(f"{key}={value}" for key, value in self.words().items()) or "data=1"
 
@@ -148,14 +143,13 @@ class Layout:
         """What differs from the defaults, as the words of a layout text."""
         words = {name: str(size) for name, size in self.axes.items() if size > 1}
         words |= {f"dcn.{name}": str(size) for name, size in self.dcn}
-        for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            if spec.name in (*WORDS, "dcn", "rules", "compiler_options", "order") or value == spec.default:
-                continue
-            words[spec.name] = str(int(value)) if isinstance(value, bool) else str(value)
+        for word in LAYOUT_WORDS.values():
+            value = getattr(self, word.name)
+            if word.kind not in ("axis", "order") and value != word.default:
+                words[word.name] = word.text(value)
         words |= {f"xla.{name}": value for name, value in self.compiler_options}
         if self.order != AXES:
-            words["order"] = ">".join(self.order)
+            words["order"] = LAYOUT_WORDS["order"].text(self.order)
         words |= {f"rule.{logical}": "+".join(axes) or "none" for logical, axes in self.rules}
         return words
 
@@ -185,33 +179,35 @@ def layout_from_words(words: Mapping[str, str]) -> Layout:
     """The layout of already split words (the inverse of `Layout.words`)."""
     arguments: dict[str, object] = {}
     dcn, options, rules = [], [], []
-    known = {spec.name: spec for spec in dataclasses.fields(Layout)}
     for key, value in words.items():
         prefix, _, rest = key.partition(".")
         if prefix == "dcn" and rest:
-            dcn.append((rest, _whole(key, value)))
+            dcn.append((rest, whole_number(key, value)))
         elif prefix == "xla" and rest:
             options.append((rest, value))
         elif prefix == "rule" and rest:
             rules.append((rest, tuple(axis for axis in value.split("+") if axis != "none")))
-        elif key == "order":
-            arguments[key] = tuple(value.split(">"))
-        elif key in ("remat", "schedule", "context_attention", "offload"):
-            arguments[key] = value
-        elif key == "sequence_parallel":
-            if value not in ("0", "1"):
-                raise ValueError(f"layout: sequence_parallel={value!r} must be 0 or 1")
-            arguments[key] = value == "1"
-        elif key in known and key not in ("dcn", "compiler_options", "rules"):
-            arguments[key] = _whole(key, value)
+        elif key in LAYOUT_WORDS:
+            arguments[key] = LAYOUT_WORDS[key].parse(value)
         else:
-            names = [name for name in known if name not in ("dcn", "compiler_options", "rules")]
-            raise ValueError(f"layout: {key!r} is not known; known: {', '.join(names)}, dcn.<axis>, xla.<option>")
+            raise ValueError(f"layout: {key!r} is not known; known: {', '.join((*LAYOUT_WORDS, *WORD_FAMILIES))}")
     return Layout(dcn=tuple(dcn), compiler_options=tuple(options), rules=tuple(rules), **arguments)  # type: ignore[arg-type]
 
 
-def _whole(key: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise ValueError(f"layout: {key}={value!r} must be a whole number") from None
+def layout_to_json(layout: Layout) -> dict[str, object]:
+    """The layout as the JSON of rows and plans has it."""
+    return {
+        "axes": layout.axes,
+        "dcn_axes": layout.dcn_axes,
+        "zero": layout.zero,
+        "remat": layout.remat,
+        "accumulate": layout.accumulate,
+        "microbatches": layout.microbatches,
+        "schedule": layout.schedule,
+        "virtual_stages": layout.virtual_stages,
+        "sequence_parallel": layout.sequence_parallel,
+        "context_attention": layout.context_attention,
+        "offload": layout.offload,
+        "order": list(layout.order),
+        "compiler_options": dict(layout.compiler_options),
+    }

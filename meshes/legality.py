@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout import REMAT, SCHEDULES, WORDS, Layout
+from autotune.meshes.layout import SCHEDULES, Layout
+from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
 from autotune.meshes.transformer import Transformer
 
@@ -134,9 +135,41 @@ def _excludes(
     )
 
 
+def _needs_axis(constraint: str, name: str, works: str) -> Rule:
+    """A choice that changes nothing where its mesh axis is 1 says the same as the layout without it."""
+    word = LAYOUT_WORDS[name]
+    axis, default = str(word.needs_axis), word.code(word.default)
+
+    def told(columns, job) -> str:
+        return f"{name}={word.text(word.value(getattr(columns, name)))} {works} {axis}, which is 1"
+
+    return _excludes(
+        constraint,
+        lambda c, j: (getattr(c, name) != default) & (getattr(c, axis) == 1),
+        told,
+        needed=lambda c, j: 2, available=lambda c, j: 1, unit=axis, remedy=f"{name}={word.text(word.default)}",
+    )  # fmt: skip
+
+
+def _needs_host_memory(constraint: str, name: str, remedy: str) -> Rule:
+    """A choice that keeps arrays in host memory needs a platform on which XLA can address it."""
+    word = LAYOUT_WORDS[name]
+    codes = [word.code(value) for value in word.host_memory]
+
+    def told(columns, job) -> str:
+        value = word.text(word.value(getattr(columns, name)))
+        return f"{name}={value} needs host memory that XLA can address, {job.platform} has none here"
+
+    return _excludes(
+        constraint,
+        lambda c, j: np.logical_or.reduce([getattr(c, name) == code for code in codes]) & (j.platform != "tpu"),
+        told,
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="host memories", remedy=remedy,
+    )  # fmt: skip
+
+
 GPIPE = SCHEDULES.index("gpipe")
 CIRCULAR = SCHEDULES.index("circular")
-REMAT_OFFLOAD = REMAT.index("offload")
 LANES = 128
 """The TPU attention kernel works on tiles of at least this many positions (Pallas splash attention, NUM_LANES)."""
 
@@ -184,18 +217,8 @@ RULES: tuple[Rule, ...] = (
         lambda c, j: f"expert={c.expert} cuts experts, {j.transformer.name} has none",
         needed=lambda c, j: c.expert, available=lambda c, j: 0, unit="experts", remedy="expert=1", of_model=True,
     ),
-    _excludes(
-        "zero needs data",
-        lambda c, j: (c.zero > 0) & (c.data == 1),
-        lambda c, j: f"zero={c.zero} shards over data, which is 1",
-        needed=lambda c, j: 2, available=lambda c, j: 1, unit="data", remedy="zero=0",
-    ),
-    _excludes(
-        "ring needs context",
-        lambda c, j: (c.context_attention > 0) & (c.context == 1),
-        lambda c, j: "context_attention=ring goes round context, which is 1",
-        needed=lambda c, j: 2, available=lambda c, j: 1, unit="context", remedy="context_attention=gather",
-    ),
+    _needs_axis("zero needs data", "zero", "shards over"),
+    _needs_axis("ring needs context", "context_attention", "goes round"),
     _excludes(
         "virtual_stages needs circular",
         lambda c, j: (c.virtual_stages > 1) & (c.schedule != CIRCULAR),
@@ -203,18 +226,8 @@ RULES: tuple[Rule, ...] = (
         needed=lambda c, j: 1, available=lambda c, j: c.virtual_stages, unit="virtual_stages",
         remedy="virtual_stages=1",
     ),
-    _excludes(
-        "remat=offload needs tpu",
-        lambda c, j: (c.remat == REMAT_OFFLOAD) & (j.platform != "tpu"),
-        lambda c, j: f"remat=offload needs host memory that XLA can address, {j.platform} has none here",
-        needed=lambda c, j: 1, available=lambda c, j: 0, unit="host memories", remedy="remat=full",
-    ),
-    _excludes(
-        "offload needs tpu",
-        lambda c, j: (c.offload > 0) & (j.platform != "tpu"),
-        lambda c, j: f"offload=optimizer needs host memory that XLA can address, {j.platform} has none here",
-        needed=lambda c, j: 1, available=lambda c, j: 0, unit="host memories", remedy="offload=none",
-    ),
+    _needs_host_memory("remat=offload needs tpu", "remat", "remat=full"),
+    _needs_host_memory("offload needs tpu", "offload", "offload=none"),
 )  # fmt: skip
 """Every rule, in the order in which the first broken one is reported."""
 
@@ -262,12 +275,4 @@ def rules_about(about: str) -> tuple[int, ...]:
 
 def _columns(layout: Layout) -> SimpleNamespace:
     """The layout's choices as whole numbers, as a table of layouts holds them."""
-    plain = (*WORDS, "zero", "accumulate", "microbatches", "virtual_stages")
-    return SimpleNamespace(
-        **{name: getattr(layout, name) for name in plain},
-        remat=REMAT.index(layout.remat),
-        schedule=SCHEDULES.index(layout.schedule) if layout.schedule else -1,
-        sequence_parallel=int(layout.sequence_parallel),
-        context_attention=int(layout.context_attention == "ring"),
-        offload=int(layout.offload == "optimizer"),
-    )
+    return SimpleNamespace(**layout.codes)

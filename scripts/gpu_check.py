@@ -205,7 +205,8 @@ def profile_ops(setting: str, runner, layout: Layout, target: Target, program: P
 def table(rows: Sequence[Row]) -> list[str]:
     """Heading and one line a row."""
     lines = [
-        f"{'setting':34s}{'predicted':>12s}{'by file':>12s}{'measured':>12s}{'error':>8s}{'+-':>7s}{'peak GiB':>16s}  binding"
+        f"{'setting':34s}{'predicted':>12s}{'by file':>12s}{'measured':>12s}{'error':>8s}{'+-':>7s}"
+        f"{'peak GiB':>16s}  binding"
     ]
     for row in rows:
         if row.measured is None or row.predicted is None:
@@ -215,7 +216,8 @@ def table(rows: Sequence[Row]) -> list[str]:
             "?" if one is None else f"{one / 2**30:.2f}" for one in (row.predicted_peak_bytes, row.measured_peak_bytes)
         )
         lines.append(
-            f"{row.setting:34s}{row.predicted * 1e3:9.2f} ms{(row.from_file or 0.0) * 1e3:9.2f} ms{row.measured * 1e3:9.2f} ms{row.error:8.1%}"
+            f"{row.setting:34s}{row.predicted * 1e3:9.2f} ms{(row.from_file or 0.0) * 1e3:9.2f} ms"
+            f"{row.measured * 1e3:9.2f} ms{row.error:8.1%}"
             f"{(row.standard_error or 0.0) / row.measured:7.2%}{peaks:>16s}  {row.binding}"
         )
     return lines

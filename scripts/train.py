@@ -77,7 +77,7 @@ def train(plan_path: Path, text: Path, steps: int, folder: Path | None, every: i
 
 def planned(plan_path: Path):
     """The plan and the reference model it is for."""
-    from autotune.plan.plan import load_plan
+    from autotune.plan.read import load_plan
     from autotune.preset import preset_workload
 
     plan = load_plan(plan_path)

@@ -1,6 +1,5 @@
 """Bad input gets one line on stderr and exit 2; nothing is written; `--help` imports no jax."""
 
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import sys
 import pytest
 
 from autotune.cli import COMMANDS, run
+from autotune.meshes import installed
 
 JOB = ("--model", "tiny", "--batch", "16", "--seq", "64")
 
@@ -112,10 +112,7 @@ def test_a_model_too_large_for_every_layout_is_exit_1_with_the_closest_miss(caps
 
 
 def test_a_compiler_that_is_not_installed_is_said_with_what_works_without(capsys, monkeypatch):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(installed, "installed_version", lambda package: None)
     for target, package in (("v5e:4x4", "libtpu"), ("h100:1x8", "jax-cuda12-plugin")):
         assert run(["tune", "--model", "tiny", "--batch", "16", "--seq", "128", "--target", target]) == 2
         said = capsys.readouterr().err

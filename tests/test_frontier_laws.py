@@ -336,7 +336,7 @@ def test_the_model_needs_neither_jax_nor_a_plotting_library():
         "import sys\n"
         "import autotune.commands.frontier as command\n"
         "command.frontier.main(['--months', '1', '--json'], standalone_mode=False)\n"
-        "loaded = {'jax', 'matplotlib', 'flax', 'models'} & set(sys.modules)\n"
+        "loaded = {'jax', 'matplotlib', 'flax', 'autotune.models'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

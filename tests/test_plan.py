@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.placement import place
 from autotune.meshes.target import parse_target
-from autotune.plan.plan import Figures, Plan, PlanWarning, installed_versions, load_plan, plan_from_json
+from autotune.plan.figures import Figures
+from autotune.plan.plan import Plan, installed_versions
+from autotune.plan.read import PlanWarning, load_plan, plan_from_json
 from autotune.workload.workload import Workload
 
 FIGURES = Figures(

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from autotune.price.law import Law, fit
+from autotune.price.traced.scaling_law import ScalingLaw, fit
 
 AXES = ("data", "fsdp", "tensor")
 SIZES = [
@@ -20,7 +20,7 @@ SUBSETS = [subset for count in range(4) for subset in itertools.combinations(AXE
 
 
 def amounts(terms):
-    law = Law(terms=tuple(terms), error=0.0)
+    law = ScalingLaw(terms=tuple(terms), error=0.0)
     return [(sizes, law.at(sizes)) for sizes in SIZES], law
 
 
@@ -50,6 +50,6 @@ def test_nothing_has_no_terms_and_what_follows_no_law_says_by_how_much():
 
 
 def test_falling_with_an_axis_divides_by_its_size():
-    law = Law(terms=((("data",), 8.0), ((), 1.0)), error=0.0)
+    law = ScalingLaw(terms=((("data",), 8.0), ((), 1.0)), error=0.0)
     size = {"data": 2, "stage": 4}
     assert law.falling_with(("stage",)).at(size) == law.at(size) / math.prod((4,))

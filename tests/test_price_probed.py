@@ -11,7 +11,7 @@ from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import parse_target
 from autotune.price.price import price
-from autotune.price.probed import Moved, Probe, probed_of
+from autotune.probes.fit import Moved, Probe, probed_of
 from autotune.table import LayoutTable
 
 TARGET = parse_target("h100:8x8")
@@ -58,13 +58,12 @@ def probe(text: str) -> Probe:
 
 
 PROBED = probed_of([probe(text) for text in (*SINGLES, *PAIRS, *ZERO)], "h100")
-WORKLOAD = PLAIN.with_probed(PROBED)
 FAR = ("data=64", "fsdp=64", "tensor=64", "data=16,fsdp=4", "data=4,tensor=16", "fsdp=8,tensor=8",
        "data=4,fsdp=4,tensor=4", "data=8,fsdp=2,tensor=4,zero=1", "data=64,zero=1")  # fmt: skip
 
 
-def one(text: str, workload=WORKLOAD, target=TARGET):
-    return price(workload, LayoutTable.from_layouts([parse_layout(text)]), target).estimate(0)
+def one(text: str, probed=PROBED, target=TARGET):
+    return price(PLAIN, LayoutTable.from_layouts([parse_layout(text)]), target, probed).estimate(0)
 
 
 @pytest.mark.parametrize("text", FAR)
@@ -92,15 +91,15 @@ def test_flops_seconds_and_memory_follow_them_too(text):
 def test_every_term_says_what_it_is_known_from():
     probed = one("data=4,fsdp=4,tensor=4")
     assert {term.source for term in probed.terms.values() if term.resource} == {"probed"}
-    traced = one("data=4,fsdp=4,tensor=4", PLAIN)
+    traced = one("data=4,fsdp=4,tensor=4", None)
     assert traced.terms["matmul"].source == "traced"
     assert traced.terms["all_reduce[tensor]@nvlink"].source == "assumed"
 
 
 def test_an_axis_without_a_probe_keeps_its_assumption():
     probed = probed_of([probe(text) for text in ("data=2", "fsdp=2", "data=2,fsdp=2")], "h100")
-    found = one("data=4,tensor=16", PLAIN.with_probed(probed))
-    assumed = one("data=4,tensor=16", PLAIN)
+    found = one("data=4,tensor=16", probed)
+    assumed = one("data=4,tensor=16", None)
     assert found.terms["latency[tensor]"].source == "assumed" and found.terms["latency[data]"].source == "probed"
     assert found.sent["tensor"] == assumed.sent["tensor"] and found.sent["data"] != assumed.sent["data"]
 
@@ -108,14 +107,14 @@ def test_an_axis_without_a_probe_keeps_its_assumption():
 def test_a_failed_probe_leaves_what_the_others_say():
     """Without the probe of tensor alone, its pairs still say what it sends beside data and beside fsdp."""
     probed = probed_of([probe(text) for text in (*SINGLES[:2], *PAIRS)], "h100")
-    found = one("data=16,tensor=4", PLAIN.with_probed(probed))
+    found = one("data=16,tensor=4", probed)
     expected = wire_bytes("all_reduce", ARRAYS[("tensor",), "all_reduce"]({"data": 16, "fsdp": 1}), 4)
     assert found.sent["tensor"] == pytest.approx(float(expected))
 
 
 def test_probes_of_another_machine_are_not_used():
     elsewhere = parse_target("a100-80:8x8")
-    assert one("fsdp=64", WORKLOAD, elsewhere) == one("fsdp=64", PLAIN, elsewhere)
+    assert one("fsdp=64", PROBED, elsewhere) == one("fsdp=64", None, elsewhere)
     assert probed_of([], "h100") is None
 
 
@@ -125,15 +124,15 @@ def test_hidden_time_is_hidden_only_while_the_core_works():
         replace(probe, sent={key: replace(moved, exposed=0.25) for key, moved in probe.sent.items()})
         for probe in map(probe, (*SINGLES, *PAIRS))
     ]
-    workload = PLAIN.with_probed(probed_of(hidden, "h100"))
+    mostly_hidden = probed_of(hidden, "h100")
     name = "reduce_scatter[fsdp]@nvlink"
     near, far = parse_target("h100:1x8"), parse_target("h100:512x1")
-    before, after = (one("fsdp=8", some, near).terms[name].seconds for some in (WORKLOAD, workload))
+    before, after = (one("fsdp=8", some, near).terms[name].seconds for some in (PROBED, mostly_hidden))
     assert after == pytest.approx(0.25 * before)
     name = "reduce_scatter[fsdp]@network"
-    before, after = (one("fsdp=512,dcn.fsdp=512", some, far).terms[name].seconds for some in (WORKLOAD, workload))
+    before, after = (one("fsdp=512,dcn.fsdp=512", some, far).terms[name].seconds for some in (PROBED, mostly_hidden))
     core = sum(
-        one("fsdp=512,dcn.fsdp=512", workload, far).terms[term].seconds
+        one("fsdp=512,dcn.fsdp=512", mostly_hidden, far).terms[term].seconds
         for term in ("matmul", "elementwise", "launches")
     )
     assert 0.25 * before < before - core and after == pytest.approx(before - core)
@@ -153,8 +152,8 @@ def test_remat_and_accumulation_multiply_what_they_multiplied_in_their_probe():
     gather, reduction = (("fsdp",), "all_gather"), (("tensor",), "all_reduce")
     others = [other("remat=full", 4 / 3, 0.1, {reduction: 1.5}), other("accumulate=2", 1.0, 0.5, {gather: 2.0})]
     probed = probed_of([*map(probe, (*SINGLES, *PAIRS)), *others], "h100")
-    plain = one("fsdp=8,tensor=8", PLAIN.with_probed(probed))
-    found = one("fsdp=8,tensor=8,remat=full,accumulate=8", PLAIN.with_probed(probed))
+    plain = one("fsdp=8,tensor=8", probed)
+    found = one("fsdp=8,tensor=8,remat=full,accumulate=8", probed)
     assert found.flops == pytest.approx(plain.flops * 4 / 3)
     size = parse_layout("fsdp=8,tensor=8").axes
     gathered, reduced = (

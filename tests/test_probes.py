@@ -13,7 +13,7 @@ import autotune
 from autotune.compile.compilation import CompileFailure
 from autotune.meshes.target import TPU_SHAPES, parse_target, part_of
 from autotune.price.space import price_space
-from autotune.probes import learned, probing
+from autotune.probes.choose import learned, probing
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.store import Store
 from autotune.workload.workload import Workload

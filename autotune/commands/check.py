@@ -24,7 +24,7 @@ def check(
 ) -> int:
     """Recompile a plan; exit 1 when FLOPs, bytes on an axis, peak memory or collectives grew."""
     from autotune.plan.check import CheckFailed, check_plan
-    from autotune.plan.plan import load_plan
+    from autotune.plan.read import load_plan
 
     with bad_input():
         saved = load_plan(plan)

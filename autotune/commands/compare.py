@@ -47,7 +47,7 @@ def compare(
         if not text.endswith(".json"):
             layouts += layouts_of(text) or ()
             continue
-        from autotune.plan.plan import load_plan
+        from autotune.plan.read import load_plan
 
         with bad_input():
             saved = load_plan(Path(text))

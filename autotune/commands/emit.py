@@ -17,7 +17,7 @@ from autotune.commands.options import bad_input, json_option
 def emit(plan: Path, codebase: str, as_json: bool) -> None:
     """Print a plan as another codebase's flags, YAML or code."""
     from autotune.plan.emit import emit as emitted
-    from autotune.plan.plan import load_plan
+    from autotune.plan.read import load_plan
 
     with bad_input():
         text = emitted(load_plan(plan), codebase)

@@ -47,7 +47,7 @@ def explain(
     if bool(plan) == bool(layout):
         raise click.UsageError("give one of PLAN and --layout")
     if plan:
-        from autotune.plan.plan import load_plan
+        from autotune.plan.read import load_plan
 
         with bad_input():
             saved = load_plan(plan)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autotune.meshes.layout_words import words_help
+
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout
     from autotune.meshes.target import Target
@@ -55,6 +57,13 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def fix_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--fix."""
+    return click.option(
+        "--fix", multiple=True, metavar="NAME=VALUE", help=f"Pin one word of the layout, e.g. tensor=8. {words_help()}"
+    )(command)
+
+
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--store."""
     return click.option(
@@ -96,7 +105,7 @@ def workload_of(
             raise click.UsageError(f"{name}={value} must be 1 or more")
     with bad_input():
         if workload:
-            from autotune.workload.workload import load_workload
+            from autotune.workload.load import load_workload
 
             return load_workload(workload)
         from autotune.preset import preset_workload

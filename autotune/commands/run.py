@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,8 +69,9 @@ def run_search(
         from autotune.processes import leave
 
         leave()
-    if out and report.ranked:
-        report.plan.save(out)
+    plan = report.plan_or_none
+    if out and plan:
+        plan.save(out)
     if html:
         from autotune.report.html import render_html
 
@@ -91,9 +91,11 @@ def run_search(
             Console(highlight=False).print(render(report))
         else:
             click.echo("\n".join(lines(render(report))))
-        if out and report.ranked:
+        if out and plan:
             click.echo(f"plan written to {out}")
-    return 0 if report.ranked else 1
+    if report.compilers_word:
+        click.echo(f"Error: {report.compilers_word}", err=True)
+    return 0 if plan else 1
 
 
 def open_store(path: Path | None):
@@ -107,18 +109,12 @@ def open_store(path: Path | None):
 
 
 def require_compiler(target: Target) -> None:
-    """Refuse a target whose compiler is not installed, saying how to get it and what works without."""
-    package, extra = {"tpu": ("libtpu", "tpu"), "cuda": ("jax-cuda12-plugin", "gpu")}.get(target.platform, (None, None))
-    if package is None or target.attached:
-        return
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise click.UsageError(
-            f"--target {target.name}: its compiler, {package}, is not installed "
-            f"(pip install 'autotune-jax[{extra}]', Linux only); --compile 0 only prices, "
-            "and --target cpu:8 compiles and measures on a simulated mesh"
-        ) from None
+    """Refuse a target whose compiler is not installed or does not work with this jax, before the step is traced."""
+    from autotune.meshes.installed import why_no_compiler
+
+    problem = None if target.attached else why_no_compiler(target.platform, target.name)
+    if problem:
+        raise click.UsageError(problem)
 
 
 def join_job(coordinator: str | None, processes: int | None, process_id: int | None) -> bool:

@@ -13,6 +13,7 @@ from autotune.commands.options import (
     bad_input,
     critical_tokens,
     default_dtype,
+    fix_option,
     json_option,
     store_option,
     writable,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--seq", type=int, help="Tokens in one sequence.")
 @click.option("--dtype", default=None, help="Compute dtype; default bfloat16 (float16 on V100).")
 @click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
-@click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Pin one part of the layout, e.g. tensor=8.")
+@fix_option
 @click.option("--depth-scale", type=float, default=1.0, help="As many parameters in so many times the layers.")
 @click.option(
     "--scale",
@@ -119,7 +120,7 @@ def sweep(
         critical = critical_tokens(critical_batch_tokens, critical_batch_norms)
         budgets = _budgets(families, tokens, price, critical)
         if workload:
-            from autotune.workload.workload import load_workload
+            from autotune.workload.load import load_workload
 
             own = load_workload(workload)
             questions = [Question(workload=own, axes=_axes(axes, own), fixed=parse_fix(fix)) for _ in families]

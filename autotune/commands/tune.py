@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from autotune.commands.options import (
+    fix_option,
     json_option,
     layouts_of,
     store_option,
@@ -24,7 +25,7 @@ from autotune.commands.run import run_search
 @target_options
 @click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
 @click.option("--layouts", metavar='"A;B"', help='Only these layouts, e.g. "fsdp=8;data=4,tensor=2".')
-@click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Pin one part of the layout, e.g. tensor=8.")
+@fix_option
 @click.option(
     "--compile",
     "compile_count",

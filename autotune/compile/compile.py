@@ -33,6 +33,7 @@ from autotune.compile.compilation import (
 )
 from autotune.compile.log import last_useful_line, one_line
 from autotune.compile.process import WorkerProcess, readable, worker_environment
+from autotune.meshes.compiler_options import options_of
 from autotune.meshes.target import Target
 from autotune.store import Key, Store
 
@@ -187,8 +188,8 @@ def store_key(job: CompileJob) -> Key:
         "tiers": [(tier.name, tier.kind) for tier in hardware.tiers],
         "shape": [job.target.shape, job.target.groups, job.target.attached],
     }
-    if hardware.compiler_options:
-        shape["compiler_options"] = sorted(hardware.compiler_options.items())
+    if told := options_of(hardware):
+        shape["compiler_options"] = sorted(told.items())
     flags = {name: os.environ[name] for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if os.environ.get(name)}
     return Key(
         workload=job.workload.fingerprint,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
+from autotune.meshes.compiler_options import refused_option, without_options
+from autotune.meshes.hardware import Hardware
+from autotune.meshes.layout import Layout
 from autotune.meshes.step import Step
 
 
@@ -24,3 +30,27 @@ def lower_step(step: Step) -> jax.stages.Lowered:
     """The step traced and lowered for its mesh."""
     with jax.set_mesh(step.mesh):
         return trace_step(step).lower()
+
+
+REFUSED = "this compiler refuses an option of the hardware file, which was left out:"
+"""How a warning about such an option begins."""
+
+
+def compile_step(
+    lowered: Any, layout: Layout, hardware: Hardware, options: Callable[[Layout, Hardware], dict[str, Any]]
+) -> tuple[Any, tuple[str, ...]]:
+    """The compiled step, and the hardware file's options that this compiler refuses and that were left out.
+
+    `options`: what the compiler is told of a layout on some hardware (`meshes.compiler_options`). A layout's own
+    options are never left out: they are what the user asked for.
+    """
+    refused: tuple[str, ...] = ()
+    while True:
+        less = without_options(hardware, refused)
+        try:
+            return lowered.compile(compiler_options=options(layout, less)), refused
+        except Exception as error:
+            more = refused_option(str(error), less)
+            if not more:
+                raise
+            refused += more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from autotune.hlo.text import is_library
+from autotune.system.code_owner import owner_of, short_name
 from autotune.workload.trace import dots, inner_jaxprs
 
 MATMULS = ("dot_general", "conv_general_dilated")
@@ -51,6 +51,6 @@ def _shards(equation: Any) -> int:
 def _source(equation: Any) -> str | None:
     traceback = equation.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
-        if not is_library(frame.file_name):
-            return f"{frame.file_name}:{frame.line_num}"
+        if owner_of(frame.file_name) in ("user", "reference model"):
+            return f"{short_name(frame.file_name)}:{frame.line_num}"
     return None

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -33,12 +33,13 @@ import jax
 
 from autotune.compile.compilation import Argument, Compilation, CompileFailure, CompileJob
 from autotune.compile.log import memory_needed, one_line, warnings_in
-from autotune.compile.lower import trace_step
+from autotune.compile.lower import REFUSED, compile_step, trace_step
 from autotune.compile.traced_sources import flops_by_source
 from autotune.meshes.compiler_options import options_to_read
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
+from autotune.system.code_owner import owner_of
 
 MEMORY_FIELDS = (
     "argument_size_in_bytes",
@@ -104,7 +105,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
         stage = "compile"
         enter(stage)
         lowered_at = time.perf_counter()
-        compiled = lowered.compile(compiler_options=options_to_read(job.layout, job.target.hardware))
+        compiled, refused = compile_step(lowered, job.layout, job.target.hardware, options_to_read)
         compiled_at = time.perf_counter()
         sys.stderr.flush()
         return compilation_of(
@@ -116,6 +117,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             compile_seconds=compiled_at - lowered_at,
             log_path=log_path,
             traced_flops=flops_by_source(traced.jaxpr.jaxpr),
+            refused_options=refused,
         )
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
@@ -150,6 +152,7 @@ def compilation_of(
     compile_seconds: float,
     log_path: str,
     traced_flops: Mapping[str, float] | None = None,
+    refused_options: Sequence[str] = (),
 ) -> Compilation:
     """What JAX tells about a step it compiled in this process; `log_path` may name no file."""
     text = compiled.as_text()
@@ -168,7 +171,7 @@ def compilation_of(
         compile_seconds=compile_seconds,
         worker_peak_rss_bytes=_peak_rss(),
         versions=_versions(),
-        warnings=warnings_in(Path(log_path)),
+        warnings=(*warnings_in(Path(log_path)), *(f"{REFUSED} {name}" for name in refused_options)),
         log_path=log_path,
         traced_flops=traced_flops,
     )
@@ -222,13 +225,8 @@ def _versions() -> dict[str, str]:
 
 
 def _source(error: BaseException) -> str | None:
-    """The innermost frame that is neither an installed package nor this tool."""
-    ours = str(Path(__file__).resolve().parents[1])
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and not str(Path(frame.filename).resolve()).startswith(ours)
-    ]
+    """The innermost frame of the user's code."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if owner_of(frame.filename) == "user"]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 

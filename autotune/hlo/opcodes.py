@@ -7,14 +7,15 @@ FREE = frozenset(
 """Names for values that are already there; and the end of a SparseCore's call, which is counted where it starts."""
 
 KNOWN = frozenset(
-    "abs add and atan2 batch-norm-grad batch-norm-inference batch-norm-training bitcast-convert broadcast call-start "
-    "cbrt ceil cholesky clamp clz compare complex concatenate convert convolution copy cosine count-leading-zeros "
-    "custom-call divide dot dynamic-reshape dynamic-slice dynamic-update-slice erf exponential exponential-minus- "
-    "one fft floor fusion gather get-dimension-size imag iota is-finite log log-plus-one logistic map maximum "
-    "minimum multiply negate not or pad popcnt power real reduce reduce-precision reduce-window "
-    "remainder reshape reverse rng rng-bit-generator round-nearest-afz round-nearest-even rsqrt scan scatter "
-    "select select-and-scatter set-dimension-size shift-left shift-right-arithmetic shift-right-logical sign sine "
-    "slice sort sqrt stochastic-convert subtract tan tanh topk transpose triangular-solve xor".split()
+    "abs acos acosh add and asin asinh atan atan2 atanh batch-norm-grad batch-norm-inference batch-norm-training "
+    "bitcast-convert broadcast call-start cbrt ceil cholesky clamp compare complex concatenate convert convolution "
+    "copy cosh cosine count-leading-zeros custom-call divide dot dynamic-reshape dynamic-slice dynamic-update-slice "
+    "erf exponential exponential-minus-one fft floor fusion gather get-dimension-size imag iota is-finite log "
+    "log-plus-one logistic map maximum minimum mulhi multiply negate not or pad popcnt power real reduce "
+    "reduce-precision reduce-window remainder reshape reverse rng rng-bit-generator rng-get-and-update-state "
+    "round-nearest-afz round-nearest-even rsqrt scan scatter select select-and-scatter set-dimension-size shift-left "
+    "shift-right-arithmetic shift-right-logical shuffle sign sine sinh slice sort sqrt stochastic-convert subtract "
+    "tan tanh topk transpose triangular-solve xor".split()
 )
 """These run on the core (a SparseCore's calls too: it has no lane of its own here); any other is read as such too, and
 counted in the warnings."""

@@ -32,6 +32,9 @@ from autotune.program import (
 
 UNKNOWN_CYCLES = 2**63 - 1
 
+COPIES = ("copy", "slice", "dynamic-slice")
+"""Opcodes whose asynchronous form only moves bytes; any other started so is work."""
+
 SYNCHRONOUS = '"is_sync":true'
 """GPU collectives that are written as start and done but run on the main stream."""
 
@@ -82,7 +85,7 @@ class Reader:
         if opcode in ("send", "recv", "send-done", "recv-done"):
             return self.transfer(computation, op)
         if opcode.endswith("-start") and base in KNOWN:
-            return self.copy(computation, op)
+            return self.copy(computation, op) if base in COPIES else self.started(computation, op, base)
         if opcode.endswith("-done") and base in KNOWN:
             return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
         if opcode == "fusion":
@@ -168,6 +171,16 @@ class Reader:
         source, scope = self.place(computation, op)
         collective = dataclasses.replace(collective, source=source, scope=scope)
         return [Start(token=self.tokens.of(meeting), collective=collective)]
+
+    def started(self, computation: Computation, op: Op, opcode: str) -> list[Instruction]:
+        """Work handed to another stream (`fusion-start`, jax 0.11 on GPUs), counted in full where it starts.
+
+        Its result is the root of what it calls; its own type also lists its operands. On an H100 such copies into
+        stacked arrays took as long beside matmuls as alone: they share the memory and the multiprocessors.
+        """
+        self.tokens.empty.add(self.tokens.of(op.name))
+        result = self.module.computations[op.called()[0]].root.type if op.called() else op.type
+        return self.instruction(computation, dataclasses.replace(op, opcode=opcode, type=result), lambda index: None)
 
     def copy(self, computation: Computation, op: Op) -> list[Instruction]:
         """An asynchronous copy or slice: `(target, source, flag)`, a slice `((source), target, flag)`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from autotune.hlo.shape import Shape, read_shapes
+from autotune.system.code_owner import owner_of, short_name
 
 _START = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -119,8 +120,8 @@ class Module:
             location, number = self.frames[number]
             if location in self.locations:
                 file, line = self.locations[location]
-                place = f"{file}:{line}"
-                if not is_library(file):
+                place = f"{short_name(file)}:{line}"
+                if owner_of(file) in ("user", "reference model"):
                     return place
                 innermost = innermost or place
         return innermost
@@ -181,13 +182,6 @@ def read_module(text: str) -> Module:
         locations=_locations(tables),
         frames=_frames(tables),
     )
-
-
-def is_library(file: str) -> bool:
-    """Whether nobody would look for a model in that file; the reference models are one, wherever they are installed."""
-    if "autotune/models/" in file:
-        return False
-    return file.startswith("<") or any(part in file for part in ("site-packages", "dist-packages", "autotune/meshes/"))
 
 
 def _closed(lines: list[str]) -> bool:

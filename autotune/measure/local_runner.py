@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 
 from autotune.compile.compilation import Compilation
-from autotune.compile.lower import lower_step
+from autotune.compile.lower import compile_step, lower_step
 from autotune.compile.worker import compilation_of
 from autotune.host_memory import keep_freed_memory
 from autotune.measure.measure import Prepared, RunFailure, Turn
@@ -99,7 +99,7 @@ class LocalRunner:
         lowered = lower_step(step)
         phase[0] = "compile"
         lowered_at = time.perf_counter()
-        program = lowered.compile(compiler_options=compiler_options(layout, self.target.hardware))
+        program, _ = compile_step(lowered, layout, self.target.hardware, compiler_options)
         compiled_at = time.perf_counter()
         self._seconds[layout] = (lowered_at - begin, compiled_at - lowered_at)
         phase[0] = "run"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from autotune.compile.compilation import CompileFailure, CompileJob
 from autotune.compile.compile import compile_all
 from autotune.meshes.target import Target
-from autotune.plan.plan import Plan, axis_bytes_of, collectives_of
+from autotune.plan.figures import axis_bytes_of, collectives_of
+from autotune.plan.plan import Plan
 from autotune.program import Program, Start, walk
 from autotune.read_compilation import predict, program_of
 from autotune.replay.replay import axis_name

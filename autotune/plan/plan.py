@@ -7,59 +7,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from autotune.meshes.layout import Layout, parse_layout
-from autotune.meshes.target import Target, parse_target
-from autotune.partition import Partition, partition_from_json
+from autotune.meshes.hardware import load_hardware
+from autotune.meshes.layout import Layout, layout_to_json
+from autotune.meshes.target import Target
+from autotune.partition import Partition
+from autotune.plan.figures import FIGURES, Figures
 from autotune.whole_file import write_whole
-
-if TYPE_CHECKING:
-    from autotune.replay.replay import LedgerRow
-    from autotune.report.report import Report, Row
-    from autotune.workload.workload import Workload
 
 SCHEMA = 1
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
-RUNNERS_UP = 10
-"""Runners-up a plan carries."""
-
-
-class PlanWarning(UserWarning):
-    """The plan was made with other versions than those installed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """What the search knew of the chosen layout; per device and step, None where that was not done.
-
-    `axis_bytes`: what one device sends along each mesh axis, "fsdp@ici" -> bytes. `collectives`: kind, axis and tier of
-    each kind of collective in the compiled program, with how many run.
-    """
-
-    priced_seconds: float | None
-    compiled_seconds: float | None
-    compiled_low_seconds: float | None
-    compiled_high_seconds: float | None
-    measured_seconds: float | None
-    measured_spread_seconds: float | None
-    mfu: float | None
-    tokens_per_second_per_device: float | None
-    model_flops: float | None
-    peak_bytes: float | None
-    flops: float | None
-    axis_bytes: Mapping[str, float] | None
-    collectives: Mapping[str, int] | None
-
-    @property
-    def step_seconds(self) -> float | None:
-        """The best number there is: measured, else compiled, else priced."""
-        return next((one for one in (self.measured_seconds, self.compiled_seconds, self.priced_seconds) if one), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,16 +95,12 @@ class Plan:
 
     def machine(self) -> Target:
         """The target it was made for."""
-        from autotune.meshes.hardware import load_hardware
-
         hardware = load_hardware(self.hardware)
         attached = self.target == "local"
         return Target(name=self.target, hardware=hardware, shape=self.shape, groups=self.groups, attached=attached)
 
     def to_json(self) -> str:
-        """The plan as the text of a JSON document; `plan_from_json` reads it."""
-        from autotune.report.report import layout_to_json
-
+        """The plan as the text of a JSON document; `autotune.plan.read` reads it."""
         values = {
             "schema": SCHEMA,
             "text": str(self.layout),
@@ -182,90 +140,6 @@ class Plan:
         )
 
 
-FIGURES = tuple(Figures.__dataclass_fields__)
-
-
-def plan_of(report: Report, workload: Workload) -> Plan:
-    """The plan of a report's best row."""
-    from autotune.meshes.placement import place
-
-    row = report.best()
-    target = report.target
-    order = place(row.layout, target).device_order()
-    return Plan(
-        layout=row.layout,
-        target=target.name,
-        hardware=target.hardware.name,
-        shape=target.shape,
-        groups=target.groups,
-        devices=target.devices,
-        device_order=tuple(int(index) for index in order.flat),
-        versions=installed_versions(),
-        workload=workload.name,
-        fingerprint=workload.fingerprint,
-        recipe=dict(workload.recipe),
-        sequences=workload.sequences,
-        seq=workload.seq,
-        partition=workload.partition,
-        figures=figures_of(row, workload),
-        binding=_values(report.best().limit, "resource", "elasticity", "runner_up", "margin"),
-        kept_out_by=_values(report.kept_out, "constraint", "layout", "gain"),
-        runners_up=tuple(
-            {"layout": str(other.layout), "status": other.status, "step_seconds": other.step_seconds,
-             "reason": other.reason}
-            for other in report.ranked[1 : RUNNERS_UP + 1]
-        ),
-        guesses=workload.guesses,
-    )  # fmt: skip
-
-
-def _values(thing: Any, *names: str) -> dict[str, Any] | None:
-    return None if thing is None else {name: getattr(thing, name) for name in names}
-
-
-def figures_of(row: Row, workload: Workload) -> Figures:
-    """What one row of a report says, as a plan keeps it."""
-    evidence, measured = row.evidence, row.measurement
-    prediction = evidence.prediction if evidence else None
-    if workload.transformer:
-        model_flops: float | None = workload.transformer.train_flops(workload.sequences, workload.seq)
-    else:
-        model_flops = workload.traced.flops if workload.traced else None
-    return Figures(
-        priced_seconds=row.price.step_seconds if row.price else None,
-        compiled_seconds=prediction.step_seconds if prediction else None,
-        compiled_low_seconds=prediction.low_seconds if prediction else None,
-        compiled_high_seconds=prediction.high_seconds if prediction else None,
-        measured_seconds=measured.median_seconds if measured else None,
-        measured_spread_seconds=measured.spread_seconds if measured else None,
-        mfu=row.mfu,
-        tokens_per_second_per_device=row.tokens_per_second_per_device,
-        model_flops=model_flops,
-        peak_bytes=row.peak_bytes,
-        flops=evidence.flops if evidence else None,
-        axis_bytes=axis_bytes_of(prediction.ledger) if prediction else None,
-        collectives=collectives_of(prediction.ledger) if prediction else None,
-    )
-
-
-def axis_bytes_of(ledger: Iterable[LedgerRow]) -> dict[str, float]:
-    """What one device sends along each mesh axis and tier in a step: "fsdp@ici" -> bytes."""
-    found: dict[str, float] = {}
-    for line in ledger:
-        place = f"{line.axis}@{line.tier}"
-        found[place] = found.get(place, 0.0) + line.wire_bytes
-    return found
-
-
-def collectives_of(ledger: Iterable[LedgerRow]) -> dict[str, int]:
-    """How many collectives of each kind run in a step: "all_gather fsdp@ici" -> count."""
-    found: dict[str, int] = {}
-    for line in ledger:
-        kind = f"{line.kind} {line.axis}@{line.tier}"
-        found[kind] = found.get(kind, 0) + line.count
-    return found
-
-
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Installed versions of `packages`: unless said, those that decide what a plan is worth."""
     found = {}
@@ -275,162 +149,3 @@ def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def load_plan(path: Path | str) -> Plan:
-    """Read a plan file; ValueError with file, field and rule when it is none. Warns where versions differ."""
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ValueError(f"plan {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"plan {path}: not a text file") from None
-    plan = plan_from_json(text, str(path))
-    differences = plan.version_differences()
-    if differences:
-        warnings.warn(f"plan {path}: made with other versions: {'; '.join(differences)}", PlanWarning, stacklevel=2)
-    return plan
-
-
-def plan_from_json(text: str, where: str = "text") -> Plan:
-    """Read back what `Plan.to_json` wrote; ValueError with field and rule when it is not that."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"plan {where}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"plan {where}: must be one JSON object")
-    read = _Reader(where, values)
-    if read("schema", int) != SCHEMA:
-        raise ValueError(f"plan {where}: schema={values['schema']} is not known; this version reads {SCHEMA}")
-    layout = _layout(read)
-    shape = read.numbers("shape", whole=True)
-    order = read.numbers("device_order", whole=True)
-    devices = read("devices", int)
-    if layout.devices != devices:
-        raise ValueError(f"plan {where}: devices={devices} must be the layout's {layout.devices}")
-    if sorted(order) != list(range(devices)):
-        raise ValueError(f"plan {where}: device_order must name each of the {devices} devices once")
-    figures = _figures(read)
-    target = _target(read, shape, devices)
-    return Plan(
-        layout=layout,
-        target=target.name,
-        hardware=target.hardware.name,
-        shape=shape,
-        groups=target.groups,
-        devices=devices,
-        device_order=order,
-        versions=read.mapping("versions", str),
-        workload=read("workload", str),
-        fingerprint=read("fingerprint", str),
-        recipe=read.mapping("recipe", (str, int)),
-        sequences=read("sequences", int),
-        seq=read("seq", int),
-        partition=_partition(read),
-        figures=figures,
-        binding=read("binding", (dict, type(None))),
-        kept_out_by=read("kept_out_by", (dict, type(None))),
-        runners_up=tuple(read.listed("runners_up", dict)),
-        guesses=tuple(read.listed("guesses", str)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Fields of a JSON object, each checked; ValueError names file, field and rule."""
-
-    where: str
-    values: Mapping[str, Any]
-
-    def __call__(self, field: str, kind: Any) -> Any:
-        if field not in self.values:
-            raise ValueError(f"plan {self.where}: {field} is missing")
-        value = self.values[field]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"plan {self.where}: {field}={_short(value)} must be {_kind(kind)}")
-        return value
-
-    def listed(self, field: str, kind: Any) -> list[Any]:
-        found = self(field, list)
-        for value in found:
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"plan {self.where}: {field} holds {_short(value)}; each must be {_kind(kind)}")
-        return found
-
-    def numbers(self, field: str, *, whole: bool) -> tuple[Any, ...]:
-        return tuple(self.listed(field, int if whole else (int, float)))
-
-    def mapping(self, field: str, kind: Any) -> dict[str, Any]:
-        found = self(field, dict)
-        for key, value in found.items():
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"plan {self.where}: {field}.{key}={_short(value)} must be {_kind(kind)}")
-        return found
-
-
-def _layout(read: _Reader) -> Layout:
-    from autotune.report.report import layout_to_json
-
-    try:
-        layout = parse_layout(read("text", str))
-    except ValueError as error:
-        raise ValueError(f"plan {read.where}: text: {error}") from None
-    written = read("layout", dict)
-    for key, value in json.loads(json.dumps(layout_to_json(layout))).items():
-        if key in written and written[key] != value:
-            both = f"layout.{key}={_short(written[key])}, text says {_short(value)}"
-            raise ValueError(f"plan {read.where}: {both}; they must agree")
-    return layout
-
-
-def _target(read: _Reader, shape: tuple[int, ...], devices: int) -> Target:
-    """The machine, its name and its figures agreeing."""
-    from autotune.meshes.hardware import load_hardware
-
-    name, groups = read("target", str), read("groups", int)
-    try:
-        hardware = load_hardware(read("hardware", str))
-        said = None if name == "local" else parse_target(name, hardware)
-        target = Target(name=name, hardware=hardware, shape=shape, groups=groups, attached=said is None)
-    except ValueError as error:
-        raise ValueError(f"plan {read.where}: {str(error).removeprefix(f'plan {read.where}: ')}") from None
-    if said is not None and (said.shape, said.groups) != (shape, groups):
-        both = f"shape={list(shape)} and groups={groups}, target {name} says {list(said.shape)} and {said.groups}"
-        raise ValueError(f"plan {read.where}: {both}; they must agree")
-    if target.devices != devices:
-        raise ValueError(f"plan {read.where}: devices={devices} must be the target's {target.devices}")
-    return target
-
-
-def _partition(read: _Reader) -> Partition | None:
-    values = read("partition", (dict, type(None)))
-    if values is None:
-        return None
-    try:
-        return partition_from_json(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"plan {read.where}: partition is not one: {error!r}") from None
-
-
-def _figures(read: _Reader) -> Figures:
-    values = read("figures", dict)
-    inside = _Reader(f"{read.where}: figures", values)
-    found: dict[str, Any] = {}
-    for name in FIGURES:
-        if name in ("axis_bytes", "collectives"):
-            found[name] = inside.mapping(name, (int, float)) if values.get(name) is not None else None
-        else:
-            found[name] = inside(name, (int, float, type(None)))
-    return Figures(**found)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _kind(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", dict: "an object", list: "a list",
-             type(None): "null"}  # fmt: skip
-    return " or ".join(names[one] for one in (kind if isinstance(kind, tuple) else (kind,)))

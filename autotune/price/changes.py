@@ -11,6 +11,7 @@ from autotune.meshes.layout import REMAT, Layout
 from autotune.meshes.target import Target
 from autotune.price.price import Estimate
 from autotune.price.space import price_space, why_illegal
+from autotune.price.traced.laws import Probed
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -40,33 +41,42 @@ class Change:
 
 
 def smallest_changes(
-    workload: Workload, target: Target, layout: Layout, held: Mapping[str, float] | None
+    workload: Workload,
+    target: Target,
+    layout: Layout,
+    held: Mapping[str, float] | None,
+    probed: Probed | None = None,
 ) -> tuple[Change, ...]:
     """Changes after which the layout would fit, the fastest first: one each, or full recomputation and another.
 
     More recomputation, smaller pieces of the batch, more sharding, the optimizer's state in host memory, a smaller
     batch, shorter sequences. `held`: what the layout was found to hold, by category; each category then shrinks as the
-    closed form says that it does. None: the closed form's own word.
+    closed form says that it does. None: the closed form's own word. `probed`: what probes taught of the step.
     """
-    found = _that_fit(workload, target, layout, layout, held)
+    found = _that_fit(workload, target, layout, layout, held, probed)
     if layout.remat != "full" and not any(change.same_job for change in found):
         full = dataclasses.replace(layout, remat="full")
-        both = _that_fit(workload, target, layout, full, held)
+        both = _that_fit(workload, target, layout, full, held, probed)
         found += [dataclasses.replace(change, what=f"remat=full and {change.what}") for change in both]
     return tuple(sorted(found, key=lambda change: (not change.same_job, change.time_change)))
 
 
 def _that_fit(
-    workload: Workload, target: Target, layout: Layout, start: Layout, held: Mapping[str, float] | None
+    workload: Workload,
+    target: Target,
+    layout: Layout,
+    start: Layout,
+    held: Mapping[str, float] | None,
+    probed: Probed | None,
 ) -> list[Change]:
     """Changes to `start`, itself `layout` or a neighbour of it, that fit; compared with `layout`."""
-    base = price_one(workload, target, layout)
+    base = price_one(workload, target, layout, probed)
     found = []
     for attempt in _attempts(workload, start):
         for what, changed, other in attempt:
             if changed.problem(other) or why_illegal(changed, target, other):
                 continue
-            new = price_one(changed, target, other)
+            new = price_one(changed, target, other, probed)
             peak = scaled_peak(held, base, new)
             if peak <= target.hardware.capacity_bytes:
                 slower = new.step_seconds / changed.tokens / (base.step_seconds / workload.tokens) - 1
@@ -89,9 +99,9 @@ def scaled_peak(held: Mapping[str, float] | None, base: Estimate, new: Estimate)
     return total
 
 
-def devices_needed(workload: Workload, target: Target, layout: Layout) -> str | None:
+def devices_needed(workload: Workload, target: Target, layout: Layout, probed: Probed | None = None) -> str | None:
     """How many devices the state alone asks for, where the target has fewer; None where it has enough."""
-    held = price_one(workload, target, layout).memory
+    held = price_one(workload, target, layout, probed).memory
     state = sum(held.get(name, 0.0) for name in ("parameters", "gradients", "optimizer_state"))
     whole = state * layout.fsdp * layout.tensor * layout.stage * layout.expert
     least = math.ceil(whole / target.hardware.capacity_bytes)
@@ -101,9 +111,9 @@ def devices_needed(workload: Workload, target: Target, layout: Layout) -> str | 
     return f"{least} devices of this kind or more: {words} {whole / 2**30:,.0f} GiB in all (priced)"
 
 
-def price_one(workload: Workload, target: Target, layout: Layout) -> Estimate:
+def price_one(workload: Workload, target: Target, layout: Layout, probed: Probed | None = None) -> Estimate:
     """The price of one layout."""
-    return price_space(workload, target, LayoutTable.from_layouts([layout]), [layout]).price(0)
+    return price_space(workload, target, LayoutTable.from_layouts([layout]), [layout], probed).price(0)
 
 
 def _attempts(workload: Workload, layout: Layout) -> Sequence[Iterator[tuple[str, Workload, Layout]]]:

@@ -33,12 +33,12 @@ def with_best_orders(space: PricedSpace, keep: int, most_bytes: float) -> Priced
     rows = np.flatnonzero(space.legal & (space.peak_bytes <= most_bytes))
     fitting = np.sort(space.seconds[rows[space.peak_bytes[rows] <= space.target.hardware.capacity_bytes]])
     if len(fitting) > keep:
-        bound = price(space.workload, space.table.take(rows), without_links(space.target)).step_seconds
+        bound = price(space.workload, space.table.take(rows), without_links(space.target), space.probed).step_seconds
         rows = rows[bound <= fitting[keep - 1]]
     of_row, others = other_orders(space.table.take(rows), space.target)
     if not len(of_row):
         return space
-    prices = price(space.workload, others, space.target)
+    prices = price(space.workload, others, space.target, space.probed)
     best = np.lexsort((prices.step_seconds, of_row))
     best = best[np.unique(of_row[best], return_index=True)[1]]
     at = rows[of_row[best]]

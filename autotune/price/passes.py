@@ -171,6 +171,8 @@ class Passes(Rows):
         # Gathered forward and, where anything is recomputed, once more; their gradients are scattered. A ring passes
         # them on forward, again in the backward pass, and there their gradients too.
         gathers = np.where(ring, 0.0, 1.0 + self.again["elementwise"])
+        # Assumed: a half of the backward pass's compute can hide the gathers, the other half the reductions. What runs
+        # between start and done of each in a compiled backward pass would settle the shares.
         self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
         self.move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
         if self.shape.experts:
@@ -205,6 +207,7 @@ class Passes(Rows):
         later = np.where((self.table.remat == 0) | self.staged, 0.0, 1.0)
         weights = state.compute * self.parameters.layer
         self.gather("layer", weights, each, forward)
+        # Assumed, as for context above: the gathers and the reductions each have half of the backward pass to hide in.
         self.gather("layer", weights, later, 0.5 * backward)
         self.scatter("layer", state.reduced * self.parameters.layer, each, 0.5 * backward)
 
@@ -218,6 +221,8 @@ class Passes(Rows):
         )  # fmt: skip
         book.count("flops", "head", 3.0 * self.of(head.flops))
         book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
+        # Assumed: twenty instructions for embedding, last norm, logits, loss and their gradients. To settle it, count
+        # those of a profile outside the loop over layers (`scripts/op_profile.py`).
         book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds * np.ones(book.rows))
         beside = book.unit_seconds("head")
         if self.used["tensor"]:

@@ -22,6 +22,7 @@ from autotune.table import LayoutTable
 
 if TYPE_CHECKING:
     from autotune.price.ledger import Ledger
+    from autotune.price.traced.laws import Probed
     from autotune.workload.workload import Workload
 
 CHUNK = 1 << 15
@@ -96,15 +97,16 @@ class Prices:
         return _estimate(self.pricer, self.table.take(slice(row, row + 1)))
 
 
-def price(workload: Workload, table: LayoutTable, target: Target) -> Prices:
+def price(workload: Workload, table: LayoutTable, target: Target, probed: Probed | None = None) -> Prices:
     """Price every row of a table for the workload on the target.
 
-    A step that is no transformer we know is priced from its trace (`autotune.price.traced`).
+    A step that is no transformer we know is priced from its trace, and from what was `probed`
+    (`autotune.price.traced`).
     """
     if workload.transformer is None:
-        from autotune.price.traced import traced_pricer
+        from autotune.price.traced.pricer import traced_pricer
 
-        return price_table(traced_pricer(workload, target), table)
+        return price_table(traced_pricer(workload, target, probed), table)
     return price_transformer(workload.transformer, workload.sequences, workload.seq, workload.dtype, table, target)
 
 

@@ -14,6 +14,7 @@ from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
 from autotune.price.distinct import distinct
 from autotune.price.price import Estimate, Prices, price
+from autotune.price.traced.laws import Probed
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -26,7 +27,8 @@ class PricedSpace:
     """A LayoutTable with, for each row, the first rule it breaks (-1: legal) and its price.
 
     `seconds` and `peak_bytes` are per device and step; of illegal rows they are what the closed form would say if the
-    cuts came out even. `notes`: what was done to the space, a line each.
+    cuts came out even. `probed`: what small compiles for this kind of machine taught of a user's step; None where there
+    were none. `notes`: what was done to the space, a line each.
     """
 
     workload: Workload
@@ -35,6 +37,7 @@ class PricedSpace:
     layouts: tuple[Layout, ...] | None
     broken: np.ndarray
     prices: Prices
+    probed: Probed | None
     notes: tuple[str, ...]
 
     @property
@@ -83,18 +86,23 @@ class PricedSpace:
         """The first rule an illegal row breaks, with its values."""
         return why_illegal(self.workload, self.target, self.layout(row)) or self.rule_of(row)
 
-    def priced_as(self, workload: Workload) -> PricedSpace:
-        """The same layouts with the prices of `workload`: the same step, of which more is known."""
-        prices = _price(workload, self.target, self.table, self.target.hardware)
-        return dataclasses.replace(self, workload=workload, prices=prices)
+    def priced_with(self, probed: Probed | None) -> PricedSpace:
+        """The same layouts priced by what probes taught."""
+        prices = price(self.workload, self.table, self.target, probed)
+        return dataclasses.replace(self, probed=probed, prices=prices)
 
     def repriced(self, hardware: Hardware) -> Prices:
         """The whole space priced on other hardware."""
-        return _price(self.workload, self.target, self.table, hardware)
+        target = dataclasses.replace(self.target, hardware=hardware)
+        return price(self.workload, self.table, target, self.probed)
 
 
 def price_space(
-    workload: Workload, target: Target, table: LayoutTable, layouts: Sequence[Layout] | None = None
+    workload: Workload,
+    target: Target,
+    table: LayoutTable,
+    layouts: Sequence[Layout] | None = None,
+    probed: Probed | None = None,
 ) -> PricedSpace:
     """Judge and price every row of `table`; `layouts` are the same rows as the user named them."""
     return PricedSpace(
@@ -103,7 +111,8 @@ def price_space(
         table=table,
         layouts=tuple(layouts) if layouts is not None else None,
         broken=_broken(workload, target, table),
-        prices=_price(workload, target, table, target.hardware),
+        prices=price(workload, table, target, probed),
+        probed=probed,
         notes=(),
     )
 
@@ -122,7 +131,3 @@ def _broken(workload: Workload, target: Target, table: LayoutTable) -> np.ndarra
     first, mesh = distinct([getattr(table, name) for name in WORDS])
     uneven = np.array([workload.partition.problem(table.layout(int(row))) is not None for row in first], dtype=bool)
     return np.where((codes < 0) & (uneven[mesh] | (table.zero == 2)), len(rule_names()), codes)
-
-
-def _price(workload: Workload, target: Target, table: LayoutTable, hardware: Hardware) -> Prices:
-    return price(workload, table, dataclasses.replace(target, hardware=hardware))

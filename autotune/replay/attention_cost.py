@@ -32,8 +32,11 @@ SAME_CORE = {"v4": "v5p"}
 """Chips with the matrix and vector units of another (four 128 x 128 and 8 x 128 x 4 a core)."""
 
 GPU_SHARES = (0.60, 0.50)
-"""Share of the peak that a fused kernel achieves on a GPU, (forward, backward). FlashAttention-2 on A100, head dim 128,
-causal: up to 73 % forward, 63 % backward (Dao 2023)."""
+"""Share of the peak that a fused kernel achieves on a GPU, (forward, backward).
+
+Assumed, below the best that is published: FlashAttention-2 on A100, head dim 128, causal, reaches up to 73 % forward
+and 63 % backward (Dao 2023), at the longest sequences; those of training are shorter, and the kernel here is cuDNN's.
+`scripts/gpu_microbench.py` times cuDNN's kernel over sequence lengths."""
 
 CORES = {"v4": 2, "v5p": 2}
 """Cores that one JAX device joins (megacore); one elsewhere."""

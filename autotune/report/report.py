@@ -11,21 +11,19 @@ from autotune.evidence import Evidence
 from autotune.limits import KeptOut, Limit
 from autotune.measure.measure import Measurement
 from autotune.memory_use import MemoryUse
-from autotune.meshes.layout import Layout
+from autotune.meshes.layout import Layout, layout_to_json
 from autotune.meshes.target import Target
 from autotune.plan.plan import Plan
 from autotune.price.changes import Change
 from autotune.price.price import Estimate
-
-STATUSES = ("measured", "compiled", "priced", "oom", "illegal", "failed", "timeout")
-RUNNABLE = STATUSES[:3]
+from autotune.row_status import RowStatus
 
 
 class NoPlanFits(Exception):
-    """Nothing in the space can run; carries the Report that says why."""
+    """Nothing in the space can run, or no compile ended; carries the Report that says why."""
 
     def __init__(self, report: Report) -> None:
-        super().__init__(f"no layout of {report.workload} fits {report.target.name}")
+        super().__init__(report.compilers_word or f"no layout of {report.workload} fits {report.target.name}")
         self.report = report
 
 
@@ -41,7 +39,7 @@ class Row:
     """
 
     layout: Layout
-    status: str
+    status: RowStatus
     reason: str | None
     price: Estimate | None
     evidence: Evidence | None
@@ -79,6 +77,8 @@ class Omitted:
 class Report:
     """Every layout of the space, listed or counted: `counts` by final status adds up to the space.
 
+    `compilers_word`: where every compile failed, for another reason than memory, that in one line: then there is no
+    plan, since a price that no compile confirms is a guess about a program that may not exist. None otherwise.
     `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those
     that can run first. `closest`: where nothing fits, what misses by least; `more_devices`: how many its state alone
     asks for, if more. `prices`: fraction of the step time saved when a resource is `limits.ARC` times as good and the
@@ -101,21 +101,22 @@ class Report:
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     plan_or_none: Plan | None
+    compilers_word: str | None
 
     @property
     def ranked(self) -> tuple[Row, ...]:
         """Rows that can run, best first."""
-        return tuple(row for row in self.rows if row.status in RUNNABLE)
+        return tuple(row for row in self.rows if row.status.can_run)
 
     def best(self) -> Row:
         """The chosen row. Raises NoPlanFits carrying this report when nothing can run."""
-        if not self.ranked:
+        if not self.ranked or self.compilers_word:
             raise NoPlanFits(self)
         return self.ranked[0]
 
     @property
     def plan(self) -> Plan:
-        """What a codebase takes home. Raises NoPlanFits when nothing can run."""
+        """What a codebase applies. Raises NoPlanFits when nothing can run, or no compile ended."""
         if self.plan_or_none is None:
             raise NoPlanFits(self)
         return self.plan_or_none
@@ -133,25 +134,6 @@ def near_capacity(report: Report, row: Row) -> bool | None:
     return NEAR_CAPACITY * capacity < row.peak_bytes <= capacity
 
 
-def layout_to_json(layout: Layout) -> dict[str, Any]:
-    """The layout as the JSON of rows and plans has it."""
-    return {
-        "axes": layout.axes,
-        "dcn_axes": layout.dcn_axes,
-        "zero": layout.zero,
-        "remat": layout.remat,
-        "accumulate": layout.accumulate,
-        "microbatches": layout.microbatches,
-        "schedule": layout.schedule,
-        "virtual_stages": layout.virtual_stages,
-        "sequence_parallel": layout.sequence_parallel,
-        "context_attention": layout.context_attention,
-        "offload": layout.offload,
-        "order": list(layout.order),
-        "compiler_options": dict(layout.compiler_options),
-    }
-
-
 def row_to_json(report: Report, row: Row) -> dict[str, Any]:
     """One row; unknown is null, never 0. Seconds and bytes are per device and step."""
     evidence, price, measured = row.evidence, row.price, row.measurement
@@ -161,7 +143,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
     return {
         "layout": layout_to_json(row.layout),
         "text": str(row.layout),
-        "status": row.status,
+        "status": row.status.value,
         "reason": row.reason,
         "step_seconds": {
             "priced": price.step_seconds if price else None,
@@ -246,7 +228,8 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "target": report.target.name,
         "devices": report.target.devices,
         "workload": report.workload,
-        "best": row_to_json(report, ranked[0]) if ranked else None,
+        "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
+        "compilers_word": report.compilers_word,
         "rows": [row_to_json(report, row) for row in report.rows],
         "omitted": [
             {"reason": item.reason, "count": item.count, "best_step_seconds": item.best_step_seconds}

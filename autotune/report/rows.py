@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -13,17 +14,18 @@ from autotune.hlo.memory import peak_bytes
 from autotune.limits import binding_limit, elasticities
 from autotune.measure.measure import Measurement, tied
 from autotune.memory_use import MemoryUse, compiled_use, failed_use, priced_use
-from autotune.meshes.compiler_options import as_variable
+from autotune.meshes.compiler_options import as_variable, options_left_out
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.outcomes import Outcomes, fits
-from autotune.plan.plan import plan_of
 from autotune.price.changes import Change, devices_needed, smallest_changes
-from autotune.price.chosen_again import kept_out_by, prices_of_resources
 from autotune.price.price import Estimate
 from autotune.price.space import PricedSpace
+from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
-from autotune.report.report import RUNNABLE, Omitted, Report, Row
+from autotune.report.report import Omitted, Report, Row
+from autotune.report.what_would_help import kept_out_by, prices_of_resources
+from autotune.row_status import RowStatus
 from autotune.workload.workload import Workload
 
 LISTED_PRICED = 100
@@ -38,26 +40,30 @@ NOTABLE_MASK = 0.1
 
 def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds) -> Report:
     capacity = target.hardware.capacity_bytes
-    status = np.where(space.legal, np.where(space.peak_bytes <= capacity, "priced", "oom"), "illegal").astype("<U8")
+    status = np.where(
+        space.legal,
+        np.where(space.peak_bytes <= capacity, RowStatus.PRICED.rank, RowStatus.OOM.rank),
+        RowStatus.ILLEGAL.rank,
+    )
     rows: list[Row] = []
     for layout in (*outcomes.evidence, *outcomes.failures):
         row = _examined_row(workload, target, space, layout, outcomes)
-        status[space.row_of(layout)] = row.status
+        status[space.row_of(layout)] = row.status.rank
         rows.append(row)
     known = {space.row_of(row.layout) for row in rows}
     omitted = []
     named = space.layouts is not None
     listed = len(status) if named else LISTED_PRICED
-    for word in ("priced", "oom", "illegal"):
-        members = [int(row) for row in np.flatnonzero(status == word) if int(row) not in known]
+    for word in (RowStatus.PRICED, RowStatus.OOM, RowStatus.ILLEGAL):
+        members = [int(row) for row in np.flatnonzero(status == word.rank) if int(row) not in known]
         members.sort(key=lambda row: (space.seconds[row], row))
-        keep = members[: listed if word != "illegal" or named else 0]
+        keep = members[: listed if word is not RowStatus.ILLEGAL or named else 0]
         rows += [_priced_row(workload, target, space, row, word) for row in keep]
         omitted += _omit(space, members[len(keep) :], word, capacity)
-    rows = _with_changes(_ranked(rows), workload, target, outcomes.neighbours)
-    runnable = [row for row in rows if row.status in RUNNABLE]
+    rows = _with_changes(_ranked(rows), space, outcomes.neighbours)
+    runnable = [row for row in rows if row.status.can_run]
     rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
-    counts = {word: int((status == word).sum()) for word in sorted(set(status.tolist()))}
+    counts = {word.value: count for word in sorted(RowStatus) if (count := int((status == word.rank).sum()))}
     best = runnable[0] if runnable else None
     closest = None if best else _closest(rows)
     report = Report(
@@ -71,14 +77,26 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         prices=prices_of_resources(target, space, runnable) if best else {},
         kept_out=kept_out_by(target, space, runnable, outcomes.failures) if best else None,
         closest=closest,
-        more_devices=devices_needed(workload, target, closest.layout) if closest else None,
+        more_devices=devices_needed(workload, target, closest.layout, space.probed) if closest else None,
         tied=_ties(runnable),
         rank_correlation=_rank_correlation(runnable),
         notes=(*_notes(workload, target, space, runnable), *_failed(outcomes)),
         seconds=seconds,
         plan_or_none=None,
+        compilers_word=_compilers_word(outcomes),
     )
-    return replace(report, plan_or_none=plan_of(report, workload)) if best else report
+    return replace(report, plan_or_none=plan_of(report, workload)) if best and not report.compilers_word else report
+
+
+def _compilers_word(outcomes: Outcomes) -> str | None:
+    """Where nothing compiled and memory was not the reason: how many compiles failed, and what the most of them say."""
+    failures = list(outcomes.failures.values())
+    if outcomes.evidence or not failures or any(one.kind == "oom" for one in failures):
+        return None
+    reasons = Counter(one.reason for one in failures)
+    reason, count = reasons.most_common(1)[0]
+    say_so = f"all {count} compiles failed" if count == len(failures) else f"{len(failures)} compiles failed, {count}"
+    return f"no plan, since {say_so if len(failures) > 1 else 'the compile failed'}: {reason}"
 
 
 def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes: Outcomes) -> Row:
@@ -87,7 +105,7 @@ def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes
     evidence = outcomes.evidence.get(layout)
     if evidence is None:
         failure = outcomes.failures[layout]
-        word = {"oom": "oom", "timeout": "timeout"}.get(failure.kind, "failed")
+        word = RowStatus.of_failure(failure.kind)
         memory = None
         if failure.kind == "oom":
             memory = failed_use(failure, price, outcomes.smaller.get(layout))
@@ -96,24 +114,24 @@ def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes
     measurement, run_failure = outcomes.measurements.get(layout), outcomes.run_failures.get(layout)
     peak = evidence.memory.peak_bytes
     if not fits(evidence, target):
-        word = "oom"
+        word = RowStatus.OOM
         over = (peak - target.hardware.capacity_bytes) / 2**30
         reason = f"compiled peak {peak / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
     elif run_failure is not None:
-        word = {"oom": "oom", "timeout": "timeout"}.get(run_failure.kind, "failed")
+        word = RowStatus.of_failure(run_failure.kind)
         reason = f"{run_failure.phase}: {run_failure.reason}"
     else:
-        word, reason = ("measured" if measurement else "compiled"), None
+        word, reason = (RowStatus.MEASURED if measurement else RowStatus.COMPILED), None
     return _row(workload, target, layout, word, price, reason=reason, log=evidence.log, peak=peak, evidence=evidence,
                 measurement=measurement)  # fmt: skip
 
 
-def _priced_row(workload, target, space: PricedSpace, row: int, word: str) -> Row:
+def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus) -> Row:
     layout, price = space.layout(row), space.price(row)
     reason = None
-    if word == "illegal":
+    if word is RowStatus.ILLEGAL:
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
-    if word == "oom":
+    if word is RowStatus.OOM:
         over = (price.peak_bytes - target.hardware.capacity_bytes) / 2**30
         reason = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
     return _row(workload, target, layout, word, price, reason=reason, peak=price.peak_bytes, shares=price.elasticities)
@@ -123,7 +141,7 @@ def _row(
     workload: Workload,
     target: Target,
     layout: Layout,
-    status: str,
+    status: RowStatus,
     price: Estimate | None,
     *,
     reason: str | None = None,
@@ -137,11 +155,11 @@ def _row(
     """A row with what follows from its numbers: MFU, tokens per second, the limit, the losses."""
     if evidence:
         memory = compiled_use(evidence.memory)
-    elif price is not None and memory is None and status in ("priced", "oom"):
+    elif price is not None and memory is None and status in (RowStatus.PRICED, RowStatus.OOM):
         memory = priced_use(price)
     if evidence:
         shares = elasticities(evidence.prediction.by_resource())
-    runs = status in RUNNABLE
+    runs = status.can_run
     best = measurement.median_seconds if measurement else None
     if best is None:
         best = evidence.prediction.step_seconds if evidence else (price.step_seconds if price else None)
@@ -204,12 +222,14 @@ def _losses(
     }  # fmt: skip
 
 
-def _omit(space: PricedSpace, members: list[int], word: str, capacity: float) -> list[Omitted]:
+def _omit(space: PricedSpace, members: list[int], word: RowStatus, capacity: float) -> list[Omitted]:
     if not members:
         return []
-    if word != "illegal":
+    if word is not RowStatus.ILLEGAL:
         reason = (
-            "priced, slower than those listed" if word == "priced" else "does not fit: priced peak over the capacity"
+            "priced, slower than those listed"
+            if word is RowStatus.PRICED
+            else "does not fit: priced peak over the capacity"
         )
         best = float(min(space.seconds[row] for row in members))
         return [Omitted(reason=reason, count=len(members), best_step_seconds=best)]
@@ -225,14 +245,13 @@ def _omit(space: PricedSpace, members: list[int], word: str, capacity: float) ->
 
 def _ranked(rows: list[Row]) -> list[Row]:
     """Measured before compiled before priced, the faster first; what cannot run comes last. A tie goes to the text."""
-    order = {"measured": 0, "compiled": 1, "priced": 2, "oom": 3, "timeout": 4, "failed": 5, "illegal": 6}
-    return sorted(rows, key=lambda row: (order[row.status], row.step_seconds or 0.0, str(row.layout)))
+    return sorted(rows, key=lambda row: (row.status.rank, row.step_seconds or 0.0, str(row.layout)))
 
 
 def _with_reason(row: Row, best: Row) -> Row:
     """The runner-up with why it lost: the resources that take longer than in the best, largest first."""
     if row.evidence is None or best.evidence is None:
-        if row.status == "priced" and best.status != "priced":
+        if row.status is RowStatus.PRICED and best.status is not RowStatus.PRICED:
             return replace(row, reason="not compiled: priced slower than those that were")
         return row
     mine, theirs = row.evidence.prediction.by_resource(), best.evidence.prediction.by_resource()
@@ -249,19 +268,22 @@ def _signed(seconds: float) -> str:
 
 
 def _with_changes(
-    rows: list[Row], workload: Workload, target: Target, compiled: Mapping[Layout, Compilation | CompileFailure]
+    rows: list[Row], space: PricedSpace, compiled: Mapping[Layout, Compilation | CompileFailure]
 ) -> list[Row]:
     """What would make them fit, of the layouts that were compiled and do not, and of the closest where nothing fits.
 
     Of a neighbour that was `compiled`, the compiler's word counts.
     """
-    wanted = [row for row in rows if row.status == "oom" and row.memory and row.memory.source != "priced"][:EXPLAINED]
+    wanted = [row for row in rows if row.status is RowStatus.OOM and row.memory and row.memory.source != "priced"][
+        :EXPLAINED
+    ]
     closest = _closest(rows)
-    if closest and closest not in wanted and not any(row.status in RUNNABLE for row in rows):
+    if closest and closest not in wanted and not any(row.status.can_run for row in rows):
         wanted.append(closest)
 
     def changes(row: Row) -> Iterator[Change]:
-        for change in smallest_changes(workload, target, row.layout, row.memory.by_category if row.memory else None):
+        held = row.memory.by_category if row.memory else None
+        for change in smallest_changes(space.workload, space.target, row.layout, held, space.probed):
             outcome = compiled.get(change.layout) if change.same_job else None
             if isinstance(outcome, Compilation):
                 yield replace(change, peak_bytes=peak_bytes(outcome), source="compiled")
@@ -273,7 +295,7 @@ def _with_changes(
 
 def _closest(rows: list[Row]) -> Row | None:
     """Of the layouts that do not fit, the one that misses the capacity by least."""
-    misses = [row for row in rows if row.status == "oom" and row.peak_bytes is not None]
+    misses = [row for row in rows if row.status is RowStatus.OOM and row.peak_bytes is not None]
     return min(misses, key=lambda row: (row.peak_bytes, str(row.layout)), default=None)
 
 
@@ -336,9 +358,14 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
                 "half that a causal mask hides and a fused kernel does not compute"
             )
     if workload.transformer is None and runnable:
-        errors = said(price_errors(runnable), "the trace and probes" if workload.probed else "the trace")
+        errors = said(price_errors(runnable), "the trace and probes" if space.probed else "the trace")
         notes += [_sources(runnable[0].price)] if runnable[0].price else []
         notes += [errors] if errors else []
+    left_out = options_left_out(target.hardware) if not target.attached else {}
+    notes += [
+        f"compiler option {name} of the {target.hardware.name} file is left out: it holds for {requirement}"
+        for name, requirement in left_out.items()
+    ]
     flags = as_variable(runnable[0].layout, target.hardware) if runnable and not target.attached else None
     notes += [f"the compiler was told, and a run elsewhere needs: {flags}"] if flags else []
     notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})

@@ -13,6 +13,7 @@ from autotune.limits import ARC
 from autotune.losses import KINDS, Loss
 from autotune.program import Buffer
 from autotune.report.report import Report, Row, near_capacity
+from autotune.row_status import RowStatus
 
 GIB = 2**30
 BUFFERS = 5
@@ -28,7 +29,9 @@ LISTED = 12
 def render(report: Report) -> Group:
     """The whole screen, as `tune` and `explain` show it."""
     parts: list[RenderableType | None] = [_heading(report)]
-    if report.ranked:
+    if report.compilers_word:
+        parts.append(Text(report.compilers_word, style="bold"))
+    elif report.ranked:
         parts += [_ranking(report), _verdict(report), _why_others_lost(report)]
         if report.ranked[0].evidence:
             parts += [_ledger(report.ranked[0]), _losses(report.ranked[0])]
@@ -268,8 +271,12 @@ def _does_not_fit(report: Report) -> RenderableType | None:
 
 
 def _others(report: Report) -> RenderableType | None:
-    rows = [row for row in report.rows if row.status in ("oom", "failed", "timeout") and (row.evidence or row.log)]
-    illegal = [row for row in report.rows if row.status == "illegal"]
+    rows = [
+        row
+        for row in report.rows
+        if not row.status.can_run and row.status is not RowStatus.ILLEGAL and (row.evidence or row.log)
+    ]
+    illegal = [row for row in report.rows if row.status is RowStatus.ILLEGAL]
     if not (rows or illegal or report.omitted):
         return None
     table = Table(title="what is not in the ranking", title_justify="left")

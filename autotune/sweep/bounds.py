@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout import REMAT, SCHEDULES, WORDS
+from autotune.meshes.layout import SCHEDULES, WORDS
+from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
 from autotune.price.assumptions import assumptions_of
 from autotune.price.price import CHUNK, price_table
@@ -25,8 +26,16 @@ from autotune.workload.workload import Workload
 
 Columns = dict[str, np.ndarray]
 
+
 ROUNDING = 1e-9
 """Bounds are kept this much below what they are, so that sums in another order cut nothing off."""
+
+
+def searched(name: str) -> tuple[int, ...]:
+    """The counts that the search tries for a word of the pipeline."""
+    values = LAYOUT_WORDS[name].searched
+    assert values is not None
+    return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +74,11 @@ class Bounds:
 
     def table(self, columns: Columns, **changed: np.ndarray) -> LayoutTable:
         """Rows as a table, other columns left behind: one pass over the whole batch where nothing else is said."""
-        plain = dict.fromkeys(LayoutTable.columns(), np.ones_like(columns["data"]))
-        for name in ("zero", "context_attention", "offload", "order"):
-            plain[name] = np.zeros_like(columns["data"])
-        plain["remat"] = np.full_like(columns["data"], REMAT.index("none"))
-        plain["schedule"] = np.full_like(columns["data"], -1)
+        plain = {name: np.ones_like(columns["data"]) for name in LayoutTable.columns()}
+        for word in LAYOUT_WORDS.values():
+            if word.kind == "choice":
+                plain[word.name] = np.full_like(columns["data"], word.code(word.default))
+        plain["order"] = np.zeros_like(columns["data"])
         known: dict[str, Any] = {name: column for name, column in {**columns, **changed}.items() if name in plain}
         return LayoutTable(orders=(order_of(self.fixed),), **{**plain, **known})
 
@@ -123,11 +132,12 @@ class Bounds:
 
     def _least_bubble(self, boxes: Columns) -> np.ndarray:
         """The bubble's least share of the layers' time: (stages - 1) / (microbatches x virtual stages)."""
-        return (boxes["stage"] - 1) / (self._microbatches(boxes, 8) * self._most_virtual(boxes))
+        most = self._microbatches(boxes, max(searched("microbatches")))
+        return (boxes["stage"] - 1) / (most * self._most_virtual(boxes))
 
     def _most_virtual(self, boxes: Columns) -> np.ndarray:
         virtual = np.ones_like(boxes["stage"])
-        for count in (2, 4, 8):
+        for count in sorted(searched("virtual_stages")):
             virtual = np.where(self.layers % (boxes["stage"] * count) == 0, count, virtual)
         return virtual
 
@@ -152,7 +162,7 @@ class Bounds:
         for accumulate in (pieces[~staged], *([] if "accumulate" in self.fixed else [np.ones_like(pieces[~staged])])):
             least[~staged] = np.minimum(least[~staged], self._peak(self.table(flat, accumulate=accumulate)))
         deep = _where(boxes, staged)
-        for a_stage in (1, 2, 4, 8):
+        for a_stage in searched("microbatches"):
             table = self.table(
                 deep,
                 microbatches=self._microbatches(deep, a_stage),

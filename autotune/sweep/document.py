@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autotune.report.report import layout_to_json
+from autotune.meshes.layout import layout_to_json
 from autotune.sweep.budget import Budget
 from autotune.sweep.point import Gap, Point
 from autotune.sweep.shapes import Shape

@@ -15,13 +15,14 @@ import numpy as np
 
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import Layout
+from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.legality import reject_codes, rule_names, rules_about
 from autotune.meshes.target import Target
 from autotune.price.orders import other_orders
 from autotune.price.price import Estimate, Prices, price_table
 from autotune.price.space import price_space
 from autotune.space import enumerate_layouts, pass_columns, sizes_over, with_choices, with_crossings, with_passes
-from autotune.sweep.bounds import ROUNDING, Bounds, Columns
+from autotune.sweep.bounds import ROUNDING, Bounds, Columns, searched
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -114,14 +115,14 @@ class _Search:
         if not sizes["data"].size:
             pins = ", ".join(f"{key}={value}" for key, value in self.fixed.items())
             raise ValueError(f"target {self.target.name}: no mesh has its {self.target.devices} devices with {pins}")
-        # No pipeline of the space has fewer microbatches than stages.
-        least = int(self.fixed["microbatches"]) if "microbatches" in self.fixed else sizes["stage"]
+        fewest = min(searched("microbatches")) * sizes["stage"]  # no pipeline of the space has fewer
+        least = int(self.fixed["microbatches"]) if "microbatches" in self.fixed else fewest
         broken = self._broken(self.bounds.table(sizes, microbatches=np.where(sizes["stage"] > 1, least, 1)))
         sizes = _rows(sizes, broken < 0)
         if not sizes["data"].size:
             return self._nothing_legal(broken)
         # How axes cross the outer tier is nothing to memory: whole sizes go or stay.
-        least_kept = {"remat": "offload" if self.target.platform == "tpu" else "full"}
+        least_kept = {"remat": LAYOUT_WORDS["remat"].searched_on(self.target.platform)[-1]}
         peaks = self._least_of(sizes, self.bounds.bytes, least_kept)
         hopeful = np.flatnonzero(peaks <= max(self.capacities))
         meshes = with_crossings({**_rows(sizes, hopeful), "peak": peaks[hopeful]}, self.target, self.fixed)

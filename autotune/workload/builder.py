@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import inspect
 import sys
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from autotune.meshes.layout import AXES, WORDS, Layout
 from autotune.meshes.step import Step
+from autotune.system.code_owner import owner_of
 from autotune.user_code import user_code
 from autotune.workload.plain import FIXED, plain_fields
 from autotune.workload.step import adapt, trace
@@ -145,11 +145,9 @@ def _one_device() -> Any:
 
 def _sources(builder: Callable[..., Any]) -> str:
     """A digest of the user's own loaded sources: what the builder does for other layouts is not in the trace of one."""
-    library = {Path(sysconfig.get_paths()[key]).resolve() for key in ("purelib", "platlib", "stdlib")}
-    ours = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     for path in sorted(Path(one).resolve() for one in files if one and one.endswith(".py")):
-        if not any(path.is_relative_to(folder) for folder in (*library, ours)) and path.exists():
+        if owner_of(str(path)) == "user" and path.exists():
             digest.update(path.read_bytes())
     return digest.hexdigest()

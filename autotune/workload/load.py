@@ -13,9 +13,12 @@ from autotune.user_code import user_code
 from autotune.workload.workload import Workload
 
 
-def load(text: str) -> Workload:
-    """The workload that the text names: a Workload, a function that returns one or (step, state, batch), or a builder
-    that takes the layout. ValueError names what is wrong with the text; UserCodeError is the user's own."""
+def load_workload(text: str) -> Workload:
+    """The workload that `package.module:function` names, imported from the current folder as the user's own code.
+
+    It names a Workload, a function that returns one or (step, state, batch), or a builder that takes the layout.
+    ValueError names what is wrong with the text; UserCodeError is the user's own.
+    """
     module_name, colon, attribute = text.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
         raise ValueError(f"workload: {text!r} must be written package.module:function")

@@ -12,7 +12,6 @@ from autotune.meshes.transformer import Transformer
 from autotune.partition import Partition
 
 if TYPE_CHECKING:
-    from autotune.price.probed import Probed
     from autotune.workload.trace import Traced
 
 
@@ -26,8 +25,7 @@ class Workload:
     not built from the layout keeps its own remat and microbatches).
     `fingerprint` names the program: two workloads with the same fingerprint compile to the same thing.
     `guesses`: what nobody said and was guessed, and how to pin it. `traced`: the figures of its trace, and `partition`:
-    how its arrays are cut; None for the reference models, which the `transformer` describes. `probed`: what small
-    compiles for one kind of machine taught of its amounts; None where there were none.
+    how its arrays are cut; None for the reference models, which the `transformer` describes.
     `recipe`: the command-line words that build it again (model or workload, batch, seq, dtype); empty when only Python
     can. Travels to worker processes by cloudpickle.
     """
@@ -44,7 +42,6 @@ class Workload:
     guesses: tuple[str, ...]
     traced: Traced | None
     partition: Partition | None
-    probed: Probed | None
     recipe: Mapping[str, Any]
 
     def __init__(
@@ -77,7 +74,7 @@ class Workload:
             step, state, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes, parameters=parameters,
             explicit=explicit, name=name,
         )  # fmt: skip
-        self._set(transformer=None, probed=None, recipe={}, **fields)
+        self._set(transformer=None, recipe={}, **fields)
 
     @classmethod
     def of(
@@ -95,7 +92,6 @@ class Workload:
         guesses: tuple[str, ...] = (),
         traced: Traced | None = None,
         partition: Partition | None = None,
-        probed: Probed | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> Workload:
         """The workload whose `build` and figures are already known."""
@@ -103,7 +99,7 @@ class Workload:
         workload._set(
             name=name, build=build, sequences=sequences, seq=seq, dtype=dtype, transformer=transformer, axes=axes,
             fixed=fixed or {}, fingerprint=fingerprint, guesses=guesses, traced=traced, partition=partition,
-            probed=probed, recipe=recipe or {},
+            recipe=recipe or {},
         )  # fmt: skip
         return workload
 
@@ -126,16 +122,12 @@ class Workload:
         from autotune.workload.builder import builder_fields
 
         workload = object.__new__(cls)
-        workload._set(transformer=None, probed=None, recipe={}, **builder_fields(builder, axes, name, options))
+        workload._set(transformer=None, recipe={}, **builder_fields(builder, axes, name, options))
         return workload
 
     def with_recipe(self, recipe: Mapping[str, Any]) -> Workload:
         """The same workload, knowing the command-line words that build it again."""
         return self._with(recipe=recipe)
-
-    def with_probed(self, probed: Probed | None) -> Workload:
-        """The same workload, knowing what probes taught."""
-        return self._with(probed=probed)
 
     def problem(self, layout: Layout) -> str | None:
         """Why this step cannot run under that layout, in one line; None when nothing speaks against it."""
@@ -167,10 +159,3 @@ class Workload:
 def _word(layout: Layout, word: str) -> object:
     value = getattr(layout, word)
     return int(value) if isinstance(value, bool) else value
-
-
-def load_workload(text: str) -> Workload:
-    """The workload that `package.module:function` names, imported from the current folder as the user's own code."""
-    from autotune.workload.load import load
-
-    return load(text)

@@ -21,9 +21,10 @@ from autotune.compile.compilation import Compilation, CompileJob
 from autotune.compile.compile import compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import Target, parse_target
-from autotune.price.probed import Moved, Probe, Probed, probe_of, probed_of
 from autotune.price.space import PricedSpace, price_space
-from autotune.probes import every_probe
+from autotune.price.traced.laws import Probed
+from autotune.probes.choose import every_probe
+from autotune.probes.fit import Moved, Probe, probe_of, probed_of
 from autotune.read_compilation import evidence_of
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.store import Store
@@ -153,7 +154,7 @@ def before_and_after(case: TracedCase, saved: dict[str, Any]) -> tuple[PricedSpa
     layouts = [parse_layout(row["layout"]) for row in legal]
     before = price_space(case.workload, case.placed, LayoutTable.from_layouts(layouts), layouts)
     probed = probed_in(saved["probes"], case.placed)
-    return before, before.priced_as(case.workload.with_probed(probed)), legal
+    return before, before.priced_with(probed), legal
 
 
 def save(cases: dict[str, dict[str, Any]], path: Path = SAVED) -> None:

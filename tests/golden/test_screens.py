@@ -21,6 +21,7 @@ from autotune.report.comparison import render_comparison
 from autotune.report.html import render_html
 from autotune.report.report import Omitted, Report, Row, report_to_json
 from autotune.report.text import lines, render
+from autotune.row_status import RowStatus
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -139,7 +140,7 @@ def row(text: str, status: str, found: Evidence | None, *, reason: str | None = 
     turns = (1.31, 1.29, 1.30)
     return Row(
         layout=parse_layout(text),
-        status=status,
+        status=RowStatus(status),
         reason=reason,
         price=price(1.2, 9 * GIB),
         evidence=found,
@@ -184,6 +185,7 @@ def report() -> Report:
         notes=("compiled time over priced time, 2 layouts: 1.01 to 1.12",),
         seconds={"pricing": 0.1},
         plan_or_none=None,
+        compilers_word=None,
     )
 
 
@@ -200,7 +202,9 @@ def test_tune_screen(report):
 
 def test_measured_screen(report):
     best = replace(
-        report.rows[0], status="measured", measurement=row("data=1", "measured", None, measured=True).measurement
+        report.rows[0],
+        status=RowStatus.MEASURED,
+        measurement=row("data=1", "measured", None, measured=True).measurement,
     )
     text = "\n".join(lines(render(replace(report, rows=(best, *report.rows[1:]), tied=("fsdp=256,remat=full",)))))
     same("measured.txt", text + "\n")

@@ -106,7 +106,7 @@ def test_it_compiles_and_its_traffic_is_in_the_ledger(compiled, target, model, t
     for name in traffic:
         same = [row for key, row in ledger.items() if key == name]
         assert same and same[0].seconds > 0 and same[0].count > 0, f"{name}: {sorted(ledger)}"
-    assert not any(row.axis == "" for row in evidence.prediction.ledger)
+    assert not any(row.axis == "unmapped" for row in evidence.prediction.ledger)
     assert not [line for line in evidence.warnings if "not known" in line or "no known" in line]
     if fused:
         assert KERNEL[target] in outcome.text

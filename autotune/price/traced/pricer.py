@@ -3,7 +3,7 @@
 From the trace: matmuls are divided by the axes of the mesh, weights and optimizer state exactly as the partition cuts
 them. What the trace does not say is assumed: along `tensor`, a quarter of what leaves the matmuls is reduced (in a
 transformer with d_ff = 4 d, 4 of 18 parts); memory traffic is two passes over the activations. With probes
-(`autotune.price.probed`) all of these but weights and optimizer state follow the laws that the probes showed, along the
+(`autotune.probes`) all of these but weights and optimizer state follow the laws that the probes showed, along the
 axes that were probed. Every term says which it is. Nothing is hidden but what was in the probes.
 """
 
@@ -22,10 +22,10 @@ from autotune.meshes.layout import REMAT, WORDS
 from autotune.meshes.target import Target
 from autotune.partition import Partition
 from autotune.price.distinct import distinct
-from autotune.price.law import Law
 from autotune.price.ledger import COMPUTE, UNITS, Ledger
 from autotune.price.network import CollectiveCost, Meshes, cost_of, meshes_of
-from autotune.price.probed import Choice, Probed, Sent
+from autotune.price.traced.laws import Choice, Probed, Sent
+from autotune.price.traced.scaling_law import ScalingLaw
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -42,7 +42,7 @@ REDUCED_SHARE = 0.25
 CORE_TERMS = {"matmul": "matmul", "hbm": "elementwise", "core": "core", "launch": "launches"}
 """What a probed resource of the core is called among the terms."""
 
-NOTHING = Law(terms=(), error=0.0)
+NOTHING = ScalingLaw(terms=(), error=0.0)
 
 KEPT_BY_FULL_REMAT = 0.1
 """Of the traced activations: layer inputs, about a tenth of a layer's values (2 of 16 to 34 bytes a token and d_model,
@@ -75,12 +75,7 @@ class TracedPricer:
 
     workload: Workload
     target: Target
-
-    @property
-    def probed(self) -> Probed | None:
-        """What probes on this kind of machine taught."""
-        probed = self.workload.probed
-        return probed if probed is not None and probed.hardware == self.target.hardware.name else None
+    probed: Probed | None  # what probes on this kind of machine taught
 
     def prepare(self, table: LayoutTable) -> Prepared:
         """The distinct meshes with the cost of each collective, and the bytes of every row."""
@@ -191,7 +186,7 @@ class _Chunk:
         flops = self.either({zero: laws.flops for zero, laws in probed.laws.items()})
         self.book.count("flops", "step", flops * self.chosen(probed, lambda one: {"": one.flops}))
 
-    def either(self, law_of: Mapping[int, Law]) -> np.ndarray:
+    def either(self, law_of: Mapping[int, ScalingLaw]) -> np.ndarray:
         """An amount by the law of each row's `zero`."""
         values = {zero: law.at(self.size) * np.ones(len(self.table)) for zero, law in law_of.items()}
         first = next(iter(values.values()))
@@ -303,8 +298,12 @@ def _cuts(partition: Partition | None, layout) -> list[tuple[str, tuple[str, ...
     return [(role, axes, count / totals[role]) for (role, axes), count in elements.items()]
 
 
-def traced_pricer(workload: Workload, target: Target) -> TracedPricer:
-    """The pricer of a workload without a transformer; ValueError where it was not traced either."""
+def traced_pricer(workload: Workload, target: Target, probed: Probed | None) -> TracedPricer:
+    """The pricer of a workload without a transformer; ValueError where it was not traced either.
+
+    What was `probed` on another kind of machine is left out.
+    """
     if workload.traced is None:
         raise ValueError(f"price: {workload.name} has neither a transformer nor a trace to be priced from")
-    return TracedPricer(workload=workload, target=target)
+    here = probed if probed is not None and probed.hardware == target.hardware.name else None
+    return TracedPricer(workload=workload, target=target, probed=here)

@@ -22,8 +22,9 @@ from autotune.compile.compilation import CompileFailure, CompileJob
 from autotune.meshes.layout import AXES, REMAT, WORDS, Layout
 from autotune.meshes.target import Target, part_of
 from autotune.price.price import price
-from autotune.price.probed import Probe, Probed, probed_of
 from autotune.price.space import PricedSpace, why_illegal
+from autotune.price.traced.laws import Probed
+from autotune.probes.fit import Probe, probed_of
 from autotune.table import LayoutTable
 
 WORTH = 2

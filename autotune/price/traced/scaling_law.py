@@ -21,7 +21,7 @@ MOST_TERMS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Law:
+class ScalingLaw:
     """`terms`: (axes that it falls with, coefficient: the amount where all of these have size 1), largest first.
 
     `error`: the worst relative error at the amounts it was fitted to.
@@ -33,7 +33,7 @@ class Law:
     def at(self, size: Mapping[str, Any]) -> Any:
         """The amount at those sizes (numbers or arrays).
 
-        >>> Law(terms=((("data",), 8.0), ((), 1.0)), error=0.0).at({"data": 4})
+        >>> ScalingLaw(terms=((("data",), 8.0), ((), 1.0)), error=0.0).at({"data": 4})
         3.0
         """
         total: Any = 0.0
@@ -41,13 +41,13 @@ class Law:
             total = total + coefficient / math.prod((size[axis] for axis in axes), start=1.0)
         return total
 
-    def falling_with(self, axes: Sequence[str]) -> Law:
+    def falling_with(self, axes: Sequence[str]) -> ScalingLaw:
         """The same law, every term of which falls with these axes as well."""
         terms = tuple((tuple(dict.fromkeys((*mine, *axes))), coefficient) for mine, coefficient in self.terms)
-        return Law(terms=terms, error=self.error)
+        return ScalingLaw(terms=terms, error=self.error)
 
 
-def fit(seen: Sequence[tuple[Mapping[str, int], float]]) -> Law:
+def fit(seen: Sequence[tuple[Mapping[str, int], float]]) -> ScalingLaw:
     """The law with the fewest terms that gives every amount seen at its sizes, within `TOLERANCE`; else the closest.
 
     Only axes that were larger than 1 somewhere can appear. Of laws that do as well, the one that falls with more axes:
@@ -59,13 +59,13 @@ def fit(seen: Sequence[tuple[Mapping[str, int], float]]) -> Law:
     amounts = np.array([amount for _, amount in seen], dtype=np.float64)
     scale = np.abs(amounts).max(initial=0.0)
     if scale == 0.0:
-        return Law(terms=(), error=0.0)
+        return ScalingLaw(terms=(), error=0.0)
     axes = [axis for axis in seen[0][0] if any(sizes[axis] > 1 for sizes, _ in seen)]
     features = [chosen for count in range(len(axes), -1, -1) for chosen in itertools.combinations(axes, count)]
     shares = np.array([[1.0 / math.prod(sizes[axis] for axis in chosen) for chosen in features] for sizes, _ in seen])
     # An amount of nothing has no relative error: it is held against a tenth of the largest.
     weight = np.maximum(np.abs(amounts), 0.1 * scale)
-    best: Law | None = None
+    best: ScalingLaw | None = None
     for count in range(1, min(MOST_TERMS, len(seen), len(features)) + 1):
         for chosen in itertools.combinations(range(len(features)), count):
             design = shares[:, chosen] / weight[:, None]
@@ -76,7 +76,7 @@ def fit(seen: Sequence[tuple[Mapping[str, int], float]]) -> Law:
             if best is None or error < best.error - 1e-9:
                 terms = sorted(zip((features[index] for index in chosen), found.tolist(), strict=True),
                                key=lambda term: -term[1])  # fmt: skip
-                best = Law(terms=tuple(terms), error=error)
+                best = ScalingLaw(terms=tuple(terms), error=error)
         if best is not None and best.error <= TOLERANCE:
             break
     assert best is not None, "amounts are positive, so a single term fits somehow"

@@ -1,9 +1,9 @@
 """What a handful of small compiles say of a step that is no transformer we know: the law of every amount in its price.
 
 Probes are compiles of the same step, on a small part of the same kind of machine: each axis alone, then pairs. What a
-device computes, holds and moves there is fitted to laws (`autotune.price.law`) that hold for any sizes. Of a collective
-the amount is the array that it moves; how much of that one device sends follows from the size of the axes it runs
-along ((n - 1) / n of it, twice for an all-reduce), as in `autotune.meshes.collectives`.
+device computes, holds and moves there is fitted to laws (`autotune.price.traced.scaling_law`) that hold for any sizes.
+Of a collective the amount is the array that it moves; how much of that one device sends follows from the size of the
+axes it runs along ((n - 1) / n of it, twice for an all-reduce), as in `autotune.meshes.collectives`.
 """
 
 from __future__ import annotations
@@ -12,25 +12,17 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from autotune.evidence import Evidence
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import WORDS, Layout
-from autotune.price.law import Law, fit
 from autotune.price.ledger import COMPUTE
+from autotune.price.traced.laws import OWN_SHARE, Beside, Choice, Class, Laws, Probed, Sent
+from autotune.price.traced.scaling_law import ScalingLaw, fit
 from autotune.replay.replay import LedgerRow
-
-OWN_SHARE = ("all_to_all",)
-"""Collectives whose array is what one device holds: it falls with the axes that they run along, too."""
 
 CLOSE = 0.02
 """Amounts this near to a law follow it: the compiler's scalars and paddings are less."""
-
-Class = tuple[tuple[str, ...], str]
-"""Collectives of one kind along the same mesh axes, outermost first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,82 +89,6 @@ def _as_gather(kind: str) -> str:
     return "all_gather" if kind == "permute" else kind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
-    """What another axis of size n > 1 does to an array: it is `times` x (`falls` / n + 1 - `falls`) as large.
-
-    `falls`: the share of it that this axis cuts. `times`: 1, but where the compiler does otherwise with the axis cut.
-    """
-
-    falls: float
-    times: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """The law of one class of collectives; every axis acts on the array by itself.
-
-    `needs`: the axes that must all be larger than 1 for it to be there. `array_bytes`: of all its arrays in a step,
-    where no other axis is cut (and, of `OWN_SHARE`, its own have size 1). `beside`: what each other axis does to it.
-    `exposed`: the share of its time that nothing hid in the probes.
-    """
-
-    axes: tuple[str, ...]
-    kind: str
-    needs: tuple[str, ...]
-    count: int
-    array_bytes: float
-    beside: Mapping[str, Beside]
-    exposed: float
-
-    def payload(self, size: Mapping[str, Any]) -> Any:
-        """Bytes of all its arrays in a step at those sizes (arrays of one entry a layout), 0 where it is not there."""
-        total = self.array_bytes * np.all([size[axis] > 1 for axis in self.needs], axis=0)
-        for axis, one in self.beside.items():
-            cut = one.times * (one.falls / size[axis] + 1.0 - one.falls)
-            total = total * np.where(size[axis] > 1, cut, 1.0)
-        if self.kind in OWN_SHARE:
-            total = total / math.prod(size[axis] for axis in self.axes)
-        return total
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Laws:
-    """Of every amount in the price, at one value of `zero`; bytes, seconds and FLOPs of one device and step."""
-
-    flops: Law
-    core_seconds: Mapping[str, Law]
-    held_bytes: Law
-    sent: tuple[Sent, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """By how much a choice beside the mesh multiplies every amount, as one probe with it and one without show."""
-
-    flops: float
-    core_seconds: Mapping[str, float]
-    held_bytes: float
-    sent: Mapping[Class, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
-    """What the probes on one kind of machine taught: the laws without and with ZeRO, and of the other choices.
-
-    `axes`: those along which something was probed; along others the assumptions of `autotune.price.traced` hold.
-    `remat`: what other values of it do. `accumulate`: what twice as many passes as the probes' `passes` do; a power of
-    that is what more do. None where that was not probed.
-    """
-
-    hardware: str
-    axes: tuple[str, ...]
-    laws: Mapping[int, Laws]
-    remat: Mapping[str, Choice]
-    accumulate: Choice | None
-    passes: int
-
-
 def probed_of(probes: Sequence[Probe], hardware: str) -> Probed | None:
     """The laws that these probes follow; None where there are none.
 
@@ -237,7 +153,7 @@ def _laws(probes: Sequence[Probe]) -> Laws:
     )
 
 
-def _law(seen: Sequence[tuple[Mapping[str, int], float]]) -> Law:
+def _law(seen: Sequence[tuple[Mapping[str, int], float]]) -> ScalingLaw:
     """The law of these amounts, which is taken to fall with every axis that no probe has cut."""
     uncut = [axis for axis in seen[0][0] if all(size[axis] == 1 for size, _ in seen)]
     return fit(seen).falling_with(uncut)
