@@ -46,7 +46,7 @@ def run_search(
         require_compiler(machine)
     train_step = workload(machine)
     if not reports:
-        from autotune.processes import follow
+        from autotune.commands.follow import follow
 
         return follow(train_step, machine)
     store = open_store(store_path)
@@ -67,7 +67,7 @@ def run_search(
             on_event=on_event,
         )
     if job != (None, None, None):
-        from autotune.processes import leave
+        from autotune.system.job import leave
 
         leave()
     if out and report.ranked:
@@ -128,7 +128,7 @@ def join_job(coordinator: str | None, processes: int | None, process_id: int | N
         return True
     if any(value is None for value in given):
         raise click.UsageError("--coordinator, --processes and --process-id belong together")
-    from autotune.processes import join
+    from autotune.system.job import join
 
     with bad_input():
         return join(coordinator, processes, process_id)

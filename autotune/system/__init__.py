@@ -1,0 +1,1 @@
+"""What the tool asks of the operating system: the processes of a job."""
