@@ -12,7 +12,7 @@ from autotune.meshes.layout import Layout
 from autotune.program import Compute, Instruction, Loop, Program, Start, walk
 from autotune.replay.core_cost import core_seconds
 
-KINDS = ("redundant", "bubble", "resharded", "replicated")
+LOSS_KINDS = ("redundant", "bubble", "resharded", "replicated")
 
 NOTABLE = 0.01
 """Share of a step's FLOPs, or of the state's bytes, from which one line or one array is worth a mention."""
@@ -36,8 +36,8 @@ class Loss:
     source: str | None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"Loss: kind={self.kind!r} must be one of {', '.join(KINDS)}")
+        if self.kind not in LOSS_KINDS:
+            raise ValueError(f"Loss: kind={self.kind!r} must be one of {', '.join(LOSS_KINDS)}")
 
 
 def losses_of(program: Program, compilation: Compilation, layout: Layout, hardware: Hardware) -> tuple[Loss, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.compile.compilation import Argument, Compilation, CompileFailure
-from autotune.hlo.memory import CATEGORIES, LARGEST, category_of, described, read_memory
+from autotune.hlo.memory import LARGEST, MEMORY_CATEGORIES, category_of, described, read_memory
 from autotune.meshes.layout import Layout
 from autotune.price.price import Estimate
 from autotune.program import Buffer, Memory
@@ -69,13 +69,13 @@ def failed_use(failure: CompileFailure, price: Estimate, smaller: Smaller | None
     buffers = [described(one, one.bytes) for one in held]
     source = "the compiler's total; arguments by their shardings, the rest in the closed form's proportions"
     if smaller is None:
-        shares = {name: max(price.memory.get(name, 0.0) - total[name], 0.0) for name in CATEGORIES}
+        shares = {name: max(price.memory.get(name, 0.0) - total[name], 0.0) for name in MEMORY_CATEGORIES}
         own: list[Buffer] = []
     else:
         memory = read_memory(smaller.compilation)
         arguments = [one for one in smaller.compilation.arguments if one.memory_kind is None]
         ours = _by_category(arguments)
-        shares = {name: max(memory.by_category[name] - float(ours[name]), 0.0) for name in CATEGORIES}
+        shares = {name: max(memory.by_category[name] - float(ours[name]), 0.0) for name in MEMORY_CATEGORIES}
         names = {one.name for one in arguments}
         own = [one for one in memory.largest if one.scope not in names]
         source = (
@@ -91,7 +91,7 @@ def failed_use(failure: CompileFailure, price: Estimate, smaller: Smaller | None
 
 
 def _by_category(arguments: list[Argument]) -> dict[str, int]:
-    total = dict.fromkeys(CATEGORIES, 0)
+    total = dict.fromkeys(MEMORY_CATEGORIES, 0)
     for argument in arguments:
         total[category_of(argument)] += argument.bytes
     return total

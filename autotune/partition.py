@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.meshes.layout import WORDS, Layout
+from autotune.meshes.layout import AXES, Layout
 
 Name = str | tuple[str, ...] | None
 """Of one dimension: a logical axis ("embed"), one or several mesh axes ("fsdp"), or None: never cut."""
 
 BATCH_AXES = ("data", "fsdp", "expert")
 
-RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+LOGICAL_AXIS_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((name, BATCH_AXES) for name in ("batch", "activation_batch")),
     *((name, ("context",)) for name in ("length", "sequence", "seq", "activation_length")),
     *((name, ("expert",)) for name in ("experts", "expert", "exp", "activation_exp")),
@@ -116,7 +116,7 @@ class Partition:
                     if leaf.shape[index] % size:
                         words = " x ".join(f"{axis}={layout.axes[axis]}" for axis in axes)
                         name = leaf.names[index]
-                        called = f" ({name})" if isinstance(name, str) and name not in WORDS else ""
+                        called = f" ({name})" if isinstance(name, str) and name not in AXES else ""
                         return f"{words} does not divide dimension {index}{called} of {where} {path}, {leaf.shape}"
         return None
 
@@ -127,7 +127,7 @@ class Partition:
                 for axis in _axes(name, rules)}  # fmt: skip
         # A batch cut over `expert` alone would be data parallelism by another name.
         experts = any("expert" in _axes(name, rules) for leaf in self.state.values() for name in leaf.names)
-        return tuple(name for name in WORDS if name in used and (name != "expert" or experts))
+        return tuple(name for name in AXES if name in used and (name != "expert" or experts))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of `partition_from_json`."""
@@ -168,7 +168,7 @@ def _axes(name: Name, rules: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         return tuple(axis for part in name for axis in _axes(part, rules))
     if name in rules:
         return rules[name]
-    return (name,) if name in WORDS else ()
+    return (name,) if name in AXES else ()
 
 
 def _rank(name: Name, order: list[str]) -> int:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from autotune import meshes, models
-from autotune.meshes.layout import WORDS
+from autotune.meshes.layout import AXES
 from autotune.meshes.transformer import Transformer, read_transformer
 from autotune.models.presets import PRESETS
 from autotune.workload.workload import Workload
@@ -42,7 +42,7 @@ def transformer_workload(transformer: Transformer, *, batch: int, seq: int, dtyp
         seq=seq,
         dtype=dtype,
         transformer=transformer,
-        axes=tuple(axis for axis in WORDS if axis != "expert" or transformer.experts),
+        axes=tuple(axis for axis in AXES if axis != "expert" or transformer.experts),
         fingerprint=_fingerprint(transformer, batch, seq, dtype),
     )
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from autotune import processes
 from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
 from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.measure.measure import Measurement, RunFailure, measure
@@ -34,6 +33,7 @@ from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
 from autotune.space import complete, enumerate_layouts, parse_fix
 from autotune.store import Key, Store
+from autotune.system.job import current as current_job
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -124,9 +124,11 @@ def search(
     busy = _Busy(on_event)
 
     def compiled(work: Sequence[CompileJob]) -> Iterable[tuple[CompileJob, Compilation | CompileFailure]]:
-        together = processes.current() if target.attached else None
+        together = current_job() if target.attached else None
         if together is not None:
-            return processes.compile_together(together, work)
+            from autotune.measure.agreed_runner import compile_together
+
+            return compile_together(together, work)
         return compile_all(
             work, workers=jobs, timeout_seconds=timeout_seconds, store=store, on_event=busy, executor=executor,
             retry=retry,
@@ -240,7 +242,7 @@ _Compiler = Callable[[Sequence[CompileJob]], Iterable[tuple[CompileJob, Compilat
 
 def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: Store | None) -> PricedSpace:
     """The space priced anew with what small compiles tell, and notes on what was probed and what was not."""
-    if processes.current() is not None:
+    if current_job() is not None:
         return replace(space, notes=(*space.notes, "no probe compiles in a job of several processes"))
     plan = probing(space, compile_count)
     if not plan.jobs:

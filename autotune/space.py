@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout import AXES, SCHEDULES, WORDS, Layout, layout_from_words
+from autotune.meshes.layout import AXES, OUTERMOST_FIRST, SCHEDULES, Layout, layout_from_words
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
 from autotune.table import LayoutTable, chosen, constant, is_constant
@@ -66,7 +66,7 @@ def parse_fix(texts: tuple[str, ...]) -> dict[str, str]:
     for key in words.keys() & pipeline:
         layout_from_words({"stage": "2", "schedule": "gpipe"} | ({} if words[key] == "1" else {key: words[key]}))
     for key, value in words.items():
-        if key.startswith("dcn.") and (key[4:] not in WORDS or not value.isdigit() or value == "0"):
+        if key.startswith("dcn.") and (key[4:] not in AXES or not value.isdigit() or value == "0"):
             raise ValueError(f"fix: {key}={value} must name a mesh axis and a whole number")
     return words
 
@@ -80,13 +80,13 @@ def enumerate_layouts(
     that `autotune.meshes.layout_words` says are searched.
     ValueError when a pinned axis cannot be had.
     """
-    unknown = [name for name in axes if name not in WORDS]
+    unknown = [name for name in axes if name not in AXES]
     if unknown:
-        raise ValueError(f"axes: {unknown[0]!r} is not a mesh axis; axes: {', '.join(WORDS)}")
+        raise ValueError(f"axes: {unknown[0]!r} is not a mesh axis; axes: {', '.join(AXES)}")
     meshes = meshes_over(target, axes, fixed)
     if not meshes["data"].size:
         listed = ", ".join(f"{key}={value}" for key, value in fixed.items()) or "none"
-        wanted = [name for name in WORDS if name in axes or name in fixed]
+        wanted = [name for name in AXES if name in axes or name in fixed]
         raise ValueError(
             f"target {target.name}: no mesh over {', '.join(wanted)} multiplies to its {target.devices} devices "
             f"with these pinned: {listed}"
@@ -101,19 +101,19 @@ def meshes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str])
 
 def sizes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Every way the axes (and those pinned) multiply to the devices of `target`: a column a size, rows rising."""
-    pinned = {name: int(fixed[name]) for name in WORDS if name in fixed}
-    wanted = tuple(name for name in WORDS if name in axes or name in pinned)
+    pinned = {name: int(fixed[name]) for name in AXES if name in fixed}
+    wanted = tuple(name for name in AXES if name in axes or name in pinned)
     sizes = _splits(target.devices, len(wanted))
     for column, name in enumerate(wanted):
         if name in pinned:
             sizes = sizes[sizes[:, column] == pinned[name]]
-    columns = {name: constant(1, len(sizes)) for name in WORDS}
+    columns = {name: constant(1, len(sizes)) for name in AXES}
     return columns | {name: sizes[:, column] for column, name in enumerate(wanted)}
 
 
 def with_crossings(sizes: Mapping[str, np.ndarray], target: Target, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Sizes times every way they can cross the outer tier: `dcn_` factors that divide them, rows still rising."""
-    wanted = [name for name in WORDS if (sizes[name] > 1).any()]
+    wanted = [name for name in AXES if (sizes[name] > 1).any()]
     outer = _splits(target.groups, len(wanted))
     found = []
     for begin in range(0, len(sizes["data"]), CROSSINGS_AT_ONCE):
@@ -129,7 +129,7 @@ def with_crossings(sizes: Mapping[str, np.ndarray], target: Target, fixed: Mappi
     rows = np.concatenate([part[0] for part in found] or [np.empty(0, dtype=np.int64)])
     factors = np.concatenate([part[1] for part in found] or [np.empty(0, dtype=np.int64)])
     columns = {name: chosen(column, rows) for name, column in sizes.items()}
-    columns |= {f"dcn_{name}": constant(1, len(rows)) for name in WORDS}
+    columns |= {f"dcn_{name}": constant(1, len(rows)) for name in AXES}
     if target.groups == 1:
         return columns
     return columns | {f"dcn_{name}": outer[factors, column] for column, name in enumerate(wanted)}
@@ -209,7 +209,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 def order_of(fixed: Mapping[str, str]) -> tuple[str, ...]:
     """The physical order of the axes, outermost first: as pinned, or the default."""
-    return tuple(fixed["order"].split(">")) if "order" in fixed else AXES
+    return tuple(fixed["order"].split(">")) if "order" in fixed else OUTERMOST_FIRST
 
 
 def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-KINDS = ("compile", "failure", "measurement", "blob")
+RECORD_KINDS = ("compile", "failure", "measurement", "blob")
 BUSY_SECONDS = 10.0
 ABANDONED_SECONDS = 3600.0
 """A file still being written after an hour belongs to a process that was killed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout import AXES, WORDS, Layout
+from autotune.meshes.layout import AXES, OUTERMOST_FIRST, Layout
 from autotune.meshes.layout_words import LAYOUT_WORDS
 
 CONTEXT_ATTENTION: tuple[str, ...] = LAYOUT_WORDS["context_attention"].values
@@ -64,7 +64,7 @@ class LayoutTable:
     context_attention: np.ndarray
     offload: np.ndarray
     order: np.ndarray
-    orders: tuple[tuple[str, ...], ...] = (AXES,)
+    orders: tuple[tuple[str, ...], ...] = (OUTERMOST_FIRST,)
     compiler_options: tuple[tuple[str, str], ...] = ()
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
@@ -105,7 +105,7 @@ class LayoutTable:
         }
         return Layout(
             **choices,
-            dcn=tuple((name, value[f"dcn_{name}"]) for name in WORDS),
+            dcn=tuple((name, value[f"dcn_{name}"]) for name in AXES),
             order=self.orders[value["order"]],
             compiler_options=self.compiler_options,
             rules=self.rules,

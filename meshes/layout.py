@@ -14,10 +14,10 @@ from typing import Any
 
 from autotune.meshes.layout_words import LAYOUT_WORDS, WORD_FAMILIES, whole_number
 
-AXES: tuple[str, ...] = LAYOUT_WORDS["order"].default
+OUTERMOST_FIRST: tuple[str, ...] = LAYOUT_WORDS["order"].default
 """Mesh axes, outermost first: the default physical order, so that `tensor` rides the nearest neighbours."""
 
-WORDS = tuple(word.name for word in LAYOUT_WORDS.values() if word.kind == "axis")
+AXES = tuple(word.name for word in LAYOUT_WORDS.values() if word.kind == "axis")
 """The order axes are written in."""
 
 REMAT: tuple[str, ...] = LAYOUT_WORDS["remat"].values
@@ -56,7 +56,7 @@ class Layout:
     sequence_parallel: bool = _default("sequence_parallel")
     context_attention: str = _default("context_attention")
     offload: str = _default("offload")
-    order: tuple[str, ...] = AXES
+    order: tuple[str, ...] = OUTERMOST_FIRST
     compiler_options: tuple[tuple[str, str], ...] = ()
     """(name, value) pairs for XLA."""
     rules: tuple[tuple[str, tuple[str, ...]], ...] = field(default=())
@@ -68,18 +68,18 @@ class Layout:
                 word.check(getattr(self, word.name))
         outer = dict(self.dcn)
         for name, factor in self.dcn:
-            if name not in WORDS:
-                raise ValueError(f"layout: dcn.{name} is not a mesh axis; axes: {', '.join(WORDS)}")
+            if name not in AXES:
+                raise ValueError(f"layout: dcn.{name} is not a mesh axis; axes: {', '.join(AXES)}")
             if not isinstance(factor, int) or factor < 1 or getattr(self, name) % factor:
                 raise ValueError(f"layout: dcn.{name}={factor} must divide {name}={getattr(self, name)}")
         if len(outer) != len(self.dcn):
             raise ValueError("layout: dcn names an axis twice")
-        object.__setattr__(self, "dcn", tuple((name, outer[name]) for name in WORDS if outer.get(name, 1) > 1))
+        object.__setattr__(self, "dcn", tuple((name, outer[name]) for name in AXES if outer.get(name, 1) > 1))
         for word in LAYOUT_WORDS.values():
             if word.values:
                 word.check(getattr(self, word.name))
-        if sorted(self.order) != sorted(AXES):
-            raise ValueError(f"layout: order={self.order!r} must name each of {', '.join(AXES)} once")
+        if sorted(self.order) != sorted(OUTERMOST_FIRST):
+            raise ValueError(f"layout: order={self.order!r} must name each of {', '.join(OUTERMOST_FIRST)} once")
         for prefix, pairs in (("xla", self.compiler_options), ("rule", self.rules)):
             names = [name for name, _ in pairs]
             if len(set(names)) != len(names):
@@ -91,9 +91,9 @@ class Layout:
             raise ValueError("layout: a compiler option has no value")
         for logical, axes in self.rules:
             for axis in axes:
-                if axis not in AXES:
+                if axis not in OUTERMOST_FIRST:
                     raise ValueError(
-                        f"layout: rule.{logical}={axis!r} is not a mesh axis; axes: {', '.join(WORDS)}, none"
+                        f"layout: rule.{logical}={axis!r} is not a mesh axis; axes: {', '.join(AXES)}, none"
                     )
         if self.stage == 1 and (self.schedule, self.microbatches, self.virtual_stages) != (None, 1, 1):
             raise ValueError("layout: schedule, microbatches and virtual_stages need stage above 1")
@@ -103,13 +103,13 @@ class Layout:
     @property
     def axes(self) -> dict[str, int]:
         """Total size of every mesh axis, in writing order."""
-        return {name: getattr(self, name) for name in WORDS}
+        return {name: getattr(self, name) for name in AXES}
 
     @property
     def dcn_axes(self) -> dict[str, int]:
         """The factor of every mesh axis that crosses the outer tier, in writing order."""
         outer = dict(self.dcn)
-        return {name: outer.get(name, 1) for name in WORDS}
+        return {name: outer.get(name, 1) for name in AXES}
 
     @property
     def mesh_shape(self) -> dict[str, int]:
@@ -148,7 +148,7 @@ class Layout:
             if word.kind not in ("axis", "order") and value != word.default:
                 words[word.name] = word.text(value)
         words |= {f"xla.{name}": value for name, value in self.compiler_options}
-        if self.order != AXES:
+        if self.order != OUTERMOST_FIRST:
             words["order"] = LAYOUT_WORDS["order"].text(self.order)
         words |= {f"rule.{logical}": "+".join(axes) or "none" for logical, axes in self.rules}
         return words

@@ -182,7 +182,7 @@ def _causal(columns, job):
     return (job.transformer.kind == "decoder") & (columns.context > 1)
 
 
-RULES: tuple[Rule, ...] = (
+LEGALITY_RULES: tuple[Rule, ...] = (
     # What each axis cuts.
     _divides("heads", ("tensor",), lambda c, j: j.transformer.heads),
     _divides("kv_heads", ("tensor",), lambda c, j: j.transformer.kv_heads),
@@ -246,18 +246,18 @@ def reject(layout: Layout, transformer: Transformer | None, batch: int, seq: int
 def reject_for(layout: Layout, job: Job) -> Rejection | None:
     """The first rule that a layout breaks for a job."""
     columns = _columns(layout)
-    for rule in RULES:
+    for rule in LEGALITY_RULES:
         if (job.transformer is not None or not rule.of_model) and rule.broken(columns, job):
             return rule.rejection(columns, job)
     return None
 
 
 def reject_codes(table: Any, transformer: Transformer | None, batch: int, seq: int, target: Target) -> np.ndarray:
-    """For each row of a table of layouts (an object with one integer array a field): the index in `RULES` of the first
-    rule it breaks, -1 where it breaks none."""
+    """For each row of a table of layouts (an object with one integer array a field): the index in `LEGALITY_RULES`
+    of the first rule it breaks, -1 where it breaks none."""
     job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform)
     codes = np.full(np.shape(table.data), -1, dtype=np.int64)
-    for index, rule in reversed(list(enumerate(RULES))):
+    for index, rule in reversed(list(enumerate(LEGALITY_RULES))):
         if transformer is not None or not rule.of_model:
             codes[np.broadcast_to(rule.broken(table, job), codes.shape)] = index
     return codes
@@ -265,12 +265,12 @@ def reject_codes(table: Any, transformer: Transformer | None, batch: int, seq: i
 
 def rule_names() -> tuple[str, ...]:
     """The constraint of every rule, in the order of `reject_codes`; rules on the same size share a name."""
-    return tuple(rule.constraint for rule in RULES)
+    return tuple(rule.constraint for rule in LEGALITY_RULES)
 
 
 def rules_about(about: str) -> tuple[int, ...]:
     """Codes of the rules on one matter: "divisibility", "batch" or "exclusion"."""
-    return tuple(index for index, rule in enumerate(RULES) if rule.about == about)
+    return tuple(index for index, rule in enumerate(LEGALITY_RULES) if rule.about == about)
 
 
 def _columns(layout: Layout) -> SimpleNamespace:

@@ -22,7 +22,7 @@ from validation.spaces import CASES, SpaceCase, compile_case, save, saved, saved
 
 from autotune.compile.compile import COMPILERS
 from autotune.meshes.collectives import wire_bytes
-from autotune.meshes.layout import WORDS, Layout, parse_layout
+from autotune.meshes.layout import AXES, Layout, parse_layout
 from autotune.plan.plan import installed_versions
 from autotune.price.space import PricedSpace, price_space
 from autotune.search import SLACK, shortlist
@@ -95,7 +95,7 @@ def _errors(space, layout: Layout, row: Mapping[str, Any]) -> Errors:
     priced = space.price(space.row_of(layout))
     compiled = sent_by_axis(row["sent"], layout)
     least = SMALL * max(sum(compiled.values()), sum(priced.sent.values()))
-    axes = [axis for axis in WORDS if max(compiled.get(axis, 0.0), priced.sent.get(axis, 0.0)) > least]
+    axes = [axis for axis in AXES if max(compiled.get(axis, 0.0), priced.sent.get(axis, 0.0)) > least]
     return Errors(
         flops=priced.flops / row["flops"] - 1,
         peak=priced.peak_bytes / row["peak"] - 1,
@@ -139,7 +139,7 @@ def medians(found: list[Found]) -> dict[str, float]:
     """Median absolute error of FLOPs, memory and seconds, and of the bytes along each axis, over all layouts."""
     errors = [error for one in found for error in one.errors]
     result = {name: _median([getattr(error, name) for error in errors]) for name in ("flops", "peak", "seconds")}
-    for axis in WORDS:
+    for axis in AXES:
         sent = [error.sent[axis] for error in errors if axis in error.sent]
         if sent:
             result[axis] = _median(sent)

@@ -30,12 +30,14 @@ from typing import Any
 from hosts import TwoHosts, why_not
 from validation.link_cases import Pairs, Row, cases, every_layout, table, verdicts
 
-from autotune import processes
 from autotune.calibrate.calibrate import Sample, fit_tier, op_figures
 from autotune.calibrate.hardware_file import hardware_toml
+from autotune.calibrate.together import calibrate_together
+from autotune.commands.follow import follow
 from autotune.compile.compilation import compilation_from_json, to_json
 from autotune.host_memory import keep_freed_memory
 from autotune.limits import binding_limit, elasticities
+from autotune.measure.agreed_runner import AgreedRunner
 from autotune.measure.measure import Budget, Measurement, Prepared, RunFailure, measure
 from autotune.meshes.hardware import Hardware, load_hardware, read_hardware
 from autotune.meshes.layout import Layout, parse_layout
@@ -46,6 +48,7 @@ from autotune.preset import transformer_workload
 from autotune.program import Program
 from autotune.read_compilation import predict, program_of
 from autotune.replay.replay import Prediction
+from autotune.system import job as job_here
 from autotune.workload.workload import Workload
 
 MEGABIT = 1e6 / 8
@@ -167,22 +170,22 @@ def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, pro
     hosts, folder = TwoHosts(names=tuple(names)), Path(kept)
     if process_id == 0:
         hosts.set_rate(max(rates) * MEGABIT)
-    leads = processes.join(coordinator, 2, process_id)
+    leads = job_here.join(coordinator, 2, process_id)
     target = local_target()
     wanted = [parse_layout(text) for text in layouts]
-    job = processes.current()
+    job = job_here.current()
     if not leads:
         for name in ["calibration", *workloads]:
-            processes.follow(workload_of(name) if name in WORKLOADS else None, target)
+            follow(workload_of(name) if name in WORKLOADS else None, target)
         job.hear()
-        processes.leave()
+        job_here.leave()
         return 0
     calibrated: dict[int, Hardware] = {}
     for rate in rates:
         hosts.set_rate(rate * MEGABIT)
         # The rates of a device do not depend on the link: they are measured once.
         known = replace(target, hardware=next(iter(calibrated.values()), target.hardware))
-        calibrated[rate] = processes.calibrate_together(
+        calibrated[rate] = calibrate_together(
             job,
             known,
             tiers_only=bool(calibrated),
@@ -197,7 +200,7 @@ def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, pro
     pairs: list[Pairs] = []
     for name in workloads:
         hosts.set_rate(max(rates) * MEGABIT)
-        runner = processes.AgreedRunner(job, workload_of(name), target)
+        runner = AgreedRunner(job, workload_of(name), target)
         ready = Kept(runner, dict(zip(wanted, runner.prepare(wanted), strict=True)))
         compiled = {
             layout: runner.compilation(layout)
@@ -226,7 +229,7 @@ def process(*, names, coordinator, kept, workloads, rates, layouts, seconds, pro
         keep_pairs(folder, pairs)
         runner.close()
         job.dismiss()
-    processes.leave()
+    job_here.leave()
     return 0
 
 
@@ -239,14 +242,14 @@ def repeat_pairs(*, names, coordinator, kept, seconds, process_id) -> int:
     few = [index for index, one in enumerate(known) if one.standard_error > PRECISION]
     if process_id == 0:
         hosts.set_rate(max(RATES) * MEGABIT)
-    leads = processes.join(coordinator, 2, process_id)
-    target, job = local_target(), processes.current()
+    leads = job_here.join(coordinator, 2, process_id)
+    target, job = local_target(), job_here.current()
     for index in few:
         name, layout = known[index].workload, parse_layout(known[index].layout)
         if not leads:
-            processes.follow(workload_of(name), target)
+            follow(workload_of(name), target)
             continue
-        runner = processes.AgreedRunner(job, workload_of(name), target)
+        runner = AgreedRunner(job, workload_of(name), target)
         [prepared] = runner.prepare([layout])
         known[index] = side_by_side(Kept(runner, {layout: prepared}), known[index], hosts, PAIRED * seconds)
         keep_pairs(folder, known)
@@ -254,7 +257,7 @@ def repeat_pairs(*, names, coordinator, kept, seconds, process_id) -> int:
         job.dismiss()
     if not leads:
         job.hear()
-    processes.leave()
+    job_here.leave()
     return 0
 
 

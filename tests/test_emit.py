@@ -16,7 +16,7 @@ import pytest
 import yaml
 from test_plan import PLAN, plan_for
 
-from autotune.meshes.layout import WORDS, Layout
+from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.sharding import rules_of
 from autotune.plan.emit import CODEBASES, emit
 
@@ -97,7 +97,7 @@ def split(plan):
 
 
 def sizes(found: dict[str, int]) -> dict[str, int]:
-    return {axis: found.get(axis, 1) for axis in WORDS}
+    return {axis: found.get(axis, 1) for axis in AXES}
 
 
 def cuts(plan) -> dict[str, int]:
@@ -345,7 +345,7 @@ EVERY_WORD = {
 @pytest.mark.parametrize("word", EVERY_WORD)
 def test_no_word_of_a_layout_is_dropped_silently(codebase, word):
     """Without the word the text is another one (a flag, a line of code, or a note), or both are refused."""
-    assert set(EVERY_WORD) == set(Layout.__dataclass_fields__) - set(WORDS)
+    assert set(EVERY_WORD) == set(Layout.__dataclass_fields__) - set(AXES)
     text = EVERY_WORD[word]
     plan = plan_for(text, "h100:2x4" if word == "dcn" else "cpu:8")
     plain = {
@@ -354,7 +354,7 @@ def test_no_word_of_a_layout_is_dropped_silently(codebase, word):
         "virtual_stages": text.replace(",virtual_stages=2", ",virtual_stages=1"),
         "microbatches": text.replace("microbatches=4", "microbatches=2"),
         "dcn": "data=4,tensor=2",
-    }.get(word, ",".join(part for part in text.split(",") if part.partition("=")[0] in WORDS))
+    }.get(word, ",".join(part for part in text.split(",") if part.partition("=")[0] in AXES))
     other = plan_for(plain, "h100:1x8" if word == "dcn" else "cpu:8")
 
     def body(plan) -> str | None:

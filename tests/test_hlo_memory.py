@@ -8,7 +8,7 @@ import toy_steps
 
 from autotune.compile.compile import Compilation, CompileJob, compile_all
 from autotune.hlo.liveness import liveness, padded
-from autotune.hlo.memory import CATEGORIES, peak_bytes, read_memory
+from autotune.hlo.memory import MEMORY_CATEGORIES, peak_bytes, read_memory
 from autotune.hlo.text import read_module
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
@@ -199,7 +199,7 @@ def test_live_ranges_agree_with_the_backend(compiled, platform, layout):
 def test_categories_add_up_to_the_peak_and_arguments_are_exact(compiled, platform, layout):
     compilation = _case(compiled, platform, layout)
     memory = read_memory(compilation)
-    assert tuple(memory.by_category) == CATEGORIES
+    assert tuple(memory.by_category) == MEMORY_CATEGORIES
     assert sum(memory.by_category.values()) == memory.peak_bytes == peak_bytes(compilation)
     assert min(memory.by_category.values()) >= 0
     parameters = 4 * toy_steps.DEPTH * SIZES["width"] ** 2 // 4

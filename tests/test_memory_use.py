@@ -6,7 +6,7 @@ import pytest
 from hlo_fixtures import fixture
 
 from autotune.compile.compilation import CompileFailure
-from autotune.hlo.memory import CATEGORIES, peak_bytes, read_memory
+from autotune.hlo.memory import MEMORY_CATEGORIES, peak_bytes, read_memory
 from autotune.memory_use import BY_BATCH, Smaller, failed_use, priced_use
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
@@ -38,7 +38,7 @@ def test_what_did_not_fit_is_shared_out_like_a_smaller_compile(small):
     smaller = Smaller(layout=found.layout, compilation=found.compilation, less=BY_BATCH)
     use = failed_use(failure(needed, found.compilation.arguments), price, smaller)
     own = read_memory(found.compilation)
-    assert tuple(use.by_category) == CATEGORIES
+    assert tuple(use.by_category) == MEMORY_CATEGORIES
     assert sum(use.by_category.values()) == use.bytes == pytest.approx(needed)
     for name in ("parameters", "optimizer_state", "gradients"):
         assert use.by_category[name] == pytest.approx(own.by_category[name], rel=0.01), name
@@ -55,7 +55,7 @@ def test_where_only_activations_are_fewer_only_they_grow(small):
     smaller = Smaller(layout=found.layout, compilation=found.compilation, less=("activations",))
     use = failed_use(failure(10 * peak_bytes(found.compilation), found.compilation.arguments), price, smaller)
     own = read_memory(found.compilation).by_category
-    assert {name for name in CATEGORIES if use.by_category[name] > 1.01 * own[name]} == {"activations"}
+    assert {name for name in MEMORY_CATEGORIES if use.by_category[name] > 1.01 * own[name]} == {"activations"}
     assert sum(use.by_category.values()) == pytest.approx(10 * peak_bytes(found.compilation))
 
 

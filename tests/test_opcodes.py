@@ -10,7 +10,7 @@ import pytest
 from hlo_fixtures import NAMES, saved
 from jax import lax
 
-from autotune.hlo.collectives import KINDS
+from autotune.hlo.collectives import KIND_OF_OPCODE
 from autotune.hlo.opcodes import FREE, KNOWN
 
 XLA = frozenset(
@@ -46,7 +46,7 @@ def test_every_name_is_an_opcode_of_xla():
 
 
 def test_every_opcode_of_xla_is_known_or_is_warned_of():
-    handled = KNOWN | FREE | READ_BY_NAME | set(KINDS) | {"async"}
+    handled = KNOWN | FREE | READ_BY_NAME | set(KIND_OF_OPCODE) | {"async"}
     assert {opcode for opcode in XLA if opcode not in handled and base(opcode) not in handled} == WARNED
 
 
@@ -88,6 +88,6 @@ def test_expm1_is_written_as_one_known_opcode():
 @pytest.mark.parametrize("name", NAMES)
 def test_what_saved_programs_hold_is_known(name):
     found = opcodes(saved(name)["compilation"]["text"])
-    handled = KNOWN | FREE | READ_BY_NAME | set(KINDS) | {"async"}
+    handled = KNOWN | FREE | READ_BY_NAME | set(KIND_OF_OPCODE) | {"async"}
     assert len(found) > 10
     assert not {op for op in found if op not in handled and base(op) not in handled}

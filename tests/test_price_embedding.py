@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autotune.meshes.layout import WORDS
+from autotune.meshes.layout import AXES
 from autotune.price.embedding import ways_of
 
 MB = 1e6
@@ -34,7 +34,7 @@ MB = 1e6
     ],
 )
 def test_the_embeddings_gradient_goes_the_way_that_was_compiled(sizes, zero, local, table, way):
-    size = {name: np.array([float(sizes.get(name, 1))]) for name in WORDS}
+    size = {name: np.array([float(sizes.get(name, 1))]) for name in AXES}
     ways = ways_of(size, np.array([zero == 2]), np.array([local]), np.array([table]))
     found = [name for name in ("moved", "gathered", "scattered", "summed") if getattr(ways, name)[0]]
     assert found == [way]

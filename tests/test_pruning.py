@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from autotune.meshes.layout import AXES, REMAT, Layout
+from autotune.meshes.layout import OUTERMOST_FIRST, REMAT, Layout
 from autotune.meshes.legality import reject
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
@@ -42,7 +42,7 @@ def every_layout(target, axes, layers):
     for sizes in itertools.product(range(1, target.devices + 1), repeat=len(axes)):
         if math.prod(sizes) != target.devices:
             continue
-        size = dict.fromkeys(AXES, 1) | dict(zip(axes, sizes, strict=True))
+        size = dict.fromkeys(OUTERMOST_FIRST, 1) | dict(zip(axes, sizes, strict=True))
         for factors in itertools.product(*(range(1, one + 1) for one in sizes)):
             if math.prod(factors) != target.groups or any(a % b for a, b in zip(sizes, factors, strict=True)):
                 continue
@@ -70,7 +70,7 @@ def test_the_best_of_every_layout_in_every_order_is_found(model, name, axes, sha
     orders = []
     for permuted in itertools.permutations(axes):
         left = iter(permuted)
-        orders.append(tuple(next(left) if axis in axes else axis for axis in AXES))
+        orders.append(tuple(next(left) if axis in axes else axis for axis in OUTERMOST_FIRST))
     everything = [dataclasses.replace(one, order=order) for one in legal for order in orders]
     priced = price_space(workload, target, LayoutTable.from_layouts(everything), everything)
     capacity = int(np.quantile(priced.peak_bytes, share))
@@ -83,7 +83,7 @@ def test_the_best_of_every_layout_in_every_order_is_found(model, name, axes, sha
     assert best.status == "priced" and best.price.step_seconds == pytest.approx(priced.seconds[fits].min(), rel=1e-9)
     # of each layout, its fastest order; the listed ones are the best of those
     fastest = np.where(fits, priced.seconds, np.inf).reshape(len(legal), len(orders)).min(axis=1)
-    listed = sorted({str(dataclasses.replace(row.layout, order=AXES)): row.price.step_seconds for row in
+    listed = sorted({str(dataclasses.replace(row.layout, order=OUTERMOST_FIRST)): row.price.step_seconds for row in
                      reversed(report.ranked)}.values())  # fmt: skip
     expected = np.sort(fastest)[: min(len(listed), LISTED_PRICED // 2)]
     assert listed[: len(expected)] == pytest.approx(expected, rel=1e-9)
@@ -105,8 +105,8 @@ def test_no_order_makes_a_passed_over_layout_one_of_the_best():
 
 def test_orders_that_place_alike_are_one():
     target = parse_target("v5p:4x4x4")
-    sizes = dict.fromkeys(AXES, 1)
-    assert orders_that_differ(target, sizes | {"fsdp": 64}) == [AXES]
+    sizes = dict.fromkeys(OUTERMOST_FIRST, 1)
+    assert orders_that_differ(target, sizes | {"fsdp": 64}) == [OUTERMOST_FIRST]
     # each has a whole dimension, and all dimensions are alike
-    assert orders_that_differ(target, sizes | {"data": 4, "fsdp": 4, "tensor": 4}) == [AXES]
+    assert orders_that_differ(target, sizes | {"data": 4, "fsdp": 4, "tensor": 4}) == [OUTERMOST_FIRST]
     assert len(orders_that_differ(target, sizes | {"fsdp": 8, "tensor": 8})) == 2

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from autotune.meshes.hardware import load_hardware
-from autotune.meshes.layout import WORDS, Layout, parse_layout
+from autotune.meshes.layout import AXES, Layout, parse_layout
 from autotune.meshes.target import Target, parse_target
 from autotune.space import axis_sizes, complete, divisors, enumerate_layouts, outer_factors, parse_fix
 
@@ -59,7 +59,7 @@ def test_space_is_the_brute_force_one(name):
 
 def test_every_layout_of_two_slices_crosses_them():
     target = parse_target("v5e:2x2*2")
-    table = enumerate_layouts(target, WORDS, 16, 4, {})
+    table = enumerate_layouts(target, AXES, 16, 4, {})
     layouts = [table.layout(row) for row in range(len(table))]
     assert {math.prod(layout.dcn_axes.values()) for layout in layouts} == {2}
     assert {layout.devices for layout in layouts} == {8}

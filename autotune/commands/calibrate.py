@@ -29,12 +29,14 @@ def calibrate(target, hardware, coordinator, processes, process_id, out, as_json
     machine = target_of(target or "local", hardware)
     if not machine.measurable:
         raise click.UsageError(f"--target {machine.name}: has no devices here; only local and cpu:N can be measured")
-    from autotune import processes as job
     from autotune.calibrate.calibrate import calibrate as measured
     from autotune.calibrate.hardware_file import hardware_toml
+    from autotune.calibrate.together import calibrate_together
+    from autotune.commands.follow import follow
+    from autotune.system import job
 
     if not leads:
-        return job.follow(None, machine)
+        return follow(None, machine)
 
     def say(line: str) -> None:
         click.echo(line, err=True)
@@ -44,7 +46,7 @@ def calibrate(target, hardware, coordinator, processes, process_id, out, as_json
         if together is None:
             found = measured(machine, on_progress=say)
         else:
-            found = job.calibrate_together(together, machine, on_progress=say)
+            found = calibrate_together(together, machine, on_progress=say)
     if together is not None:
         job.leave()
     text = hardware_toml(found, f"Calibrated by `autotune calibrate`: {machine.name}")

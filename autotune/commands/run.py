@@ -45,7 +45,7 @@ def run_search(
         require_compiler(machine)
     train_step = workload(machine)
     if not reports:
-        from autotune.processes import follow
+        from autotune.commands.follow import follow
 
         return follow(train_step, machine)
     store = open_store(store_path)
@@ -66,7 +66,7 @@ def run_search(
             on_event=on_event,
         )
     if job != (None, None, None):
-        from autotune.processes import leave
+        from autotune.system.job import leave
 
         leave()
     plan = report.plan_or_none
@@ -124,7 +124,7 @@ def join_job(coordinator: str | None, processes: int | None, process_id: int | N
         return True
     if any(value is None for value in given):
         raise click.UsageError("--coordinator, --processes and --process-id belong together")
-    from autotune.processes import join
+    from autotune.system.job import join
 
     with bad_input():
         return join(coordinator, processes, process_id)

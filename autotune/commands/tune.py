@@ -69,12 +69,12 @@ def tune(
     writable(html, "--html")
     names = None
     if axes is not None:
-        from autotune.meshes.layout import WORDS
+        from autotune.meshes.layout import AXES
 
         names = tuple(name.strip() for name in axes.split(",") if name.strip())
         for name in names:
-            if name not in WORDS:
-                raise click.UsageError(f"--axes: {name!r} is not a mesh axis; axes: {', '.join(WORDS)}")
+            if name not in AXES:
+                raise click.UsageError(f"--axes: {name!r} is not a mesh axis; axes: {', '.join(AXES)}")
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
         target=lambda: target_of(target, hardware),

@@ -22,7 +22,7 @@ from autotune.hlo.text import Computation, Module, Op
 from autotune.meshes.collectives import wire_bytes
 from autotune.program import Collective
 
-KINDS = {
+KIND_OF_OPCODE = {
     "all-gather": "all_gather",
     "reduce-scatter": "reduce_scatter",
     "all-reduce": "all_reduce",
@@ -59,7 +59,7 @@ def read_collective(
 ) -> Collective | None:
     """The collective that `op` carries out; None where every group is a single device."""
     base = base_opcode(op)
-    kind = KINDS[base]
+    kind = KIND_OF_OPCODE[base]
     # A ragged all-to-all has its data first; then where it goes, and offsets and sizes.
     operands = op.operands[:1] if base == "ragged-all-to-all" else op.operands
     sent = [shape for name in operands for shape in computation.by_name[name].shapes]

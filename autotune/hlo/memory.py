@@ -17,7 +17,7 @@ from autotune.hlo.liveness import LiveBuffer, Liveness, liveness
 from autotune.hlo.text import Module, Op, read_module
 from autotune.program import Buffer, Memory
 
-CATEGORIES = ("parameters", "optimizer_state", "gradients", "activations", "logits", "workspace")
+MEMORY_CATEGORIES = ("parameters", "optimizer_state", "gradients", "activations", "logits", "workspace")
 LARGEST = 12
 BACKWARD = "transpose("
 RECOMPUTED = ("rematted_computation", "checkpoint")
@@ -60,10 +60,10 @@ def read_memory(compilation: Compilation) -> Memory:
         for buffer in lives.buffers
         if buffer.argument is None and buffer.bytes and buffer.begin <= moment <= buffer.end
     ]
-    temporary = dict.fromkeys(CATEGORIES, 0)
+    temporary = dict.fromkeys(MEMORY_CATEGORIES, 0)
     for category, buffer in live:
         temporary[category] += buffer.bytes
-    arguments = dict.fromkeys(CATEGORIES, 0)
+    arguments = dict.fromkeys(MEMORY_CATEGORIES, 0)
     for argument, size in zip(compilation.arguments, held, strict=True):
         arguments[category_of(argument)] += size
     shown = _fit(temporary, peak - sum(held))
@@ -78,13 +78,13 @@ def read_memory(compilation: Compilation) -> Memory:
         temporary_bytes=memory["temp_size_in_bytes"],
         alias_bytes=memory["alias_size_in_bytes"],
         host_bytes=sum(host[:3]) - host[3],
-        by_category={name: arguments[name] + shown[name] for name in CATEGORIES},
+        by_category={name: arguments[name] + shown[name] for name in MEMORY_CATEGORIES},
         largest=tuple(buffer for buffer in largest[:LARGEST] if buffer.bytes),
     )
 
 
 def category_of(argument: Argument) -> str:
-    """What an argument of the step counts as, one of CATEGORIES."""
+    """What an argument of the step counts as, one of MEMORY_CATEGORIES."""
     return argument.category if argument.category in ("parameters", "optimizer_state") else "workspace"
 
 

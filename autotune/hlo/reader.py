@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from autotune.hlo.bytes import Needs, op_bytes
-from autotune.hlo.collectives import KINDS, base_opcode, read_collective, read_megascale
+from autotune.hlo.collectives import KIND_OF_OPCODE, base_opcode, read_collective, read_megascale
 from autotune.hlo.cpu_work import cpu_work
 from autotune.hlo.flops import op_work
 from autotune.hlo.groups import DeviceGrid
@@ -78,7 +78,7 @@ class Reader:
             return self.conditional(op)
         if opcode == "call":
             return list(self.computation(self.module.computations[op.called()[0]], lambda index: None))
-        if base in KINDS:
+        if base in KIND_OF_OPCODE:
             return self.collective(computation, op)
         if base == "async":
             return self.asynchronous(computation, op)
@@ -143,7 +143,7 @@ class Reader:
             return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
         token = self.tokens.of(op.name)
         inner = self.module.computations[op.called()[0]]
-        held = [found for found in inner.ops if found.opcode in KINDS]
+        held = [found for found in inner.ops if found.opcode in KIND_OF_OPCODE]
         collectives = [found for found in (self.read(inner, at) for at in held) if found is not None]
         if len(collectives) > 1:
             self.warnings.append(f"{op.name}: of its {len(collectives)} collectives the largest is counted")
@@ -205,7 +205,7 @@ class Reader:
     def fusion(self, computation: Computation, op: Op) -> list[Instruction]:
         """A fusion; on TPU it may hold a collective, its start, its end, or a piece of one already in flight."""
         inner = self.module.computations[op.called()[0]]
-        held = [(place, found) for place, found in _nested(self.module, inner) if base_opcode(found) in KINDS]
+        held = [(place, found) for place, found in _nested(self.module, inner) if base_opcode(found) in KIND_OF_OPCODE]
         if not held:
             return self.compute(computation, op)
         marks = {target_of(found) for _, found in _nested(self.module, inner) if found.opcode == "custom-call"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from autotune.measure.measure import Runner
 from autotune.measure.worker_runner import WorkerRunner
 from autotune.meshes.target import Target
+from autotune.system.job import current
 from autotune.workload.workload import Workload
 
 
@@ -14,11 +15,11 @@ def runner_for(workload: Workload, target: Target, *, jobs: int = 2, timeout_sec
     In a job of several processes all of them run each layout together. Attached devices are run from this process,
     which holds them: an accelerator cannot be shared with a worker. Simulated CPU devices get a worker per layout.
     """
-    from autotune import processes
-
-    job = processes.current()
+    job = current()
     if job is not None:
-        return processes.AgreedRunner(job, workload, target, timeout_seconds=timeout_seconds)
+        from autotune.measure.agreed_runner import AgreedRunner
+
+        return AgreedRunner(job, workload, target, timeout_seconds=timeout_seconds)
     if target.attached:
         from autotune.measure.local_runner import LocalRunner
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from autotune.meshes.compiler_options import as_variable
 from autotune.meshes.layout import Layout
-from autotune.partition import RULES
+from autotune.partition import LOGICAL_AXIS_RULES
 from autotune.plan.plan import Plan
 
 
@@ -215,7 +215,7 @@ def flax(plan: Plan) -> str:
     used = [axis for axis in layout.order if layout.axes[axis] > 1] or ["data"]
     shape = tuple(layout.axes[axis] for axis in used)
     names = tuple(own.get(axis, axis) for axis in used)
-    rules = dict(partition.rules if partition else RULES) | dict(layout.rules)
+    rules = dict(partition.rules if partition else LOGICAL_AXIS_RULES) | dict(layout.rules)
     kept = {name: tuple(own.get(axis, axis) for axis in axes if axis in used) for name, axes in rules.items()}
     kind = "Explicit" if partition and partition.explicit else "Auto"
     order = list(plan.device_order)

@@ -12,7 +12,7 @@ import numpy as np
 
 from autotune.price.rows import Rows
 
-CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logits", "workspace")
+MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logits", "workspace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from autotune.meshes.collectives import link_bytes, messages, tier_payloads
 from autotune.meshes.hardware import Hardware
-from autotune.meshes.layout import WORDS
+from autotune.meshes.layout import AXES
 from autotune.meshes.placement import assign, row_factors, torus
 from autotune.meshes.route import Factor, Route, switch_route, torus_route
 from autotune.meshes.target import Target
@@ -37,7 +37,7 @@ _NOWHERE = Route(
 class Meshes:
     """The meshes of a table: `of_row` (rows) maps its rows to them.
 
-    Many meshes share few routes: `route` (axes as in `WORDS`, meshes) is the one that an axis takes, `routes` (tiers of
+    Many meshes share few routes: `route` (axes as in `AXES`, meshes) is the one that an axis takes, `routes` (tiers of
     the hardware, inner first; fields of `FIELDS`; routes) are their figures.
     """
 
@@ -109,10 +109,10 @@ class CollectiveCost:
 
 def meshes_of(table: LayoutTable, target: Target) -> Meshes:
     """The distinct meshes of a table and the routes of their axes on the target."""
-    columns = [getattr(table, name) for name in WORDS] + [getattr(table, f"dcn_{name}") for name in WORDS]
+    columns = [getattr(table, name) for name in AXES] + [getattr(table, f"dcn_{name}") for name in AXES]
     first, of_row = distinct([*columns, table.order])
-    outer = np.stack([getattr(table, f"dcn_{name}")[first] for name in WORDS])
-    inner = np.stack([getattr(table, name)[first] for name in WORDS]) // outer
+    outer = np.stack([getattr(table, f"dcn_{name}")[first] for name in AXES])
+    inner = np.stack([getattr(table, name)[first] for name in AXES]) // outer
     hardware = target.hardware
     if hardware.platform == "tpu" or hardware.devices_per_chip > 1:
         inside, taken_inside = _placed_routes(target, inner, table.orders, table.order[first])
@@ -153,7 +153,7 @@ def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
         axis=axis,
         tiers=tuple(tier.name for tier in tiers),
         pipelined=pipelined,
-        route=meshes.route[WORDS.index(axis)],
+        route=meshes.route[AXES.index(axis)],
         per_byte=np.stack(per_byte),
         crossed=tuple(bool(each.any()) for each in per_byte),
         latency=np.stack(latency),
@@ -186,15 +186,15 @@ def _placed_routes(
     first, and those that are the same are placed once.
     """
     first, of_mesh = distinct([*sizes, order])
-    innermost_first = [[WORDS.index(axis) for axis in reversed(names)] for names in orders]
-    axes = np.array(innermost_first, dtype=np.int64).reshape(-1, len(WORDS))[order[first]]
+    innermost_first = [[AXES.index(axis) for axis in reversed(names)] for names in orders]
+    axes = np.array(innermost_first, dtype=np.int64).reshape(-1, len(AXES))[order[first]]
     cuts = np.take_along_axis(sizes[:, first].T, axes, axis=1)
     ones_last = np.argsort(cuts == 1, axis=1, kind="stable")
     axes, cuts = np.take_along_axis(axes, ones_last, axis=1), np.take_along_axis(cuts, ones_last, axis=1)
     some, of_cut = distinct(list(cuts.T))
     dimensions, cores_a_chip, tiers = torus(target), target.hardware.devices_per_chip, len(target.hardware.tiers) - 1
     numbers: dict[tuple[tuple[float, ...], ...], int] = {}
-    numbered = np.empty((len(some), len(WORDS)), dtype=np.int64)
+    numbered = np.empty((len(some), len(AXES)), dtype=np.int64)
     for row, cut in enumerate(cuts[some].tolist()):
         found = _placed(dimensions, cores_a_chip, tiers, tuple(cut))
         numbered[row] = [numbers.setdefault(route, len(numbers)) for route in found]

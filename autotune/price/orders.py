@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autotune.meshes.hardware import scale
-from autotune.meshes.layout import AXES, WORDS
+from autotune.meshes.layout import AXES, OUTERMOST_FIRST
 from autotune.meshes.target import Target
 from autotune.price.distinct import distinct
 from autotune.price.network import placed
@@ -59,11 +59,11 @@ def with_best_orders(space: PricedSpace, keep: int, most_bytes: float) -> Priced
 
 def orders_that_differ(target: Target, inner: dict[str, int]) -> list[tuple[str, ...]]:
     """Orders (outermost axis first) that place these sizes inside a slice differently, the default one first."""
-    moved = [axis for axis in AXES if inner[axis] > 1]
+    moved = [axis for axis in OUTERMOST_FIRST if inner[axis] > 1]
     found: dict[tuple, tuple[str, ...]] = {}
     for permuted in itertools.permutations(moved):
         left = iter(permuted)
-        order = tuple(next(left) if axis in moved else axis for axis in AXES)
+        order = tuple(next(left) if axis in moved else axis for axis in OUTERMOST_FIRST)
         routes = placed(target, tuple(inner[axis] for axis in reversed(permuted)))
         by_axis = dict(zip(reversed(permuted), routes, strict=True))
         found.setdefault(tuple(by_axis[axis] for axis in moved), order)
@@ -72,9 +72,9 @@ def orders_that_differ(target: Target, inner: dict[str, int]) -> list[tuple[str,
 
 def other_orders(table: LayoutTable, target: Target) -> tuple[np.ndarray, LayoutTable]:
     """(row of `table` that each is an order of, the rows again under every order that differs from the default)."""
-    inner = [getattr(table, axis) // getattr(table, f"dcn_{axis}") for axis in WORDS]
+    inner = [getattr(table, axis) // getattr(table, f"dcn_{axis}") for axis in AXES]
     first, mesh_of_row = distinct(inner)
-    meshes = [dict(zip(WORDS, (int(size[row]) for size in inner), strict=True)) for row in first]
+    meshes = [dict(zip(AXES, (int(size[row]) for size in inner), strict=True)) for row in first]
     orders = [orders_that_differ(target, mesh)[1:] for mesh in meshes]
     names = tuple(dict.fromkeys(order for of_mesh in orders for order in of_mesh))
     count = np.array([len(of_mesh) for of_mesh in orders], dtype=np.int64)

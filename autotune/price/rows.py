@@ -9,7 +9,7 @@ import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
-from autotune.meshes.layout import WORDS
+from autotune.meshes.layout import AXES
 from autotune.price.assumptions import Assumptions
 from autotune.price.ledger import Entry, Ledger
 from autotune.price.network import CollectiveCost, Meshes
@@ -92,8 +92,8 @@ class Rows:
         self.mesh = prepared.mesh_of_piece[piece]
         self.stack, self.shape, self.hardware = pricer.assumptions, pricer.transformer, pricer.target.hardware
         self.width = DTYPE_BYTES[pricer.dtype]
-        self.size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
-        self.used = {name: bool((getattr(table, name) > 1).any()) for name in WORDS}
+        self.size = {name: getattr(table, name).astype(np.float64) for name in AXES}
+        self.used = {name: bool((getattr(table, name) > 1).any()) for name in AXES}
         self.parallel = table.sequence_parallel > 0
         self.staged = self.size["stage"] > 1
         self.parameters: Parameters = parameters_of(self.shape, self.size)

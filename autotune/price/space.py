@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.meshes.hardware import Hardware
-from autotune.meshes.layout import WORDS, Layout
+from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
 from autotune.price.distinct import distinct
@@ -72,7 +72,7 @@ class PricedSpace:
 
     def mesh_of(self, row: int) -> tuple[int, ...]:
         """The axis sizes of a row."""
-        return tuple(int(getattr(self.table, name)[row]) for name in WORDS)
+        return tuple(int(getattr(self.table, name)[row]) for name in AXES)
 
     def price(self, row: int) -> Estimate:
         """The price of one row with all its terms."""
@@ -128,6 +128,6 @@ def _broken(workload: Workload, target: Target, table: LayoutTable) -> np.ndarra
     codes = reject_codes(table, workload.transformer, workload.sequences, workload.seq, target)
     if workload.partition is None:
         return codes
-    first, mesh = distinct([getattr(table, name) for name in WORDS])
+    first, mesh = distinct([getattr(table, name) for name in AXES])
     uneven = np.array([workload.partition.problem(table.layout(int(row))) is not None for row in first], dtype=bool)
     return np.where((codes < 0) & (uneven[mesh] | (table.zero == 2)), len(rule_names()), codes)

@@ -24,7 +24,7 @@ from autotune.price.schedules import ZERO_BUBBLE, bubble_seconds
 from autotune.price.work import work_of
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
 
-KINDS = {
+COLLECTIVES_OF_AXIS = {
     "tensor": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
     "fsdp": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
     "data": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
@@ -65,7 +65,7 @@ class Pricer:
             sequence_parallel=some.sequence_parallel,
             ring=some.context_attention == CONTEXT_ATTENTION.index("ring"),
         )
-        used = {axis: kinds for axis, kinds in KINDS.items() if (getattr(table, axis) > 1).any()}
+        used = {axis: kinds for axis, kinds in COLLECTIVES_OF_AXIS.items() if (getattr(table, axis) > 1).any()}
         costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
         return Prepared(
             meshes=meshes, costs=costs, work=work, piece_of_row=piece_of_row, mesh_of_piece=meshes.of_row[first]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from autotune.compile.compilation import CompileFailure, CompileJob
-from autotune.meshes.layout import AXES, REMAT, WORDS, Layout
+from autotune.meshes.layout import AXES, OUTERMOST_FIRST, REMAT, Layout
 from autotune.meshes.target import Target, part_of
 from autotune.price.price import price
 from autotune.price.space import PricedSpace, why_illegal
@@ -88,7 +88,7 @@ def _base(space: PricedSpace) -> Layout | None:
 
 def _axes(space: PricedSpace) -> tuple[str, ...]:
     legal = space.legal
-    return tuple(axis for axis in WORDS if axis != "stage" and (getattr(space.table, axis)[legal] > 1).any())
+    return tuple(axis for axis in AXES if axis != "stage" and (getattr(space.table, axis)[legal] > 1).any())
 
 
 def _fitting_jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...]) -> tuple[list[CompileJob], list[str]]:
@@ -133,8 +133,8 @@ def _jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...], factor: int) 
 
     for part, sizes in cuts:
         for zero in zeros if "data" in sizes else [0]:
-            cut: dict[str, Any] = dict.fromkeys(AXES, 1) | sizes
-            layout = dataclasses.replace(base, **cut, dcn=(), order=AXES, zero=zero)
+            cut: dict[str, Any] = dict.fromkeys(OUTERMOST_FIRST, 1) | sizes
+            layout = dataclasses.replace(base, **cut, dcn=(), order=OUTERMOST_FIRST, zero=zero)
             probe(layout, part)
     if jobs:
         last = next((job for job in reversed(jobs) if job.layout.zero == 0), jobs[-1])

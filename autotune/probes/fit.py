@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from autotune.evidence import Evidence
 from autotune.meshes.collectives import wire_bytes
-from autotune.meshes.layout import WORDS, Layout
+from autotune.meshes.layout import AXES, Layout
 from autotune.price.ledger import COMPUTE
 from autotune.price.traced.laws import OWN_SHARE, Beside, Choice, Class, Laws, Probed, Sent
 from autotune.price.traced.scaling_law import ScalingLaw, fit
@@ -107,7 +107,7 @@ def probed_of(probes: Sequence[Probe], hardware: str) -> Probed | None:
             continue
         if some:
             laws[zero] = _laws(some)
-    axes = tuple(axis for axis in WORDS if any(getattr(probe.layout, axis) > 1 for probe in probes))
+    axes = tuple(axis for axis in AXES if any(getattr(probe.layout, axis) > 1 for probe in probes))
     remat, accumulate = {}, None
     for probe in others:
         like = [one for one in probes if (one.layout.axes, one.layout.zero) == (probe.layout.axes, probe.layout.zero)]
@@ -178,17 +178,17 @@ def _sent(probes: Sequence[Probe]) -> list[Sent]:
             bases = [probe for probe in having.values() if key in probe.sent]
         for base in bases:
             needs = frozenset(_active(base.layout))
-            beside = dict.fromkeys((axis for axis in WORDS if axis not in axes), Beside(falls=1.0, times=1.0))
+            beside = dict.fromkeys((axis for axis in AXES if axis not in axes), Beside(falls=1.0, times=1.0))
             if base is alone:
                 beside |= {axis: _beside(key, base, probe, axis) for cut, probe in having.items()
                            for axis in cut - needs if len(cut) == len(needs) + 1}  # fmt: skip
-            whole = math.prod(getattr(base.layout, axis) for axis in WORDS if kind in OWN_SHARE or axis not in axes)
+            whole = math.prod(getattr(base.layout, axis) for axis in AXES if kind in OWN_SHARE or axis not in axes)
             showing = [probe.sent[key] for probe in having.values() if key in probe.sent]
             found.append(
                 Sent(
                     axes=axes,
                     kind=kind,
-                    needs=tuple(axis for axis in WORDS if axis in needs),
+                    needs=tuple(axis for axis in AXES if axis in needs),
                     count=max(moved.count for moved in showing),
                     array_bytes=base.sent[key].array_bytes * whole,
                     beside=beside,

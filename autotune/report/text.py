@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.limits import ARC
-from autotune.losses import KINDS, Loss
+from autotune.losses import LOSS_KINDS, Loss
 from autotune.program import Buffer
 from autotune.report.report import Report, Row, near_capacity
 from autotune.row_status import RowStatus
@@ -199,7 +199,7 @@ def _losses(row: Row) -> Text | None:
     if not known and not listed:
         return None
     lines = ["losses within the step: " + ", ".join(f"{name} {seconds_text(value)}" for name, value in known.items())]
-    for kind in KINDS:
+    for kind in LOSS_KINDS:
         named = [loss for loss in listed if loss.kind == kind]
         lines += [
             " ".join(filter(None, (f"  {kind}", _size(loss), f"at {loss.source}" if loss.source else "")))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from autotune.frontier.run import TOKENS_PER_PARAMETER, near, rule_batch_tokens
 from autotune.meshes.transformer import Transformer
 
-RULES = ("fixed", "paper", "deepseek", "critical")
+BATCH_RULES = ("fixed", "paper", "deepseek", "critical")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,8 @@ class BatchRule:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"batch_rule={self.rule!r} must be one of {', '.join(RULES)}")
+        if self.rule not in BATCH_RULES:
+            raise ValueError(f"batch_rule={self.rule!r} must be one of {', '.join(BATCH_RULES)}")
         if self.rule == "fixed" and self.batch_tokens is None:
             raise ValueError("batch_tokens is missing; give it, e.g. 4M, or another batch rule")
         if self.rule != "fixed" and self.batch_tokens is not None:

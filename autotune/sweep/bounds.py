@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout import SCHEDULES, WORDS
+from autotune.meshes.layout import AXES, SCHEDULES
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
 from autotune.price.assumptions import assumptions_of
@@ -68,8 +68,8 @@ class Bounds:
             assumptions=assumptions_of(target.hardware, workload.dtype),
         )
         stack = self.pricer.assumptions
-        self.hidden_share = {axis: stack.hidden_share.get(axis, 0.0) for axis in WORDS}
-        self.hidden_outer = {axis: stack.hidden_outer.get(axis, (0.0, 0.0))[0] for axis in WORDS}
+        self.hidden_share = {axis: stack.hidden_share.get(axis, 0.0) for axis in AXES}
+        self.hidden_outer = {axis: stack.hidden_outer.get(axis, (0.0, 0.0))[0] for axis in AXES}
         self.priced = 0
 
     def table(self, columns: Columns, **changed: np.ndarray) -> LayoutTable:
@@ -104,7 +104,7 @@ class Bounds:
                 if entry.name == "casts":
                     # Of a pipeline other virtual stages have less of it.
                     sure = np.where(boxes["stage"][rows] > 1, 0.0, sure)
-                if any(f"[{axis}]" in entry.name for axis in WORDS if hides(self.pricer.assumptions, axis)):
+                if any(f"[{axis}]" in entry.name for axis in AXES if hides(self.pricer.assumptions, axis)):
                     sure = sure * doubt
                 total += sure
                 if entry.unit == "layer":

@@ -19,7 +19,7 @@ FULL = 0.9
 """Share of the memory above which a priced layout may turn out too large: the closed form's peak is off by a tenth in
 one compiled space of five (README)."""
 
-WORDS = {"matmul": "compute", "hbm": "memory bandwidth", "memory": "memory capacity"}
+RESOURCE_NAMES = {"matmul": "compute", "hbm": "memory bandwidth", "memory": "memory capacity"}
 """How limits are named to a reader; the others as they are."""
 
 
@@ -55,7 +55,7 @@ def render(
 
 def limit_word(resource: str) -> str:
     """The limit as a reader knows it."""
-    return WORDS.get(resource, resource)
+    return RESOURCE_NAMES.get(resource, resource)
 
 
 def _points(found: Sweep, budget: Budget) -> Table:

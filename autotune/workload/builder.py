@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.meshes.layout import AXES, WORDS, Layout
+from autotune.meshes.layout import AXES, OUTERMOST_FIRST, Layout
 from autotune.meshes.step import Step
 from autotune.system.code_owner import owner_of
 from autotune.user_code import user_code
@@ -26,8 +26,8 @@ def builder_fields(
 ) -> dict[str, Any]:
     """Everything `Workload.of` wants: of the builder's step for one device, and of what it read from the layout."""
     for axis in axes or ():
-        if axis not in WORDS:
-            raise ValueError(f"axes: {axis!r} is not a mesh axis; axes: {', '.join(WORDS)}")
+        if axis not in AXES:
+            raise ValueError(f"axes: {axis!r} is not a mesh axis; axes: {', '.join(AXES)}")
     with_mesh = takes_mesh(builder)
     layout = _Watched()
     if with_mesh:
@@ -38,7 +38,7 @@ def builder_fields(
     if "stage" in read:
         read = read | (set(PIPELINE) if with_mesh else _read_with_stages(builder, options))
     if axes is None:
-        axes = tuple(word for word in WORDS if word in fields["axes"] or (word in read and word == "stage"))
+        axes = tuple(word for word in AXES if word in fields["axes"] or (word in read and word == "stage"))
     fixed = {word: value for word, value in FIXED.items() if word not in read and word not in (axes or ())}
     if "stage" in axes and not read & {"schedule", "virtual_stages"}:
         fixed["virtual_stages"] = "1"  # else circular schedules would be priced that the step does not run
@@ -140,7 +140,11 @@ def _one_device() -> Any:
     import numpy as np
     from jax.sharding import AxisType, Mesh
 
-    return Mesh(np.array(jax.devices()[:1]).reshape((1,) * len(AXES)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(
+        np.array(jax.devices()[:1]).reshape((1,) * len(OUTERMOST_FIRST)),
+        OUTERMOST_FIRST,
+        axis_types=(AxisType.Auto,) * len(OUTERMOST_FIRST),
+    )
 
 
 def _sources(builder: Callable[..., Any]) -> str:

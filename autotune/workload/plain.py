@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from autotune.meshes.layout import WORDS
-from autotune.partition import MESH_NAMES, RULES, Leaf, Name, Partition
+from autotune.meshes.layout import AXES
+from autotune.partition import LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition
 from autotune.workload.guess import describe, guess_names
 from autotune.workload.leaves import annotated, leaves_of, match_rules
 from autotune.workload.step import Adapted, Builder, adapt, trace
@@ -43,8 +43,8 @@ def plain_fields(
     adapted = adapt(step, state, batch, explicit)
     own = dict(mesh_axes or {})
     for one, ours in own.items():
-        if ours not in WORDS:
-            raise ValueError(f"mesh_axes: {one!r} is given as {ours!r}, which is not one of {', '.join(WORDS)}")
+        if ours not in AXES:
+            raise ValueError(f"mesh_axes: {one!r} is given as {ours!r}, which is not one of {', '.join(AXES)}")
     closed = trace(adapted, explicit, tuple(own))
     leaves = leaves_of(adapted.state)
     roles = roles_of(leaves, adapted, parameters)
@@ -121,12 +121,12 @@ class Naming:
                 if axis not in mesh_axes and axis not in MESH_NAMES:
                     raise ValueError(
                         f"logical_rules: {logical!r} rides {axis!r}, a mesh axis we do not know; "
-                        f"say what it is with mesh_axes={{{axis!r}: 'fsdp'}} (one of {', '.join(WORDS)})"
+                        f"say what it is with mesh_axes={{{axis!r}: 'fsdp'}} (one of {', '.join(AXES)})"
                     )
             if logical not in dict(given):
                 given.append((logical, tuple(self._mesh(axis) for axis in listed)))
         self.told = dict(given)
-        self.rules = (*given, *((one, axes) for one, axes in RULES if one not in self.told))
+        self.rules = (*given, *((one, axes) for one, axes in LOGICAL_AXIS_RULES if one not in self.told))
 
     def _mesh(self, name: str) -> str:
         """Our word for the user's mesh axis, remembered."""
@@ -135,7 +135,7 @@ class Naming:
         if other is not None:
             raise ValueError(
                 f"mesh axes {other!r} and {name!r} would both be {ours!r}; say which is which with "
-                f"mesh_axes={{{name!r}: ...}} (one of {', '.join(WORDS)})"
+                f"mesh_axes={{{name!r}: ...}} (one of {', '.join(AXES)})"
             )
         self.used[name] = ours
         return ours
@@ -195,7 +195,7 @@ class Naming:
         """Our axis -> the step's own name, where that differs; an unused word of ours that it took is moved aside."""
         names = {ours: said for said, ours in self.used.items()}
         taken = set(names.values())
-        for word in WORDS:
+        for word in AXES:
             if word not in names and word in taken:
                 names[word] = f"{word}_"
         return {ours: said for ours, said in names.items() if ours != said}

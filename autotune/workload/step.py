@@ -14,7 +14,7 @@ from flax import nnx
 from flax.core.spmd import logical_axis_rules
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from autotune.meshes.layout import AXES, Layout
+from autotune.meshes.layout import OUTERMOST_FIRST, Layout
 from autotune.meshes.step import Step
 from autotune.partition import MESH_NAMES, Leaf, Partition
 from autotune.user_code import user_code
@@ -204,7 +204,7 @@ def abstract(tree: Any) -> Any:
 def tracing(explicit: bool, names: tuple[str, ...] = (), stages: int = 1) -> Iterator[None]:
     """A mesh that has every axis name a step may use, of one device but for `stages`, so that any step can be traced
     without devices."""
-    every = tuple(dict.fromkeys((*AXES, *MESH_NAMES, *names)))
+    every = tuple(dict.fromkeys((*OUTERMOST_FIRST, *MESH_NAMES, *names)))
     kind = AxisType.Explicit if explicit else AxisType.Auto
     sizes = tuple(stages if MESH_NAMES.get(name) == "stage" else 1 for name in every)
     with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, every, axis_types=(kind,) * len(every))):

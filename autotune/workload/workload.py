@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autotune.meshes.layout import WORDS, Layout
+from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
 from autotune.meshes.transformer import Transformer
 from autotune.partition import Partition
@@ -87,7 +87,7 @@ class Workload:
         dtype: str,
         fingerprint: str,
         transformer: Transformer | None = None,
-        axes: tuple[str, ...] = WORDS,
+        axes: tuple[str, ...] = AXES,
         fixed: Mapping[str, str] | None = None,
         guesses: tuple[str, ...] = (),
         traced: Traced | None = None,
@@ -134,7 +134,7 @@ class Workload:
         for word, value in self.fixed.items():
             if str(_word(layout, word)) != value:
                 return f"{word}={_word(layout, word)}: the step takes no notice of it (Workload.from_builder can)"
-        for axis in WORDS:
+        for axis in AXES:
             if getattr(layout, axis) > 1 and axis not in self.axes:
                 return f"{axis}={getattr(layout, axis)}: no array of the step is cut along {axis}"
         if self.partition and layout.zero == 2:

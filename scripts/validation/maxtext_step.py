@@ -25,7 +25,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.step import Step
 from autotune.meshes.transformer import Transformer
 
-RULES = {
+MAXTEXT_RULES = {
     "activation_batch": ("data", "fsdp"),
     "activation_embed": ("tensor",),
     "activation_mlp": ("tensor",),
@@ -98,7 +98,7 @@ def weights(shape: Transformer) -> dict[str, tuple[tuple[int, ...], tuple[str, .
 
 def spec_of(names: tuple[str, ...]) -> PartitionSpec:
     """Mesh axes of each dimension."""
-    return PartitionSpec(*(RULES.get(name) for name in names))
+    return PartitionSpec(*(MAXTEXT_RULES.get(name) for name in names))
 
 
 def optimizer() -> optax.GradientTransformation:

@@ -10,23 +10,25 @@ from pathlib import Path
 
 from toy_steps import toy
 
-from autotune import processes
+from autotune.commands.follow import follow
+from autotune.measure.agreed_runner import AgreedRunner
 from autotune.measure.measure import Budget, measure, to_json
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.topology import local_target
+from autotune.system import job as job_here
 
 
 def main() -> int:
     coordinator, process_id, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     dies = sys.argv[4:] == ["die"]
-    leads = processes.join(coordinator, 2, process_id)
+    leads = job_here.join(coordinator, 2, process_id)
     target = local_target()
     workload = toy()
     if not leads:
-        return processes.follow(workload, target)
-    job = processes.current()
+        return follow(workload, target)
+    job = job_here.current()
     layouts = [parse_layout(text) for text in ("data=2", "fsdp=2", "tensor=2")]
-    runner = processes.AgreedRunner(job, workload, target)
+    runner = AgreedRunner(job, workload, target)
     turns = 0
 
     def keep(layout, outcome) -> None:
@@ -41,7 +43,7 @@ def main() -> int:
     outcomes = measure(runner, layouts, Budget(rounds=3, turn_seconds=0.1, precision=0.0), on_outcome=keep)
     text = runner.compilation(layouts[0]).text
     runner.close()
-    processes.leave()
+    job_here.leave()
     out.write_text(
         json.dumps(
             {

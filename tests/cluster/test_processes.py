@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autotune.measure.measure import Measurement, from_json
-from autotune.processes import LOST, join
+from autotune.system.job import LOST, join
 
 HERE = Path(__file__).parent
 

@@ -154,8 +154,8 @@ def test_meshes_with_explicit_axes_give_them_too(model, text):
 )
 def test_what_waits_on_the_host_comes_back_the_same(model, text, monkeypatch):
     """XLA's CPU backend keeps a host memory apart, of no use to a layout there: the rules against it are lifted."""
-    allowed = tuple(rule for rule in legality.RULES if "offload" not in rule.constraint)
-    monkeypatch.setattr(legality, "RULES", allowed)
+    allowed = tuple(rule for rule in legality.LEGALITY_RULES if "offload" not in rule.constraint)
+    monkeypatch.setattr(legality, "LEGALITY_RULES", allowed)
     layout = parse_layout(text)
     step = build_step(MODELS[model], BATCH, SEQ, layout, mesh_of(layout), dtype="float32")
     kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(step.state["optimizer"]) if leaf.ndim}

@@ -4,23 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.meshes.layout import AXES, REMAT, SCHEDULES, WORDS, Layout, layout_from_words, parse_layout
+from autotune.meshes.layout import AXES, OUTERMOST_FIRST, REMAT, SCHEDULES, Layout, layout_from_words, parse_layout
 
 NAME = st.text("abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=8)
 
 
 @st.composite
 def layouts(draw):
-    inner = {axis: draw(st.sampled_from([1, 2, 3, 8])) for axis in WORDS}
-    outer = {axis: draw(st.sampled_from([1, 1, 2])) for axis in WORDS}
-    sizes = {axis: inner[axis] * outer[axis] for axis in WORDS}
+    inner = {axis: draw(st.sampled_from([1, 2, 3, 8])) for axis in AXES}
+    outer = {axis: draw(st.sampled_from([1, 1, 2])) for axis in AXES}
+    sizes = {axis: inner[axis] * outer[axis] for axis in AXES}
     pipeline = {}
     if sizes["stage"] > 1:
         pipeline["schedule"] = draw(st.sampled_from(SCHEDULES))
         pipeline["microbatches"] = draw(st.integers(1, 64))
         pipeline["virtual_stages"] = draw(st.integers(1, 4))
     options = draw(st.dictionaries(NAME, st.text("abc0=+/_", min_size=1, max_size=6), max_size=2))
-    rules = draw(st.dictionaries(NAME, st.lists(st.sampled_from(WORDS), max_size=2, unique=True), max_size=2))
+    rules = draw(st.dictionaries(NAME, st.lists(st.sampled_from(AXES), max_size=2, unique=True), max_size=2))
     return Layout(
         **sizes,
         **pipeline,
@@ -31,7 +31,7 @@ def layouts(draw):
         sequence_parallel=draw(st.booleans()),
         context_attention=draw(st.sampled_from(["gather", "ring"])),
         offload=draw(st.sampled_from(["none", "optimizer"])),
-        order=tuple(draw(st.permutations(AXES))),
+        order=tuple(draw(st.permutations(OUTERMOST_FIRST))),
         compiler_options=tuple(options.items()),
         rules=tuple((name, tuple(axes)) for name, axes in rules.items()),
     )

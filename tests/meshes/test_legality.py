@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autotune.meshes.layout import parse_layout
-from autotune.meshes.legality import RULES, reject, reject_codes, rule_names, rules_about
+from autotune.meshes.legality import LEGALITY_RULES, reject, reject_codes, rule_names, rules_about
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
 from autotune.table import LayoutTable
@@ -94,4 +94,4 @@ def test_a_table_is_judged_as_its_rows_are(model, target):
 
 def test_every_rule_is_about_one_of_three_matters():
     codes = np.concatenate([rules_about(matter) for matter in ("divisibility", "batch", "exclusion")])
-    assert sorted(codes) == list(range(len(RULES)))
+    assert sorted(codes) == list(range(len(LEGALITY_RULES)))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.meshes.layout import AXES, Layout, parse_layout
+from autotune.meshes.layout import OUTERMOST_FIRST, Layout, parse_layout
 from autotune.meshes.placement import assign, default_dcn, pieces, place, splits, torus
 from autotune.meshes.route import ring_hops, ring_links
 from autotune.meshes.target import parse_target
@@ -148,14 +148,14 @@ TARGETS = ["v5e:16x16", "v5e:4x8", "v5p:4x4x4*2", "v5p:4x4x12", "tpu7x:2x2x2", "
 @st.composite
 def layouts_on(draw):
     target = parse_target(draw(st.sampled_from(TARGETS)))
-    sizes = dict.fromkeys(AXES, 1)
+    sizes = dict.fromkeys(OUTERMOST_FIRST, 1)
     left = target.devices
     for prime in (2, 3):
         while left % prime == 0:
-            sizes[draw(st.sampled_from(AXES))] *= prime
+            sizes[draw(st.sampled_from(OUTERMOST_FIRST))] *= prime
             left //= prime
     schedule = "gpipe" if sizes["stage"] > 1 else None
-    return Layout(**sizes, schedule=schedule, order=tuple(draw(st.permutations(AXES)))), target
+    return Layout(**sizes, schedule=schedule, order=tuple(draw(st.permutations(OUTERMOST_FIRST)))), target
 
 
 @settings(deadline=None, max_examples=150)

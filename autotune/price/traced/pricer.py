@@ -18,7 +18,7 @@ import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES, matmul_seconds
 from autotune.meshes.collectives import wire_bytes
-from autotune.meshes.layout import REMAT, WORDS
+from autotune.meshes.layout import AXES, REMAT
 from autotune.meshes.target import Target
 from autotune.partition import Partition
 from autotune.price.distinct import distinct
@@ -29,7 +29,7 @@ from autotune.price.traced.scaling_law import ScalingLaw
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
-KINDS = {
+COLLECTIVES_OF_AXIS = {
     "data": ("all_reduce",),
     "context": ("all_reduce",),
     "fsdp": ("all_gather", "reduce_scatter"),
@@ -80,7 +80,7 @@ class TracedPricer:
     def prepare(self, table: LayoutTable) -> Prepared:
         """The distinct meshes with the cost of each collective, and the bytes of every row."""
         meshes = meshes_of(table, self.target)
-        pairs = {(axis, kind) for axis, kinds in KINDS.items() for kind in kinds}
+        pairs = {(axis, kind) for axis, kinds in COLLECTIVES_OF_AXIS.items() for kind in kinds}
         if self.probed:
             pairs |= {(axis, one.kind) for laws in self.probed.laws.values() for one in laws.sent for axis in one.axes}
         costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kind in sorted(pairs)}
@@ -91,12 +91,12 @@ class TracedPricer:
         traced = self.workload.traced
         assert traced is not None, "a workload without a transformer is traced"
         rows = len(table)
-        size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
+        size = {name: getattr(table, name).astype(np.float64) for name in AXES}
         found = Shares(
             weights=np.zeros(rows), state=np.zeros(rows), gathered=np.zeros(rows),
             repeated={axis: np.zeros(rows) for axis in ("data", "context", "expert")},
         )  # fmt: skip
-        first, used = distinct([(getattr(table, name) > 1).astype(np.int64) for name in WORDS] + [table.zero])
+        first, used = distinct([(getattr(table, name) > 1).astype(np.int64) for name in AXES] + [table.zero])
         for group, row in enumerate(first):
             members = np.flatnonzero(used == group)
             for role, axes, share in _cuts(self.workload.partition, table.layout(int(row))):
@@ -140,7 +140,7 @@ class _Chunk:
         assert traced is not None, "a workload without a transformer is traced"
         self.traced, self.hardware, self.table, self.book = traced, pricer.target.hardware, table, book
         self.costs, self.mesh = prepared.costs, prepared.meshes.of_row[rows]
-        self.size = {name: getattr(table, name).astype(np.float64) for name in WORDS}
+        self.size = {name: getattr(table, name).astype(np.float64) for name in AXES}
         self.pieces = self.size["data"] * self.size["fsdp"] * self.size["expert"] * self.size["context"]
         self.passes = table.accumulate * table.microbatches
         shares = prepared.shares
