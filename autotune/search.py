@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
+from autotune.analysis.analyse import analyse
+from autotune.compile.compilation import Candidate, Compilation, CompileFailure
 from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.measure.measure import Measurement, RunFailure, measure
 from autotune.measure.measure import from_json as measurement_from_json
@@ -23,12 +24,11 @@ from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
-from autotune.price.changes import price_one, scaled_peak
-from autotune.price.orders import with_best_orders
-from autotune.price.space import PricedSpace, price_space, why_illegal
+from autotune.price.axis_orders import with_best_orders
+from autotune.price.changes_that_fit import price_one, scaled_peak
+from autotune.price.priced_space import PricedSpace, price_space, why_illegal
 from autotune.probes.choose import learned, probing
 from autotune.probes.fit import probe_of
-from autotune.read_compilation import evidence_of
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
 from autotune.space import complete, enumerate_layouts, parse_fix
@@ -120,10 +120,10 @@ def search(
     space = price_space(workload, target, table, listed)
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
-    outcomes = Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
+    outcomes = Outcomes(analysis={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
     busy = _Busy(on_event)
 
-    def compiled(work: Sequence[CompileJob]) -> Iterable[tuple[CompileJob, Compilation | CompileFailure]]:
+    def compiled(work: Sequence[Candidate]) -> Iterable[tuple[Candidate, Compilation | CompileFailure]]:
         together = current_job() if target.attached else None
         if together is not None:
             from autotune.measure.agreed_runner import compile_together
@@ -237,7 +237,7 @@ def shortlist(space: PricedSpace, capacity: float) -> list[int]:
     return first + later
 
 
-_Compiler = Callable[[Sequence[CompileJob]], Iterable[tuple[CompileJob, Compilation | CompileFailure]]]
+_Compiler = Callable[[Sequence[Candidate]], Iterable[tuple[Candidate, Compilation | CompileFailure]]]
 
 
 def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: Store | None) -> PricedSpace:
@@ -251,7 +251,7 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
     probes, failures = [], []
     for job, outcome in (outcomes[job.layout] for job in plan.jobs):  # not as they finish: sums depend on the order
         if isinstance(outcome, Compilation):
-            probes.append(probe_of(job.layout, evidence_of(outcome, job.layout, job.target, store)))
+            probes.append(probe_of(job.layout, analyse(outcome, job.layout, job.target, store)))
         else:
             failures.append(outcome)
     probed, line = learned(probes, failures, space.target)
@@ -267,10 +267,10 @@ def _compile(space, workload, target, count: int, compiled: _Compiler, store, ou
         missing = count - len(fitting(outcomes, target))
         batch, waiting = waiting[:missing], waiting[missing:]
         attempts += len(batch)
-        work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
+        work = [Candidate(workload=workload, layout=space.layout(row), target=target) for row in batch]
         for job, outcome in compiled(work):
             if isinstance(outcome, Compilation):
-                outcomes.evidence[job.layout] = evidence_of(outcome, job.layout, target, store)
+                outcomes.analysis[job.layout] = analyse(outcome, job.layout, target, store)
             else:
                 outcomes.failures[job.layout] = outcome
 
@@ -300,7 +300,7 @@ def _compile_smaller(
             > SLACK * target.hardware.capacity_bytes
         ):
             continue
-        [(_, outcome)] = compiled([CompileJob(workload=workload, layout=other, target=target)])
+        [(_, outcome)] = compiled([Candidate(workload=workload, layout=other, target=target)])
         outcomes.neighbours[other] = outcome
         if isinstance(outcome, Compilation):
             outcomes.smaller[layout] = Smaller(layout=other, compilation=outcome, less=less)
@@ -310,10 +310,10 @@ def _compile_smaller(
 
 def _measure(workload: Workload, target: Target, count: int, store: Store | None, outcomes: Outcomes) -> None:
     """Run the best compiled layouts in turns; what was measured before on this machine is not run again."""
-    best = sorted(fitting(outcomes, target), key=lambda layout: outcomes.evidence[layout].prediction.step_seconds)[
+    best = sorted(fitting(outcomes, target), key=lambda layout: outcomes.analysis[layout].prediction.step_seconds)[
         :count
     ]
-    keys = {layout: store_key(CompileJob(workload=workload, layout=layout, target=target)) for layout in best}
+    keys = {layout: store_key(Candidate(workload=workload, layout=layout, target=target)) for layout in best}
     missing = list(best)
     if store is not None:
         known = {layout: store.measurements(keys[layout]) for layout in best}

@@ -142,7 +142,7 @@ def test_freed_memory_is_kept():
     """Pages that the system has to give: many for a block of 96 MiB each time, none once what is freed is kept."""
     code = """
 import ctypes, resource, sys
-from autotune.host_memory import keep_freed_memory
+from autotune.system.host_memory import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]

@@ -11,12 +11,12 @@ import pytest
 import user_models as user
 from test_plan import plan_for
 
+from autotune.analysis.analyse import predict
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.plan.check import CheckFailed, check_plan, compare
 from autotune.plan.figures import axis_bytes_of, collectives_of
 from autotune.program import Collective, Compute, Done, Loop, Memory, Program, Start
-from autotune.read_compilation import predict
 from autotune.search import explain
 from autotune.testing import assert_plan_holds
 from autotune.workload.workload import Workload

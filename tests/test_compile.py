@@ -17,14 +17,14 @@ import psutil
 import pytest
 import toy_steps
 
+from autotune.analysis.overheads import resharded
 from autotune.compile import compile as compiling
 from autotune.compile.compilation import compilation_from_json, failure_from_json, to_json
-from autotune.compile.compile import Compilation, CompileFailure, CompileJob, compile_all, store_key
+from autotune.compile.compile import Candidate, Compilation, CompileFailure, compile_all, store_key
+from autotune.compile.jit_step import lower_step
 from autotune.compile.log import last_useful_line, memory_needed, warnings_in
-from autotune.compile.lower import lower_step
 from autotune.compile.worker import MEMORY_FIELDS
 from autotune.hlo.warnings import readable_warnings
-from autotune.losses import resharded
 from autotune.meshes.compiler_options import compiler_options, options_to_read
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
@@ -39,8 +39,8 @@ BAD = {
 }
 
 
-def job(build=toy_steps.build_mlp, layout=FSDP, target="cpu:2", **sizes) -> CompileJob:
-    return CompileJob(workload=toy_steps.toy(build, **sizes), layout=layout, target=parse_target(target))
+def job(build=toy_steps.build_mlp, layout=FSDP, target="cpu:2", **sizes) -> Candidate:
+    return Candidate(workload=toy_steps.toy(build, **sizes), layout=layout, target=parse_target(target))
 
 
 def descendants() -> list[psutil.Process]:
@@ -255,11 +255,11 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 import toy_steps
-from autotune.compile.compile import CompileJob, compile_all
+from autotune.compile.compile import Candidate, compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 workload = toy_steps.toy(toy_steps.build_hang)
-hang = CompileJob(workload=workload, layout=parse_layout("data=2"), target=parse_target("cpu:2"))
+hang = Candidate(workload=workload, layout=parse_layout("data=2"), target=parse_target("cpu:2"))
 try:
     list(compile_all([hang, hang], on_event=lambda event: print(event.kind, flush=True)))
 except KeyboardInterrupt:

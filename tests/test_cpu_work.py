@@ -11,7 +11,7 @@ from autotune.hlo.cpu_work import CLASSES
 from autotune.hlo.read import read_program
 from autotune.meshes.hardware import load_hardware, scale
 from autotune.program import Compute, Memory, Program, walk
-from autotune.replay.core_cost import core_seconds
+from autotune.replay.op_seconds import core_seconds
 
 MODULE = """HloModule jit_step, is_scheduled=true, num_partitions=1
 

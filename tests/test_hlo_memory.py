@@ -6,9 +6,9 @@ import importlib.util
 import pytest
 import toy_steps
 
-from autotune.compile.compile import Compilation, CompileJob, compile_all
+from autotune.compile.compile import Candidate, Compilation, compile_all
 from autotune.hlo.liveness import liveness, padded
-from autotune.hlo.memory import MEMORY_CATEGORIES, peak_bytes, read_memory
+from autotune.hlo.memory_by_category import MEMORY_CATEGORIES, peak_bytes, read_memory
 from autotune.hlo.text import read_module
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
@@ -168,7 +168,7 @@ CASES = [("cpu", "fsdp=4"), ("cuda", "fsdp=4"), ("tpu", "fsdp=4"), ("tpu", "fsdp
 def compiled():
     """The toy by each compiler that is installed."""
     jobs = [
-        CompileJob(workload=toy_steps.toy(**SIZES), layout=parse_layout(layout), target=parse_target(TARGETS[platform]))
+        Candidate(workload=toy_steps.toy(**SIZES), layout=parse_layout(layout), target=parse_target(TARGETS[platform]))
         for platform, layout in CASES
         if _installed(PACKAGES[platform])
     ]

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from autotune.analysis.analysis import analysis_from_json, analysis_to_json
+from autotune.analysis.overheads import bubble, replicated
 from autotune.compile.compilation import Argument
-from autotune.evidence import evidence_from_json, evidence_to_json
-from autotune.losses import bubble, replicated
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import parse_layout
-from autotune.preset import preset_workload
 from autotune.program import Collective, Compute, Done, Loop, Memory, Program, Start
+from autotune.reference_workload import reference_workload
 from autotune.report.report import report_to_json
 from autotune.report.text import lines, render
 from autotune.search import explain, tune
@@ -84,37 +84,37 @@ def test_a_planted_bug_is_named_by_its_line(network, times, target):
     """An activation left whole, and a constraint that is missing: by each of the three compilers."""
     report = report_of(network, target)
     place = line_of(network, "# every device multiplies")
-    [loss] = [loss for loss in report.best().evidence.losses if loss.source == place]
+    [loss] = [loss for loss in report.best().analysis.losses if loss.source == place]
     assert loss.kind == "redundant" and loss.seconds > 0 and f"done {times} times over the 8 devices" in loss.what
     assert any("redundant" in line and place.rpartition("/")[2] in line for line in lines(render(report), 300))
     told = report_to_json(report)["best"]["losses"]
     assert [one["source"] for one in told if one["kind"] == "redundant"][0] == place
-    evidence = report.best().evidence
-    assert evidence_from_json(json.loads(json.dumps(evidence_to_json(evidence)))) == evidence
+    analysis = report.best().analysis
+    assert analysis_from_json(json.loads(json.dumps(analysis_to_json(analysis)))) == analysis
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_step_without_a_bug_repeats_nothing(target):
     report = report_of(right, target)
-    evidence = report.best().evidence
+    analysis = report.best().analysis
     assert report.best().losses_seconds["redundant"] == 0.0
-    assert not [loss for loss in evidence.losses if loss.kind == "redundant"]
+    assert not [loss for loss in analysis.losses if loss.kind == "redundant"]
     # data parallel: both matrices are whole on each of 8 devices, 7/8 of each could go
-    held = [loss for loss in evidence.losses if loss.kind == "replicated"]
+    held = [loss for loss in analysis.losses if loss.kind == "replicated"]
     assert [loss.bytes for loss in held] == [WIDTH * WIDTH * 4 * 7 // 8] * 2
 
 
 def test_a_bad_layout_gets_its_verdict():
-    workload = preset_workload("tiny", batch=16, seq=128, dtype="float32")
+    workload = reference_workload("tiny", batch=16, seq=128, dtype="float32")
     bad = "data=4,stage=2,remat=full,microbatches=4,schedule=gpipe"
     layouts = [parse_layout("data=8"), parse_layout(bad)]
     best, worse = tune(workload, "cpu:8", layouts=layouts, compile=2, measure=0, jobs=1).ranked
     assert (str(best.layout), str(worse.layout)) == ("data=8", bad)
     assert worse.reason.startswith("+") and "a step (compiled)" in worse.reason
-    [idle] = [loss for loss in worse.evidence.losses if loss.kind == "bubble"]
+    [idle] = [loss for loss in worse.analysis.losses if loss.kind == "bubble"]
     assert "1 of 5 ticks" in idle.what
     assert 0 < worse.losses_seconds["bubble"] == idle.seconds < worse.step_seconds / 5
-    assert not [loss for row in (best, worse) for loss in row.evidence.losses if loss.kind == "redundant"]
+    assert not [loss for row in (best, worse) for loss in row.analysis.losses if loss.kind == "redundant"]
 
 
 def test_only_large_unsharded_arrays_in_device_memory_are_replicated():

@@ -13,8 +13,9 @@ from autotune.meshes.layout import parse_layout
 from autotune.meshes.placement import place
 from autotune.meshes.target import parse_target
 from autotune.plan.figures import Figures
-from autotune.plan.plan import Plan, installed_versions
+from autotune.plan.plan import PACKAGES, Plan
 from autotune.plan.read import PlanWarning, load_plan, plan_from_json
+from autotune.system.versions import installed_versions
 from autotune.workload.workload import Workload
 
 FIGURES = Figures(
@@ -44,7 +45,7 @@ def plan_for(text: str, target: str, workload: Workload | None = None) -> Plan:
         groups=machine.groups,
         devices=machine.devices,
         device_order=tuple(int(index) for index in place(layout, machine).device_order().flat),
-        versions=installed_versions(),
+        versions=installed_versions(PACKAGES),
         workload=workload.name if workload else "llama",
         fingerprint=workload.fingerprint if workload else "0" * 32,
         recipe={"model": "tiny", "batch": 16, "seq": 8, "dtype": "float32"},
@@ -177,10 +178,12 @@ def test_shardings_of_the_state_of_a_part_of_it_and_of_a_stranger():
 
 
 def test_shardings_of_a_reference_model_are_its_steps():
-    from autotune.preset import preset_workload
+    from autotune.reference_workload import reference_workload
 
     plan = plan_for("data=2,fsdp=2,tensor=2,zero=1", "cpu:8")
-    step = preset_workload("tiny", batch=plan.sequences, seq=plan.seq, dtype="float32").build(plan.layout, plan.mesh())
+    step = reference_workload("tiny", batch=plan.sequences, seq=plan.seq, dtype="float32").build(
+        plan.layout, plan.mesh()
+    )
     expected = jax.tree.map(lambda leaf: leaf.sharding, step.state)
     assert plan.shardings(step.state) == expected
     assert plan.shardings(step.state["parameters"]) == expected["parameters"]

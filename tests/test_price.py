@@ -13,16 +13,16 @@ from autotune.meshes.hardware import load_hardware, scale
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.placement import default_dcn, place
 from autotune.meshes.target import parse_target
-from autotune.meshes.transformer import Transformer
-from autotune.preset import transformer_of
+from autotune.meshes.transformer import TransformerShape
 from autotune.price import price as price_module
-from autotune.price.assumptions import assumptions_of
-from autotune.price.network import cost_of, meshes_of
+from autotune.price.collective_costs import cost_of, meshes_of
 from autotune.price.price import estimate, price_transformer
+from autotune.price.transformer.training_stack import stack_of
+from autotune.reference_workload import transformer_of
 from autotune.space import enumerate_layouts
 from autotune.table import LayoutTable
 
-DENSE = Transformer(
+DENSE = TransformerShape(
     name="dense", layers=16, d_model=4096, heads=32, kv_heads=8, head_dim=128, d_ff=14336, vocab=32000,
 )  # fmt: skip
 EXPERTS = dataclasses.replace(DENSE, name="experts", experts=8, experts_per_token=2)
@@ -260,7 +260,7 @@ def test_v5p_exposes_what_its_compiler_exposes(words, model, batch, compiled_sec
     if model == "two":
         shape = dataclasses.replace(shape, layers=2, vocab=16384)
     if model == "dense":
-        shape = Transformer(
+        shape = TransformerShape(
             name="dense", layers=8, d_model=4096, heads=32, kv_heads=8, head_dim=128, d_ff=14336, vocab=32768
         )
     found = estimate(shape, batch, 4096, "bfloat16", parse_layout(words), parse_target("v5p:4x4x4"))
@@ -286,7 +286,7 @@ def test_a_v100_takes_for_a_matmul_what_it_was_measured_at():
 def test_a_whole_slice_of_64_chips_is_gathered_by_sums(text, twice):
     """All-reduces send each weight twice as often as a gather and a reduce-scatter of it."""
     target = parse_target(text)
-    plain = dataclasses.replace(assumptions_of(target.hardware, "bfloat16"), sums_over_slice=False)
+    plain = dataclasses.replace(stack_of(target.hardware, "bfloat16"), sums_over_slice=False)
     layout = Layout(fsdp=target.devices, remat="full")
     ours = estimate(DENSE, 64, 2048, "bfloat16", layout, target).sent["fsdp"]
     gathered = estimate(DENSE, 64, 2048, "bfloat16", layout, target, plain).sent["fsdp"]

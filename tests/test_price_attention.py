@@ -6,7 +6,7 @@ import pytest
 
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import parse_target
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.price.price import estimate
 
 BATCH, TARGET = 16, parse_target("h100:1x8")
@@ -14,7 +14,7 @@ BATCH, TARGET = 16, parse_target("h100:1x8")
 
 def core_flops(head_dim: int, seq: int, **layout) -> float:
     """FLOPs of attention's core on one device, in matmuls of a layer over the whole square of scores."""
-    shape = Transformer(
+    shape = TransformerShape(
         name="one", layers=1, d_model=2048, heads=8, kv_heads=2, head_dim=head_dim, d_ff=4096, vocab=32768,
     )  # fmt: skip
     priced = estimate(shape, BATCH, seq, "bfloat16", Layout(**layout), TARGET).flops

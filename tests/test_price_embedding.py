@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autotune.meshes.layout import AXES
-from autotune.price.embedding import ways_of
+from autotune.price.transformer.embedding_gradient import ways_of
 
 MB = 1e6
 

@@ -12,7 +12,7 @@ def row(seconds, flops, peak, sent, compiled):
     ledger = tuple(SimpleNamespace(axis=axis, wire_bytes=amount) for axis, amount in compiled.items())
     return SimpleNamespace(
         price=SimpleNamespace(step_seconds=seconds[0], flops=flops[0], peak_bytes=peak[0], sent=sent),
-        evidence=SimpleNamespace(
+        analysis=SimpleNamespace(
             prediction=SimpleNamespace(step_seconds=seconds[1], ledger=ledger),
             flops=flops[1],
             memory=SimpleNamespace(peak_bytes=peak[1]),
@@ -37,7 +37,7 @@ def test_medians_in_one_line_and_nothing_where_nothing_was_compiled():
         "priced from the trace, over compiled, median of 3 layouts: FLOPs 1.00, bytes along all axes 1.50, "
         "bytes along fsdp 1.50, peak memory 1.00, seconds 2.00"
     )
-    assert said(price_errors([SimpleNamespace(evidence=None, price=None)]), "the trace") is None
+    assert said(price_errors([SimpleNamespace(analysis=None, price=None)]), "the trace") is None
 
 
 @pytest.mark.parametrize("compiled", [{}, {"tensor": 0.0}])

@@ -12,7 +12,7 @@ from test_workload import PLAIN
 import autotune
 from autotune.compile.compilation import CompileFailure
 from autotune.meshes.target import TPU_SHAPES, parse_target, part_of
-from autotune.price.space import price_space
+from autotune.price.priced_space import price_space
 from autotune.probes.choose import learned, probing
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.store import Store
@@ -149,7 +149,7 @@ def test_a_search_prices_with_probes_compiled_here_and_a_repeat_takes_them_from_
     assert "priced with 6 probe compiles on parts of cpu:16, axes probed: data, fsdp, tensor" in report.notes
     assert {term.source for term in report.rows[0].price.terms.values() if term.resource} == {"probed"}
     best = report.best()
-    assert best.price.flops == pytest.approx(best.evidence.flops, rel=0.02)
+    assert best.price.flops == pytest.approx(best.analysis.flops, rel=0.02)
     assert any(note.startswith("priced from the trace and probes, over compiled") for note in report.notes)
     assert any(note.startswith("terms of the chosen price, probed: ") for note in report.notes)
     before = len(compiled)

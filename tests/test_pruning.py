@@ -11,9 +11,9 @@ from autotune.meshes.layout import OUTERMOST_FIRST, REMAT, Layout
 from autotune.meshes.legality import reject
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
-from autotune.preset import transformer_workload
-from autotune.price.orders import orders_that_differ, with_best_orders
-from autotune.price.space import price_space
+from autotune.price.axis_orders import orders_that_differ, with_best_orders
+from autotune.price.priced_space import price_space
+from autotune.reference_workload import transformer_workload
 from autotune.report.rows import LISTED_PRICED
 from autotune.search import search
 from autotune.space import enumerate_layouts

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from autotune.price.schedules import NAMES, bubble_seconds, waiting_microbatches
+from autotune.price.transformer.pipeline_schedules import NAMES, bubble_seconds, waiting_microbatches
 
 
 def simulate_1f1b(forward: list[float], backward: list[float], passes: int) -> float:

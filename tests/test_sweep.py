@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
+from autotune.analysis.limits import ARC
 from autotune.cli import run
-from autotune.limits import ARC
 from autotune.meshes.hardware import scale
 from autotune.meshes.target import parse_target
-from autotune.preset import preset_workload, transformer_of
-from autotune.price.orders import with_best_orders
-from autotune.price.space import price_space
+from autotune.price.axis_orders import with_best_orders
+from autotune.price.priced_space import price_space
+from autotune.reference_workload import reference_workload, transformer_of
 from autotune.search import search
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.sweep.batch import BatchRule
@@ -27,7 +27,7 @@ from autotune.sweep.what_helps import what_helps
 
 
 def workload(model="llama3-8b", batch=64, seq=4096):
-    return preset_workload(model, batch=batch, seq=seq, dtype="bfloat16")
+    return reference_workload(model, batch=batch, seq=seq, dtype="bfloat16")
 
 
 def question(**sizes):

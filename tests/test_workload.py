@@ -13,11 +13,11 @@ from effort import NUMBERS_ONLY
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from autotune.compile.lower import lower_step
+from autotune.compile.jit_step import lower_step
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import parse_target
 from autotune.meshes.topology import mesh_of
-from autotune.price.space import price_space, why_illegal
+from autotune.price.priced_space import price_space, why_illegal
 from autotune.space import enumerate_layouts
 from autotune.user_code import UserCodeError
 from autotune.workload.guess import describe

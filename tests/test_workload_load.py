@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autotune.user_code import UserCodeError
-from autotune.workload.load import load_workload
+from autotune.workload.from_name import load_workload
 
 ROOT = Path(__file__).parents[1]
 

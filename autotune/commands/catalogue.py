@@ -75,9 +75,9 @@ def models(as_json: bool) -> None:
 def selftest(as_json: bool) -> None:
     """Which compiler versions the reader of compiled programs has been checked with, and those installed here."""
     from autotune.hlo.versions import CHECKED_VERSIONS, unchecked
-    from autotune.plan.plan import installed_versions
+    from autotune.system.versions import installed_versions
 
-    here = installed_versions(tuple(CHECKED_VERSIONS))
+    here = installed_versions(CHECKED_VERSIONS)
     if as_json:
         found = {
             name: {"installed": here.get(name), "checked": list(checked)} for name, checked in CHECKED_VERSIONS.items()

@@ -75,4 +75,4 @@ def compare(
         from autotune.report.text import lines
 
         click.echo("\n".join(lines(render_comparison(report, *rows))))
-    return 0 if all(row.evidence for row in rows) else 1
+    return 0 if all(row.analysis for row in rows) else 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autotune.commands.options import bad_input
-from autotune.whole_file import write_whole
+from autotune.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     from autotune.meshes.target import Target

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from autotune.limits import ARC
+from autotune.analysis.limits import ARC
 from autotune.report.report import Report, near_capacity
 from autotune.report.text import buffers_text, bytes_text, percent, seconds_text, too_large
 

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.limits import ARC
-from autotune.losses import LOSS_KINDS, Loss
+from autotune.analysis.limits import ARC
+from autotune.analysis.overheads import OVERHEAD_KINDS, Overhead
 from autotune.program import Buffer
 from autotune.report.report import Report, Row, near_capacity
 from autotune.row_status import RowStatus
@@ -33,7 +33,7 @@ def render(report: Report) -> Group:
         parts.append(Text(report.compilers_word, style="bold"))
     elif report.ranked:
         parts += [_ranking(report), _verdict(report), _why_others_lost(report)]
-        if report.ranked[0].evidence:
+        if report.ranked[0].analysis:
             parts += [_ledger(report.ranked[0]), _losses(report.ranked[0])]
         parts.append(_memory(report, report.ranked[0]))
     else:
@@ -94,7 +94,7 @@ def _ranking(report: Report) -> Table:
     table.add_column("memory, of usable", justify="right")
     table.add_column("binds: elasticity, margin", overflow="fold")
     for number, row in enumerate(report.ranked[:LISTED], 1):
-        prediction = row.evidence.prediction if row.evidence else None
+        prediction = row.analysis.prediction if row.analysis else None
         cells = [
             f"{number}=" if str(row.layout) in report.tied else str(number),
             str(row.layout),
@@ -105,7 +105,7 @@ def _ranking(report: Report) -> Table:
         if measured:
             cells.append(_measured(row))
         known = [percent(row.mfu), _against_capacity(report, row), _limit(row)]
-        table.add_row(*cells, *(known if row.evidence else [f"({cell})" for cell in known]))
+        table.add_row(*cells, *(known if row.analysis else [f"({cell})" for cell in known]))
     return table
 
 
@@ -133,7 +133,7 @@ def _limit(row: Row) -> str:
 
 def _verdict(report: Report) -> Text:
     best = report.ranked[0]
-    word = "measured" if best.measurement else "compiled" if best.evidence else "priced"
+    word = "measured" if best.measurement else "compiled" if best.analysis else "priced"
     lines = [f"chosen: {best.layout}   {seconds_text(best.step_seconds)} a step ({word})"]
     if best.tokens_per_second_per_device:
         lines[0] += f", {best.tokens_per_second_per_device:,.0f} tokens/s/device"
@@ -142,7 +142,7 @@ def _verdict(report: Report) -> Text:
     if report.tied:
         lines.append(f"tied with it, closer than the noise: {'; '.join(report.tied)}")
     if report.rank_correlation is not None:
-        count = sum(1 for row in report.ranked if row.evidence and row.measurement)
+        count = sum(1 for row in report.ranked if row.analysis and row.measurement)
         lines.append(
             f"rank correlation of compiled against measured times, {count} layouts: {report.rank_correlation:.2f}"
         )
@@ -175,8 +175,8 @@ def _why_others_lost(report: Report) -> RenderableType | None:
 
 
 def _ledger(row: Row) -> RenderableType:
-    assert row.evidence is not None
-    ledger = row.evidence.prediction.ledger
+    assert row.analysis is not None
+    ledger = row.analysis.prediction.ledger
     if not ledger:
         return Text("collectives of the chosen layout: none")
     table = Table(title="collectives of the chosen layout, per device and step (compiled)", title_justify="left")
@@ -193,13 +193,13 @@ def _ledger(row: Row) -> RenderableType:
 
 
 def _losses(row: Row) -> Text | None:
-    assert row.evidence is not None
+    assert row.analysis is not None
     known = {name: value for name, value in row.losses_seconds.items() if value}
-    listed = row.evidence.losses
+    listed = row.analysis.losses
     if not known and not listed:
         return None
     lines = ["losses within the step: " + ", ".join(f"{name} {seconds_text(value)}" for name, value in known.items())]
-    for kind in LOSS_KINDS:
+    for kind in OVERHEAD_KINDS:
         named = [loss for loss in listed if loss.kind == kind]
         lines += [
             " ".join(filter(None, (f"  {kind}", _size(loss), f"at {loss.source}" if loss.source else "")))
@@ -213,7 +213,7 @@ def _losses(row: Row) -> Text | None:
     return Text("\n".join(lines))
 
 
-def _size(loss: Loss) -> str:
+def _size(loss: Overhead) -> str:
     if loss.seconds is not None:
         return seconds_text(loss.seconds)
     return bytes_text(loss.bytes) if loss.bytes is not None else ""
@@ -274,7 +274,7 @@ def _others(report: Report) -> RenderableType | None:
     rows = [
         row
         for row in report.rows
-        if not row.status.can_run and row.status is not RowStatus.ILLEGAL and (row.evidence or row.log)
+        if not row.status.can_run and row.status is not RowStatus.ILLEGAL and (row.analysis or row.log)
     ]
     illegal = [row for row in report.rows if row.status is RowStatus.ILLEGAL]
     if not (rows or illegal or report.omitted):

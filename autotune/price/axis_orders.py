@@ -15,10 +15,10 @@ import numpy as np
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST
 from autotune.meshes.target import Target
-from autotune.price.distinct import distinct
-from autotune.price.network import placed
+from autotune.price.collective_costs import placed
 from autotune.price.price import Prices, price
-from autotune.price.space import PricedSpace
+from autotune.price.priced_space import PricedSpace
+from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
 
 
@@ -73,7 +73,7 @@ def orders_that_differ(target: Target, inner: dict[str, int]) -> list[tuple[str,
 def other_orders(table: LayoutTable, target: Target) -> tuple[np.ndarray, LayoutTable]:
     """(row of `table` that each is an order of, the rows again under every order that differs from the default)."""
     inner = [getattr(table, axis) // getattr(table, f"dcn_{axis}") for axis in AXES]
-    first, mesh_of_row = distinct(inner)
+    first, mesh_of_row = unique_rows(inner)
     meshes = [dict(zip(AXES, (int(size[row]) for size in inner), strict=True)) for row in first]
     orders = [orders_that_differ(target, mesh)[1:] for mesh in meshes]
     names = tuple(dict.fromkeys(order for of_mesh in orders for order in of_mesh))

@@ -1,21 +1,21 @@
 """What happens once a step, and between stages: gradients over repeated weights, the optimizer, ZeRO, transfers.
 
 Whatever is recomputed: so a chunk of a table has a few of these for many rows. Gradients whose reduction over `data`
-the layers hide are the exception (`price.terms`).
+the layers hide are the exception (`price.transformer.pricer`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from autotune.price.distinct import distinct
-from autotune.price.embedding import INNER_FIRST, Embedding
-from autotune.price.ledger import Entry
-from autotune.price.memory import stage_of
-from autotune.price.rows import Rows, hides
+from autotune.price.terms import TermRows
+from autotune.price.transformer.embedding_gradient import INNER_FIRST, Embedding
+from autotune.price.transformer.peak_memory import stage_of
+from autotune.price.transformer.rows import Rows, hides
+from autotune.price.unique_rows import unique_rows
 
 
-class Once(Rows):
+class StepTerms(Rows):
     """Entries of the units "pass" and "step" of some layouts, and what the steps made of them need.
 
     `one_way`: seconds of one transfer to the next stage. `hidden_later`: lines of each reduction of gradients over
@@ -23,7 +23,7 @@ class Once(Rows):
     """
 
     one_way: np.ndarray
-    hidden_later: list[list[Entry]]
+    hidden_later: list[list[TermRows]]
 
     def enter(self) -> None:
         """Everything beside the passes, in the order of a step."""
@@ -90,7 +90,7 @@ class Once(Rows):
         for axis in ("context", "expert"):
             payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_share()
             self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self._outer_share(axis))
-        first, of = distinct([self.piece, self.table.zero, self.table.microbatches])
+        first, of = unique_rows([self.piece, self.table.zero, self.table.microbatches])
         self.book.parts = ((self.some(Embedding, first).book, of),)
 
     def _optimizer(self) -> None:
@@ -124,7 +124,8 @@ class Once(Rows):
         return self.stack.state.reduced * dense / self.size["fsdp"]
 
     def _table_gradients(self, axis: str) -> np.ndarray:
-        """The same of the vocabulary's tables, less an embedding that goes its own way (`price.embedding`)."""
+        """The same of the vocabulary's tables, without an embedding whose gradient is reduced by itself
+        (`embedding_gradient`)."""
         sent = self.parameters.sent_vocabulary - self.parameters.embedding
         shards = self.size["fsdp"] * self._shards(axis, self._scatters_tables, INNER_FIRST)
         return self.stack.state.reduced * sent / shards

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from autotune.meshes.installed import DEVICELESS_ENVIRONMENT
 from autotune.meshes.target import Target
 
 START_SECONDS = 300.0
@@ -26,16 +27,8 @@ limit because a `preexec_fn` can deadlock in a parent that has threads."""
 
 WORKER = "import sys; sys.path[:] = {path!r}; from autotune.compile.worker import serve; serve({jobs}, {replies})"
 
-DEVICELESS = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-}
-"""Compilers without their devices. A second process that loads libtpu aborts without ALLOW_MULTIPLE_LIBTPU_LOAD; on a
-real TPU host it would let two processes fight over the chips, so it is set in workers that open none."""
+DEVICELESS = {"JAX_PLATFORMS": "cpu", **DEVICELESS_ENVIRONMENT}
+"""Compilers without their devices."""
 
 
 def worker_environment(target: Target) -> dict[str, str]:
@@ -90,7 +83,7 @@ class WorkerProcess:
         return self.scratch / "outcome"
 
     def send(self, payload: bytes, log: Path, limit_seconds: float) -> None:
-        """Hand over a cloudpickled CompileJob; its log is appended to `log`, its time limit starts when it does."""
+        """Hand over a cloudpickled Candidate; its log is appended to `log`, its time limit starts when it does."""
         self.log, self.limit_seconds = log, limit_seconds
         self.stage = "start"
         self.since = time.monotonic()

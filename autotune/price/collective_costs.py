@@ -19,7 +19,7 @@ from autotune.meshes.layout import AXES
 from autotune.meshes.placement import assign, row_factors, torus
 from autotune.meshes.route import Factor, Route, switch_route, torus_route
 from autotune.meshes.target import Target
-from autotune.price.distinct import distinct
+from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
 
 FIELDS = ("size", "links", "hops", "spread", "far_hops", "share", "near_hops")
@@ -110,7 +110,7 @@ class CollectiveCost:
 def meshes_of(table: LayoutTable, target: Target) -> Meshes:
     """The distinct meshes of a table and the routes of their axes on the target."""
     columns = [getattr(table, name) for name in AXES] + [getattr(table, f"dcn_{name}") for name in AXES]
-    first, of_row = distinct([*columns, table.order])
+    first, of_row = unique_rows([*columns, table.order])
     outer = np.stack([getattr(table, f"dcn_{name}")[first] for name in AXES])
     inner = np.stack([getattr(table, name)[first] for name in AXES]) // outer
     hardware = target.hardware
@@ -169,7 +169,7 @@ def _switch_routes(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     `sizes` (axes, meshes) of the groups on the switch. The array form of `meshes.route.switch_route`.
     """
-    first, of_mesh = distinct(list(sizes))
+    first, of_mesh = unique_rows(list(sizes))
     size, taken = np.unique(sizes[:, first], return_inverse=True)
     one, used = np.ones(len(size)), (size > 1) * 1.0
     fields = np.stack([size, one, size - 1, (size - 1) / size, used, one, used])
@@ -185,13 +185,13 @@ def _placed_routes(
     the sizes from the innermost out, not on names, and axes of size 1 take nothing: each row of `cuts` has the others
     first, and those that are the same are placed once.
     """
-    first, of_mesh = distinct([*sizes, order])
+    first, of_mesh = unique_rows([*sizes, order])
     innermost_first = [[AXES.index(axis) for axis in reversed(names)] for names in orders]
     axes = np.array(innermost_first, dtype=np.int64).reshape(-1, len(AXES))[order[first]]
     cuts = np.take_along_axis(sizes[:, first].T, axes, axis=1)
     ones_last = np.argsort(cuts == 1, axis=1, kind="stable")
     axes, cuts = np.take_along_axis(axes, ones_last, axis=1), np.take_along_axis(cuts, ones_last, axis=1)
-    some, of_cut = distinct(list(cuts.T))
+    some, of_cut = unique_rows(list(cuts.T))
     dimensions, cores_a_chip, tiers = torus(target), target.hardware.devices_per_chip, len(target.hardware.tiers) - 1
     numbers: dict[tuple[tuple[float, ...], ...], int] = {}
     numbered = np.empty((len(some), len(AXES)), dtype=np.int64)

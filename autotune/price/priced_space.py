@@ -12,9 +12,9 @@ from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
-from autotune.price.distinct import distinct
 from autotune.price.price import Estimate, Prices, price
 from autotune.price.traced.laws import Probed
+from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -128,6 +128,6 @@ def _broken(workload: Workload, target: Target, table: LayoutTable) -> np.ndarra
     codes = reject_codes(table, workload.transformer, workload.sequences, workload.seq, target)
     if workload.partition is None:
         return codes
-    first, mesh = distinct([getattr(table, name) for name in AXES])
+    first, mesh = unique_rows([getattr(table, name) for name in AXES])
     uneven = np.array([workload.partition.problem(table.layout(int(row))) is not None for row in first], dtype=bool)
     return np.where((codes < 0) & (uneven[mesh] | (table.zero == 2)), len(rule_names()), codes)

@@ -10,7 +10,7 @@ ROOM = 8
 """Places of a lookup table for each row."""
 
 
-def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def unique_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(first row of each distinct combination, combination of each row) of integer columns of equal length.
 
     Combinations are numbered in order, the first column the most significant digit: tables are all but sorted by it, so

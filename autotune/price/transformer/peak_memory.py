@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.price.rows import Rows
+from autotune.price.transformer.rows import Rows
 
 MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logits", "workspace")
 

@@ -15,8 +15,8 @@ from autotune.meshes.layout import AXES, OUTERMOST_FIRST, Layout
 from autotune.meshes.step import Step
 from autotune.system.code_owner import owner_of
 from autotune.user_code import user_code
-from autotune.workload.plain import FIXED, plain_fields
-from autotune.workload.step import adapt, trace
+from autotune.workload.adapt import adapt, trace
+from autotune.workload.from_function import FIXED, plain_fields
 
 PIPELINE = ("stage", "microbatches", "schedule", "virtual_stages")
 

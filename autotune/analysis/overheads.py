@@ -10,16 +10,16 @@ from autotune.hlo.warnings import UNKNOWN_SOURCE, readable_warnings
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import Layout
 from autotune.program import Compute, Instruction, Loop, Program, Start, walk
-from autotune.replay.core_cost import core_seconds
+from autotune.replay.op_seconds import core_seconds
 
-LOSS_KINDS = ("redundant", "bubble", "resharded", "replicated")
+OVERHEAD_KINDS = ("redundant", "bubble", "resharded", "replicated")
 
 NOTABLE = 0.01
 """Share of a step's FLOPs, or of the state's bytes, from which one line or one array is worth a mention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
+class Overhead:
     """One thing lost, per device and step.
 
     `kind`: "redundant" (FLOPs that several devices repeat, with the seconds they take), "replicated" (an array of the
@@ -36,11 +36,13 @@ class Loss:
     source: str | None
 
     def __post_init__(self) -> None:
-        if self.kind not in LOSS_KINDS:
-            raise ValueError(f"Loss: kind={self.kind!r} must be one of {', '.join(LOSS_KINDS)}")
+        if self.kind not in OVERHEAD_KINDS:
+            raise ValueError(f"Loss: kind={self.kind!r} must be one of {', '.join(OVERHEAD_KINDS)}")
 
 
-def losses_of(program: Program, compilation: Compilation, layout: Layout, hardware: Hardware) -> tuple[Loss, ...]:
+def overheads_of(
+    program: Program, compilation: Compilation, layout: Layout, hardware: Hardware
+) -> tuple[Overhead, ...]:
     """All losses of a compiled step: those in seconds first, then those in bytes, the largest first."""
     found = [
         *redundant(program, compilation.traced_flops, layout.devices, hardware),
@@ -53,7 +55,7 @@ def losses_of(program: Program, compilation: Compilation, layout: Layout, hardwa
 
 def redundant(
     program: Program, traced_flops: Mapping[str, float] | None, devices: int, hardware: Hardware
-) -> list[Loss]:
+) -> list[Overhead]:
     """Lines of source whose matmuls run more often than the step asks for.
 
     Of one line: compiled FLOPs x devices beside the traced ones of the whole mesh; the excess is repeated work, and
@@ -78,7 +80,7 @@ def redundant(
     whole = total - sum(traced_flops.values()) / devices
     scale = min(1.0, max(0.0, whole) / sum(over.values()))
     return [
-        Loss(
+        Overhead(
             kind="redundant",
             what=_times_repeated(flops[line], traced_flops.get(line, 0.0), devices),
             seconds=scale * seconds[line] * extra / flops[line],
@@ -96,7 +98,7 @@ def _times_repeated(flops: float, traced: float, devices: int) -> str:
     return f"matmul done {flops * devices / traced:.3g} times over the {devices} devices"
 
 
-def bubble(program: Program, layout: Layout, hardware: Hardware) -> list[Loss]:
+def bubble(program: Program, layout: Layout, hardware: Hardware) -> list[Overhead]:
     """The pipeline's idle ticks.
 
     A loop of M microbatches, V virtual stages and S stages has MV + S - 1 ticks, of which each stage computes S - 1 on
@@ -116,7 +118,7 @@ def bubble(program: Program, layout: Layout, hardware: Hardware) -> list[Loss]:
     if not seconds:
         return []
     what = f"{idle} of {ticks} ticks of the pipeline, {100 * idle / ticks:.1f} %"
-    return [Loss(kind="bubble", what=what, seconds=seconds, bytes=None, source=None)]
+    return [Overhead(kind="bubble", what=what, seconds=seconds, bytes=None, source=None)]
 
 
 def _loops(instructions: tuple[Instruction, ...], times: int = 1):
@@ -140,7 +142,7 @@ def _core_seconds(body: tuple[Instruction, ...], hardware: Hardware) -> float:
     )
 
 
-def resharded(compilation: Compilation) -> list[Loss]:
+def resharded(compilation: Compilation) -> list[Overhead]:
     """Arrays of which the partitioner says that it gathers them whole (its "involuntary full rematerialization")."""
     found = []
     for warning in readable_warnings(compilation):
@@ -148,16 +150,16 @@ def resharded(compilation: Compilation) -> list[Loss]:
         if whole and "is gathered whole" in what:
             source = where.split(" (")[0]
             known = source if source != UNKNOWN_SOURCE else None
-            found.append(Loss(kind="resharded", what=what, seconds=None, bytes=None, source=known))
+            found.append(Overhead(kind="resharded", what=what, seconds=None, bytes=None, source=known))
     return found
 
 
-def replicated(arguments: tuple[Argument, ...], devices: int) -> list[Loss]:
+def replicated(arguments: tuple[Argument, ...], devices: int) -> list[Overhead]:
     """Large parameters and optimizer state that every device holds whole."""
     state = [one for one in arguments if one.category in ("parameters", "optimizer_state") and one.memory_kind is None]
     least = NOTABLE * sum(one.bytes for one in state)
     return [
-        Loss(
+        Overhead(
             kind="replicated",
             what=f"{one.name} {one.dtype}[{','.join(str(extent) for extent in one.shape)}] is whole on every device",
             seconds=None,

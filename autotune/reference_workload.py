@@ -11,20 +11,20 @@ import json
 from functools import partial
 from pathlib import Path
 
-from autotune import meshes, models
 from autotune.meshes.layout import AXES
-from autotune.meshes.transformer import Transformer, read_transformer
+from autotune.meshes.transformer import TransformerShape, read_transformer
 from autotune.models.presets import PRESETS
+from autotune.system.source_digest import source_digest
 from autotune.workload.workload import Workload
 
 
-def preset_workload(model: str, *, batch: int, seq: int, dtype: str) -> Workload:
+def reference_workload(model: str, *, batch: int, seq: int, dtype: str) -> Workload:
     """The workload of a preset name or of a JSON file with a shape; ValueError when it is neither."""
     workload = transformer_workload(transformer_of(model), batch=batch, seq=seq, dtype=dtype)
     return workload.with_recipe({"model": model, "batch": batch, "seq": seq, "dtype": dtype})
 
 
-def transformer_of(model: str) -> Transformer:
+def transformer_of(model: str) -> TransformerShape:
     """The shape that `--model` names."""
     if model in PRESETS:
         return PRESETS[model]
@@ -33,7 +33,7 @@ def transformer_of(model: str) -> Transformer:
     raise ValueError(f"model: {model!r} is no preset ({', '.join(PRESETS)}) and no .json file")
 
 
-def transformer_workload(transformer: Transformer, *, batch: int, seq: int, dtype: str) -> Workload:
+def transformer_workload(transformer: TransformerShape, *, batch: int, seq: int, dtype: str) -> Workload:
     """The workload of a shape: our reference train step."""
     return Workload.of(
         name=f"{transformer.name}, batch {batch} x {seq} tokens, {dtype}",
@@ -53,10 +53,7 @@ def _build(transformer, batch, seq, dtype, layout, mesh):
     return build_step(transformer, batch, seq, layout, mesh, dtype=dtype)
 
 
-def _fingerprint(transformer: Transformer, batch: int, seq: int, dtype: str) -> str:
+def _fingerprint(transformer: TransformerShape, batch: int, seq: int, dtype: str) -> str:
     """Of the shape and of the source that builds the step: an edited model is another workload."""
-    digest = hashlib.sha256(json.dumps([dataclasses.asdict(transformer), batch, seq, dtype], sort_keys=True).encode())
-    sources = [*Path(models.__path__[0]).glob("*.py"), Path(meshes.__path__[0]) / "sharding.py"]
-    for path in sorted(sources):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:32]
+    values = [dataclasses.asdict(transformer), batch, seq, dtype, source_digest("autotune.models.train_step")]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

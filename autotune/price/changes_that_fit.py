@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from autotune.meshes.layout import REMAT, Layout
 from autotune.meshes.target import Target
 from autotune.price.price import Estimate
-from autotune.price.space import price_space, why_illegal
+from autotune.price.priced_space import price_space, why_illegal
 from autotune.price.traced.laws import Probed
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload

@@ -80,7 +80,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assumptions:
+class TrainingStack:
     """One training stack.
 
     `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
@@ -178,12 +178,12 @@ _XLA_STATE = State(
     accumulate_traffic=0.0,
 )  # fmt: skip
 
-XLA_TPU = Assumptions(
+XLA_TPU = TrainingStack(
     name="xla-tpu",
     flash=True,
     reruns_kernel=False,  # splash attention names its statistics, too
     # Splash attention on v5e and v5p: 40 to 60 % of peak reported for long sequences; an assumption, not a fit. Chips
-    # whose schedule of the kernel is known take that (`assumptions_of`).
+    # whose schedule of the kernel is known take that (`stack_of`).
     flash_efficiency=(0.5, 0.45),
     flash_matmuls=(2.0, 7.0),  # two kernels backward, both of which make the scores again
     flash_tile=1024,
@@ -218,7 +218,7 @@ V5P_HIDDEN = 0.2
 (which make those four 0 to 17 % faster; libtpu 0.0.42): 0.18 and 0.29 where there was too little to hide all, with
 fsdp=32 x tensor=2 and fsdp=16 x context=4. Compiles for v5e hide nine tenths whatever the compute."""
 
-XLA_GPU = Assumptions(
+XLA_GPU = TrainingStack(
     name="xla-gpu",
     flash=True,
     # cuDNN's softmax statistics have no name that a policy could keep, and plain attention makes its scores again
@@ -252,7 +252,7 @@ XLA_GPU = Assumptions(
 )
 
 
-def assumptions_of(hardware: Hardware, dtype: str) -> Assumptions:
+def stack_of(hardware: Hardware, dtype: str) -> TrainingStack:
     """The stack that our own models run on that hardware: the attention kernel is the one `models.execution` picks."""
     if hardware.platform == "tpu":
         shares = kernel_shares(hardware)

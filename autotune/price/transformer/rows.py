@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES
-from autotune.price.assumptions import Assumptions
-from autotune.price.ledger import Entry, Ledger
-from autotune.price.network import CollectiveCost, Meshes
-from autotune.price.parameters import Parameters, parameters_of
-from autotune.price.work import Work
+from autotune.price.collective_costs import CollectiveCost, Meshes
+from autotune.price.terms import CostTerms, TermRows
+from autotune.price.transformer.device_work import Work
+from autotune.price.transformer.inputs import Inputs
+from autotune.price.transformer.parameters import Parameters, parameters_of
+from autotune.price.transformer.training_stack import TrainingStack
 from autotune.replay.replay import HOST_BYTES_PER_SECOND
 from autotune.table import LayoutTable
-
-if TYPE_CHECKING:
-    from autotune.price.terms import Pricer
-
 
 SUMMED_FROM = 64
 """Chips of a three-dimensional slice that is gathered over by sums: a sharded matrix that one matmul reads whole is
@@ -43,12 +40,14 @@ class Prepared:
 Kind = TypeVar("Kind", bound="Rows")
 
 
-def hides(stack: Assumptions, axis: str) -> bool:
+def hides(stack: TrainingStack, axis: str) -> bool:
     """Whether compute hides any of an axis's collectives."""
     return bool(stack.hidden_share.get(axis, 0.0) or stack.hidden_outer.get(axis))
 
 
-def hidden_beside(stack: Assumptions, axis: str, lines: list[Entry], beside: np.ndarray, outer: str) -> list[Entry]:
+def hidden_beside(
+    stack: TrainingStack, axis: str, lines: list[TermRows], beside: np.ndarray, outer: str
+) -> list[TermRows]:
     """The lines of one collective along an axis, less what compute `beside` hides of it: up to the stack's share of
     itself, and no more than its most of the collective. `outer`: the tier that may have a share and a most of its own.
     """
@@ -62,7 +61,7 @@ def hidden_beside(stack: Assumptions, axis: str, lines: list[Entry], beside: np.
             total = np.add.reduce([line.full for line in some])
             exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
             left = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
-            some = [Entry(line.name, line.resource, line.unit, line.full * left, line.full) for line in some]
+            some = [TermRows(line.name, line.resource, line.unit, line.full * left, line.full) for line in some]
         found += some
     return found
 
@@ -82,23 +81,23 @@ class Rows:
 
     def __init__(
         self,
-        pricer: Pricer,
+        inputs: Inputs,
         prepared: Prepared,
         table: LayoutTable,
         piece: np.ndarray,
         counting: bool,
     ) -> None:
-        self.pricer, self.prepared, self.table, self.piece = pricer, prepared, table, piece
+        self.inputs, self.prepared, self.table, self.piece = inputs, prepared, table, piece
         self.mesh = prepared.mesh_of_piece[piece]
-        self.stack, self.shape, self.hardware = pricer.assumptions, pricer.transformer, pricer.target.hardware
-        self.width = DTYPE_BYTES[pricer.dtype]
+        self.stack, self.shape, self.hardware = inputs.stack, inputs.transformer, inputs.target.hardware
+        self.width = DTYPE_BYTES[inputs.dtype]
         self.size = {name: getattr(table, name).astype(np.float64) for name in AXES}
         self.used = {name: bool((getattr(table, name) > 1).any()) for name in AXES}
         self.parallel = table.sequence_parallel > 0
         self.staged = self.size["stage"] > 1
         self.parameters: Parameters = parameters_of(self.shape, self.size)
-        waiting = self.hardware.waiting(pricer.target.groups)
-        self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
+        waiting = self.hardware.waiting(inputs.target.groups)
+        self.book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
         count = float(self.shape.layers)
         slices = self.size["stage"] * table.virtual_stages
         of_a_stage = np.ceil(count / slices - 1e-9) * table.virtual_stages
@@ -114,7 +113,7 @@ class Rows:
 
     def some(self, kind: type[Kind], rows: np.ndarray) -> Kind:
         """Some of these rows, worked out as another kind."""
-        return kind(self.pricer, self.prepared, self.table.take(rows), self.piece[rows], self.book.counting)
+        return kind(self.inputs, self.prepared, self.table.take(rows), self.piece[rows], self.book.counting)
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Values of each row's piece of work."""
@@ -147,7 +146,7 @@ class Rows:
             lines = hidden_beside(self.stack, axis, lines, beside, self.hardware.tiers[-1].name)
         self.book.entries += lines
 
-    def lines(self, axis: str, kind: str, unit: str, payload, times, outer_share=1.0) -> list[Entry]:
+    def lines(self, axis: str, kind: str, unit: str, payload, times, outer_share=1.0) -> list[TermRows]:
         """Count `times` collectives along an axis; what they take with nothing to hide behind."""
         if not self.used[axis] or not np.any(times):
             return []
@@ -158,7 +157,7 @@ class Rows:
         named = [(f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part) for tier, part in parts.items()]
         named.append((f"latency[{axis}]", "latency", latency))
         every = [(name, resource, each * times) for name, resource, each in named]
-        return [Entry(name, resource, unit, seconds, seconds) for name, resource, seconds in every]
+        return [TermRows(name, resource, unit, seconds, seconds) for name, resource, seconds in every]
 
     def gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Weights of one layer or of the tables from their fsdp shards."""
@@ -170,7 +169,7 @@ class Rows:
     @property
     def summed(self) -> np.ndarray:
         """Rows whose fsdp shards are all of a slice that the compiler gathers by sums of zeros and one shard."""
-        target, table = self.pricer.target, self.table
+        target, table = self.inputs.target, self.table
         solid = len(target.shape) == 3 and min(target.shape) > 1 and target.devices_per_group >= SUMMED_FROM
         return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & solid & self.stack.sums_over_slice
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,8 @@ class Parameters:
     """Counts a device, cut along tensor and expert only. `layer`: of one layer; `layer_dense` and `layer_routed` are
     its parts that every expert rank repeats or holds alone; `vocabulary`: embedding and output projection together on
     the fullest stage; `sent_vocabulary`: what is gathered and reduced of them: XLA does so once for each use of a tied
-    table (a100-80 and h100, jax 0.10.2); `embedding`: its part whose gradient goes its own way (`price.embedding`)."""
+    table (a100-80 and h100, jax 0.10.2); `embedding`: its part whose gradient is reduced by itself
+    (`embedding_gradient`)."""
 
     layer_dense: np.ndarray
     layer_routed: np.ndarray
@@ -36,7 +37,7 @@ class Parameters:
         return layers * self.layer_routed
 
 
-def parameters_of(shape: Transformer, size: Mapping[str, np.ndarray]) -> Parameters:
+def parameters_of(shape: TransformerShape, size: Mapping[str, np.ndarray]) -> Parameters:
     """The counts of each row, given the sizes of its axes."""
     one_expert = shape.mlp_matrices * shape.d_model * shape.d_ff
     routed = float(one_expert * shape.experts)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.losses import Loss
+from autotune.analysis.overheads import Overhead
 from autotune.program import Buffer, Memory
-from autotune.replay.replay import LedgerRow, Prediction
+from autotune.replay.replay import CollectiveTotal, Prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Analysis:
     """All numbers are per device and step.
 
     `flops`: compiled, loops counted. `recompute_flops`: of these, what rematerialisation runs a second time.
@@ -30,32 +30,32 @@ class Evidence:
     improved_seconds: Mapping[str, float]
     lower_seconds: float
     compile_seconds: float
-    losses: tuple[Loss, ...]
+    losses: tuple[Overhead, ...]
     traced: bool
     warnings: tuple[str, ...]
     log: str | None
 
 
-def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
-    """Plain JSON values; the inverse of `evidence_from_json`."""
-    values = {spec.name: getattr(evidence, spec.name) for spec in dataclasses.fields(evidence)}
-    prediction = dataclasses.asdict(evidence.prediction)
-    prediction["critical"] = [[*term, seconds] for term, seconds in evidence.prediction.critical.items()]
+def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
+    """Plain JSON values; the inverse of `analysis_from_json`."""
+    values = {spec.name: getattr(analysis, spec.name) for spec in dataclasses.fields(analysis)}
+    prediction = dataclasses.asdict(analysis.prediction)
+    prediction["critical"] = [[*term, seconds] for term, seconds in analysis.prediction.critical.items()]
     values["prediction"] = prediction
-    values["memory"] = dataclasses.asdict(evidence.memory)
-    values["improved_seconds"] = dict(evidence.improved_seconds)
-    values["losses"] = [dataclasses.asdict(loss) for loss in evidence.losses]
+    values["memory"] = dataclasses.asdict(analysis.memory)
+    values["improved_seconds"] = dict(analysis.improved_seconds)
+    values["losses"] = [dataclasses.asdict(loss) for loss in analysis.losses]
     return values
 
 
-def evidence_from_json(values: Mapping[str, Any]) -> Evidence:
-    """Read back what `evidence_to_json` wrote; KeyError or TypeError when it is not that."""
+def analysis_from_json(values: Mapping[str, Any]) -> Analysis:
+    """Read back what `analysis_to_json` wrote; KeyError or TypeError when it is not that."""
     prediction = dict(values["prediction"])
     prediction["critical"] = {(resource, detail): seconds for resource, detail, seconds in prediction["critical"]}
-    prediction["ledger"] = tuple(LedgerRow(**row) for row in prediction["ledger"])
+    prediction["ledger"] = tuple(CollectiveTotal(**row) for row in prediction["ledger"])
     memory = dict(values["memory"])
     memory["largest"] = tuple(Buffer(**buffer) for buffer in memory["largest"])
     plain = {**values, "prediction": Prediction(**prediction), "memory": Memory(**memory)}
     plain["warnings"] = tuple(values["warnings"])
-    plain["losses"] = tuple(Loss(**loss) for loss in values["losses"])
-    return Evidence(**plain)
+    plain["losses"] = tuple(Overhead(**loss) for loss in values["losses"])
+    return Analysis(**plain)

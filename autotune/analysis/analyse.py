@@ -1,21 +1,19 @@
-"""From a compiled program's text to Evidence: read, place, replay, and replay on better hardware."""
+"""From a compiled program's text to Analysis: read, place, replay, and replay on better hardware."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-from pathlib import Path
 
-from autotune import meshes
+from autotune.analysis.analysis import Analysis, analysis_from_json, analysis_to_json
+from autotune.analysis.limits import ARC
+from autotune.analysis.overheads import overheads_of
 from autotune.compile.compilation import Compilation
-from autotune.evidence import Evidence, evidence_from_json, evidence_to_json
-from autotune.hlo.memory import read_memory
+from autotune.hlo.memory_by_category import read_memory
 from autotune.hlo.read import read_program
 from autotune.hlo.versions import unchecked
 from autotune.hlo.warnings import readable_warnings
-from autotune.limits import ARC
-from autotune.losses import losses_of
 from autotune.meshes.collectives import Leg, legs
 from autotune.meshes.hardware import Hardware, scale
 from autotune.meshes.layout import Layout
@@ -24,20 +22,21 @@ from autotune.meshes.target import Target
 from autotune.program import Collective, Compute, Program, walk
 from autotune.replay.replay import Prediction, replay
 from autotune.store import Store
+from autotune.system.source_digest import source_digest
 
 
-def evidence_of(compilation: Compilation, layout: Layout, target: Target, store: Store | None) -> Evidence:
+def analyse(compilation: Compilation, layout: Layout, target: Target, store: Store | None) -> Analysis:
     """What this compilation says of `layout` on `target`; kept in the store, since reading takes a second."""
     key = _key(compilation, layout, target)
     if store is not None:
         kept = store.get_blob(key)
         if kept is not None:
-            return evidence_from_json(kept)
+            return analysis_from_json(kept)
     program = program_of(compilation, layout, target)
-    evidence = evidence_of_program(program, compilation, layout, target)
+    analysis = analyse_program(program, compilation, layout, target)
     if store is not None:
-        store.attempt(store.put_blob, key, evidence_to_json(evidence))
-    return evidence
+        store.attempt(store.put_blob, key, analysis_to_json(analysis))
+    return analysis
 
 
 def program_of(compilation: Compilation, layout: Layout, target: Target) -> Program:
@@ -100,7 +99,7 @@ def _one_way(leg: Leg, shift: int | None, hardware: Hardware) -> Leg:
     return dataclasses.replace(leg, lanes=tuple(lane + way for lane in leg.lanes for way in ways))
 
 
-def evidence_of_program(program: Program, compilation: Compilation, layout: Layout, target: Target) -> Evidence:
+def analyse_program(program: Program, compilation: Compilation, layout: Layout, target: Target) -> Analysis:
     """Replay the program as it is, and once for every resource on its critical path made better."""
     hardware = target.hardware
     prediction = predict(program, layout, target, hardware)
@@ -109,7 +108,7 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
         better = scale(hardware, resource, ARC)
         improved[resource] = predict(program, layout, target, better).step_seconds
     work = [(op, trips) for op, trips in walk(program.instructions) if isinstance(op, Compute)]
-    return Evidence(
+    return Analysis(
         prediction=prediction,
         memory=program.memory,
         flops=sum(trips * op.flops for op, trips in work),
@@ -118,7 +117,7 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
         improved_seconds=improved,
         lower_seconds=compilation.lower_seconds,
         compile_seconds=compilation.compile_seconds,
-        losses=losses_of(program, compilation, layout, hardware),
+        losses=overheads_of(program, compilation, layout, hardware),
         traced=bool(compilation.traced_flops),
         warnings=(*readable_warnings(compilation), *program.warnings, *unchecked(compilation.versions)),
         log=compilation.log_path,
@@ -127,26 +126,6 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
 
 def _key(compilation: Compilation, layout: Layout, target: Target) -> str:
     digest = hashlib.sha256(compilation.text.encode())
-    digest.update(f"{layout}|{target}|{_reader()}|{compilation.traced_flops}".encode())
-    return f"evidence-{digest.hexdigest()[:40]}"
-
-
-@functools.cache
-def _reader() -> str:
-    """Of the source that reads and replays: a mended reader answers anew."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    names = (
-        "hlo/*.py",
-        "replay/*.py",
-        "efficiency.py",
-        "evidence.py",
-        "losses.py",
-        "program.py",
-        Path(__file__).name,
-    )
-    paths = [path for name in names for path in here.glob(name)]
-    paths += [Path(meshes.__path__[0]) / name for name in ("placement.py", "route.py", "collectives.py", "hardware.py")]
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    source = source_digest("autotune.analysis.analyse")
+    digest.update(f"{layout}|{target}|{source}|{compilation.traced_flops}".encode())
+    return f"analysis-{digest.hexdigest()[:40]}"

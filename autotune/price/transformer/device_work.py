@@ -11,8 +11,8 @@ import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES, matmul_seconds
 from autotune.meshes.hardware import Hardware
-from autotune.meshes.transformer import Transformer
-from autotune.price.assumptions import Assumptions
+from autotune.meshes.transformer import TransformerShape
+from autotune.price.transformer.training_stack import TrainingStack
 
 ROUTED_TRAFFIC = (24.0, 28.0)
 """Bytes, (forward, backward), per slot and element of d_model, of taking tokens to experts and back as
@@ -80,11 +80,11 @@ class Work:
 
 
 def work_of(
-    transformer: Transformer,
+    transformer: TransformerShape,
     seq: int,
     dtype: str,
     hardware: Hardware,
-    assumptions: Assumptions,
+    stack: TrainingStack,
     *,
     sequences: np.ndarray,
     tensor: np.ndarray,
@@ -95,7 +95,7 @@ def work_of(
 ) -> Work:
     """The work of `sequences` sequences a device and pass, cut along `tensor`, `context` and `expert`; `ring`: whether
     attention over `context` is one."""
-    shape, traffic, saved = transformer, assumptions.traffic, assumptions.saved
+    shape, traffic, saved = transformer, stack.traffic, stack.saved
     width = DTYPE_BYTES[dtype]
     scale = width / 2.0
     hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
@@ -138,19 +138,17 @@ def work_of(
     other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
     stored_bytes = tuple(scores * scale * each / hbm for each in traffic.scores)
     peak = hardware.peak(dtype)
-    if assumptions.flash:
-        tile = min(assumptions.flash_tile, seq)
+    if stack.flash:
+        tile = min(stack.flash_tile, seq)
         # Tiles on the diagonal are computed whole: n + 1 of every 2 n.
         counted = scores * h * (seen + 0.5 * tile / seq if seen < 1.0 else 1.0)
-        core_flops = tuple(2.0 * matmuls * counted for matmuls in assumptions.flash_matmuls)
-        core = tuple(
-            flops / (peak * share) for flops, share in zip(core_flops, assumptions.flash_efficiency, strict=True)
-        )
+        core_flops = tuple(2.0 * matmuls * counted for matmuls in stack.flash_matmuls)
+        core = tuple(flops / (peak * share) for flops, share in zip(core_flops, stack.flash_efficiency, strict=True))
         # What the kernel cannot do runs as plain matmuls on blocks of scores, which the backward pass makes again.
-        gathers = "gather" in assumptions.fused_context or not causal
-        largest = assumptions.flash_head_dim
+        gathers = "gather" in stack.fused_context or not causal
+        largest = stack.flash_head_dim
         fits = largest is None or (shape.head_dim <= largest and shape.head_dim % 8 == 0)
-        plain = (context > 1) & np.where(ring, "ring" not in assumptions.fused_context, not gathers) | (not fits)
+        plain = (context > 1) & np.where(ring, "ring" not in stack.fused_context, not gathers) | (not fits)
         # A causal ring works on pairs of half shards: 2 c + 1 of every 4 c (autotune.models.ring).
         share = np.where(ring & causal, 0.5 + 0.25 / context, 1.0)
         # Plain attention's gradient of the scores is float32, and so are the two matmuls that take it on to queries and
@@ -214,13 +212,13 @@ def work_of(
         "mlp_outputs": 2.0 * tokens * d / cut * (shape.shared_experts > 0 or not shape.experts),
         "slots": 2.0 * slots,
         # A flash kernel never stores them: kept without remat, they made every such layout look too large.
-        "scores": saved.scores * scores * (not assumptions.flash),
+        "scores": saved.scores * scores * (not stack.flash),
         "hidden_in": 2.0 * first * elements[2],
         "hidden_rest": (saved.hidden + gate * saved.gate) * elements[2],
     }
     # Experts run back before attention does: of slots and blocks of scores no more than the larger is there.
     in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * tensor, PLAIN_BYTES * batches * block)
-    scores_in_hand = saved.scores_working * scores * (not assumptions.flash)
+    scores_in_hand = saved.scores_working * scores * (not stack.flash)
     in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
     return Work(
         sequences=sequences,

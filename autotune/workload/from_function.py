@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from autotune.meshes.layout import AXES
 from autotune.partition import LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition
+from autotune.workload.adapt import Adapted, Builder, adapt, trace
 from autotune.workload.guess import describe, guess_names
 from autotune.workload.leaves import annotated, leaves_of, match_rules
-from autotune.workload.step import Adapted, Builder, adapt, trace
 from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, nbytes, notes
 
 FIXED = {"remat": "none", "accumulate": "1", "stage": "1", "sequence_parallel": "1", "context_attention": "gather",

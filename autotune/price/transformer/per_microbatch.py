@@ -9,9 +9,9 @@ import numpy as np
 
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import REMAT
-from autotune.price import remat as price_remat
-from autotune.price.rows import Rows
-from autotune.price.work import Matmul
+from autotune.price.transformer import remat as price_remat
+from autotune.price.transformer.device_work import Matmul
+from autotune.price.transformer.rows import Rows
 from autotune.table import CONTEXT_ATTENTION
 
 CHUNK_TRAFFIC = ((6.0, 27.0), (32.0, 40.0))
@@ -22,7 +22,7 @@ back. Read off what programs for h100:2x8 gain with each tick from 16 to 32 micr
 stages, jax 0.10.2)."""
 
 
-class Passes(Rows):
+class MicrobatchTerms(Rows):
     """The passes of some layouts: entries of the units "layer" and "head", and what the steps made of them need.
 
     `layer`, `head`: seconds of one. `forward`, `backward`, `weight`: of one layer's compute, what runs again in the
@@ -199,7 +199,7 @@ class Passes(Rows):
 
     def _fsdp(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Weights gathered before each use, gradients reduced onto their shards, in every pass; where the pipeline is
-        made by hand, once a step instead (`price.once`)."""
+        made by hand, once a step instead (`price.transformer.per_step`)."""
         if not self.used["fsdp"]:
             return
         state = self.stack.state

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.price.rows import Rows
+from autotune.price.transformer.rows import Rows
 
 INNER_FIRST = ("expert", "context", "data", "stage")
 """Axes along which weights are repeated (routed experts not along the first), as joint collectives take them."""
