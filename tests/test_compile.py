@@ -287,7 +287,8 @@ def test_a_killed_parent_leaves_no_process(sent):
     parent.wait()
     assert said == ("interrupted\n" if sent == signal.SIGINT else "")
     _, alive = psutil.wait_procs(workers, timeout=5)
-    assert alive == []
+    # A zombie has ended: the process that adopted it has not asked for its status yet.
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_the_key_follows_what_changes_the_program(monkeypatch):
