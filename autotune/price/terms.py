@@ -1,4 +1,7 @@
-"""Named seconds of a chunk of layouts, and how they add up to a step, an interval and shares of resources."""
+"""Named seconds of a block of layouts, and their sums: the step, its lower and upper bound, the share of each resource.
+
+All arrays have one entry a row (a row is a layout); seconds and bytes are of one device.
+"""
 
 from __future__ import annotations
 
@@ -9,61 +12,69 @@ from typing import TypeVar
 import numpy as np
 
 UNITS = ("layer", "head", "pass", "step")
-"""How often an entry counts: per layer and pass of the busiest stage, per pass where that stage has the head, per pass,
-once a step."""
+"""How often a term counts in a step: once for each layer and microbatch of the busiest stage ("layer"), once for each
+microbatch on a stage that has the head ("head"), once for each microbatch ("pass"), or once ("step")."""
 
 COMPUTE = ("matmul", "hbm", "core", "launch")
-"""Resources that the core itself is busy with."""
+"""Resources of the core. Every other resource is a link, the host, or latency."""
 
 BUSY, HIDDEN = "busy", "hidden"
-"""What sums are kept of beside the links: seconds of `COMPUTE`, and of links those that hide behind it."""
+"""Names of two sums beside those of the links: seconds of `COMPUTE`, and seconds of links that compute hides."""
 
 
 @dataclass(frozen=True, slots=True)
 class TermRows:
-    """`seconds`: what is exposed; `full`: without anything to hide behind. One per unit, an array over the rows."""
+    """One term of the price, for all rows of a block."""
 
     name: str
+    """As reports show it: "matmul.mlp", "all_gather[fsdp]@ici"."""
     resource: str
+    """What the term occupies: one of `COMPUTE`, "network:fsdp@ici", "host" or "latency"."""
     unit: str
+    """One of `UNITS`."""
     seconds: np.ndarray
+    """Of one unit, after compute has hidden what it can."""
     full: np.ndarray
+    """Of one unit, with nothing hidden."""
 
 
 @dataclass(slots=True)
 class CostTerms:
-    """All entries of a chunk, how often each unit counts, the bubble in seconds, and memory by category in bytes.
-
-    `parts`: ledgers that several rows share, with the place of each row in them: their entries, counts and memory count
-    as this one's.
-    `waiting`: what slices that wait for the slowest add to the step, as a fraction of it.
-    `counts`: (what, unit, amount) of FLOPs and of bytes sent along each axis; kept only while `counting`. `idle`: of a
-    pipeline that computes on while it has nothing to do, such passes over real ones (their time is the bubble's).
-    `sources`: entry -> what it is known from, where that is not the closed form of a transformer.
-    """
+    """All terms of a block of rows, and the block's memory."""
 
     rows: int
+    """Layouts in the block."""
     waiting: float
+    """Fraction of the step that slices add by waiting for the slowest slice."""
     entries: list[TermRows] = field(default_factory=list)
     times: dict[str, np.ndarray] = field(default_factory=dict)
+    """Unit -> how often it counts in a step."""
     bubble: np.ndarray | float = 0.0
+    """Seconds of a step that the busiest pipeline stage waits for the others."""
     memory: dict[str, np.ndarray] = field(default_factory=dict)
+    """Category -> bytes at the worst moment of a step."""
     idle: np.ndarray | float = 0.0
+    """Microbatches that the pipeline computes without need while it fills and drains, for each real one. The bubble has
+    their time; only `counts` grow by them."""
     counting: bool = False
+    """Whether `counts` are kept."""
     counts: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
+    """(what, unit, amount): "flops", or a mesh axis and the bytes that one device sends along it."""
     sources: dict[str, str] = field(default_factory=dict)
+    """Name of a term -> its source, where that is not the closed form of a transformer."""
     parts: tuple[tuple[CostTerms, np.ndarray], ...] = ()
+    """(terms that several rows share, place of each row in them): they count as terms of this block."""
 
     def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
         self.entries.append(TermRows(name, resource, unit, seconds, seconds if full is None else full))
 
     def count(self, what: str, unit: str, amount: np.ndarray | float) -> None:
-        """Enter an amount that is no time."""
+        """Add an amount that is not a time; nothing unless `counting`."""
         if self.counting:
             self.counts.append((what, unit, amount * np.ones(self.rows)))
 
     def counted(self) -> dict[str, np.ndarray]:
-        """What was counted, a step."""
+        """What was counted -> its amount in a step."""
         found: dict[str, np.ndarray] = {}
         for what, unit, amount in self._all_counts():
             again = self.idle if unit in ("layer", "pass") else 0.0
@@ -77,14 +88,14 @@ class CostTerms:
         yield from self.counts
 
     def all_entries(self) -> Iterator[TermRows]:
-        """Every entry with one value a row, those of `parts` too."""
+        """Every term of this block and of `parts`."""
         for part, of in self.parts:
             for entry in part.all_entries():
                 yield TermRows(entry.name, entry.resource, entry.unit, entry.seconds[of], entry.full[of])
         yield from self.entries
 
     def all_memory(self) -> dict[str, np.ndarray]:
-        """Category -> bytes of each row, those of `parts` too."""
+        """Category -> bytes, with those of `parts`."""
         found: dict[str, np.ndarray] = {}
         for part, of in self.parts:
             for name, amount in part.all_memory().items():
@@ -94,7 +105,7 @@ class CostTerms:
         return found
 
     def unit_seconds(self, unit: str) -> np.ndarray:
-        """Sum of all entries of one unit."""
+        """Seconds of one layer, head, pass or step: the sum of all terms of that unit."""
         total = np.zeros(self.rows)
         for entry in self.entries:
             if entry.unit == unit:
@@ -105,9 +116,10 @@ class CostTerms:
         return total
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(step seconds, low, high, peak bytes) of every row.
+        """(step seconds, lower bound, upper bound, peak bytes) of every row.
 
-        low: the busier of compute with its bubble and each axis's links, no slice late; high: no collective hidden.
+        Lower bound: all communication overlaps perfectly, so the busiest of compute (with its bubble) and each link
+        sets the time, and no slice is late. Upper bound: nothing overlaps.
         """
         sums, lanes = self._sums(), dict[str, np.ndarray]()
         for unit, what in sorted(sums):  # so that a row adds up the same in any chunk
@@ -128,8 +140,8 @@ class CostTerms:
         return step * longer, low, (full + self.bubble) * longer, self._peak()
 
     def _sums(self) -> dict[tuple[str, str], np.ndarray]:
-        """(unit, what) -> seconds of all entries without anything to hide behind: `BUSY` on the core, of latency and of
-        each link; and `HIDDEN`, what of them is not exposed. The arrays are the caller's own."""
+        """(unit, what) -> seconds with nothing hidden, where what is `BUSY` (the core), "latency" or a link; and
+        (unit, `HIDDEN`) -> the seconds of them that compute hides. The caller may change the arrays."""
         sums: dict[tuple[str, str], np.ndarray] = {}
         for part, of in self.parts:
             for key, seconds in part._sums().items():
@@ -142,7 +154,7 @@ class CostTerms:
         return sums
 
     def _peak(self) -> np.ndarray:
-        """Memory of all categories, bytes of each row; those of `parts` too."""
+        """Bytes of all categories, with those of `parts`."""
         total = np.zeros(self.rows)
         for part, of in self.parts:
             if part.memory:
@@ -152,7 +164,7 @@ class CostTerms:
         return total
 
     def terms(self) -> list[tuple[str, str | None, np.ndarray]]:
-        """(name, resource, seconds a step) of every entry, of the bubble and of waiting; they add up to the step."""
+        """(name, resource, seconds in a step) of every term, of the bubble and of waiting. They add up to the step."""
         found: list[tuple[str, str | None, np.ndarray]] = [
             (entry.name, public(entry.resource), entry.seconds * self.times[entry.unit]) for entry in self.all_entries()
         ]
@@ -161,10 +173,10 @@ class CostTerms:
         return [*found, ("waiting[slices]", None, self.waiting * step)]
 
     def resources(self) -> dict[str, np.ndarray]:
-        """Seconds of the step by resource.
+        """Resource -> seconds of the step; they add up to the step.
 
-        The bubble is other stages' passes, so it goes to what a pass is made of; who waits for a slower slice waits for
-        all that its step is made of.
+        In the bubble a stage waits for the microbatches of other stages, so the bubble is shared out over the resources
+        of a microbatch. A slice that waits for a slower one waits for every resource of the step alike.
         """
         passes = sum(self.unit_seconds(unit) * self.times[unit] for unit in UNITS if unit != "step")
         stretch = 1.0 + np.divide(self.bubble, passes, out=np.zeros(self.rows), where=passes > 0)
@@ -177,7 +189,7 @@ class CostTerms:
 
 
 def public(resource: str) -> str:
-    """The resource as reports name it: launches are latency."""
+    """The resource as reports name it: kernel launches count as latency."""
     return "latency" if resource == "launch" else resource
 
 
@@ -185,7 +197,7 @@ Key = TypeVar("Key")
 
 
 def _enter(sums: dict[Key, np.ndarray], key: Key, amount: np.ndarray) -> None:
-    """Add to a sum, in place; the first amount becomes the sum and is changed by those that follow."""
+    """Add `amount` to `sums[key]` in place. The first amount becomes the sum itself, so later calls change it."""
     if key in sums:
         sums[key] += amount
     else:

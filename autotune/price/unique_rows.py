@@ -1,4 +1,4 @@
-"""Which rows of integer columns are alike, so that what they share is worked out once."""
+"""Which rows of integer columns are equal, so that what equal rows share is computed once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from autotune.table import is_constant
 
-ROOM = 8
-"""Places of a lookup table for each row."""
+TABLE_PLACES = 8
+"""Places of the lookup table for each row; keys that need more places are sorted instead."""
 
 
 def unique_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -17,7 +17,7 @@ def unique_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     neighbouring rows look up neighbouring places, several times faster than at random.
     """
     rows = len(columns[0])
-    room = max(ROOM * rows, 1 << 12)
+    room = max(TABLE_PLACES * rows, 1 << 12)
     key, extent = np.zeros(rows, dtype=np.int64), 1
     for column in columns if rows else ():
         if is_constant(column) or (column[0] == column[-1] and (column == column[0]).all()):

@@ -1,8 +1,8 @@
-"""The gradient of the embedding: a scatter of the residual stream's gradient that XLA's partitioner cuts its own way.
+"""The collectives of the embedding's gradient: XLA's partitioner has five ways to reduce it, and takes the smallest.
 
-It takes what needs the least memory, and sends accordingly. Read from programs for a100-80 and h100 (jax 0.10.2; tables
-of 32768 to 256000 rows, 2 to 32 shards, with `data`, `context`, `expert` and `stage` beside them) after tables larger
-than the saved spaces' had put bytes up to 190 % off; the programs for v5e, v5p and v6e do the same.
+The gradient is a scatter of the residual stream's gradient (tokens x d_model) into the table (vocab x d_model). The
+rules were read from programs for a100-80 and h100 (jax 0.10.2; tables of 32,768 to 256,000 rows, 2 to 32 shards, beside
+`data`, `context`, `expert` and `stage`); programs for v5e, v5p and v6e follow them too.
 """
 
 from __future__ import annotations
@@ -15,31 +15,35 @@ import numpy as np
 from autotune.price.transformer.rows import Rows
 
 INNER_FIRST = ("expert", "context", "data", "stage")
-"""Axes along which weights are repeated (routed experts not along the first), as joint collectives take them."""
+"""Axes that repeat weights, in the order in which one joint collective reduces along them. `expert` repeats all but the
+routed experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:
-    """Which rows go which way; `cut`: shards of the table along d_model.
-
-    `moved`: every shard has the same batch as the others, and the stream's gradient changes from batch to d_model by an
-    all-to-all. `gathered`: it is gathered along the other axes first; `partly`: of these, sums along them are left to
-    do, as where the vocabulary or the sequence is cut too. `scattered`: each device sums its own part into a
-    whole table, which is reduced onto the shards and then along the other axes. `summed`: that is reduced whole, along
-    all axes together, where the partitioner sees no reduce-scatter in it: where any but `data` and `stage` cut the
-    batch, or `tensor` the table. Without shards: `summed`.
-    """
+    """Which way each row takes (boolean arrays, but `cut`). Each row takes one of `moved`, `gathered`, `scattered` and
+    `summed`."""
 
     cut: np.ndarray
+    """Shards of the table along d_model."""
     moved: np.ndarray
+    """An all-to-all turns the stream's gradient from a cut of the batch into a cut of d_model; no other axis repeats
+    the table."""
     gathered: np.ndarray
+    """The stream's gradient is gathered along the other axes that repeat the table, and then moved by an all-to-all."""
     partly: np.ndarray
+    """Of `gathered`: the vocabulary or the sequence is cut too, so a sum along the other axes is still needed."""
     scattered: np.ndarray
+    """Each device adds its tokens into a whole table, which is reduce-scattered onto the shards and then summed along
+    the other axes."""
     summed: np.ndarray
+    """Each device adds its tokens into a whole table, which is all-reduced along all axes together. So it is without
+    shards, where an axis other than `data` and `stage` cuts the batch, and where `tensor` cuts the table."""
 
 
 def ways_of(size: Mapping[str, np.ndarray], zero2: np.ndarray, local: np.ndarray, table: np.ndarray) -> Ways:
-    """The way of each row: `local` bytes of the stream's gradient on a device, `table` bytes of the table's."""
+    """The way of each row. `local`: bytes of the stream's gradient on a device; `table`: those of the table's
+    gradient."""
     cut = size["fsdp"] * np.where(zero2, size["data"], 1.0)
     # members that hold the same shard
     rest = size["stage"] * size["context"] * size["expert"] * np.where(zero2, 1.0, size["data"])
@@ -64,18 +68,18 @@ def ways_of(size: Mapping[str, np.ndarray], zero2: np.ndarray, local: np.ndarray
 
 
 class Embedding(Rows):
-    """What the embedding's gradient sends in a step, of some layouts."""
+    """The terms of the embedding's gradient for some layouts."""
 
     def enter(self) -> None:
-        """Every way, for the rows that take it."""
+        """Add the collectives of every way, for the rows that take it."""
         size, state = self.size, self.stack.state
         zero2 = self.table.zero == 2
         times = self.reductions()
         table = state.reduced * self.parameters.embedding
         local = self.stream_bytes * self.table.microbatches / size["stage"]
         ways = ways_of(size, zero2, local, table)
-        # Under ZeRO-1 the weights' copy is one array: the gradients of both uses of a tied table are added, and reduced
-        # along the axes that repeat it as one (that one is counted with the unembedding's).
+        # Under ZeRO-1 a tied table has one copy in the compute dtype: the gradients of its two uses are added and
+        # reduced once, and that reduction is counted with the unembedding.
         again = np.where(self.shape.tied_embeddings & (self.table.zero == 1), 0.0, times)
         whole = np.where(ways.summed & (ways.cut > 1), times, np.where(ways.summed, again, 0.0))
         share = self.table_share()
@@ -91,7 +95,7 @@ class Embedding(Rows):
         along_fsdp, along_data = (size["fsdp"] > 1), (size["fsdp"] == 1)
         moves = np.where(ways.moved | ways.gathered, times, 0.0)
         for axis, here in (("fsdp", along_fsdp), ("data", along_data & zero2)):
-            # Of an all-to-all over both axes all is counted to the inner one: it sends as much as there are shards.
+            # An all-to-all over both axes is counted whole on the inner axis.
             sent = held * (1.0 - 1.0 / ways.cut) / np.maximum(1.0 - 1.0 / size[axis], 0.5)
             self.move(axis, "all_to_all", "step", sent, np.where(here, moves, 0.0))
         scatters = np.where(ways.scattered, times, 0.0)

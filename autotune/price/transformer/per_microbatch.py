@@ -1,6 +1,6 @@
-"""What one pass takes: one microbatch of one accumulation step, forward and backward, in one layer and in the head.
+"""The time of one microbatch, forward and backward, in one layer and in the head.
 
-Decided by the mesh, the piece of work and recomputation alone, so a chunk of a table has a few of these for many rows.
+It depends on the mesh, the work of a device and the recomputation policy, so many rows of a table share one.
 """
 
 from __future__ import annotations
@@ -15,42 +15,53 @@ from autotune.price.transformer.rows import Rows
 from autotune.table import CONTEXT_ATTENTION
 
 CHUNK_TRAFFIC = ((6.0, 27.0), (32.0, 40.0))
-"""Bytes per parameter of a chunk that each tick of `autotune.models.pipeline` moves beside its matmuls: of one layer or
-several (first index), alone on its stage or one of several (second). Each layer is sliced out forward and backward, its
-gradient written and added to the sums in float32, some of it by copies, and the chunk picked out of the stage's and put
-back. Read off what programs for h100:2x8 gain with each tick from 16 to 32 microbatches (dense-4096 at 2, 4 and 8
-stages, jax 0.10.2)."""
+"""Bytes of memory traffic per parameter that one microbatch of `autotune.models.pipeline` causes beside its matmuls.
+
+First index: whether a pipeline chunk has several layers. Second index: whether a stage has several chunks. The program
+slices each layer out of the stacked weights, forward and backward, adds its gradient to a sum in float32, and copies
+the chunk out of the stage's weights and back. Measured: growth of the traffic of programs for h100:2x8 from 16 to 32
+microbatches (dense-4096, 2, 4 and 8 stages, jax 0.10.2)."""
 
 
 class MicrobatchTerms(Rows):
-    """The passes of some layouts: entries of the units "layer" and "head", and what the steps made of them need.
+    """Terms of the units "layer" and "head" for some layouts, and what a step needs to know of its microbatches."""
 
-    `layer`, `head`: seconds of one. `forward`, `backward`, `weight`: of one layer's compute, what runs again in the
-    second, the gradient of the weights in the third. `kept`: bytes a layer saves for the backward pass; `kept_weights`:
-    of gathered weights beside them.
-    """
+    layer: np.ndarray
+    """Seconds of one layer, forward and backward, with exposed communication."""
+    head: np.ndarray
+    """Seconds of logits, loss and embedding, forward and backward, with exposed communication."""
+    forward: np.ndarray
+    """Seconds of compute of one layer's forward pass."""
+    backward: np.ndarray
+    """Seconds of compute of one layer's backward pass: gradients of the inputs, and everything that is recomputed."""
+    weight: np.ndarray
+    """Seconds of compute of the gradients of one layer's weights."""
+    kept: np.ndarray
+    """Bytes of activations that one layer saves for its backward pass."""
+    kept_weights: np.ndarray
+    """Bytes of gathered or cast weights that one layer saves for its backward pass."""
 
     def enter(self) -> None:
-        """Everything of a layer and of the head, in the order of a pass."""
+        """Every term of a layer and of the head, in the order in which a microbatch runs them."""
         stack, table, work = self.stack, self.table, self.prepared.work
         reruns = price_remat.run_again(stack.reruns_kernel)
         self.again = {part: share[table.remat] for part, share in reruns.items()}
         if self.shape.experts:
-            # What leaves the routed experts is read again, by the gradient of the gates.
+            # The gradient of the gates reads the outputs of the routed experts, so they are recomputed too.
             routed = self.shape.slots_per_token / (self.shape.slots_per_token + self.shape.shared_experts)
             self.again["hidden_out"] = np.maximum(self.again["hidden_out"], routed * self.again["hidden_in"])
         if stack.flash and stack.reruns_kernel:
-            # Blocks of plain attention make their scores again from what they read; their result is kept where the
-            # policy says so, and they run again where it is not (h100, remat=dots, context=4, jax 0.10.2).
+            # Plain attention on blocks of queries always recomputes its scores. It runs its forward pass again only
+            # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2).
             own = price_remat.run_again(False)["context"][table.remat]
-            self.again["context"] = np.where(self.of(work.blocked), own, self.again["context"])
+            self.again["context"] = np.where(self.of(work.attention.blocked), own, self.again["context"])
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
         if self.staged.any():
-            # Without recomputation each tick of the pipeline keeps the weights that its matmuls read.
+            # Without recomputation the pipeline keeps, for each microbatch, the weights that its matmuls read.
             again = self.staged & (table.remat == 0)
             self.kept = self.kept + stack.state.compute * self.parameters.layer * again
-        # What the matmuls read is kept with the rest: gathered, or cast (h100, h200 and a100-80, jax 0.10.2).
+        # Without recomputation a layer also keeps the gathered or cast weights (h100, h200 and a100-80, jax 0.10.2).
         gathered = (table.remat == 0) & ~self.staged
         self.kept_weights = stack.state.compute * self.parameters.layer * gathered
         core = self._compute()
@@ -62,7 +73,7 @@ class MicrobatchTerms(Rows):
         self.layer, self.head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
 
     def _compute(self) -> tuple[np.ndarray, np.ndarray]:
-        """One layer's compute; seconds of attention's core in its (forward, backward) pass."""
+        """Add one layer's compute; return the seconds of its attention kernel, (forward, backward)."""
         work, again, book = self.prepared.work, self.again, self.book
         matmuls: dict[str, Matmul] = {name: getattr(work, name) for name in ("heads", "out", "hidden_in", "hidden_out")}
         ahead = {name: self.of(matmul.forward) for name, matmul in matmuls.items()}
@@ -73,19 +84,19 @@ class MicrobatchTerms(Rows):
             book.add(f"matmul.{label}", "matmul", "layer", total)
         rerun = sum(again[name] * ahead[name] for name in matmuls)
         book.add("recompute.matmul", "matmul", "layer", rerun)
-        core = [self.of(values) for values in work.core_matmul]
+        core = [self.of(values) for values in work.attention.matmul_seconds]
         book.add("attention", "matmul", "layer", core[0] + core[1])
-        core_again = again["context"] * self.of(work.core_again)
+        core_again = again["context"] * self.of(work.attention.recomputed)
         book.add("recompute.attention", "matmul", "layer", core_again * core[0])
         for name, matmul in matmuls.items():
             book.count("flops", "layer", (3.0 + again[name]) * self.of(matmul.flops))
-        kernel = [self.of(values) for values in work.core_flops]
+        kernel = [self.of(values) for values in work.attention.flops]
         book.count("flops", "layer", (1.0 + core_again) * kernel[0] + kernel[1])
         rest = [self.of(values) for values in work.elementwise]
         book.add("elementwise", "hbm", "layer", rest[0] + rest[1])
         book.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])
-        if any(np.any(values) for values in work.core_hbm):
-            scores = [self.of(values) for values in work.core_hbm]
+        if any(np.any(values) for values in work.attention.hbm_seconds):
+            scores = [self.of(values) for values in work.attention.hbm_seconds]
             book.add("attention.scores", "hbm", "layer", scores[0] + scores[1])
             book.add("recompute.scores", "hbm", "layer", again["context"] * scores[0])
             core = [matmul + spill for matmul, spill in zip(core, scores, strict=True)]
@@ -103,7 +114,7 @@ class MicrobatchTerms(Rows):
         return core[0], core[1] + again["context"] * core[0]
 
     def _casts(self) -> np.ndarray:
-        """Weights kept wider than they are used are cast in every pass, forward and backward; seconds of one."""
+        """Add the casts of weights to the compute dtype, one forward and one backward; return the seconds of one."""
         state = self.stack.state
         cast = (state.weights + state.compute) * self.parameters.layer / self.size["fsdp"]
         seconds = cast / self.hbm_rate
@@ -114,43 +125,45 @@ class MicrobatchTerms(Rows):
         return seconds
 
     def _offloaded_inputs(self, matmuls: np.ndarray | float) -> None:
-        """Layer inputs that wait in host memory travel there and back beside the matmuls."""
+        """Add the copies of layer inputs to host memory and back. Matmuls hide them while they last."""
         rows = self.table.remat == REMAT.index("offload")
         if rows.any():
             full = 2.0 * self.of(self.prepared.work.kept["input"]) / self.host_rate * rows
             self.book.add("offload.activations", "host", "layer", np.maximum(full - matmuls, 0.0) * rows, full)
 
     def _tensor(self) -> None:
-        """Two blocks a layer, each entered by a gather and left by a reduction; backward the other way round."""
+        """Add the collectives along `tensor`. A layer has two blocks (attention, MLP), each with a gather before it and
+        a reduction after it; the backward pass has the reverse."""
         if not self.used["tensor"]:
             return
         again, work = self.again, self.prepared.work
         gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"], 0.0)
-        # Routed experts have their own collectives; only shared ones end like an MLP.
+        # Routed experts have collectives of their own (below); shared experts have those of an MLP.
         blocks = 2.0 if self.shape.shared_experts or not self.shape.experts else 1.0
         scatters = np.where(self.parallel, 2.0 * blocks + 2.0 * again["scatters"], 0.0)
         reductions = np.where(self.parallel, 0.0, 4.0 + 2.0 * again["scatters"])
-        # Where they leave the NVLink domain half of a layer's compute is beside the gathers, half beside the others.
+        # Across NVLink domains half of a layer's compute runs beside the gathers, the other half beside the reductions.
         crossing = self.table.dcn_tensor > 1
         beside = np.where(crossing, 0.5 * (self.forward + self.backward + self.weight), 0.0)
         if self.parallel.any():
             self.move("tensor", "all_gather", "layer", self.stream_bytes, gathers, beside)
             self.move("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters, beside)
         if self.book.counting:
-            # Of a single sequence the pipeline gathers the gradient of each block's result for either matmul that reads
-            # it, the second time beside the first matmul (h100 and h200, tensor 2 and 4, jax 0.10.2).
+            # With one sequence a microbatch the pipeline gathers the gradient of each block's result twice, once for
+            # each matmul that reads it; the second gather runs beside the first matmul (h100 and h200, tensor 2 and 4,
+            # jax 0.10.2).
             twice = self.parallel & self.staged & (self.of(work.sequences) <= 1.0)
             sent = wire_bytes("all_gather", self.stream_bytes, self.size["tensor"])
             self.book.count("tensor", "layer", np.where(twice, 2.0 * sent, 0.0))
         if not self.parallel.all():
             self.move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
         if self.shape.experts:
-            # Slots travel cut along D, are whole for the experts' matmuls, and their results are reduced onto the cut:
-            # gathered forward, again for the weights' gradients, and the gradient of the result. Where the experts run
-            # again, two more gathers and one more reduction (deepseek-like on h100, remat=full, jax 0.10.2).
-            # The gradient of a gated MLP's result is gathered for either matmul that reads it; a pipeline gathers each
-            # array once. The tokens mixed from them, and their gradient, change from a cut of D to one of the length
-            # and back.
+            # Expert slots are cut along d_model while they travel, and gathered for the matmuls of the experts: once
+            # forward, once for the gradients of the weights, and once for the gradient of the result. Recomputed
+            # experts need two more gathers and one more reduction (deepseek-like on h100, remat=full, jax 0.10.2).
+            # A gated MLP gathers the gradient of its result once for each matmul that reads it; a pipeline gathers each
+            # array once. An all-to-all changes the mixed tokens, and their gradient, from a cut along d_model to a cut
+            # along the sequence and back.
             slots, more = self.of(work.slot_bytes), self.again["hidden_in"]
             gated = self.shape.mlp_matrices - 2.0
             self.move("tensor", "all_gather", "layer", slots, np.where(self.staged, 3.0, 3.0 + gated + more))
@@ -159,38 +172,40 @@ class MicrobatchTerms(Rows):
             self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0, 0.0))
 
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
-        """Keys and values of the other shards: gathered, or handed around a ring, while attention works on others.
+        """Add the collectives along `context`: keys and values are gathered, or passed around a ring.
 
-        Attention's core hides these, the rest of a layer hides the gathers of its weights: no second is used twice.
+        Attention's kernel hides them; the other compute of a layer hides the gathers of its weights, so that no second
+        of compute hides two collectives.
         """
         if not self.used["context"]:
             return
         size = self.size["context"]
         ring = self.table.context_attention == CONTEXT_ATTENTION.index("ring")
         own = self.of(self.prepared.work.kv_bytes)
-        # Gathered forward and, where anything is recomputed, once more; their gradients are scattered. A ring passes
-        # them on forward, again in the backward pass, and there their gradients too.
+        # Keys and values are gathered once forward and once more where anything is recomputed; their gradients are
+        # reduce-scattered. A ring passes keys and values on in both passes, and their gradients in the backward pass.
         gathers = np.where(ring, 0.0, 1.0 + self.again["elementwise"])
         # Assumed: a half of the backward pass's compute can hide the gathers, the other half the reductions. What runs
         # between start and done of each in a compiled backward pass would settle the shares.
         self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
         self.move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
         if self.shape.experts:
-            # Dispatch sees the tokens of whole sequences and deals its results out again, forward and backward.
+            # Dispatch to experts needs the tokens of whole sequences: gathered before it and scattered after it, in
+            # both passes.
             tokens = self.stream_bytes * size / self.size["tensor"]
             self.move("context", "all_gather", "layer", tokens, 2.0 + self.again["hidden_in"])
             self.move("context", "reduce_scatter", "layer", tokens, 2.0 * np.ones(len(self.table)))
-        # The gradients travel in float32, and one step further than the others, home, that in the compute dtype; where
-        # the ring runs again, its first step is the backward pass's as well (a100-40 and h100, jax 0.10.2).
+        # Gradients travel in float32. They take one step more than keys and values, back to their owner, in the compute
+        # dtype. A recomputed ring shares its first step with the backward pass (a100-40 and h100, jax 0.10.2).
         again = self.again["context"]
         turns = np.where(ring, (size - 1.0) * (4.0 + again) + (1.0 - again), 0.0) * (size > 1)
         self.move("context", "permute", "layer", own, turns, forward + backward)
 
     def _expert(self) -> None:
-        """Tokens travel to their experts and back, forward and backward; where experts run again, there again too.
+        """Add the all-to-alls along `expert`: to the experts and back, forward and backward, and for recomputation.
 
-        Results are kept where the experts are, so where anything is recomputed they come back once more (mixtral-like
-        on h100, remat=dots, jax 0.10.2).
+        The results are kept on the devices of the experts, so any recomputation sends them back once more
+        (mixtral-like on h100, remat=dots, jax 0.10.2).
         """
         if self.used["expert"] and self.shape.experts:
             times = 4.0 + self.again["elementwise"] + self.again["hidden_in"]
@@ -198,8 +213,8 @@ class MicrobatchTerms(Rows):
             self.move("expert", "all_to_all", "layer", slots, times)
 
     def _fsdp(self, forward: np.ndarray, backward: np.ndarray) -> None:
-        """Weights gathered before each use, gradients reduced onto their shards, in every pass; where the pipeline is
-        made by hand, once a step instead (`price.transformer.per_step`)."""
+        """Add the gathers of weights before each use and the reductions of gradients onto their shards. A pipeline does
+        both once a step instead (`per_step`)."""
         if not self.used["fsdp"]:
             return
         state = self.stack.state
@@ -212,7 +227,7 @@ class MicrobatchTerms(Rows):
         self.scatter("layer", state.reduced * self.parameters.layer, each, 0.5 * backward)
 
     def _head(self) -> None:
-        """Logits, loss, and the collectives around embedding and logits."""
+        """Add the logits, the loss, and the collectives around embedding and logits."""
         work, book, state = self.prepared.work, self.book, self.stack.state
         head = work.head
         book.add(

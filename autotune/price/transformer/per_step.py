@@ -1,7 +1,7 @@
-"""What happens once a step, and between stages: gradients over repeated weights, the optimizer, ZeRO, transfers.
+"""The time of what happens once a step (reductions of gradients, the optimizer, ZeRO's gathers) and between stages.
 
-Whatever is recomputed: so a chunk of a table has a few of these for many rows. Gradients whose reduction over `data`
-the layers hide are the exception (`price.transformer.pricer`).
+Recomputation does not change it, so many rows of a table share one. The exception: the backward pass of the layers can
+hide reductions of gradients along `data`; `pricer` adds these row by row.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import numpy as np
 
 from autotune.price.terms import TermRows
 from autotune.price.transformer.embedding_gradient import INNER_FIRST, Embedding
-from autotune.price.transformer.peak_memory import stage_of
+from autotune.price.transformer.peak_memory import Stage, stage_of
 from autotune.price.transformer.rows import Rows, hides
 from autotune.price.unique_rows import unique_rows
 
 
 class StepTerms(Rows):
-    """Entries of the units "pass" and "step" of some layouts, and what the steps made of them need.
-
-    `one_way`: seconds of one transfer to the next stage. `hidden_later`: lines of each reduction of gradients over
-    `data` that the layers' backward pass may hide, no entries yet. `stage`: their memory.
-    """
+    """Terms of the units "pass" and "step" for some layouts, and what `pricer` needs to know of them."""
 
     one_way: np.ndarray
+    """Seconds of one transfer of a microbatch to the next stage."""
     hidden_later: list[list[TermRows]]
+    """Terms of reductions of gradients along `data` that the backward pass may hide; not yet among the entries."""
+    stage: Stage
+    """Memory of a pipeline stage."""
 
     def enter(self) -> None:
-        """Everything beside the passes, in the order of a step."""
+        """Every term, in the order in which a step runs them."""
         if self.used["stage"]:
             self._transfers()
         self._gradients()
@@ -36,7 +36,7 @@ class StepTerms(Rows):
         self.book.memory = self.stage.fixed
 
     def _transfers(self) -> None:
-        """What stages send each other in every pass."""
+        """Add the transfers between pipeline stages."""
         payload = self.stream_bytes / np.where(self.parallel, self.size["tensor"], 1.0)
         self._around_the_loop(payload)
         waits = np.where(self.staged, 2.0 * self.table.virtual_stages, 0.0)
@@ -45,10 +45,12 @@ class StepTerms(Rows):
         self.move("stage", "permute", "pass", payload, waits)
 
     def _around_the_loop(self, payload: np.ndarray) -> None:
-        """What `autotune.models.pipeline` does around its loop: every stage has all microbatches' inputs and hands
-        back its share of the results, forward and backward; the tables' gradients are summed over the stages. Thin
-        slices are dealt to their stages, one of each stage at a time for every distance, and their gradients back.
-        Weights are gathered over fsdp, and their gradients reduced, once for all microbatches."""
+        """Add what `autotune.models.pipeline` does before and after its loop over microbatches.
+
+        The inputs of all microbatches are gathered to every stage and the results are scattered, in both passes. The
+        gradients of the vocabulary's tables are summed over the stages. With virtual stages, slices of the weights
+        travel to their stages, one distance at a time, and their gradients travel back. Weights are gathered along
+        fsdp, and their gradients reduced, once for all microbatches."""
         size, table, state = self.size, self.table, self.stack.state
         once = np.where(self.staged, table.accumulate, 0.0)
         twice = np.where(self.staged, 2.0, 0.0)
@@ -68,7 +70,7 @@ class StepTerms(Rows):
             self.scatter("step", state.reduced * (vocabulary - self.parameters.embedding), once)
 
     def _gradients(self) -> None:
-        """Gradients over `data`."""
+        """Add the reductions of gradients along `data`."""
         layers, tables = self._layer_gradients("data"), self._table_gradients("data") * self.table_share()
         cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
         whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
@@ -82,7 +84,7 @@ class StepTerms(Rows):
                 self.book.entries += lines
 
     def _weights(self) -> None:
-        """Gradients over the axes along which weights are repeated, and what ZeRO gathers again."""
+        """Add the reductions of gradients along the other axes that repeat weights, and the gathers of ZeRO."""
         state, zero = self.stack.state, self.table.zero
         own, routed = self._own_parameters()
         if self.used["data"] and (zero > 0).any():
@@ -94,7 +96,7 @@ class StepTerms(Rows):
         self.book.parts = ((self.some(Embedding, first).book, of),)
 
     def _optimizer(self) -> None:
-        """The update, and what of the memory's traffic gradients cause outside the passes."""
+        """Add the optimizer's update, its transfers to host memory, and the sums of accumulated gradients."""
         book, size, state, table = self.book, self.size, self.stack.state, self.table
         each = sum(self._own_parameters())
         cut = np.where(table.zero > 0, size["data"], 1.0)
@@ -104,19 +106,19 @@ class StepTerms(Rows):
             book.add("offload.optimizer", "host", "step", moments / self.host_rate)
         if state.accumulate_traffic:
             sums = state.accumulate_traffic * each / np.where(table.zero > 0, size["data"], 1.0)
-            # The sums of microbatches are the pipeline's own.
+            # A pipeline adds up the gradients of its microbatches by itself (`per_microbatch`).
             passes = np.where(table.accumulate > 1, table.accumulate, 0)
             book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
 
     # Gradients along the axes that repeat the weights
 
     def _own_parameters(self) -> tuple[np.ndarray, np.ndarray]:
-        """(all but routed experts', routed experts') parameters of the fullest stage on one fsdp shard."""
+        """Parameters of the fullest stage on one fsdp shard: (without routed experts, routed experts alone)."""
         fsdp = self.size["fsdp"]
         return self.parameters.dense(self.layers) / fsdp, self.parameters.routed(self.layers) / fsdp
 
     def _layer_gradients(self, axis: str) -> np.ndarray:
-        """Bytes of the layers' gradients, of the fullest stage, as they are reduced along an axis that repeats them."""
+        """Bytes of the gradients of the fullest stage's layers that a reduction along `axis` takes."""
         dense = self.layers * self.parameters.layer_dense / self._shards(axis, self._scatters_layers, INNER_FIRST)
         if axis != "expert":
             inside = self._shards(axis, self._scatters_layers, INNER_FIRST[1:])
@@ -131,8 +133,9 @@ class StepTerms(Rows):
         return self.stack.state.reduced * sent / shards
 
     def _shards(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
-        """How often gradients that are reduced along all of `axes` are cut when an axis has its turn: one collective
-        reduces along all, inner axes first; where gradients are scattered over `data`, that comes first."""
+        """Into how many shards gradients are already cut when they are reduced along `axis`.
+
+        One collective reduces along all of `axes`, inner axes first; a reduce-scatter along `data` comes before it."""
         inside = np.where(scattered, self.size["data"] if axis != "data" else 1.0, 1.0)
         for name in axes[: axes.index(axis)]:
             inside = inside * np.where(scattered & ((axis == "data") | (name == "data")), 1.0, self.size[name])
@@ -140,18 +143,18 @@ class StepTerms(Rows):
 
     @property
     def _scatters_tables(self) -> np.ndarray:
-        """Rows that reduce gradients onto shards over `data`."""
+        """Rows that reduce-scatter gradients along `data` (ZeRO-2)."""
         return (self.size["data"] > 1) & (self.table.zero == 2)
 
     @property
     def _scatters_layers(self) -> np.ndarray:
-        """Rows that do so with the layers' too: `autotune.models.pipeline` sums these, and where it sums them along
-        `data` alone, the compiler makes that a reduce-scatter."""
+        """Rows that reduce-scatter the gradients of the layers along `data`. A pipeline sums these by itself, and the
+        compiler turns that sum into a reduce-scatter only where it runs along `data` alone."""
         return self._scatters_tables & ~(self.staged & (self.size["context"] > 1))
 
     def _outer_share(self, axis: str) -> np.ndarray:
-        """Of what an axis sends over the outer tier, the share left when all axes outside it that reduce with it have
-        done so inside their domains: one collective along several axes goes over the inner tier first."""
+        """The share of a reduction's bytes along `axis` that crosses the outer tier: one collective along several axes
+        reduces over the inner tier first, so the axes outside `axis` have already cut the array."""
         outside = np.ones(len(self.table))
         for name in INNER_FIRST[INNER_FIRST.index(axis) + 1 : -1]:
             outside = outside * self.size[name] / getattr(self.table, f"dcn_{name}")

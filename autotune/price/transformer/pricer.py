@@ -39,7 +39,7 @@ class Pricer(Inputs):
     """Prices tables of layouts of one transformer and batch on one target with one training stack."""
 
     def prepare(self, table: LayoutTable) -> Prepared:
-        """What all chunks of the table share."""
+        """What all blocks of the table share: routes of the meshes, costs of collectives, work of the devices."""
         meshes = meshes_of(table, self.target)
         passes = table.accumulate * table.microbatches
         first, piece_of_row = unique_rows([meshes.of_row, passes, table.sequence_parallel, table.context_attention])
@@ -64,14 +64,15 @@ class Pricer(Inputs):
         )
 
     def cost_terms(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> CostTerms:
-        """Every term of some rows (already taken as `table`) of the prepared table."""
+        """The terms of some rows of the prepared table. `table` holds those rows alone, `rows` says where they were."""
         return RowBlock(self, prepared, table, prepared.piece_of_row[rows], counting).book
 
 
 class RowBlock:
-    """One chunk while it is worked out: of every row its passes, at `of_pass`, and what happens once, at `of_once`.
+    """The terms of one block of rows, put together from its microbatches and its steps.
 
-    Every other array has one entry a row.
+    Rows that agree in the columns that a microbatch depends on share one: row `i` has number `of_pass[i]` of `passes`.
+    In the same way row `i` has number `of_once[i]` of `once`. Every other array has one entry a row.
     """
 
     def __init__(
@@ -94,19 +95,19 @@ class RowBlock:
         self.book.memory = self._saved()
 
     def _saved(self) -> dict[str, np.ndarray]:
-        """Category -> bytes that the layers of a stage save for the backward pass, beside what `StepTerms` counts."""
+        """Category -> bytes that the layers of a stage save for the backward pass. `StepTerms` has all other memory."""
         waiting, layers = self.once.stage.waiting[self.of_once], self.once.layers[self.of_once]
         made, of = self.passes, self.of_pass
         return {"activations": (made.kept[of] * waiting + made.kept_weights[of]) * layers}
 
     def _gradients(self) -> None:
-        """Gradients over `data`, beside the backward pass of the layers."""
+        """Reductions of gradients along `data` that the backward pass of the layers hides in part."""
         if not self.once.hidden_later:
             return
         stack = self.pricer.stack
         beside = self.layer * self.once.layers[self.of_once]
         if stack.scatter_hides == "never":
-            # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
+            # They run beside the backward pass only where no reduce-scatter along fsdp comes first.
             beside = np.where(self.table.fsdp > 1, 0.0, 0.5 * beside)
         outer = self.pricer.target.hardware.tiers[-1].name
         for lines in self.once.hidden_later:
@@ -115,12 +116,13 @@ class RowBlock:
             self.book.entries += hidden_beside(stack, "data", mine, beside, outer)
 
     def _times(self) -> np.ndarray:
-        """Enter how often each unit counts on the busiest stage; seconds of one microbatch on all the others."""
+        """Set how often each unit counts on the busiest stage; return the seconds of a microbatch on all other
+        stages."""
         book, once, of = self.book, self.once, self.of_once
         stages, table = once.size["stage"], once.table
         staged = stages > 1
         passes = (table.accumulate * table.microbatches).astype(np.float64)
-        # Head and embedding are dealt out over the stages, so all stages are alike.
+        # The head and the embedding are shared out over the stages, so all stages take the same time.
         heads = np.where(staged, 1.0 / stages, 1.0)
         rest = np.where(staged, (stages - 1.0) * once.layers, 0.0)
         times = {"layer": passes * once.layers, "head": passes * heads, "pass": passes}
@@ -132,7 +134,7 @@ class RowBlock:
         return others
 
     def _bubble(self, others: np.ndarray) -> np.ndarray:
-        """Seconds a step that the busiest stage waits for the others."""
+        """Seconds of a step that the busiest stage waits for the other stages."""
         table, made, layers = self.table, self.passes, self.once.layers
         communication = made.layer - made.forward - made.backward - made.weight
         bubble = np.zeros(self.book.rows)
