@@ -27,20 +27,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+from validation import maxtext_step
 
-from validation import maxtext_step  # noqa: E402
-
-from autotune.analysis.analyse import predict, program_of  # noqa: E402
-from autotune.compile.compilation import Candidate, Compilation, compilation_from_json, to_json  # noqa: E402
-from autotune.compile.compile import compile_all  # noqa: E402
-from autotune.meshes.layout import Layout  # noqa: E402
-from autotune.meshes.target import Target, parse_target  # noqa: E402
-from autotune.meshes.transformer import TransformerShape  # noqa: E402
-from autotune.program import Instruction, Loop, Program, Start  # noqa: E402
-from autotune.replay.replay import Prediction  # noqa: E402
-from autotune.store import Store  # noqa: E402
-from autotune.workload.workload import Workload  # noqa: E402
+from autotune.analysis.analyse import predict, program_of
+from autotune.compile.compilation import Candidate, Compilation, compilation_from_json, to_json
+from autotune.compile.compile import compile_all
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target, parse_target
+from autotune.meshes.transformer import TransformerShape
+from autotune.program import Instruction, Loop, Program, Start
+from autotune.replay.replay import Prediction
+from autotune.store import Store
+from autotune.workload.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ROOT / "tests" / "data" / "published" / "maxtext_tpu.json"

@@ -10,15 +10,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import validate
+from validation.cases import Case, read_cases
+from validation.score import Row, correlation, regret, row_of, score, wrong_pairs
+
+from autotune.price.transformer.training_stack import stack_of
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import validate  # noqa: E402
-from validation.cases import Case, read_cases  # noqa: E402
-from validation.score import Row, correlation, regret, row_of, score, wrong_pairs  # noqa: E402
-
-from autotune.price.transformer.training_stack import stack_of  # noqa: E402
 
 
 @cache

@@ -12,7 +12,7 @@ import pytest
 
 from autotune.meshes.hardware import read_hardware
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_it_calibrates_predicts_and_measures_every_setting(tmp_path):
@@ -38,7 +38,6 @@ def test_it_calibrates_predicts_and_measures_every_setting(tmp_path):
 
 
 def test_a_setting_that_failed_is_a_row_with_its_reason():
-    sys.path.insert(0, str(ROOT / "scripts"))
     import gpu_check
 
     row = dict.fromkeys(gpu_check.Row.__dataclass_fields__) | {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = ("--model", "tiny", "--target", "cpu:8", "--batch", "16", "--seq", "64", "--compile", "1")
 
 

@@ -2,12 +2,11 @@
 
 import doctest
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     path.relative_to(ROOT)
     for room in ("autotune", "meshes", "models", "scripts")
@@ -23,6 +22,5 @@ def module_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_examples_of_docstrings(path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+def test_examples_of_docstrings(path):
     assert not doctest.testmod(importlib.import_module(module_of(path))).failed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("autotune/**/*.py", "meshes/*.py", "models/*.py", "scripts/**/*.py", "tests/**/*.py", "docs/**/*.md", "*.md")
 FILES = sorted(path for pattern in PLACES for path in ROOT.glob(pattern) if path.name != "CHANGELOG.md")
 MEMBER = re.compile(r"`(autotune\.[A-Za-z_][\w.]*\w)(?:\([^`]*\))?`")

@@ -15,7 +15,7 @@ from pathlib import Path
 from autotune.search import _unfinished
 from autotune.store import Key, Store
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (
     *(sys.executable, "-m", "autotune", "tune", "--workload", "toy_steps:own_step", "--target", "cpu:2"),
     *("--layouts", "data=2;fsdp=2;tensor=2", "--compile", "3", "--measure", "2", "--jobs", "1", "--json", "--store"),

@@ -8,7 +8,7 @@ import pytest
 
 from autotune.cli import run
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 LESS = {
     "autotune tune --model llama3-8b --target v5e:16x16 --batch 256 --seq 4096 --out plan.json": ("--compile", "1"),
     "autotune tune --model tiny --target cpu:8 --batch 16 --seq 64 --axes data,fsdp,tensor --compile 4 --measure 3": (
@@ -72,6 +72,6 @@ def test_every_subcommand_is_in_the_table():
 
 
 def test_rooms_named_in_the_map_exist():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for room in ("meshes", "models", "autotune", "scripts", "tests", "tests/laws", "tests/golden", "tests/published"):
         assert (root / room).is_dir(), room

@@ -19,7 +19,7 @@ from autotune.frontier.rows import bindings, curve_rows
 from autotune.frontier.run import scaled_run, widths
 from autotune.frontier.search import evaluate
 
-DATA = Path(__file__).parent / "data" / "frontier"
+DATA = Path(__file__).parents[1] / "data" / "frontier"
 TOLERANCE = 1e-6
 
 

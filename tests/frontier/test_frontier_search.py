@@ -26,7 +26,7 @@ from autotune.frontier.search import (
     unsplit_mixes,
 )
 
-PLAIN = Path(__file__).parents[1] / "scripts" / "benchmarks" / "frontier_plain.py"
+PLAIN = Path(__file__).parents[2] / "scripts" / "benchmarks" / "frontier_plain.py"
 DEADLINE = Assumptions().deadline_seconds
 
 

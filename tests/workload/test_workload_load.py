@@ -10,7 +10,7 @@ import pytest
 from autotune.user_code import UserCodeError
 from autotune.workload.from_name import load_workload
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 STEP = """
 import jax, jax.numpy as jnp

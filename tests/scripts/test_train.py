@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from test_plan import plan_for
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 STEPS = 8
 
@@ -32,11 +32,7 @@ def environment() -> dict[str, str]:
 
 def run(script: str, *given: str) -> Result:
     """The script in this process: no second start of JAX."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return CliRunner().invoke(importlib.import_module(script).main, [str(one) for one in given])
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return CliRunner().invoke(importlib.import_module(script).main, [str(one) for one in given])
 
 
 def losses(output: str) -> dict[int, float]:

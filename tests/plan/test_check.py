@@ -21,7 +21,7 @@ from autotune.search import explain
 from autotune.testing import assert_plan_holds
 from autotune.workload.workload import Workload
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = parse_target("cpu:8")
 LAYOUT = parse_layout("data=8")
 

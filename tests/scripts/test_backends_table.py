@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hlo_fixtures import fixture
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "backends_table.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "backends_table.py"
 
 
 def table():

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from two_hosts import MEGABIT, PRECISION, Kept, side_by_side
+from validation.link_cases import Pairs, Row, doublings, table, verdicts
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from two_hosts import MEGABIT, PRECISION, Kept, side_by_side  # noqa: E402
-from validation.link_cases import Pairs, Row, doublings, table, verdicts  # noqa: E402
-
-from autotune.measure.measure import Prepared, RunFailure, Turn  # noqa: E402
-from autotune.meshes.layout import parse_layout  # noqa: E402
+from autotune.measure.measure import Prepared, RunFailure, Turn
+from autotune.meshes.layout import parse_layout
 
 SLOW = Row(
     workload="w", rate_megabit=100, layout="data=2", predicted=1.05, measured=1.0, standard_error=0.01, samples=9,

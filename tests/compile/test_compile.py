@@ -269,7 +269,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_parent_leaves_no_process(sent):
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT.format(tests=str(root / "tests"))],
         stdout=subprocess.PIPE,
