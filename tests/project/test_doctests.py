@@ -9,16 +9,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     path.relative_to(ROOT)
-    for room in ("autotune", "meshes", "models", "scripts")
-    for path in sorted((ROOT / room).rglob("*.py"))
+    for folder in ("autotune", "meshes", "models", "scripts")
+    for path in sorted((ROOT / folder).rglob("*.py"))
     if ">>>" in path.read_text()
 ]
 
 
 def module_of(path: Path) -> str:
-    """`meshes` and `models` are installed as rooms of `autotune`; scripts see their own folder."""
-    room, *rest = path.with_suffix("").parts
-    return ".".join(rest if room == "scripts" else (*(() if room == "autotune" else ("autotune",)), room, *rest))
+    """`meshes` and `models` are installed inside `autotune`; scripts are imported by their own name."""
+    folder, *rest = path.with_suffix("").parts
+    return ".".join(rest if folder == "scripts" else (*(() if folder == "autotune" else ("autotune",)), folder, *rest))
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -71,7 +71,13 @@ def test_every_subcommand_is_in_the_table():
         assert re.search(rf"`(?:autotune )?{name}\b", README), name
 
 
-def test_rooms_named_in_the_map_exist():
+def test_folders_named_in_the_map_exist():
     root = Path(__file__).parents[2]
-    for room in ("meshes", "models", "autotune", "scripts", "tests", "tests/laws", "tests/golden", "tests/published"):
-        assert (root / room).is_dir(), room
+    table = README.split("## Where things are")[1].split("\n\n")[1]
+    named = [name for name in re.findall(r"`([\w./]+?)/?`", table) if "." not in name]
+    assert {"meshes", "models", "autotune", "scripts", "tests"} <= set(named)
+    inside = [path.name for path in (root / "autotune").iterdir() if path.is_dir() and not path.name.startswith("_")]
+    assert set(inside) <= set(named), "every package of autotune/ is on the map"
+    for name in named:
+        folders = (root, root / "autotune", root / "tests", root / "meshes")
+        assert any((folder / end).exists() for folder in folders for end in (name, f"{name}.py")), name
