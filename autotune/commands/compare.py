@@ -11,13 +11,15 @@ from autotune.commands.options import (
     bad_input,
     json_option,
     layouts_of,
+    quiet_option,
     store_option,
     target_of,
     target_options,
     workload_of,
     workload_options,
 )
-from autotune.commands.run import open_store, progress
+from autotune.commands.progress import progress
+from autotune.commands.run import open_store
 
 
 @click.command()
@@ -29,10 +31,11 @@ from autotune.commands.run import open_store, progress
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
 )
 @store_option
+@quiet_option
 @json_option
 def compare(
     first, second, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, timeout,
-    store, as_json,
+    store, as_json, quiet,
 ):  # fmt: skip
     """Two layouts side by side: where the seconds and the bytes went. FIRST and SECOND are layouts in words, or plans.
 
@@ -63,7 +66,7 @@ def compare(
 
     machine = target_of(target, hardware)
     train_step = workload_of(model, workload, batch, seq, dtype, machine)
-    with progress() as on_event, bad_input():
+    with progress(quiet) as on_event, bad_input():
         report = search(
             train_step, machine, axes=None, layouts=tuple(layouts), fix=(), compile_count=2, measure_count=0, jobs=2,
             probe=False, timeout_seconds=timeout, retry=True, store=open_store(store), on_event=on_event,

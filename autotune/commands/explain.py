@@ -10,6 +10,7 @@ from autotune.commands.options import (
     bad_input,
     json_option,
     layouts_of,
+    quiet_option,
     recipe_of,
     store_option,
     target_of,
@@ -32,10 +33,11 @@ from autotune.commands.run import run_search
 )
 @store_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@quiet_option
 @json_option
 def explain(
     plan, layout, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, measure,
-    timeout, store, html, as_json,
+    timeout, store, html, as_json, quiet,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -74,4 +76,5 @@ def explain(
         out=None,
         html=html,
         as_json=as_json,
+        quiet=quiet,
     )

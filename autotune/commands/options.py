@@ -71,6 +71,11 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def quiet_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--quiet."""
+    return click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")(command)
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")(

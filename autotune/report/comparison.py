@@ -10,7 +10,7 @@ from rich.text import Text
 
 from autotune.replay.replay import CollectiveTotal
 from autotune.report.report import Report, Row, row_to_json
-from autotune.report.text import bytes_text, seconds_text
+from autotune.units import bytes_text, seconds_text
 
 
 def seconds_by_resource(first: Row, second: Row) -> dict[str, tuple[float, float]]:

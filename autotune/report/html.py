@@ -8,7 +8,8 @@ import jinja2
 
 from autotune.analysis.limits import ARC
 from autotune.report.report import Report, near_capacity
-from autotune.report.text import buffers_text, bytes_text, percent, seconds_text, too_large
+from autotune.report.text import buffers_text, too_large
+from autotune.units import bytes_text, percent, seconds_text
 
 
 def render_html(report: Report) -> str:

@@ -102,6 +102,8 @@ class Report:
     seconds: Mapping[str, float]
     plan_or_none: Plan | None
     compilers_word: str | None
+    interrupted: bool = False
+    """Whether Ctrl-C ended the search before every layout was compiled or measured."""
 
     @property
     def ranked(self) -> tuple[Row, ...]:
@@ -230,6 +232,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "workload": report.workload,
         "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
         "compilers_word": report.compilers_word,
+        "interrupted": report.interrupted,
         "rows": [row_to_json(report, row) for row in report.rows],
         "omitted": [
             {"reason": item.reason, "count": item.count, "best_step_seconds": item.best_step_seconds}

@@ -14,8 +14,8 @@ from autotune.analysis.overheads import OVERHEAD_KINDS, Overhead
 from autotune.program import Buffer
 from autotune.report.report import Report, Row, near_capacity
 from autotune.row_status import RowStatus
+from autotune.units import bytes_text, percent, seconds_text
 
-GIB = 2**30
 BUFFERS = 5
 """Largest buffers of a layout on the screen."""
 
@@ -40,31 +40,6 @@ def render(report: Report) -> Group:
         parts.append(_nothing_fits(report))
     parts += [_does_not_fit(report), _others(report), _notes(report)]
     return Group(*(part for part in parts if part is not None))
-
-
-def seconds_text(value: float | None) -> str:
-    """Four significant digits in s, ms or us; a dash when unknown."""
-    if value is None:
-        return "-"
-    for unit, scale in (("s", 1.0), ("ms", 1e3)):
-        if value * scale >= 1:
-            return f"{value * scale:.4g} {unit}"
-    return f"{value * 1e6:.4g} us"
-
-
-def bytes_text(value: float | None) -> str:
-    """GiB, MiB, KiB or B with three significant digits; a dash when unknown."""
-    if value is None:
-        return "-"
-    for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 1024)):
-        if value >= scale:
-            size = value / scale
-            return f"{size:.0f} {unit}" if size >= 100 else f"{size:.3g} {unit}"
-    return f"{value:.0f} B"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _heading(report: Report) -> Text:

@@ -9,7 +9,7 @@ import autotune.meshes
 import autotune.models
 
 LAYERS = (
-    ("system",),
+    ("system", "units"),
     ("meshes",),
     ("user_code", "partition", "program", "row_status", "table", "store"),
     ("models", "frontier", "efficiency", "space", "workload"),
@@ -19,7 +19,7 @@ LAYERS = (
     ("probes", "memory_use"),
     ("outcomes", "plan", "sweep", "testing"),
     ("report",),
-    ("search",),
+    ("search", "search_events"),
     ("commands",),
     ("cli",),
     ("__main__",),
