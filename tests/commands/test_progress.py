@@ -79,13 +79,21 @@ def test_python_has_the_same_events_by_callback_and_by_logger(searched, store, c
 def test_interrupted_it_shows_what_is_there_and_goes_on_later(tmp_path):
     command = [sys.executable, "-m", "autotune", "tune", *WORDS, "--layouts", LAYOUTS, "--compile", "2", "--jobs", "1"]
     running = subprocess.Popen(
-        [*command, "--measure", "0", "--store", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True ) lines = [] for line in running.stderr: lines.append(line) if line.startswith("compiled 1"):
-        running.send_signal(signal.SIGINT) break out, err = running.communicate(timeout=120) assert running.returncode
-        == 130, err assert "interrupted; the same command goes on from here" in err assert "note: interrupted before
-        every layout was compiled" in out and "1 compiled" in out again = tune("--layouts", LAYOUTS, "--compile", "2",
-        "--measure", "0", "--store", str(tmp_path)) assert again.returncode == 0 and again.stderr.count("(from the
-        store)") == 1
+        [*command, "--measure", "0", "--store", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in running.stderr:
+        if line.startswith("compiled 1"):
+            running.send_signal(signal.SIGINT)
+            break
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 130, err
+    assert "interrupted; the same command goes on from here" in err
+    assert "note: interrupted before every layout was compiled" in out and "1 compiled" in out
+    again = tune("--layouts", LAYOUTS, "--compile", "2", "--measure", "0", "--store", str(tmp_path))
+    assert again.returncode == 0 and again.stderr.count("(from the store)") == 1
 
 
 def test_a_terminal_sees_the_same_lines_whole(searched, store):
@@ -121,5 +129,7 @@ def test_lines_of_events():
         "compiled 1 of 3: fsdp=8  1.1 s a step (priced 1 s, +10 %), 2 GiB a device (took 4 min); "
         "best so far: data=8  1.05 s; about 8 min left"
     )  # fmt: skip
-    failed = LayoutMeasured(layout="fsdp=8", median_seconds=None, spread_seconds=None, problem="oom", compiled_seconds=1.0)
+    failed = LayoutMeasured(
+        layout="fsdp=8", median_seconds=None, spread_seconds=None, problem="oom", compiled_seconds=1.0
+    )
     assert str(failed) == "measured: fsdp=8  oom"
