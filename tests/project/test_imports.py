@@ -9,7 +9,7 @@ import autotune.meshes
 import autotune.models
 
 LAYERS = (
-    ("system", "units"),
+    ("system", "tables", "units"),
     ("meshes",),
     ("user_code", "partition", "program", "row_status", "table", "store"),
     ("models", "frontier", "efficiency", "space", "workload"),
