@@ -241,6 +241,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
                 "wire_bytes": line.wire_bytes,
                 "seconds": line.seconds,
                 "exposed_seconds": line.exposed_seconds,
+                "hidden_seconds": line.hidden_seconds,
             }
             for line in prediction.ledger
         ]
