@@ -90,7 +90,7 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         roomier=_roomier(space, runnable, capacity) if best else None,
         tied=_ties(runnable),
         rank_correlation=_rank_correlation(runnable),
-        notes=(*_notes(workload, target, space, runnable), *_failed(outcomes)),
+        notes=(*_notes(workload, target, space, runnable), *_failed(outcomes), *outcomes.notes),
         seconds=seconds,
         plan_or_none=None,
         compilers_word=_compilers_word(outcomes),
