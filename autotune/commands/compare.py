@@ -11,6 +11,8 @@ from autotune.commands.options import (
     bad_input,
     json_option,
     layouts_of,
+    machine_of,
+    memory_option,
     store_option,
     target_of,
     target_options,
@@ -25,14 +27,15 @@ from autotune.commands.run import open_store, progress
 @click.argument("second")
 @workload_options
 @target_options
+@memory_option
 @click.option(
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
 )
 @store_option
 @json_option
 def compare(
-    first, second, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, timeout,
-    store, as_json,
+    first, second, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
+    process_id, timeout, store, as_json,
 ):  # fmt: skip
     """Two layouts side by side: where the seconds and the bytes went. FIRST and SECOND are layouts in words, or plans.
 
@@ -55,13 +58,13 @@ def compare(
         if not (model or workload):
             model, workload = saved.recipe.get("model"), saved.recipe.get("workload")
             batch, seq, dtype = saved.recipe.get("batch"), saved.recipe.get("seq"), saved.recipe.get("dtype")
-        target = target or saved.target
+        target, memory_fraction = machine_of(saved, target, memory_fraction)
     if len(layouts) != 2:
         raise click.UsageError("compare: FIRST and SECOND must each be one layout")
     from autotune.report.comparison import comparison_to_json, render_comparison
     from autotune.search import search
 
-    machine = target_of(target, hardware)
+    machine = target_of(target, hardware, memory_fraction)
     train_step = workload_of(model, workload, batch, seq, dtype, machine)
     with progress() as on_event, bad_input():
         report = search(

@@ -266,6 +266,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "schema": 1,
         "target": report.target.name,
         "devices": report.target.devices,
+        "memory_fraction": report.target.memory_fraction,
         "workload": report.workload,
         "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
         "compilers_word": report.compilers_word,

@@ -405,5 +405,7 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
     ]
     flags = as_variable(runnable[0].layout, target.hardware) if runnable and not target.attached else None
     notes += [f"the compiler was told, and a run elsewhere needs: {flags}"] if flags else []
+    if target.memory_fraction is not None and not target.attached:
+        notes.append(f"a run needs: XLA_PYTHON_CLIENT_MEM_FRACTION={target.memory_fraction:g}")
     notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
     return tuple(notes)

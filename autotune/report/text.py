@@ -11,6 +11,7 @@ from rich.text import Text
 
 from autotune.limits import ARC
 from autotune.losses import LOSS_KINDS, Loss
+from autotune.meshes.target import Target
 from autotune.program import Buffer
 from autotune.report.report import NOT_LISTED, SPARE, Omitted, Report, Row, near_capacity
 from autotune.row_status import RowStatus
@@ -69,6 +70,10 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def _share(target: Target) -> str:
+    return "" if target.memory_fraction is None else f", {100 * target.memory_fraction:g} % of its memory"
+
+
 def mfu_text(row: Row) -> str:
     """MFU, and beside it MFU without what a causal mask hides, where that is another number."""
     if row.mfu is None or row.mfu_causal is None:
@@ -82,7 +87,7 @@ def _heading(report: Report) -> Text:
     took = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
     return Text(
         f"{report.workload} on {report.target.name} ({report.target.devices} devices, "
-        f"{bytes_text(chip.capacity_bytes)} usable each)\n"
+        f"{bytes_text(chip.capacity_bytes)} usable each{_share(report.target)})\n"
         f"{sum(report.counts.values())} layouts: {counts}" + (f"   [{took}]" if took else "")
     )
 
