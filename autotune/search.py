@@ -213,10 +213,11 @@ def shortlist(space: PricedSpace, capacity: float) -> list[int]:
     """Row numbers worth compiling, best-priced first, at most `PER_MESH` of one mesh before others had their turn. Of
     two at one price the one that needs less memory comes first: only one is compiled early.
 
-    Layouts that the user named come last, not never, where they are priced as too large.
+    Layouts that the user named come last, not never, where they are priced as too large. Those whose schedule the
+    reference models cannot be compiled with are left out.
     """
     small = space.peak_bytes <= SLACK * capacity
-    hopeful = np.flatnonzero(space.legal & (small | (space.layouts is not None)))
+    hopeful = np.flatnonzero(space.legal & space.compilable & (small | (space.layouts is not None)))
     ranked = hopeful[np.lexsort((space.peak_bytes[hopeful], space.seconds[hopeful], ~small[hopeful]))]
     first: list[int] = []
     later: list[int] = []

@@ -26,8 +26,8 @@ class Passes(Rows):
     """The passes of some layouts: entries of the units "layer" and "head", and what the steps made of them need.
 
     `layer`, `head`: seconds of one. `forward`, `backward`, `weight`: of one layer's compute, what runs again in the
-    second, the gradient of the weights in the third. `kept`: bytes a layer saves for the backward pass; `kept_weights`:
-    of gathered weights beside them.
+    second, the gradient of the weights in the third. `kept`: bytes a layer saves for the backward pass, `tick_weights`
+    of them weights that each tick of the reference pipeline saves; `kept_weights`: of gathered weights beside them.
     """
 
     def enter(self) -> None:
@@ -46,10 +46,12 @@ class Passes(Rows):
             self.again["context"] = np.where(self.of(work.blocked), own, self.again["context"])
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
+        self.tick_weights = np.zeros(len(table))
         if self.staged.any():
             # Without recomputation each tick of the pipeline keeps the weights that its matmuls read.
             again = self.staged & (table.remat == 0)
-            self.kept = self.kept + stack.state.compute * self.parameters.layer * again
+            self.tick_weights = stack.state.compute * self.parameters.layer * again
+            self.kept = self.kept + self.tick_weights
         # What the matmuls read is kept with the rest: gathered, or cast (h100, h200 and a100-80, jax 0.10.2).
         gathered = (table.remat == 0) & ~self.staged
         self.kept_weights = stack.state.compute * self.parameters.layer * gathered

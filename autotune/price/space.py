@@ -14,6 +14,7 @@ from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
 from autotune.price.distinct import distinct
 from autotune.price.price import Estimate, Prices, price
+from autotune.price.schedules import as_published
 from autotune.price.traced.laws import Probed
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
@@ -46,6 +47,13 @@ class PricedSpace:
     @property
     def legal(self) -> np.ndarray:
         return self.broken < 0
+
+    @property
+    def compilable(self) -> np.ndarray:
+        """Rows whose schedule the reference models can be compiled with; of a user's own step, all rows."""
+        if self.workload.transformer is None:
+            return np.ones(len(self.table), dtype=bool)
+        return (self.table.stage == 1) | ~as_published(self.table.schedule)
 
     @property
     def seconds(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from autotune.price.network import cost_of, meshes_of
 from autotune.price.once import Once
 from autotune.price.passes import Passes
 from autotune.price.rows import Prepared, chunks_of, hidden_beside
-from autotune.price.schedules import ZERO_BUBBLE, bubble_seconds
+from autotune.price.schedules import ZERO_BUBBLE, as_published, bubble_seconds
 from autotune.price.work import work_of
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
 
@@ -105,7 +105,12 @@ class Chunk:
         """Category -> bytes that the layers of a stage save for the backward pass, beside what `Once` counts."""
         waiting, layers = self.once.stage.waiting[self.of_once], self.once.layers[self.of_once]
         made, of = self.passes, self.of_pass
-        return {"activations": (made.kept[of] * waiting + made.kept_weights[of]) * layers}
+        kept = made.kept[of]
+        published = (self.table.stage > 1) & as_published(self.table.schedule)
+        if published.any():
+            # That each tick keeps the weights which its matmuls read is the reference pipeline's own.
+            kept = kept - np.where(published, made.tick_weights[of], 0.0)
+        return {"activations": (kept * waiting + made.kept_weights[of]) * layers}
 
     def _gradients(self) -> None:
         """Gradients over `data`, beside the backward pass of the layers."""

@@ -20,6 +20,7 @@ from autotune.meshes.target import Target
 from autotune.outcomes import Outcomes, fits
 from autotune.price.changes import Change, devices_needed, smallest_changes
 from autotune.price.price import Estimate
+from autotune.price.schedules import REFERENCE
 from autotune.price.space import PricedSpace
 from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
@@ -33,6 +34,9 @@ LISTED_PRICED = 100
 
 EXPLAINED = 3
 """Layouts that were compiled and do not fit for which the smallest changes that would fit are looked up."""
+
+NOT_COMPILABLE = "schedule={} cannot be compiled here: the reference pipeline runs {}"
+"""Why a row is priced only, whatever the number of compiles."""
 
 NOTABLE_MASK = 0.1
 """Share of the model's FLOPs from which the masked half of causal attention, which MFU counts, is worth a note."""
@@ -141,9 +145,12 @@ def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus)
     reason = None
     if word is RowStatus.ILLEGAL:
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
+    if not space.compilable[row]:
+        reason = NOT_COMPILABLE.format(layout.schedule, " and ".join(REFERENCE))
     if word is RowStatus.OOM:
         over = (price.peak_bytes - target.hardware.capacity_bytes) / 2**30
-        reason = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
+        too_large = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
+        reason = f"{too_large}; {reason}" if reason else too_large
     return _row(workload, target, layout, word, price, reason=reason, peak=price.peak_bytes, shares=price.elasticities)
 
 
@@ -295,7 +302,7 @@ def _ranked(rows: list[Row]) -> list[Row]:
 def _with_reason(row: Row, best: Row) -> Row:
     """The runner-up with why it lost: the resources that take longer than in the best, largest first."""
     if row.evidence is None or best.evidence is None:
-        if row.status is RowStatus.PRICED and best.status is not RowStatus.PRICED:
+        if row.reason is None and row.status is RowStatus.PRICED and best.status is not RowStatus.PRICED:
             return replace(row, reason="not compiled: priced slower than those that were")
         return row
     mine, theirs = row.evidence.prediction.by_resource(), best.evidence.prediction.by_resource()
@@ -386,6 +393,8 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
             f"compiled time over priced time, {len(ratios)} layouts: {min(ratios):.2f} to {max(ratios):.2f}; "
             "layouts that were only priced rank below all compiled ones"
         )
+    elif runnable and runnable[0].reason:
+        notes.append(f"{runnable[0].layout}: {runnable[0].reason}; its numbers are closed-form prices")
     elif runnable and target.platform != "cpu":
         notes.append("nothing was compiled: these are closed-form prices")
     flops, shown = model_flops(workload), causal_flops(workload)
