@@ -60,13 +60,13 @@ def test_the_given_case():
 def test_more_microbatches_of_one_size_cost_1f1b_nothing():
     """Once there are more than stages: only the batch grows."""
     words = "stage=8,remat=full"
-    peaks = {
-        schedule: [
-            priced("llama3-8b", "h100:1x8", 4 * count, 4096, f"{words},microbatches={count},schedule={schedule}").peak_bytes
-            for count in (8, 16, 64)
-        ]
-        for schedule in ("gpipe", "1f1b", "zero-bubble")
-    }  # fmt: skip
+
+    def peak(count: int, schedule: str) -> float:
+        text = f"{words},microbatches={count},schedule={schedule}"
+        return priced("llama3-8b", "h100:1x8", 4 * count, 4096, text).peak_bytes
+
+    schedules = ("gpipe", "1f1b", "zero-bubble")
+    peaks = {schedule: [peak(count, schedule) for count in (8, 16, 64)] for schedule in schedules}
     assert len(set(peaks["1f1b"])) == len(set(peaks["zero-bubble"])) == 1
     assert peaks["gpipe"][0] < peaks["gpipe"][1] < peaks["gpipe"][2]
     few = priced("llama3-8b", "h100:1x8", 16, 4096, "stage=8,remat=full,microbatches=4,schedule=1f1b")
