@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autotune.analysis.analysis import Analysis
 from autotune.compile.compilation import Compilation, CompileFailure
@@ -14,7 +14,7 @@ from autotune.meshes.target import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What was learned beyond prices, by layout."""
+    """What was learned beyond prices, by layout. `notes`: doubts about it, a line each."""
 
     analysis: dict[Layout, Analysis]
     failures: dict[Layout, CompileFailure]
@@ -22,6 +22,7 @@ class Outcomes:
     run_failures: dict[Layout, RunFailure]
     smaller: dict[Layout, Smaller]
     neighbours: dict[Layout, Compilation | CompileFailure]
+    notes: list[str] = field(default_factory=list)
 
     def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
         if isinstance(outcome, Measurement):

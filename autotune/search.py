@@ -16,9 +16,8 @@ from autotune.analysis.analyse import analyse
 from autotune.compile.compilation import Candidate, Compilation, CompileFailure
 from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.measure.measure import Measurement, RunFailure, measure
-from autotune.measure.measure import from_json as measurement_from_json
-from autotune.measure.measure import to_json as measurement_to_json
 from autotune.measure.runner import runner_for
+from autotune.measure.session import measured_together, session_of
 from autotune.memory_use import BY_BATCH, Smaller, failed_use
 from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
@@ -33,7 +32,7 @@ from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
 from autotune.search_events import EarlyAnswer, LayoutCompiled, LayoutMeasured, Listener, SearchEvent, announce
 from autotune.space import complete, enumerate_layouts, parse_fix
-from autotune.store import Key, Store
+from autotune.store import Store
 from autotune.system.job import current as current_job
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
@@ -297,10 +296,11 @@ def shortlist(space: PricedSpace, capacity: float) -> list[int]:
     """Row numbers worth compiling, best-priced first, at most `PER_MESH` of one mesh before others had their turn. Of
     two at one price the one that needs less memory comes first: only one is compiled early.
 
-    Layouts that the user named come last, not never, where they are priced as too large.
+    Layouts that the user named come last, not never, where they are priced as too large. Those whose schedule the
+    reference models cannot be compiled with are left out.
     """
     small = space.peak_bytes <= SLACK * capacity
-    hopeful = np.flatnonzero(space.legal & (small | (space.layouts is not None)))
+    hopeful = np.flatnonzero(space.legal & space.compilable & (small | (space.layouts is not None)))
     ranked = hopeful[np.lexsort((space.peak_bytes[hopeful], space.seconds[hopeful], ~small[hopeful]))]
     first: list[int] = []
     later: list[int] = []
@@ -427,41 +427,34 @@ def _measure(
     outcomes: Outcomes,
     events: _Events,
 ) -> None:
-    """Run the best compiled layouts in turns; what was measured before on this machine is not run again."""
+    """Run the best compiled layouts in turns; what one earlier session measured of all of them is not run again."""
     best = sorted(fitting(outcomes, target), key=lambda layout: outcomes.analysis[layout].prediction.step_seconds)[
         :count
     ]
-    keys = {layout: store_key(Candidate(workload=workload, layout=layout, target=target)) for layout in best}
-    missing = list(best)
-    if store is not None:
-        known = {layout: store.measurements(keys[layout]) for layout in best}
-        # All or none: times of one session can be compared, those of two days cannot.
-        if all(known.values()):
-            for layout in best:
-                outcome = measurement_from_json(known[layout][-1])
-                outcomes.ran(layout, outcome)
-            missing = []
-    if not missing:
+    if not best:
         return
-    earlier = {}
-    if store is not None:
-        found = {layout: store.get_blob(_unfinished(keys[layout])) for layout in missing}
-        outcomes_before = {layout: measurement_from_json(value) for layout, value in found.items() if value}
-        earlier = {layout: one for layout, one in outcomes_before.items() if isinstance(one, Measurement)}
+    keys = {layout: store_key(Candidate(workload=workload, layout=layout, target=target)) for layout in best}
+    known = measured_together(store, keys) if store is not None else None
+    if known is None:
+        session = session_of(store, keys)
+        if session.earlier:
+            turns = sum(one.samples for one in session.earlier.values())
+            outcomes.notes.append(f"{turns} of the measured turns are of an earlier run that was stopped")
 
-    def keep(layout: Layout, outcome: Measurement | RunFailure) -> None:
-        if store is not None:
-            store.attempt(store.put_blob, _unfinished(keys[layout]), measurement_to_json(outcome))
-
-    runner = runner_for(workload, target)
-    try:
-        for layout, outcome in measure(runner, missing, earlier=earlier, on_outcome=keep).items():
-            outcomes.ran(layout, outcome)
-            events(_layout_measured(layout, outcome, outcomes.analysis[layout].prediction.step_seconds))
+        def keep(layout: Layout, outcome: Measurement | RunFailure) -> None:
             if store is not None:
-                store.attempt(store.add_measurement, keys[layout], measurement_to_json(outcome))
-    finally:
-        runner.close()
+                session.keep_turn(store, layout, outcome)
+
+        runner = runner_for(workload, target)
+        try:
+            known = measure(runner, best, earlier=session.earlier, on_outcome=keep)
+        finally:
+            runner.close()
+        if store is not None:
+            session.keep(store, known)
+    for layout, outcome in known.items():
+        outcomes.ran(layout, outcome)
+        events(_layout_measured(layout, outcome, outcomes.analysis[layout].prediction.step_seconds))
 
 
 def _layout_measured(layout: Layout, outcome: Measurement | RunFailure, compiled_seconds: float) -> LayoutMeasured:
@@ -477,8 +470,3 @@ def _layout_measured(layout: Layout, outcome: Measurement | RunFailure, compiled
         problem=problem,
         compiled_seconds=compiled_seconds,
     )
-
-
-def _unfinished(key: Key) -> str:
-    """Where the turns of a session are kept while it runs, so that a killed one loses only the turn in flight."""
-    return f"measuring {key.digest}"

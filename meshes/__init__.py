@@ -2,7 +2,7 @@
 
 from autotune.meshes.hardware import Hardware, Tier, hardware_names, load_hardware, read_hardware, scale
 from autotune.meshes.layout import Layout, parse_layout
-from autotune.meshes.target import Target, parse_target
+from autotune.meshes.target import Target, parse_target, with_memory_fraction
 from autotune.meshes.transformer import TransformerShape, read_transformer
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "read_hardware",
     "read_transformer",
     "scale",
+    "with_memory_fraction",
 ]

@@ -30,6 +30,7 @@ class Leg:
 
     `wire_bytes`: what a device sends on this tier. `bytes_seconds`: 0 where these bytes flow under those of another
     leg (NCCL's rings pass all tiers at once, the slowest sets the pace); that other leg then holds both legs' lanes.
+    `hidden_seconds`: what these bytes take on this tier, where they so flow under another leg's; else 0.
     """
 
     tier: str
@@ -37,6 +38,7 @@ class Leg:
     wire_bytes: float
     bytes_seconds: float
     latency_seconds: float
+    hidden_seconds: float = 0.0
 
 
 def wire_bytes(kind, payload_bytes, size):
@@ -146,6 +148,7 @@ def legs(
                 wire_bytes=sent,
                 bytes_seconds=0.0 if hidden else seconds,
                 latency_seconds=latency,
+                hidden_seconds=seconds if hidden else 0.0,
             )
         )
     return tuple(result)

@@ -153,6 +153,14 @@ _WORDS = (
         kind="choice",
         default=None,
         values=("gpipe", "1f1b", "circular", "zero-bubble"),
+        value_meanings={
+            "gpipe": "all forward passes, then all backward passes (Huang et al. 2019, arXiv 1811.06965)",
+            "1f1b": "a backward pass after each forward pass, as soon as there is one (Narayanan et al. 2021, arXiv "
+            "2104.04473); priced only",
+            "circular": "gpipe with several thin slices of the layers on each stage, all microbatches saved",
+            "zero-bubble": "1f1b with the gradients of weights postponed (ZB-H1 of Qi et al. 2024, arXiv 2401.10241); "
+            "priced only",
+        },
         searched=("gpipe", "circular"),
         search_rule="schedules that the reference models can be compiled with",
         needs_axis="stage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Target:
 
     `shape`: chips along each torus dimension of one slice (TPU), or (devices,) of one NVLink domain or host.
     `attached`: True for `local`, the devices this process has; layouts are then measured as well as compiled.
+    `memory_fraction`: share of a GPU's memory that programs may use, where it is not the hardware's own
+    (`with_memory_fraction`).
     """
 
     name: str
@@ -34,6 +37,7 @@ class Target:
     shape: tuple[int, ...]
     groups: int
     attached: bool
+    memory_fraction: float | None = None
 
     @property
     def devices_per_group(self) -> int:
@@ -97,6 +101,35 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
     return Target(name=text, hardware=chip, shape=shape[-1:], groups=groups, attached=False)
 
 
+def with_share(hardware: Hardware, fraction: float | None, said: str) -> Hardware:
+    """The GPU whose programs may use that share of its memory; None: as it is.
+
+    ValueError, naming what the user `said`, for a share that is not above 0 and at most 1, and for another device than
+    a GPU: the memory of a TPU is what its compiler allows.
+    """
+    if fraction is None:
+        return hardware
+    if not 0 < fraction <= 1:
+        raise ValueError(f"{said}={fraction:g} must be above 0 and at most 1")
+    if hardware.platform != "cuda":
+        raise ValueError(f"{said}={fraction:g} is for GPUs; the usable memory of {hardware.name} is not set by a share")
+    return dataclasses.replace(hardware, capacity_bytes=fraction * hardware.hbm_bytes)
+
+
+def with_memory_fraction(target: Target, fraction: float | None, said: str = "memory_fraction") -> Target:
+    """The target whose programs may use that share of each GPU's memory (`XLA_PYTHON_CLIENT_MEM_FRACTION`).
+
+    None: the target as it is. ValueError as of `with_share`.
+
+    >>> round(with_memory_fraction(parse_target("h100:1x8"), 0.9).hardware.capacity_bytes / 2**30, 1)
+    71.2
+    """
+    if fraction is None:
+        return target
+    hardware = with_share(target.hardware, fraction, said)
+    return dataclasses.replace(target, hardware=hardware, memory_fraction=fraction)
+
+
 def part_of(target: Target, devices: int) -> Target:
     """The smallest target of the same hardware with at least so many devices, inside one domain where one has as many.
 
@@ -114,7 +147,9 @@ def part_of(target: Target, devices: int) -> Target:
     else:
         inside = min(devices, target.devices_per_group)
         shape = f"{-(-devices // inside)}x{inside}"
-    return parse_target(f"{hardware.name}:{shape}", hardware)
+    return dataclasses.replace(
+        parse_target(f"{hardware.name}:{shape}", hardware), memory_fraction=target.memory_fraction
+    )
 
 
 def _check_slice(text: str, chip: str, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from autotune.meshes.hardware import Hardware, load_hardware
 from autotune.meshes.installed import DEVICELESS_ENVIRONMENT
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import place
-from autotune.meshes.target import Target
+from autotune.meshes.target import Target, with_memory_fraction
 
 DEVICE_KINDS = (
     ("TPU v4", "v4"),
@@ -71,11 +71,30 @@ def mesh_of(layout: Layout, target: Target, devices: Sequence | None = None, exp
     return Mesh(found[order], tuple(layout.mesh_shape), axis_types=(kind,) * order.ndim)
 
 
+MEMORY_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""Environment variables that tell JAX which share of a GPU's memory to take, the first that is set."""
+
+
+def local_memory_fraction() -> tuple[str, float] | None:
+    """The variable that says which share of a GPU's memory this process takes, and the share; None where none does.
+
+    ValueError where the value is no number.
+    """
+    for name in MEMORY_FRACTION:
+        if text := os.environ.get(name):
+            try:
+                return name, float(text)
+            except ValueError:
+                raise ValueError(f"{name}={text!r} must be a number") from None
+    return None
+
+
 def local_target(hardware: Hardware | None = None) -> Target:
     """The target that the devices of this process, or of this job of several, make up.
 
     TPU: slices and their torus from the devices' coordinates; GPU: one domain per NVLink partition; CPU: one group per
-    process. `hardware` replaces the chip's file. ValueError when the chip is unknown or the devices fill no box.
+    process. `hardware` replaces the chip's file. GPUs have the share of their memory that `MEMORY_FRACTION` says.
+    ValueError when the chip is unknown or the devices fill no box.
     """
     import jax
 
@@ -99,7 +118,8 @@ def local_target(hardware: Hardware | None = None) -> Target:
     target = Target(name="local", hardware=hardware, shape=shape, groups=len(groups), attached=True)
     if target.devices != len(devices):
         raise ValueError(f"target: {len(devices)} local devices do not fill {len(groups)} x {shape}")
-    return target
+    told = local_memory_fraction() if target.platform == "cuda" else None
+    return with_memory_fraction(target, told[1], told[0]) if told else target
 
 
 def position(device) -> tuple[int, ...]:

@@ -115,6 +115,15 @@ class TransformerShape:
         matrices = self.layers * (self.attention_parameters + self.active_mlp_parameters) + self.vocab * self.d_model
         return 6.0 * matrices * tokens + 12.0 * self.layers * self.heads * self.head_dim * seq * tokens
 
+    def masked_flops(self, batch: int, seq: int) -> float:
+        """What of `train_flops` a causal mask hides: the pairs of a query with the seq - 1 .. 0 keys after it.
+
+        0 of an encoder, whose attention goes both ways.
+        """
+        if self.kind != "decoder":
+            return 0.0
+        return 6.0 * self.layers * self.heads * self.head_dim * (seq - 1) * batch * seq
+
 
 def read_transformer(path: Path) -> TransformerShape:
     """A shape from a JSON file with the keys of `TransformerShape` (`head_dim` may be left out: d_model / heads).

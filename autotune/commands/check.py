@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from autotune.commands.options import bad_input, json_option, recipe_of, target_of, workload_of
+from autotune.commands.options import (
+    bad_input,
+    json_option,
+    machine_of,
+    memory_option,
+    recipe_of,
+    target_of,
+    workload_of,
+)
 
 
 @click.command()
@@ -15,12 +23,19 @@ from autotune.commands.options import bad_input, json_option, recipe_of, target_
 @click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own step, for a plan made from Python.")
 @click.option("--tolerance", type=click.FloatRange(0), default=0.02, show_default=True, help="Growth that passes.")
 @click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML).")
+@memory_option
 @click.option(
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
 )  # noqa: E501
 @json_option
 def check(
-    plan: Path, workload: str | None, tolerance: float, hardware: Path | None, timeout: float, as_json: bool
+    plan: Path,
+    workload: str | None,
+    tolerance: float,
+    hardware: Path | None,
+    memory_fraction: float | None,
+    timeout: float,
+    as_json: bool,
 ) -> int:
     """Recompile a plan; exit 1 when FLOPs, bytes on an axis, peak memory or collectives grew."""
     from autotune.plan.check import CheckFailed, check_plan
@@ -28,7 +43,11 @@ def check(
 
     with bad_input():
         saved = load_plan(plan)
-        target = saved.machine() if saved.target == "local" and not hardware else target_of(saved.target, hardware)
+        if saved.target == "local" and not hardware and memory_fraction is None:
+            target = saved.machine()
+        else:
+            name, fraction = machine_of(saved, None, memory_fraction)
+            target = target_of(name, hardware, fraction)
     step = workload_of(**recipe_of(saved, plan, workload), target=target)
     try:
         with bad_input():

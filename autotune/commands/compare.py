@@ -11,6 +11,8 @@ from autotune.commands.options import (
     bad_input,
     json_option,
     layouts_of,
+    machine_of,
+    memory_option,
     quiet_option,
     store_option,
     target_of,
@@ -27,6 +29,7 @@ from autotune.commands.run import open_store
 @click.argument("second")
 @workload_options
 @target_options
+@memory_option
 @click.option(
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
 )
@@ -34,8 +37,8 @@ from autotune.commands.run import open_store
 @quiet_option
 @json_option
 def compare(
-    first, second, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, timeout,
-    store, as_json, quiet,
+    first, second, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
+    process_id, timeout, store, as_json, quiet,
 ):  # fmt: skip
     """Two layouts side by side: where the seconds and the bytes went. FIRST and SECOND are layouts in words, or plans.
 
@@ -58,13 +61,13 @@ def compare(
         if not (model or workload):
             model, workload = saved.recipe.get("model"), saved.recipe.get("workload")
             batch, seq, dtype = saved.recipe.get("batch"), saved.recipe.get("seq"), saved.recipe.get("dtype")
-        target = target or saved.target
+        target, memory_fraction = machine_of(saved, target, memory_fraction)
     if len(layouts) != 2:
         raise click.UsageError("compare: FIRST and SECOND must each be one layout")
     from autotune.report.comparison import comparison_to_json, render_comparison
     from autotune.search import search
 
-    machine = target_of(target, hardware)
+    machine = target_of(target, hardware, memory_fraction)
     train_step = workload_of(model, workload, batch, seq, dtype, machine)
     with progress(quiet) as on_event, bad_input():
         report = search(

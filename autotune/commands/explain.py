@@ -10,6 +10,8 @@ from autotune.commands.options import (
     bad_input,
     json_option,
     layouts_of,
+    machine_of,
+    memory_option,
     quiet_option,
     recipe_of,
     store_option,
@@ -27,6 +29,7 @@ from autotune.commands.run import run_search
 @click.option("--layout", help="The layout in words, e.g. fsdp=64,tensor=4,remat=full.")
 @workload_options
 @target_options
+@memory_option
 @click.option("--measure/--no-measure", default=None, help="Run it too [where devices exist].")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
@@ -36,8 +39,8 @@ from autotune.commands.run import run_search
 @quiet_option
 @json_option
 def explain(
-    plan, layout, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, measure,
-    timeout, store, html, as_json, quiet,
+    plan, layout, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
+    process_id, measure, timeout, store, html, as_json, quiet,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -54,14 +57,14 @@ def explain(
         with bad_input():
             saved = load_plan(plan)
         layouts: tuple | None = (saved.layout,)
-        target = target or saved.target
+        target, memory_fraction = machine_of(saved, target, memory_fraction)
         words = recipe_of(saved, plan, workload)
         model, workload, batch, seq, dtype = (words[name] for name in ("model", "workload", "batch", "seq", "dtype"))
     else:
         layouts = layouts_of(layout)
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
-        target=lambda: target_of(target, hardware),
+        target=lambda: target_of(target, hardware, memory_fraction),
         job=(coordinator, processes, process_id),
         axes=None,
         layouts=layouts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,16 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--memory-fraction."""
+    return click.option(
+        "--memory-fraction",
+        type=float,
+        help="Share of each GPU's memory that programs may use [0.75, JAX's own; of local: "
+        "XLA_PYTHON_CLIENT_MEM_FRACTION].",
+    )(command)
+
+
 def fix_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--fix."""
     return click.option(
@@ -83,20 +94,28 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def target_of(target: str | None, hardware: Path | None) -> Target:
-    """The target that the flags name; one clear line when they do not."""
+def target_of(target: str | None, hardware: Path | None, memory_fraction: float | None = None) -> Target:
+    """The target that the flags name; one clear line when they do not.
+
+    Of `local`, JAX is told the share of the memory too, before it takes the devices.
+    """
     from autotune.meshes.hardware import read_hardware
-    from autotune.meshes.target import parse_target
+    from autotune.meshes.target import parse_target, with_memory_fraction
 
     if not target:
         raise click.UsageError("--target is missing; write e.g. --target v5e:16x16 (`autotune targets` lists them)")
     with bad_input():
         chip = read_hardware(hardware) if hardware else None
         if target == "local":
-            from autotune.meshes.topology import local_target
+            from autotune.meshes.topology import MEMORY_FRACTION, local_memory_fraction, local_target
 
-            return local_target(chip)
-        return parse_target(target, chip)
+            if memory_fraction is not None and 0 < memory_fraction <= 1:
+                told = local_memory_fraction()
+                os.environ[told[0] if told else MEMORY_FRACTION[-1]] = str(memory_fraction)
+            found = local_target(chip)
+        else:
+            found = parse_target(target, chip)
+        return with_memory_fraction(found, memory_fraction, "--memory-fraction")
 
 
 def workload_of(
@@ -119,6 +138,14 @@ def workload_of(
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
         assert model is not None
         return reference_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
+
+
+def machine_of(plan: Plan, target: str | None, memory_fraction: float | None) -> tuple[str, float | None]:
+    """The words for `target_of` that name a plan's machine, less what flags say; a share of the memory is kept where
+    the target is the plan's."""
+    if memory_fraction is None and target in (None, plan.target):
+        memory_fraction = plan.memory_fraction
+    return target or plan.target, memory_fraction
 
 
 def recipe_of(plan: Plan, path: Path, workload: str | None) -> dict[str, Any]:

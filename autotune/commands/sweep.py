@@ -15,6 +15,7 @@ from autotune.commands.options import (
     default_dtype,
     fix_option,
     json_option,
+    memory_option,
     store_option,
     writable,
 )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     "--target", help="One or several, e.g. v5p,h100,v6e; v5p:8x8x8 and h100:4 say what larger ones are made of."
 )  # noqa: E501
 @click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML), for one target.")
+@memory_option
 @click.option("--chips", help="Powers of two in a range, 64..8192, or single sizes, 64,96,6144.")
 @click.option("--batch-tokens", help="Tokens in one step over all chips: 4M, 4Mi, 4194304.")
 @click.option("--batch-rule", default=None, help="fixed (--batch-tokens), paper, deepseek, critical.")
@@ -71,9 +73,9 @@ if TYPE_CHECKING:
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (.png, .svg) and its numbers (.csv).")
 @json_option
 def sweep(
-    model, workload, target, hardware, chips, batch_tokens, batch_rule, batch_scale, critical_batch_tokens,
-    critical_batch_norms, seq, dtype, axes, fix, depth_scale, scale, tokens, price, min_mfu, what_helps, shapes,
-    confirm, timeout, store, plot, as_json,
+    model, workload, target, hardware, memory_fraction, chips, batch_tokens, batch_rule, batch_scale,
+    critical_batch_tokens, critical_batch_norms, seq, dtype, axes, fix, depth_scale, scale, tokens, price, min_mfu,
+    what_helps, shapes, confirm, timeout, store, plot, as_json,
 ):  # fmt: skip
     """The best layout against cluster size, and where the limit changes.
 
@@ -115,7 +117,7 @@ def sweep(
     with bad_input():
         from autotune.sweep.sizes import parse_sizes
 
-        families = _families(target, hardware, scale)
+        families = _families(target, hardware, scale, memory_fraction)
         sizes = parse_sizes(chips)
         critical = critical_tokens(critical_batch_tokens, critical_batch_norms)
         budgets = _budgets(families, tokens, price, critical)
@@ -163,12 +165,13 @@ def sweep(
     return 0 if any(one.feasible for one in found) else 1
 
 
-def _families(text: str, hardware: Path | None, scale: tuple[str, ...]) -> list[Family]:
-    """The machines that --target, --hardware and --scale name."""
+def _families(text: str, hardware: Path | None, scale: tuple[str, ...], memory_fraction: float | None) -> list[Family]:
+    """The machines that --target, --hardware, --memory-fraction and --scale name."""
     import dataclasses
 
     from autotune.meshes.hardware import read_hardware
     from autotune.meshes.hardware import scale as better
+    from autotune.meshes.target import with_share
     from autotune.sweep.sizes import parse_family
 
     names = [part.strip() for part in text.split(",") if part.strip()]
@@ -177,6 +180,10 @@ def _families(text: str, hardware: Path | None, scale: tuple[str, ...]) -> list[
     if hardware and len(names) > 1:
         raise click.UsageError("--hardware describes one target; give one")
     families = [parse_family(name, read_hardware(hardware) if hardware else None) for name in names]
+    families = [
+        dataclasses.replace(family, hardware=with_share(family.hardware, memory_fraction, "--memory-fraction"))
+        for family in families
+    ]
     if len({family.name for family in families}) < len(families):
         raise click.UsageError(f"--target {text}: names a target twice")
     for part in (part.strip() for given in scale for part in given.split(",") if part.strip()):

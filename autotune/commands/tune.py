@@ -10,6 +10,7 @@ from autotune.commands.options import (
     fix_option,
     json_option,
     layouts_of,
+    memory_option,
     quiet_option,
     store_option,
     target_of,
@@ -24,6 +25,7 @@ from autotune.commands.run import run_search
 @click.command()
 @workload_options
 @target_options
+@memory_option
 @click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
 @click.option("--layouts", metavar='"A;B"', help='Only these layouts, e.g. "fsdp=8;data=4,tensor=2".')
 @fix_option
@@ -58,8 +60,8 @@ from autotune.commands.run import run_search
 @quiet_option
 @json_option
 def tune(
-    model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, axes, layouts, fix,
-    compile_count, measure_count, probe, jobs, timeout, retry, store, out, html, as_json, quiet,
+    model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes, process_id, axes,
+    layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html, as_json, quiet,
 ):  # fmt: skip
     """Choose the mesh and layout of a train step on a target, and say which limit binds.
 
@@ -79,7 +81,7 @@ def tune(
                 raise click.UsageError(f"--axes: {name!r} is not a mesh axis; axes: {', '.join(AXES)}")
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
-        target=lambda: target_of(target, hardware),
+        target=lambda: target_of(target, hardware, memory_fraction),
         job=(coordinator, processes, process_id),
         axes=names,
         layouts=layouts_of(layouts),

@@ -191,6 +191,8 @@ def store_key(job: Candidate) -> Key:
         "tiers": [(tier.name, tier.kind) for tier in hardware.tiers],
         "shape": [job.target.shape, job.target.groups, job.target.attached],
     }
+    if job.target.memory_fraction is not None:
+        shape["memory_fraction"] = job.target.memory_fraction
     if told := options_of(hardware):
         shape["compiler_options"] = sorted(told.items())
     flags = {name: os.environ[name] for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if os.environ.get(name)}

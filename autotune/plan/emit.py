@@ -274,7 +274,10 @@ def _about(plan: Plan) -> list[str]:
     seconds = plan.figures.step_seconds
     expected = f", {seconds:.4g} s a step expected" if seconds else ""
     flags = as_variable(plan.layout, plan.machine().hardware)
-    return [f"{plan.workload} on {plan.target}: {plan.layout}{expected}", *([f"set {flags}"] if flags else [])]
+    told = [f"set {flags}"] if flags else []
+    if plan.memory_fraction is not None:
+        told.append(f"set XLA_PYTHON_CLIENT_MEM_FRACTION={plan.memory_fraction:g}")
+    return [f"{plan.workload} on {plan.target}: {plan.layout}{expected}", *told]
 
 
 def _unsaid(plan: Plan, *expressed: str) -> list[str]:

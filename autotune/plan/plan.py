@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import Layout, layout_to_json
-from autotune.meshes.target import Target
+from autotune.meshes.target import Target, with_memory_fraction
 from autotune.partition import Partition
 from autotune.plan.figures import FIGURES, Figures
 from autotune.system.versions import installed_versions
@@ -27,7 +27,7 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`target`, `hardware`, `shape`, `groups`: the machine it was made for, as `Target` has them.
+    """`target`, `hardware`, `shape`, `groups`, `memory_fraction`: the machine it was made for, as `Target` has them.
 
     `device_order`: for each place of the mesh (in `layout.order`, last axis fastest) which device of the machine sits
     there, counted as `autotune.meshes.topology.devices_of` does. `versions`: of the packages that made it.
@@ -56,6 +56,7 @@ class Plan:
     kept_out_by: Mapping[str, Any] | None
     runners_up: tuple[Mapping[str, Any], ...]
     guesses: tuple[str, ...]
+    memory_fraction: float | None = None
 
     def mesh(self, devices: Sequence[Any] | None = None) -> Any:
         """The `jax.sharding.Mesh` of the plan on these devices (default: all that JAX has), in the planned order.
@@ -98,7 +99,8 @@ class Plan:
         """The target it was made for."""
         hardware = load_hardware(self.hardware)
         attached = self.target == "local"
-        return Target(name=self.target, hardware=hardware, shape=self.shape, groups=self.groups, attached=attached)
+        found = Target(name=self.target, hardware=hardware, shape=self.shape, groups=self.groups, attached=attached)
+        return with_memory_fraction(found, self.memory_fraction)
 
     def to_json(self) -> str:
         """The plan as the text of a JSON document; `autotune.plan.read` reads it."""
@@ -125,6 +127,8 @@ class Plan:
             "guesses": self.guesses,
             "partition": self.partition.to_json() if self.partition else None,
         }
+        if self.memory_fraction is not None:
+            values["memory_fraction"] = self.memory_fraction
         return json.dumps(values, indent=1)
 
     def save(self, path: Path | str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import Layout, layout_to_json, parse_layout
-from autotune.meshes.target import Target, parse_target
+from autotune.meshes.target import Target, parse_target, with_memory_fraction
 from autotune.partition import Partition, partition_from_json
 from autotune.plan.figures import FIGURES, Figures
 from autotune.plan.plan import SCHEMA, Plan
@@ -77,6 +77,7 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
         kept_out_by=read("kept_out_by", (dict, type(None))),
         runners_up=tuple(read.listed("runners_up", dict)),
         guesses=tuple(read.listed("guesses", str)),
+        memory_fraction=target.memory_fraction,
     )
 
 
@@ -138,6 +139,11 @@ def _target(read: _Reader, shape: tuple[int, ...], devices: int) -> Target:
     if said is not None and (said.shape, said.groups) != (shape, groups):
         both = f"shape={list(shape)} and groups={groups}, target {name} says {list(said.shape)} and {said.groups}"
         raise ValueError(f"plan {read.where}: {both}; they must agree")
+    fraction = read("memory_fraction", (int, float, type(None))) if "memory_fraction" in read.values else None
+    try:
+        target = with_memory_fraction(target, fraction)
+    except ValueError as error:
+        raise ValueError(f"plan {read.where}: {error}") from None
     if target.devices != devices:
         raise ValueError(f"plan {read.where}: devices={devices} must be the target's {target.devices}")
     return target

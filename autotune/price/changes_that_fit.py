@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from autotune.meshes.layout import REMAT, Layout
 from autotune.meshes.target import Target
 from autotune.price.price import Estimate
-from autotune.price.priced_space import price_space, why_illegal
+from autotune.price.priced_space import PricedSpace, price_space, why_illegal
 from autotune.price.traced.laws import Probed
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
@@ -99,13 +99,12 @@ def scaled_peak(held: Mapping[str, float] | None, base: Estimate, new: Estimate)
     return total
 
 
-def devices_needed(workload: Workload, target: Target, layout: Layout, probed: Probed | None = None) -> str | None:
-    """How many devices the state alone asks for, where the target has fewer; None where it has enough."""
-    held = price_one(workload, target, layout, probed).memory
-    state = sum(held.get(name, 0.0) for name in ("parameters", "gradients", "optimizer_state"))
-    whole = state * layout.fsdp * layout.tensor * layout.stage * layout.expert
-    least = math.ceil(whole / target.hardware.capacity_bytes)
-    if least <= target.devices:
+def devices_needed(space: PricedSpace) -> str | None:
+    """How many devices the least state of any layout of the space asks for, where the target has fewer; None where it
+    has enough."""
+    whole = space.least_state_bytes()
+    least = math.ceil(whole / space.target.hardware.capacity_bytes)
+    if least <= space.target.devices:
         return None
     words = "parameters, gradients and optimizer state alone are"
     return f"{least} devices of this kind or more: {words} {whole / 2**30:,.0f} GiB in all (priced)"

@@ -97,6 +97,17 @@ class Prices:
         """One row with every term."""
         return _estimate(self.pricer, self.table.take(slice(row, row + 1)))
 
+    def memory(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Category -> bytes of one device, shape (len(rows),), of the rows of an index array. Prices them once more."""
+        table = self.table.take(rows)
+        prepared = self.pricer.prepare(table)
+        found: dict[str, list[np.ndarray]] = {}
+        for begin in range(0, len(table), CHUNK):
+            some = slice(begin, min(begin + CHUNK, len(table)))
+            for name, amount in self.pricer.cost_terms(table.take(some), prepared, some).all_memory().items():
+                found.setdefault(name, []).append(np.broadcast_to(amount, some.stop - some.start))
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
 
 def price(workload: Workload, table: LayoutTable, target: Target, probed: Probed | None = None) -> Prices:
     """Price every row of a table for the workload on the target.

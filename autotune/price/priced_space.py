@@ -14,9 +14,13 @@ from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
 from autotune.price.price import Estimate, Prices, price
 from autotune.price.traced.laws import Probed
+from autotune.price.transformer.pipeline_schedules import as_published
 from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
+
+STATE = ("parameters", "gradients", "optimizer_state")
+"""Categories of memory that stay between passes, however small a piece of the batch is worked on at a time."""
 
 OWN_RULE = "divides(an array of the step)"
 """What a user's own step adds to the rules of `autotune.meshes.legality`; its code is the one after theirs."""
@@ -43,6 +47,13 @@ class PricedSpace:
     @property
     def legal(self) -> np.ndarray:
         return self.broken < 0
+
+    @property
+    def compilable(self) -> np.ndarray:
+        """Rows whose schedule the reference models can be compiled with; of a user's own step, all rows."""
+        if self.workload.transformer is None:
+            return np.ones(len(self.table), dtype=bool)
+        return (self.table.stage == 1) | ~as_published(self.table.schedule)
 
     @property
     def seconds(self) -> np.ndarray:
@@ -77,6 +88,31 @@ class PricedSpace:
     def price(self, row: int) -> Estimate:
         """The price of one row with all its terms."""
         return self.prices.estimate(row)
+
+    def best_by(self, figure: np.ndarray, among: np.ndarray) -> int | None:
+        """Of the rows in the mask `among`, the one with the least `figure` (one number a row); None of an empty mask.
+
+        Of equal ones the faster, then the first by its text.
+        """
+        rows = np.flatnonzero(among)
+        for column in (figure, self.seconds):
+            rows = rows[column[rows] == column[rows].min()] if rows.size else rows
+        return min((int(row) for row in rows), key=lambda row: str(self.layout(row)), default=None)
+
+    def least_state_bytes(self) -> float:
+        """Bytes of parameters, gradients and optimizer state over all devices, of the legal layout with the least.
+
+        Each array counts once, however many devices repeat it; where ZeRO cuts only part of the state over `data`, what
+        is repeated there counts as often as it is held. Stages of the reference pipeline hold sums of gradients among
+        their activations, so layouts without stages answer where there are any.
+        """
+        rows = np.flatnonzero(self.legal & (self.table.stage == 1))
+        rows = rows if rows.size else np.flatnonzero(self.legal)
+        held = self.prices.memory(rows)
+        some = self.table.take(rows)
+        state = sum((held[name] for name in STATE if name in held), np.zeros(len(rows)))
+        copies = some.fsdp * some.tensor * some.stage * some.expert * np.where(some.zero > 0, some.data, 1)
+        return float((state * copies).min())
 
     def rule_of(self, row: int) -> str:
         """Name of the first rule an illegal row breaks."""

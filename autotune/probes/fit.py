@@ -67,7 +67,7 @@ def probe_of(layout: Layout, analysis: Analysis) -> Probe:
     for (axes, kind), tiers in lines.items():
         size = math.prod(layout.axes.get(axis, 1) for axis in axes)
         if size > 1 and any(line.wire_bytes for line in tiers):
-            seconds = sum(line.seconds for line in tiers)
+            seconds = sum(line.seconds - line.hidden_seconds for line in tiers)
             sent[axes, kind] = Moved(
                 count=max(line.count for line in tiers),
                 array_bytes=sum(line.wire_bytes for line in tiers) / float(wire_bytes(_as_gather(kind), 1.0, size)),

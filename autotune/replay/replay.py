@@ -32,7 +32,9 @@ HOST_BYTES_PER_SECOND = 1.5e10
 class CollectiveTotal:
     """One kind of collective on one mesh axis and tier, per device and step.
 
-    `exposed_seconds`: what of `seconds` lies on the critical path.
+    `seconds`: bytes and latency on this tier alone. `hidden_seconds`: what of them passes while a slower tier moves the
+    same collective: the seconds of all its tiers, less these, are what the collective takes. `exposed_seconds`: what of
+    `seconds` lies on the critical path.
     """
 
     axis: str
@@ -43,6 +45,7 @@ class CollectiveTotal:
     wire_bytes: float
     seconds: float
     exposed_seconds: float
+    hidden_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,11 +350,12 @@ def _ledger(program: Program, legs, critical: Mapping[Term, float]) -> tuple[Col
         collective = instruction.collective
         for leg in legs(collective):
             key = (axis_name(collective), leg.tier, collective.kind)
-            row = rows.setdefault(key, [0, 0.0, 0.0, 0.0])
+            row = rows.setdefault(key, [0, 0.0, 0.0, 0.0, 0.0])
             row[0] += trips
             row[1] += trips * collective.payload_bytes
             row[2] += trips * leg.wire_bytes
-            row[3] += trips * (leg.bytes_seconds + leg.latency_seconds)
+            row[3] += trips * (leg.bytes_seconds + leg.latency_seconds + leg.hidden_seconds)
+            row[4] += trips * leg.hidden_seconds
     return tuple(
         CollectiveTotal(
             axis=axis,
@@ -363,8 +367,11 @@ def _ledger(program: Program, legs, critical: Mapping[Term, float]) -> tuple[Col
             seconds=seconds,
             exposed_seconds=critical.get((f"network:{axis}@{tier}", kind), 0.0)
             + critical.get(("latency", f"{axis}@{tier}/{kind}"), 0.0),
+            hidden_seconds=hidden,
         )
-        for (axis, tier, kind), (count, payload, wire, seconds) in sorted(rows.items(), key=lambda row: -row[1][3])
+        for (axis, tier, kind), (count, payload, wire, seconds, hidden) in sorted(
+            rows.items(), key=lambda row: -row[1][3]
+        )
     )
 
 

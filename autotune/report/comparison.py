@@ -56,8 +56,8 @@ def comparison_to_json(report: Report, first: Row, second: Row) -> dict[str, Any
 def render_comparison(report: Report, first: Row, second: Row) -> RenderableType:
     """The screen of `compare`."""
     if first.analysis is None or second.analysis is None:
-        failed = [row for row in (first, second) if row.analysis is None]
-        return Text("\n".join(f"{row.layout}: {row.status}: {row.reason}" for row in failed))
+        told = (f"{row.layout}: {row.status}" + (f": {row.reason}" if row.reason else "") for row in (first, second))
+        return Text("\n".join(told))
     head = f"{report.workload} on {report.target.name}, per device and step (compiled)"
     head += f"\nA = {first.layout}\nB = {second.layout}"
     seconds = _table("seconds on the critical path", "resource")

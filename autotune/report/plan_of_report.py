@@ -44,6 +44,7 @@ def plan_of(report: Report, workload: Workload) -> Plan:
             for other in report.ranked[1 : RUNNERS_UP + 1]
         ),
         guesses=workload.guesses,
+        memory_fraction=target.memory_fraction,
     )  # fmt: skip
 
 

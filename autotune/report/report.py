@@ -35,7 +35,7 @@ class Row:
     `peak_bytes`: of one device, the compiler's own number where it gave one. `memory`: the same by category, with the
     largest buffers. `changes`: of a layout that does not fit, single changes after which it would (not looked up for
     all). `mfu` and `tokens_per_second_per_device` follow from the best number there is: measured, else compiled, else
-    priced.
+    priced. `mfu_causal`: as `mfu`, without the FLOPs that a causal mask hides; None where the shape is not known.
     """
 
     layout: Layout
@@ -53,6 +53,7 @@ class Row:
     elasticities: Mapping[str, float]
     losses_seconds: Mapping[str, float | None]
     log: str | None
+    mfu_causal: float | None = None
 
     @property
     def step_seconds(self) -> float | None:
@@ -66,11 +67,39 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Omitted:
-    """Layouts that are not listed, counted by the reason."""
+    """Layouts that are not listed, counted by their status and the reason."""
 
     reason: str
     count: int
     best_step_seconds: float | None
+    status: RowStatus | None = None
+
+
+NOT_LISTED = {
+    RowStatus.MEASURED: "measured, slower than those listed",
+    RowStatus.COMPILED: "compiled, slower than those listed",
+    RowStatus.PRICED: "priced, slower than those listed",
+    RowStatus.OOM: "does not fit: priced peak over the capacity",
+    RowStatus.TIMEOUT: "compile or run stopped at the time limit",
+    RowStatus.FAILED: "compile or run failed",
+    RowStatus.ILLEGAL: "illegal",
+}
+"""Why layouts of a status are counted and not listed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roomier:
+    """The best layout that keeps `SPARE` of the memory of a device free.
+
+    `step_seconds` and `cost_seconds` (the time beyond that of the chosen layout) are of one step; `source`: "measured",
+    "compiled", or "priced" where they are the closed form's, scaled by what is known of the chosen layout.
+    """
+
+    layout: Layout
+    peak_bytes: float
+    step_seconds: float
+    cost_seconds: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +109,11 @@ class Report:
     `compilers_word`: where every compile failed, for another reason than memory, that in one line: then there is no
     plan, since a price that no compile confirms is a guess about a program that may not exist. None otherwise.
     `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those
-    that can run first. `closest`: where nothing fits, what misses by least; `more_devices`: how many its state alone
-    asks for, if more. `prices`: fraction of the step time saved when a resource is `limits.ARC` times as good and the
-    layout is chosen again. `notes`: doubts that concern the whole report.
+    that can run first. `closest`: where nothing fits, the layout of the space that misses by least, one of `rows`;
+    `more_devices`: how many devices the least state of any layout asks for, if more. `roomier`: where the chosen
+    layout is near the capacity, the best one that is not; None elsewhere, and where the space has none. `prices`:
+    fraction of the step time saved when a resource is `limits.ARC` times as good and the layout is chosen again.
+    `notes`: doubts that concern the whole report.
     """
 
     workload: str
@@ -102,6 +133,7 @@ class Report:
     seconds: Mapping[str, float]
     plan_or_none: Plan | None
     compilers_word: str | None
+    roomier: Roomier | None = None
     interrupted: bool = False
     """Whether Ctrl-C ended the search before every layout was compiled or measured."""
 
@@ -125,15 +157,20 @@ class Report:
 
 
 NEAR_CAPACITY = 0.95
-"""Above this share of the capacity the compiler starts to rematerialise on its own, and times are less sure."""
+"""From this share of the capacity on the compiler starts to rematerialise on its own, and times are less sure."""
+
+SPARE = 0.1
+"""Share of the capacity that a layout keeps free to be safe from what is not counted: fragments, other programs."""
 
 
 def near_capacity(report: Report, row: Row) -> bool | None:
     """Whether a layout that fits is within a few per cent of the limit; None where its memory is not known."""
-    if row.peak_bytes is None:
-        return None
-    capacity = report.target.hardware.capacity_bytes
-    return NEAR_CAPACITY * capacity < row.peak_bytes <= capacity
+    return None if row.peak_bytes is None else near(row.peak_bytes, report.target.hardware.capacity_bytes)
+
+
+def near(peak_bytes: float, capacity_bytes: float) -> bool:
+    """Whether a peak is `NEAR_CAPACITY` of the capacity or more, and fits."""
+    return NEAR_CAPACITY * capacity_bytes <= peak_bytes <= capacity_bytes
 
 
 def row_to_json(report: Report, row: Row) -> dict[str, Any]:
@@ -159,6 +196,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
             "measured_samples": measured.samples if measured else None,
         },
         "mfu": row.mfu,
+        "mfu_causal": row.mfu_causal,
         "tokens_per_second_per_device": row.tokens_per_second_per_device,
         "peak_bytes": row.peak_bytes,
         "peak_bytes_priced": price.peak_bytes if price else None,
@@ -205,6 +243,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
                 "wire_bytes": line.wire_bytes,
                 "seconds": line.seconds,
                 "exposed_seconds": line.exposed_seconds,
+                "hidden_seconds": line.hidden_seconds,
             }
             for line in prediction.ledger
         ]
@@ -229,18 +268,34 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "schema": 1,
         "target": report.target.name,
         "devices": report.target.devices,
+        "memory_fraction": report.target.memory_fraction,
         "workload": report.workload,
         "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
         "compilers_word": report.compilers_word,
         "interrupted": report.interrupted,
         "rows": [row_to_json(report, row) for row in report.rows],
         "omitted": [
-            {"reason": item.reason, "count": item.count, "best_step_seconds": item.best_step_seconds}
+            {
+                "reason": item.reason,
+                "status": item.status.value if item.status else None,
+                "count": item.count,
+                "best_step_seconds": item.best_step_seconds,
+            }
             for item in report.omitted
         ],
         "counts": dict(report.counts),
         "closest": row_to_json(report, report.closest) if report.closest else None,
         "more_devices": report.more_devices,
+        "roomier": {
+            "layout": layout_to_json(report.roomier.layout),
+            "text": str(report.roomier.layout),
+            "peak_bytes": report.roomier.peak_bytes,
+            "step_seconds": report.roomier.step_seconds,
+            "cost_seconds": report.roomier.cost_seconds,
+            "source": report.roomier.source,
+        }
+        if report.roomier
+        else None,
         "tied": list(report.tied),
         "rank_correlation": report.rank_correlation,
         "notes": list(report.notes),

@@ -21,9 +21,10 @@ from autotune.outcomes import Outcomes, fits
 from autotune.price.changes_that_fit import Change, devices_needed, smallest_changes
 from autotune.price.price import Estimate
 from autotune.price.priced_space import PricedSpace
+from autotune.price.transformer.pipeline_schedules import REFERENCE
 from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
-from autotune.report.report import Omitted, Report, Row
+from autotune.report.report import NOT_LISTED, SPARE, Omitted, Report, Roomier, Row, near
 from autotune.report.what_would_help import kept_out_by, prices_of_resources
 from autotune.row_status import RowStatus
 from autotune.workload.workload import Workload
@@ -33,6 +34,9 @@ LISTED_PRICED = 100
 
 EXPLAINED = 3
 """Layouts that were compiled and do not fit for which the smallest changes that would fit are looked up."""
+
+NOT_COMPILABLE = "schedule={} cannot be compiled here: the reference pipeline runs {}"
+"""Why a row is priced only, whatever the number of compiles."""
 
 NOTABLE_MASK = 0.1
 """Share of the model's FLOPs from which the masked half of causal attention, which MFU counts, is worth a note."""
@@ -50,22 +54,31 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         row = _examined_row(workload, target, space, layout, outcomes)
         status[space.row_of(layout)] = row.status.rank
         rows.append(row)
-    known = {space.row_of(row.layout) for row in rows}
+    peaks = space.peak_bytes.copy()
+    examined = np.zeros(len(status), dtype=bool)
+    for row in rows:
+        at = space.row_of(row.layout)
+        examined[at] = True
+        peaks[at] = np.inf if row.peak_bytes is None else row.peak_bytes
+    fits_none = not any(word.can_run and (status == word.rank).any() for word in RowStatus)
+    misses = (status == RowStatus.OOM.rank) & np.isfinite(peaks)
+    closest_row = space.best_by(peaks, misses) if fits_none else None
     omitted = []
     named = space.layouts is not None
     listed = len(status) if named else LISTED_PRICED
     for word in (RowStatus.PRICED, RowStatus.OOM, RowStatus.ILLEGAL):
-        members = [int(row) for row in np.flatnonzero(status == word.rank) if int(row) not in known]
-        members.sort(key=lambda row: (space.seconds[row], row))
-        keep = members[: listed if word is not RowStatus.ILLEGAL or named else 0]
-        rows += [_priced_row(workload, target, space, row, word) for row in keep]
-        omitted += _omit(space, members[len(keep) :], word, capacity)
-    rows = _with_changes(_ranked(rows), space, outcomes.neighbours)
+        members = np.flatnonzero((status == word.rank) & ~examined)
+        members = members[np.argsort(space.seconds[members], kind="stable")]
+        keep = np.arange(len(members)) < (listed if word is not RowStatus.ILLEGAL or named else 0)
+        keep |= members == closest_row
+        rows += [_priced_row(workload, target, space, int(row), word) for row in members[keep]]
+        omitted += _omit(space, members[~keep], word)
+    closest = None if closest_row is None else space.layout(closest_row)
+    rows = _with_changes(_ranked(rows), space, outcomes.neighbours, closest)
     runnable = [row for row in rows if row.status.can_run]
     rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
     counts = {word.value: count for word in sorted(RowStatus) if (count := int((status == word.rank).sum()))}
     best = runnable[0] if runnable else None
-    closest = None if best else _closest(rows)
     report = Report(
         workload=workload.name,
         target=target,
@@ -76,11 +89,12 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         counts=counts,
         prices=prices_of_resources(target, space, runnable) if best else {},
         kept_out=kept_out_by(target, space, runnable, outcomes.failures) if best else None,
-        closest=closest,
-        more_devices=devices_needed(workload, target, closest.layout, space.probed) if closest else None,
+        closest=next((row for row in rows if row.layout == closest), None),
+        more_devices=devices_needed(space) if closest else None,
+        roomier=_roomier(space, runnable, capacity) if best else None,
         tied=_ties(runnable),
         rank_correlation=_rank_correlation(runnable),
-        notes=(*_notes(workload, target, space, runnable), *_failed(outcomes)),
+        notes=(*_notes(workload, target, space, runnable), *_failed(outcomes), *outcomes.notes),
         seconds=seconds,
         plan_or_none=None,
         compilers_word=_compilers_word(outcomes),
@@ -131,9 +145,12 @@ def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus)
     reason = None
     if word is RowStatus.ILLEGAL:
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
+    if not space.compilable[row]:
+        reason = NOT_COMPILABLE.format(layout.schedule, " and ".join(REFERENCE))
     if word is RowStatus.OOM:
         over = (price.peak_bytes - target.hardware.capacity_bytes) / 2**30
-        reason = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
+        too_large = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
+        reason = f"{too_large}; {reason}" if reason else too_large
     return _row(workload, target, layout, word, price, reason=reason, peak=price.peak_bytes, shares=price.elasticities)
 
 
@@ -173,7 +190,8 @@ def _row(
         peak_bytes=peak,
         memory=memory,
         changes=(),
-        mfu=_mfu(workload, target, best) if runs else None,
+        mfu=_utilisation(model_flops(workload), workload, target, best) if runs else None,
+        mfu_causal=_utilisation(causal_flops(workload), workload, target, best) if runs else None,
         tokens_per_second_per_device=workload.tokens / best / target.devices if runs and best else None,
         limit=binding_limit(shares) if shares else None,
         elasticities=shares or {},
@@ -189,11 +207,47 @@ def model_flops(workload: Workload) -> float | None:
     return workload.transformer.train_flops(workload.sequences, workload.seq)
 
 
-def _mfu(workload: Workload, target: Target, seconds: float | None) -> float | None:
-    flops = model_flops(workload)
+def causal_flops(workload: Workload) -> float | None:
+    """`model_flops` without what a causal mask hides (the numerator of `mfu_causal`); None without a known shape."""
+    if workload.transformer is None:
+        return None
+    shape = workload.transformer
+    return shape.train_flops(workload.sequences, workload.seq) - shape.masked_flops(workload.sequences, workload.seq)
+
+
+def _utilisation(flops: float | None, workload: Workload, target: Target, seconds: float | None) -> float | None:
     if flops is None or not seconds:
         return None
     return flops / (seconds * target.devices * target.hardware.peak(workload.dtype))
+
+
+def _roomier(space: PricedSpace, runnable: list[Row], capacity: float) -> Roomier | None:
+    """Where the best row is near the capacity, the best layout of the space that keeps `SPARE` of it free.
+
+    Rows that were compiled or measured answer with their own numbers, all others with the closed form, scaled by what
+    is known of the best row; the search chose that row first, so none is taken to be faster.
+    """
+    best = runnable[0]
+    base = best.step_seconds
+    if base is None or best.peak_bytes is None or not near(best.peak_bytes, capacity):
+        return None
+    found = []
+    priced = space.legal & (space.peak_bytes <= (1 - SPARE) * capacity)
+    for row in runnable:
+        if row.status is RowStatus.PRICED:
+            continue
+        priced[space.row_of(row.layout)] = False
+        if row.peak_bytes is not None and row.peak_bytes <= (1 - SPARE) * capacity and row.step_seconds is not None:
+            found.append((row.step_seconds, str(row.layout), row.layout, row.peak_bytes, row.status.value))
+    at = space.best_by(space.seconds, priced)
+    if at is not None:
+        trust = base / best.price.step_seconds if best.price else 1.0
+        seconds = max(base, float(space.seconds[at]) * trust)
+        found.append((seconds, str(space.layout(at)), space.layout(at), float(space.peak_bytes[at]), "priced"))
+    if not found:
+        return None
+    seconds, _, layout, peak, source = min(found, key=lambda one: one[:2])
+    return Roomier(layout=layout, peak_bytes=peak, step_seconds=seconds, cost_seconds=seconds - base, source=source)
 
 
 def _losses(
@@ -222,24 +276,21 @@ def _losses(
     }  # fmt: skip
 
 
-def _omit(space: PricedSpace, members: list[int], word: RowStatus, capacity: float) -> list[Omitted]:
-    if not members:
+def _omit(space: PricedSpace, members: np.ndarray, word: RowStatus) -> list[Omitted]:
+    """Rows of one status, by index, counted: illegal ones by the rule that they break."""
+    if not members.size:
         return []
     if word is not RowStatus.ILLEGAL:
-        reason = (
-            "priced, slower than those listed"
-            if word is RowStatus.PRICED
-            else "does not fit: priced peak over the capacity"
-        )
-        best = float(min(space.seconds[row] for row in members))
-        return [Omitted(reason=reason, count=len(members), best_step_seconds=best)]
+        best = float(space.seconds[members].min())
+        return [Omitted(reason=NOT_LISTED[word], count=len(members), best_step_seconds=best, status=word)]
     groups: dict[str, int] = {}
-    for row in members:
-        rule = space.rule_of(row)
-        groups[rule] = groups.get(rule, 0) + 1
+    codes, first, counts = np.unique(space.broken[members], return_index=True, return_counts=True)
+    for row, count in zip(members[first], counts, strict=True):  # rules on the same size share a name
+        rule = space.rule_of(int(row))
+        groups[rule] = groups.get(rule, 0) + int(count)
     return [
-        Omitted(reason=f"illegal: {rule}", count=count, best_step_seconds=None)
-        for rule, count in sorted(groups.items(), key=lambda item: -item[1])
+        Omitted(reason=f"illegal: {rule}", count=count, best_step_seconds=None, status=word)
+        for rule, count in sorted(groups.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
@@ -251,7 +302,7 @@ def _ranked(rows: list[Row]) -> list[Row]:
 def _with_reason(row: Row, best: Row) -> Row:
     """The runner-up with why it lost: the resources that take longer than in the best, largest first."""
     if row.analysis is None or best.analysis is None:
-        if row.status is RowStatus.PRICED and best.status is not RowStatus.PRICED:
+        if row.reason is None and row.status is RowStatus.PRICED and best.status is not RowStatus.PRICED:
             return replace(row, reason="not compiled: priced slower than those that were")
         return row
     mine, theirs = row.analysis.prediction.by_resource(), best.analysis.prediction.by_resource()
@@ -268,7 +319,10 @@ def _signed(seconds: float) -> str:
 
 
 def _with_changes(
-    rows: list[Row], space: PricedSpace, compiled: Mapping[Layout, Compilation | CompileFailure]
+    rows: list[Row],
+    space: PricedSpace,
+    compiled: Mapping[Layout, Compilation | CompileFailure],
+    closest: Layout | None,
 ) -> list[Row]:
     """What would make them fit, of the layouts that were compiled and do not, and of the closest where nothing fits.
 
@@ -277,9 +331,7 @@ def _with_changes(
     wanted = [row for row in rows if row.status is RowStatus.OOM and row.memory and row.memory.source != "priced"][
         :EXPLAINED
     ]
-    closest = _closest(rows)
-    if closest and closest not in wanted and not any(row.status.can_run for row in rows):
-        wanted.append(closest)
+    wanted += [row for row in rows if row.layout == closest and row not in wanted]
 
     def changes(row: Row) -> Iterator[Change]:
         held = row.memory.by_category if row.memory else None
@@ -291,12 +343,6 @@ def _with_changes(
                 yield change
 
     return [replace(row, changes=tuple(changes(row))) if row in wanted else row for row in rows]
-
-
-def _closest(rows: list[Row]) -> Row | None:
-    """Of the layouts that do not fit, the one that misses the capacity by least."""
-    misses = [row for row in rows if row.status is RowStatus.OOM and row.peak_bytes is not None]
-    return min(misses, key=lambda row: (row.peak_bytes, str(row.layout)), default=None)
 
 
 def _ties(runnable: list[Row]) -> tuple[str, ...]:
@@ -347,16 +393,16 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
             f"compiled time over priced time, {len(ratios)} layouts: {min(ratios):.2f} to {max(ratios):.2f}; "
             "layouts that were only priced rank below all compiled ones"
         )
+    elif runnable and runnable[0].reason:
+        notes.append(f"{runnable[0].layout}: {runnable[0].reason}; its numbers are closed-form prices")
     elif runnable and target.platform != "cpu":
         notes.append("nothing was compiled: these are closed-form prices")
-    shape, flops = workload.transformer, model_flops(workload)
-    if shape and flops and shape.kind == "decoder":
-        masked = 6.0 * shape.layers * shape.heads * shape.head_dim * workload.seq * workload.tokens / flops
-        if masked > NOTABLE_MASK:
-            notes.append(
-                f"MFU counts attention in full, as is usual: {100 * masked:.0f} % of the model's FLOPs here are the "
-                "half that a causal mask hides and a fused kernel does not compute"
-            )
+    flops, shown = model_flops(workload), causal_flops(workload)
+    if flops and shown and 1 - shown / flops > NOTABLE_MASK:
+        notes.append(
+            f"MFU counts attention in full, as is usual: {100 * (1 - shown / flops):.0f} % of the model's FLOPs here "
+            "are what a causal mask hides and a fused kernel does not compute; causal MFU leaves them out"
+        )
     if workload.transformer is None and runnable:
         errors = said(price_errors(runnable), "the trace and probes" if space.probed else "the trace")
         notes += [_sources(runnable[0].price)] if runnable[0].price else []
@@ -368,5 +414,7 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
     ]
     flags = as_variable(runnable[0].layout, target.hardware) if runnable and not target.attached else None
     notes += [f"the compiler was told, and a run elsewhere needs: {flags}"] if flags else []
+    if target.memory_fraction is not None and not target.attached:
+        notes.append(f"a run needs: XLA_PYTHON_CLIENT_MEM_FRACTION={target.memory_fraction:g}")
     notes += sorted({warning for row in runnable[:1] if row.analysis for warning in row.analysis.warnings})
     return tuple(notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,8 +11,9 @@ from rich.text import Text
 
 from autotune.analysis.limits import ARC
 from autotune.analysis.overheads import OVERHEAD_KINDS, Overhead
+from autotune.meshes.target import Target
 from autotune.program import Buffer
-from autotune.report.report import Report, Row, near_capacity
+from autotune.report.report import NOT_LISTED, SPARE, Omitted, Report, Row, near_capacity
 from autotune.row_status import RowStatus
 from autotune.units import bytes_text, percent, seconds_text
 
@@ -29,17 +30,30 @@ LISTED = 12
 def render(report: Report) -> Group:
     """The whole screen, as `tune` and `explain` show it."""
     parts: list[RenderableType | None] = [_heading(report)]
+    ranking: tuple[Row, ...] = ()
     if report.compilers_word:
         parts.append(Text(report.compilers_word, style="bold"))
     elif report.ranked:
-        parts += [_ranking(report), _verdict(report), _why_others_lost(report)]
+        ranking = report.ranked[: _most_listed(report)]
+        parts += [_near_limit(report), _ranking(report, ranking), _verdict(report), _why_others_lost(ranking)]
         if report.ranked[0].analysis:
             parts += [_ledger(report.ranked[0]), _losses(report.ranked[0])]
         parts.append(_memory(report, report.ranked[0]))
     else:
         parts.append(_nothing_fits(report))
-    parts += [_does_not_fit(report), _others(report), _notes(report)]
+    parts += [_does_not_fit(report), _others(report, ranking), _notes(report)]
     return Group(*(part for part in parts if part is not None))
+
+
+def _share(target: Target) -> str:
+    return "" if target.memory_fraction is None else f", {100 * target.memory_fraction:g} % of its memory"
+
+
+def mfu_text(row: Row) -> str:
+    """MFU, and beside it MFU without what a causal mask hides, where that is another number."""
+    if row.mfu is None or row.mfu_causal is None:
+        return percent(row.mfu)
+    return f"{100 * row.mfu:.1f}, {100 * row.mfu_causal:.1f} %"
 
 
 def _heading(report: Report) -> Text:
@@ -48,27 +62,54 @@ def _heading(report: Report) -> Text:
     took = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
     return Text(
         f"{report.workload} on {report.target.name} ({report.target.devices} devices, "
-        f"{bytes_text(chip.capacity_bytes)} usable each)\n"
+        f"{bytes_text(chip.capacity_bytes)} usable each{_share(report.target)})\n"
         f"{sum(report.counts.values())} layouts: {counts}" + (f"   [{took}]" if took else "")
     )
 
 
-def _ranking(report: Report) -> Table:
+def _most_listed(report: Report) -> int:
+    """Rows of one table: all that the user named, `LISTED` of a search."""
+    return len(report.rows) if report.named else LISTED
+
+
+def _near_limit(report: Report) -> Text | None:
+    """Where the chosen layout fills the memory: what it costs to keep a tenth free."""
+    best = report.ranked[0]
+    if not near_capacity(report, best) or best.peak_bytes is None:
+        return None
+    share = 100 * best.peak_bytes / report.target.hardware.capacity_bytes
+    return Text(
+        f"the chosen layout takes {share:.0f} % of the memory and may not fit in a real run; {roomier_text(report)}"
+    )
+
+
+def roomier_text(report: Report) -> str:
+    """The best layout that keeps a tenth of the memory free, and what it costs."""
+    other = report.roomier
+    if other is None:
+        return f"no layout {'named' if report.named else 'of the space'} keeps {100 * SPARE:.0f} % of it free"
+    return (
+        f"the best that keeps {100 * SPARE:.0f} % free: {other.layout}, {bytes_text(other.peak_bytes)}, "
+        f"{seconds_text(other.cost_seconds)} a step slower ({other.source})"
+    )
+
+
+def _ranking(report: Report, rows: Sequence[Row]) -> Table:
     table = Table(
         title="best layouts, seconds and bytes per device and step (in brackets: priced)", title_justify="left"
     )
     table.add_column("#", justify="right")
     table.add_column("layout", overflow="fold")
-    measured = any(row.measurement for row in report.ranked)
+    measured = any(row.measurement for row in rows)
     table.add_column("compiled", justify="right")
     table.add_column("overlap: perfect .. none", justify="right")
     table.add_column("priced", justify="right")
     if measured:
         table.add_column("measured", justify="right")
-    table.add_column("MFU", justify="right")
+    table.add_column("MFU, causal", justify="right")
     table.add_column("memory, of usable", justify="right")
     table.add_column("binds: elasticity, margin", overflow="fold")
-    for number, row in enumerate(report.ranked[:LISTED], 1):
+    for number, row in enumerate(rows, 1):
         prediction = row.analysis.prediction if row.analysis else None
         cells = [
             f"{number}=" if str(row.layout) in report.tied else str(number),
@@ -79,7 +120,7 @@ def _ranking(report: Report) -> Table:
         ]
         if measured:
             cells.append(_measured(row))
-        known = [percent(row.mfu), _against_capacity(report, row), _limit(row)]
+        known = [mfu_text(row), _against_capacity(report, row), _limit(row)]
         table.add_row(*cells, *(known if row.analysis else [f"({cell})" for cell in known]))
     return table
 
@@ -142,8 +183,8 @@ def _verdict(report: Report) -> Text:
     return Text("\n".join(lines))
 
 
-def _why_others_lost(report: Report) -> RenderableType | None:
-    losers = [row for row in report.ranked[1:LISTED] if row.reason]
+def _why_others_lost(ranking: Sequence[Row]) -> RenderableType | None:
+    losers = [row for row in ranking[1:] if row.reason]
     if not losers:
         return None
     return Text("why the others lost:\n" + "\n".join(f"  {row.layout}: {row.reason}" for row in losers))
@@ -245,25 +286,41 @@ def _does_not_fit(report: Report) -> RenderableType | None:
     return Group(Text("what does not fit, and the smallest changes that would:"), *told) if told else None
 
 
-def _others(report: Report) -> RenderableType | None:
-    rows = [
-        row
-        for row in report.rows
-        if not row.status.can_run and row.status is not RowStatus.ILLEGAL and (row.analysis or row.log)
-    ]
-    illegal = [row for row in report.rows if row.status is RowStatus.ILLEGAL]
-    if not (rows or illegal or report.omitted):
+def _others(report: Report, ranking: Sequence[Row]) -> RenderableType | None:
+    """Every layout that the ranking does not show: in a row of its own where there is more to say of it than its price,
+    else counted by status and reason. With the ranking, rows and counts add up to the heading."""
+    shown = {row.layout for row in ranking}
+    left = [row for row in report.rows if row.layout not in shown]
+    told = [row for row in left if report.named or row.analysis or row.log or row == report.closest]
+    told = sorted(told, key=lambda row: row.status.rank)[: _most_listed(report)]
+    shown |= {row.layout for row in told}
+    counted = _counted([row for row in left if row.layout not in shown], report.omitted)
+    if not (told or counted):
         return None
     table = Table(title="what is not in the ranking", title_justify="left")
     table.add_column("layouts", overflow="fold")
     table.add_column("status")
     table.add_column("reason", overflow="fold")
-    for row in [*rows, *illegal][:LISTED]:
+    for row in told:
         table.add_row(str(row.layout), row.status, (row.reason or "") + (f"  log: {row.log}" if row.log else ""))
-    for item in report.omitted:
+    for item in counted:
         best = f" (best {seconds_text(item.best_step_seconds)} priced)" if item.best_step_seconds else ""
-        table.add_row(f"{item.count} more", "", item.reason + best)
+        table.add_row(f"{item.count} more", item.status or "", item.reason + best)
     return table
+
+
+def _counted(rows: Sequence[Row], omitted: Sequence[Omitted]) -> list[Omitted]:
+    """Rows that are not shown and those that the report counts, together by status and reason."""
+    found = {(item.status, item.reason): item for item in omitted}
+    for row in rows:
+        reason = NOT_LISTED[row.status]
+        before = found.get((row.status, reason))
+        count, seconds = 1, row.price.step_seconds if row.price else None
+        if before is not None:
+            count += before.count
+            seconds = min((one for one in (seconds, before.best_step_seconds) if one), default=None)
+        found[row.status, reason] = Omitted(reason=reason, count=count, best_step_seconds=seconds, status=row.status)
+    return sorted(found.values(), key=lambda item: (item.status or RowStatus.ILLEGAL).rank)
 
 
 def _notes(report: Report) -> Text | None:

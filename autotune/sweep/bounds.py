@@ -168,8 +168,8 @@ class Bounds:
                 microbatches=self._microbatches(deep, a_stage),
                 accumulate=pieces[staged] if "accumulate" in self.fixed else np.ones_like(pieces[staged]),
                 virtual_stages=self._most_virtual(deep),
-                # Holds no more microbatches than any schedule of `schedules.waiting_microbatches`.
-                schedule=np.full(len(deep["data"]), SCHEDULES.index("1f1b")),
+                # Of the searched schedules circular holds least: with the most virtual stages it has the fewest ticks.
+                schedule=np.full(len(deep["data"]), SCHEDULES.index(self.fixed.get("schedule", "circular"))),
             )
             least[staged] = np.minimum(least[staged], self._peak(table))
         return least * (1 - ROUNDING)

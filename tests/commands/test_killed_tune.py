@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from autotune.search import _unfinished
+from autotune.measure.session import unfinished
 from autotune.store import Key, Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def turns(folder: Path) -> dict[str, list[float]]:
     found = {}
     for text in compiles(folder):
         key = Key(**json.loads(text))
-        kept = store.measurements(key)[-1:] or [store.get_blob(_unfinished(key))]
+        kept = store.measurements(key)[-1:] or [store.get_blob(unfinished(key))]
         found[key.layout] = list(kept[0]["turn_seconds"]) if kept[0] else []
     return found
 

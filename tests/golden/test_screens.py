@@ -19,7 +19,7 @@ from autotune.program import Buffer, Memory
 from autotune.replay.replay import CollectiveTotal, Prediction
 from autotune.report.comparison import render_comparison
 from autotune.report.html import render_html
-from autotune.report.report import Omitted, Report, Row, report_to_json
+from autotune.report.report import Omitted, Report, Roomier, Row, report_to_json
 from autotune.report.text import lines, render
 from autotune.row_status import RowStatus
 
@@ -153,6 +153,7 @@ def row(text: str, status: str, found: Analysis | None, *, reason: str | None = 
         memory=compiled_use(found.memory) if found else TOO_LARGE,
         changes=() if found else CHANGES,
         mfu=0.512 if found else None,
+        mfu_causal=0.4803 if found else None,
         tokens_per_second_per_device=3150.0 if found else None,
         limit=binding_limit(shares),
         elasticities=shares,
@@ -174,7 +175,9 @@ def report() -> Report:
         tokens=2**20,
         named=(),
         rows=(best, second, lost),
-        omitted=(Omitted(reason="illegal: divides(kv_heads)", count=750, best_step_seconds=None),),
+        omitted=(
+            Omitted(reason="illegal: divides(kv_heads)", count=750, best_step_seconds=None, status=RowStatus.ILLEGAL),
+        ),
         counts={"compiled": 2, "oom": 1, "illegal": 750},
         prices={"matmul": 0.16, "network:fsdp@ici": 0.03, "capacity": 0.05},
         kept_out=KeptOut(constraint="capacity", layout="fsdp=256", gain=0.05),
@@ -210,9 +213,20 @@ def test_measured_screen(report):
     same("measured.txt", text + "\n")
 
 
+def test_near_limit_screen(report):
+    """The chosen layout takes 97 % of the memory: said before the ranking, with what room costs."""
+    room = report.rows[0]
+    other = Roomier(
+        layout=room.layout, peak_bytes=room.peak_bytes, step_seconds=1.45, cost_seconds=0.04, source="compiled"
+    )
+    counts = {"compiled": 1, "oom": 1, "illegal": 750}
+    full = replace(report, rows=report.rows[1:], counts=counts, roomier=other)
+    same("near_limit.txt", "\n".join(lines(render(full))) + "\n")
+
+
 def test_nothing_fits_screen(report):
     lost = report.rows[2]
-    text = "\n".join(lines(render(replace(report, rows=(lost,), closest=lost, counts={"oom": 1}))))
+    text = "\n".join(lines(render(replace(report, rows=(lost,), closest=lost, counts={"oom": 1, "illegal": 750}))))
     same("nothing_fits.txt", text + "\n")
 
 
@@ -226,6 +240,7 @@ def test_html_page_names_every_row(report):
         assert str(one.layout) in page
     assert "llama3-8b" in page and "750 more" in page and "capacity" in page
     assert "model.py:3" in page and "model.py:7" in page and "remat=full -&gt; 13.20 GiB compiled" in page
+    assert "51.2, 48.0 %" in page
     assert "near limit" in page  # fsdp=256,remat=full: 15.2 of 15.75 GiB
 
 
@@ -240,6 +255,8 @@ def test_json_has_the_keys_others_read(report):
     assert best["kept_out_by"] == {"constraint": "capacity", "gain": 0.05, "layout": "fsdp=256"}
     assert best["collectives"][0]["count"] == 193
     assert best["largest_buffers"][0]["source"] == "model.py:3" and not best["near_capacity"]
+    assert (best["mfu"], best["mfu_causal"]) == (0.512, 0.4803)
+    assert document["omitted"][0]["status"] == "illegal"
     second, lost = document["rows"][1:]
     assert second["near_capacity"]
     assert sum(lost["memory"].values()) == lost["peak_bytes"] and "compiler's total" in lost["memory_source"]

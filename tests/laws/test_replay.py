@@ -1,5 +1,7 @@
 """Laws of the replay, on made-up programs and on saved compiled ones."""
 
+import dataclasses
+
 import pytest
 from compiled_cases import predict_case, program_of_case, read_cases
 from hypothesis import given, settings
@@ -104,6 +106,40 @@ def test_opposite_shifts_overlap_and_equal_ones_queue():
 
     assert both(1, -1) == pytest.approx(0.2, rel=1e-3)
     assert both(1, 1) == pytest.approx(0.4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layout", "target", "kind"),
+    [
+        ("fsdp=64", "h100:8x8", "all_gather"),
+        ("fsdp=16", "a100-80:2x8", "reduce_scatter"),
+        ("data=64", "h200:8x8", "all_reduce"),
+        ("expert=16", "gb200:2x8", "all_to_all"),
+        ("fsdp=256", "v5e:8x16*2", "all_gather"),
+        ("stage=32,microbatches=32,schedule=gpipe", "tpu7x:2x2x2*2", "permute"),
+    ],
+)
+def test_every_tier_shows_the_time_that_its_own_bytes_take(layout, target, kind):
+    """No line of the ledger is faster than its links, and what hides under a slower tier is not counted twice."""
+    laid, machine = parse_layout(layout), parse_target(target)
+    (axis,) = (name for name, size in laid.axes.items() if size > 1)
+    start = gather("t", 895 * 2**20, axis, kind)
+    whole = dataclasses.replace(start.collective, group_size=machine.devices, crosses_groups=machine.groups)
+    made = Program(
+        platform=machine.platform, mesh_shape=laid.mesh_shape, memory=MEMORY, warnings=(),
+        instructions=(Start(token="t", collective=whole), Done(token="t")),
+    )  # fmt: skip
+    found = predict(made, laid, machine, machine.hardware)
+    assert len(found.ledger) == (3 if machine.hardware.devices_per_chip > 1 else 2)
+    for line in found.ledger:
+        tier = machine.hardware.tier(line.tier)
+        links = 1.0 if tier.kind == "switch" else 2.0 * machine.hardware.torus_dimensions
+        assert line.seconds >= line.wire_bytes / (tier.rate(kind) * links) * (1 - 1e-9), line
+        assert 0 <= line.hidden_seconds <= line.seconds
+        assert line.exposed_seconds <= line.seconds * (1 + machine.hardware.waiting(machine.groups)) * (1 + 1e-9)
+    waiting = found.losses.get("waiting", 0.0)
+    once = sum(line.seconds - line.hidden_seconds for line in found.ledger)
+    assert once == pytest.approx(found.step_seconds - waiting)
 
 
 SAVED = [case for case in read_cases() if case.saved.exists() and case.slices <= 2]

@@ -110,6 +110,7 @@ def test_a_gpu_ring_over_two_tiers_runs_at_the_pace_of_the_slower():
     quick = scale(hardware, "network:network", 2.0)
     inner, outer = legs("all_gather", 64e9, ("fsdp",), placement, quick)
     assert (inner.bytes_seconds, outer.bytes_seconds) == (pytest.approx(56.0), 0.0)
+    assert (inner.hidden_seconds, outer.hidden_seconds) == (0.0, pytest.approx(35.0))
 
 
 def test_a_tpu_collective_over_slices_is_one_after_the_other():

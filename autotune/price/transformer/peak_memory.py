@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.price.transformer.pipeline_schedules import as_published, most_waiting
 from autotune.price.transformer.rows import Rows
 
 MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logits", "workspace")
@@ -50,6 +51,7 @@ def stage_of(rows: Rows) -> Stage:
         virtual = table.virtual_stages
         ticks = (table.microbatches * virtual + size["stage"] - 1.0) / virtual
         waiting = np.where(staged, ticks, waiting)
+        published = staged & as_published(table.schedule)
         whole = state.compute * rows.parameters.layer * layers
         # Beside it the weights whole along fsdp, their gradients' sums in float32, and the gradients of all
         # microbatches' inputs and results; at work once more the sums of a chunk of several layers.
@@ -57,12 +59,27 @@ def stage_of(rows: Rows) -> Stage:
         beside = np.where(staged, 3.0 * whole + around, 0.0)
         at_work = np.where(rows.sliced, 2.0 * whole / virtual, 0.0)
         gradients = np.where(staged, 0.0, gradients)
+        if published.any():
+            # A schedule that starts backward passes early, as its paper has it: no more microbatches than it lets wait,
+            # one activation on its way in and one gradient; the sums of gradients in float32, and the weights whole
+            # along fsdp, which are gathered and reduced once a step like those of the reference pipeline.
+            held = most_waiting(
+                table.schedule, stages=size["stage"], passes=table.microbatches * 1.0, virtual_stages=virtual * 1.0
+            )
+            waiting = np.where(published, held, waiting)
+            sent = 2.0 * rows.stream_bytes / np.where(rows.parallel, size["tensor"], 1.0)
+            beside = np.where(published, sent, beside)
+            at_work = np.where(published, whole, at_work)
+            gradients = np.where(published, 4.0 * rows.parameters.layer * layers, gradients)
     else:
+        published = staged
         beside = at_work = np.zeros(len(table))
     # Routed experts' weights stand there in the layout of their batched matmuls, too (mixtures on h100 and a100-80).
     whole = stack.whole_layers * rows.parameters.layer_dense + 2.0 * rows.parameters.layer_routed
     gathered = np.where(size["fsdp"] > 1, state.compute * whole, 0.0)
     pieces = np.where(staged, table.microbatches / size["stage"], 1.0)
+    # An early backward pass begins with the loss: no stage has the logits of more than one microbatch at a time.
+    pieces = np.where(published, np.minimum(pieces, 1.0), pieces)
     logits, held = rows.of(work.logit_bytes) * pieces, rows.of(work.held_logit_bytes) * pieces
     in_layer = rows.of(work.layer_work_bytes)
     working = in_layer + gathered + at_work

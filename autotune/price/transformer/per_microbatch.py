@@ -40,6 +40,8 @@ class MicrobatchTerms(Rows):
     """Bytes of activations that one layer saves for its backward pass."""
     kept_weights: np.ndarray
     """Bytes of gathered or cast weights that one layer saves for its backward pass."""
+    tick_weights: np.ndarray
+    """Bytes of weights among `kept`: those that each tick of the reference pipeline saves."""
 
     def enter(self) -> None:
         """Every term of a layer and of the head, in the order in which a microbatch runs them."""
@@ -57,10 +59,12 @@ class MicrobatchTerms(Rows):
             self.again["context"] = np.where(self.of(work.attention.blocked), own, self.again["context"])
         kept = price_remat.kept()
         self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
+        self.tick_weights = np.zeros(len(table))
         if self.staged.any():
             # Without recomputation the pipeline keeps, for each microbatch, the weights that its matmuls read.
             again = self.staged & (table.remat == 0)
-            self.kept = self.kept + stack.state.compute * self.parameters.layer * again
+            self.tick_weights = stack.state.compute * self.parameters.layer * again
+            self.kept = self.kept + self.tick_weights
         # Without recomputation a layer also keeps the gathered or cast weights (h100, h200 and a100-80, jax 0.10.2).
         gathered = (table.remat == 0) & ~self.staged
         self.kept_weights = stack.state.compute * self.parameters.layer * gathered

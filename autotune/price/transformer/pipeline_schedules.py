@@ -18,10 +18,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from autotune.meshes.layout import SCHEDULES
+from autotune.meshes.layout_words import LAYOUT_WORDS
+
+REFERENCE: tuple[str, ...] = LAYOUT_WORDS["schedule"].searched or ()
+"""Schedules that the reference pipeline (`autotune.models.pipeline`) runs. Their memory is its programs': it goes
+forward through all microbatches first and saves every tick. The others are priced as their papers define them."""
+
 NAMES = ("none", "gpipe", "1f1b", "circular", "zero-bubble-1p", "zero-bubble-2p", "zero-bubble-v")
 
 ZERO_BUBBLE = "zero-bubble-1p"
 """The schedule that a Layout's "zero-bubble" stands for: the one that needs no more memory than 1F1B."""
+
+
+def as_published(schedule: np.ndarray) -> np.ndarray:
+    """Rows of a column of schedules (codes as in a `LayoutTable`) that the reference pipeline cannot run."""
+    return np.isin(schedule, [code for code, name in enumerate(SCHEDULES) if name not in REFERENCE])
+
+
+def most_waiting(schedule: np.ndarray, *, stages, passes, virtual_stages) -> np.ndarray:
+    """For each row, the microbatches whose activations its fullest stage, the first, holds at once.
+
+    `schedule`: codes as in a `LayoutTable`; "zero-bubble" is `ZERO_BUBBLE`.
+    """
+    found = np.ones(np.shape(schedule))
+    for code, name in enumerate(SCHEDULES):
+        rows = schedule == code
+        if rows.any():
+            word = ZERO_BUBBLE if name == "zero-bubble" else name
+            first, _, _ = waiting_microbatches(word, stages=stages, passes=passes, virtual_stages=virtual_stages)
+            found = np.where(rows, first, found)
+    return found
 
 
 def bubble_seconds(

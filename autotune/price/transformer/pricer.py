@@ -18,7 +18,7 @@ from autotune.price.transformer.device_work import work_of
 from autotune.price.transformer.inputs import Inputs
 from autotune.price.transformer.per_microbatch import MicrobatchTerms
 from autotune.price.transformer.per_step import StepTerms
-from autotune.price.transformer.pipeline_schedules import ZERO_BUBBLE, bubble_seconds
+from autotune.price.transformer.pipeline_schedules import ZERO_BUBBLE, as_published, bubble_seconds
 from autotune.price.transformer.rows import Prepared, chunks_of, hidden_beside
 from autotune.price.unique_rows import unique_rows
 from autotune.table import CONTEXT_ATTENTION, LayoutTable
@@ -98,7 +98,12 @@ class RowBlock:
         """Category -> bytes that the layers of a stage save for the backward pass. `StepTerms` has all other memory."""
         waiting, layers = self.once.stage.waiting[self.of_once], self.once.layers[self.of_once]
         made, of = self.passes, self.of_pass
-        return {"activations": (made.kept[of] * waiting + made.kept_weights[of]) * layers}
+        kept = made.kept[of]
+        published = (self.table.stage > 1) & as_published(self.table.schedule)
+        if published.any():
+            # That each tick keeps the weights which its matmuls read is the reference pipeline's own.
+            kept = kept - np.where(published, made.tick_weights[of], 0.0)
+        return {"activations": (kept * waiting + made.kept_weights[of]) * layers}
 
     def _gradients(self) -> None:
         """Reductions of gradients along `data` that the backward pass of the layers hides in part."""
