@@ -39,7 +39,7 @@ def test_1f1b_and_zero_bubble_hold_as_many_microbatches_as_stages(job):
     stages = parse_layout(f"{text},schedule=gpipe,microbatches={count}").stage
     words = f"{text},microbatches={count},schedule="
     found = {name: priced(model, target, batch, seq, words + name) for name in ("gpipe", "1f1b", "zero-bubble")}
-    saved = {name: price.transformer.peak_memory["activations"] for name, price in found.items()}
+    saved = {name: price.memory["activations"] for name, price in found.items()}
     assert saved["1f1b"] == saved["zero-bubble"]
     assert found["1f1b"].peak_bytes <= found["gpipe"].peak_bytes
     # Of as many ticks as GPipe has, no more than `stages` wait; the loop's own arrays go with them.
