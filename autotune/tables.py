@@ -109,6 +109,46 @@ class FittedTable:
                 yield Text(f"    {line}", style=style)
 
 
+@dataclass(frozen=True, slots=True)
+class Prose:
+    """Lines of text, wrapped between words; a word that is wider than the terminal (a layout) breaks after a comma."""
+
+    text: str
+    style: str = ""
+    first_style: str | None = None
+    """Style of the first line, where it differs."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        for number, line in enumerate(self.text.split("\n")):
+            style = self.first_style if number == 0 and self.first_style is not None else self.style
+            for part in wrapped_prose(line, options.max_width):
+                yield Text(part, style=style, no_wrap=True, overflow="ignore")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, options.max_width)
+
+
+def wrapped_prose(line: str, width: int) -> list[str]:
+    """One line of text as lines of at most `width` characters. Lines after the first are indented by two more.
+
+    >>> wrapped_prose("  chosen: fsdp=64,tensor=4 fast", 17)
+    ['  chosen:', '    fsdp=64,', '    tensor=4 fast']
+    """
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    more = indent + "  "
+    lines = [indent]
+    for word in line.split():
+        room = width - len(more)
+        pieces = wrapped_after(word, ",", room) if len(word) > room else [word]
+        for number, piece in enumerate(pieces):
+            gap = " " if number == 0 and lines[-1].strip() else ""
+            if lines[-1].strip() and (number or len(lines[-1]) + len(gap) + len(piece) > width):
+                lines.append(more)
+                gap = ""
+            lines[-1] += gap + piece
+    return [one for one in lines if one.strip()] or [""]
+
+
 def wrapped_after(text: str, mark: str, width: int) -> list[str]:
     """The text in lines of at most `width` characters, broken only after `mark`; a longer piece has its own line.
 

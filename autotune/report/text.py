@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from autotune.analysis.limits import ARC
 from autotune.analysis.overheads import OVERHEAD_KINDS, Overhead
@@ -15,6 +13,7 @@ from autotune.meshes.target import Target
 from autotune.program import Buffer
 from autotune.report.report import NOT_LISTED, SPARE, Omitted, Report, Row, near_capacity
 from autotune.row_status import RowStatus
+from autotune.tables import Column, FittedTable, Prose, share_bar
 from autotune.units import bytes_text, percent, seconds_text
 
 BUFFERS = 5
@@ -23,26 +22,36 @@ BUFFERS = 5
 LOSSES = 3
 """Losses of one kind on the screen."""
 
+SPACE = Prose("")
+"""The empty line between two parts of the screen."""
+
 LISTED = 12
 """Runnable rows on the screen; the JSON has the rest."""
 
 
 def render(report: Report) -> Group:
-    """The whole screen, as `tune` and `explain` show it."""
+    """The whole screen, as `tune` and `explain` show it: the answer in five lines, the table, then the details."""
     parts: list[RenderableType | None] = [_heading(report)]
     ranking: tuple[Row, ...] = ()
     if report.compilers_word:
-        parts.append(Text(report.compilers_word, style="bold"))
+        parts.append(Prose(report.compilers_word, style="bold"))
     elif report.ranked:
         ranking = report.ranked[: _most_listed(report)]
-        parts += [_near_limit(report), _ranking(report, ranking), _verdict(report), _why_others_lost(ranking)]
+        parts += [_answer(report), _near_limit(report), _counts(report), SPACE, _ranking(report, ranking)]
+        parts += [_doubts(report), SPACE, _why_others_lost(ranking)]
         if report.ranked[0].analysis:
-            parts += [_ledger(report.ranked[0]), _losses(report.ranked[0])]
-        parts.append(_memory(report, report.ranked[0]))
+            parts += [SPACE, _ledger(report.ranked[0]), _losses(report.ranked[0])]
+        parts += [SPACE, _memory(report, report.ranked[0])]
     else:
-        parts.append(_nothing_fits(report))
-    parts += [_does_not_fit(report), _others(report, ranking), _notes(report)]
-    return Group(*(part for part in parts if part is not None))
+        parts += [_nothing_fits(report), _counts(report)]
+    parts += [SPACE, _does_not_fit(report), SPACE, _others(report, ranking), SPACE, _notes(report)]
+    return Group(*_without_double_spaces([part for part in parts if part is not None]))
+
+
+def _without_double_spaces(parts: list[RenderableType]) -> list[RenderableType]:
+    """The parts without an empty line at the end or after another one: a part that is not there leaves no gap."""
+    following = [*parts[1:], SPACE]
+    return [part for part, after in zip(parts, following, strict=True) if part is not SPACE or after is not SPACE]
 
 
 def _share(target: Target) -> str:
@@ -56,15 +65,89 @@ def mfu_text(row: Row) -> str:
     return f"{100 * row.mfu:.1f}, {100 * row.mfu_causal:.1f} %"
 
 
-def _heading(report: Report) -> Text:
-    chip = report.target.hardware
+def _heading(report: Report) -> Prose:
+    capacity = bytes_text(report.target.hardware.capacity_bytes)
+    machine = f"{report.target.devices} devices, {capacity} usable each{_share(report.target)}"
+    return Prose(f"{report.workload} on {report.target.name} ({machine})", style="bold")
+
+
+def _counts(report: Report) -> Prose:
     counts = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
     took = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
-    return Text(
-        f"{report.workload} on {report.target.name} ({report.target.devices} devices, "
-        f"{bytes_text(chip.capacity_bytes)} usable each{_share(report.target)})\n"
-        f"{sum(report.counts.values())} layouts: {counts}" + (f"   [{took}]" if took else "")
+    text = f"{sum(report.counts.values())} layouts: {counts}" + (f"   [{took}]" if took else "")
+    return Prose(text, style="dim")
+
+
+def _answer(report: Report) -> Prose:
+    """Five lines: the layout; its time, from where, and how sure; what binds; memory; what would help."""
+    best = report.ranked[0]
+    source = "measured" if best.measurement else "compiled" if best.analysis else "priced"
+    step = f"{seconds_text(best.step_seconds)} ({source}"
+    if best.measurement:
+        step += f", +- {seconds_text(best.measurement.spread_seconds)}, {best.measurement.samples} turns"
+    interval = best.analysis.prediction if best.analysis else best.price
+    if interval is not None:
+        low, high = seconds_text(interval.low_seconds), seconds_text(interval.high_seconds)
+        step += f"; {low} with perfect overlap, {high} with none"
+    step += ")"
+    if best.mfu is not None:
+        step += f", MFU {percent(best.mfu)}"
+    if best.tokens_per_second_per_device:
+        step += f", {best.tokens_per_second_per_device:,.0f} tokens/s/device"
+    return Prose(
+        f"chosen: {best.layout}\n"
+        f"step: {step}\n"
+        f"what binds: {_binding(best)}\n"
+        f"memory: {_memory_left(report, best)}\n"
+        f"what would help: {_helps(report)}",
+        first_style="bold green",
     )
+
+
+def _binding(best: Row) -> str:
+    if best.limit is None:
+        return "nothing that is known"
+    others = [(name, share) for name, share in best.elasticities.items() if name != best.limit.resource]
+    rest = ", ".join(f"{name} {100 * share:.0f} %" for name, share in others if share >= 0.005)
+    margin = "" if best.limit.margin is None else f", {100 * best.limit.margin:.0f} points more than the next"
+    return f"{best.limit.resource}, {100 * best.limit.elasticity:.0f} % of the critical path{margin}" + (
+        f" ({rest})" if rest else ""
+    )
+
+
+def _memory_left(report: Report, best: Row) -> str:
+    capacity = report.target.hardware.capacity_bytes
+    if best.peak_bytes is None:
+        return "not known"
+    share = best.peak_bytes / capacity
+    left = f"{bytes_text(capacity - best.peak_bytes)} left"
+    return f"{share_bar(share)} {bytes_text(best.peak_bytes)} of {bytes_text(capacity)}, {100 * share:.0f} %, {left}"
+
+
+def _helps(report: Report) -> str:
+    """What better resources are worth, and what excludes better layouts."""
+    gains = sorted(((gain, name) for name, gain in report.prices.items() if gain >= 0.001), reverse=True)
+    listed = ", ".join(f"{name} -{100 * gain:.1f} %" for gain, name in gains)
+    better = f"if one resource were {100 * (ARC - 1):.0f} % better and the layout chosen again: {listed}"
+    if report.kept_out is None:
+        return f"{better if gains else 'no better resource'}. What keeps better layouts out: nothing"
+    more = f"with {ARC:g} times the memory" if report.kept_out.constraint == "capacity" else "without that limit"
+    faster = f"{report.kept_out.layout} would be {100 * report.kept_out.gain:.1f} % faster (priced)"
+    better = better if gains else "no better resource"
+    return f"{better}. What keeps better layouts out: {report.kept_out.constraint}; {more} {faster}"
+
+
+def _doubts(report: Report) -> Prose | None:
+    """Ties, and how the compiled order agrees with the measured one."""
+    lines = []
+    if report.tied:
+        lines.append(f"tied with the chosen one, closer than the noise: {'; '.join(report.tied)}")
+    if report.rank_correlation is not None:
+        count = sum(1 for row in report.ranked if row.analysis and row.measurement)
+        lines.append(
+            f"rank correlation of compiled against measured times, {count} layouts: {report.rank_correlation:.2f}"
+        )
+    return Prose("\n".join(lines)) if lines else None
 
 
 def _most_listed(report: Report) -> int:
@@ -72,14 +155,15 @@ def _most_listed(report: Report) -> int:
     return len(report.rows) if report.named else LISTED
 
 
-def _near_limit(report: Report) -> Text | None:
+def _near_limit(report: Report) -> Prose | None:
     """Where the chosen layout fills the memory: what it costs to keep a tenth free."""
     best = report.ranked[0]
     if not near_capacity(report, best) or best.peak_bytes is None:
         return None
     share = 100 * best.peak_bytes / report.target.hardware.capacity_bytes
-    return Text(
-        f"the chosen layout takes {share:.0f} % of the memory and may not fit in a real run; {roomier_text(report)}"
+    return Prose(
+        f"the chosen layout takes {share:.0f} % of the memory and may not fit in a real run; {roomier_text(report)}",
+        style="yellow",
     )
 
 
@@ -94,35 +178,40 @@ def roomier_text(report: Report) -> str:
     )
 
 
-def _ranking(report: Report, rows: Sequence[Row]) -> Table:
-    table = Table(
-        title="best layouts, seconds and bytes per device and step (in brackets: priced)", title_justify="left"
-    )
-    table.add_column("#", justify="right")
-    table.add_column("layout", overflow="fold")
-    measured = any(row.measurement for row in rows)
-    table.add_column("compiled", justify="right")
-    table.add_column("overlap: perfect .. none", justify="right")
-    table.add_column("priced", justify="right")
-    if measured:
-        table.add_column("measured", justify="right")
-    table.add_column("MFU, causal", justify="right")
-    table.add_column("memory, of usable", justify="right")
-    table.add_column("binds: elasticity, margin", overflow="fold")
+def _ranking(report: Report, rows: Sequence[Row]) -> FittedTable:
+    columns = [
+        Column(name="#", align="right", heads=True),
+        Column(name="layout", heads=True),
+        Column(name="measured", align="right"),
+        Column(name="compiled", align="right"),
+        Column(name="priced", align="right"),
+        Column(name="overlap: perfect .. none", align="right", priority=5),
+        Column(name="MFU, causal", align="right", priority=3),
+        Column(name="memory, of usable", align="right", priority=2),
+        Column(name="binds: elasticity, margin", priority=4),
+    ]
+    cells, styles = [], []
     for number, row in enumerate(rows, 1):
         prediction = row.analysis.prediction if row.analysis else None
-        cells = [
-            f"{number}=" if str(row.layout) in report.tied else str(number),
-            str(row.layout),
-            seconds_text(prediction.step_seconds) if prediction else "-",
-            f"{seconds_text(prediction.low_seconds)} .. {seconds_text(prediction.high_seconds)}" if prediction else "-",
-            seconds_text(row.price.step_seconds) if row.price else "-",
-        ]
-        if measured:
-            cells.append(_measured(row))
-        known = [mfu_text(row), _against_capacity(report, row), _limit(row)]
-        table.add_row(*cells, *(known if row.analysis else [f"({cell})" for cell in known]))
-    return table
+        bounds = "-"
+        if prediction:
+            bounds = f"{seconds_text(prediction.low_seconds)} .. {seconds_text(prediction.high_seconds)}"
+        known = [bounds, mfu_text(row), _against_capacity(report, row), _limit(row)]
+        cells.append(
+            [
+                f"{number}=" if str(row.layout) in report.tied else str(number),
+                str(row.layout),
+                _measured(row) if any(one.measurement for one in rows) else "",
+                seconds_text(prediction.step_seconds) if prediction else "-",
+                seconds_text(row.price.step_seconds) if row.price else "-",
+                *(known if row.analysis else [cell if cell == "-" else f"({cell})" for cell in known]),
+            ]
+        )
+        near = near_capacity(report, row)
+        styles.append("green" if number == 1 else "yellow" if near else None if row.analysis else "dim")
+    return FittedTable(
+        columns, cells, "best layouts, seconds and bytes per device and step (in brackets: priced)", styles
+    )
 
 
 def _measured(row: Row) -> str:
@@ -147,68 +236,34 @@ def _limit(row: Row) -> str:
     return f"{row.limit.resource} {100 * row.limit.elasticity:.0f} %{margin}"
 
 
-def _verdict(report: Report) -> Text:
-    best = report.ranked[0]
-    word = "measured" if best.measurement else "compiled" if best.analysis else "priced"
-    lines = [f"chosen: {best.layout}   {seconds_text(best.step_seconds)} a step ({word})"]
-    if best.tokens_per_second_per_device:
-        lines[0] += f", {best.tokens_per_second_per_device:,.0f} tokens/s/device"
-    if best.peak_bytes is not None:
-        lines[0] += f", {bytes_text(report.target.hardware.capacity_bytes - best.peak_bytes)} of memory left"
-    if report.tied:
-        lines.append(f"tied with it, closer than the noise: {'; '.join(report.tied)}")
-    if report.rank_correlation is not None:
-        count = sum(1 for row in report.ranked if row.analysis and row.measurement)
-        lines.append(
-            f"rank correlation of compiled against measured times, {count} layouts: {report.rank_correlation:.2f}"
-        )
-    if best.limit:
-        lines.append(
-            f"what binds: {best.limit.resource}; shares of the critical path: "
-            + ", ".join(f"{name} {100 * share:.1f} %" for name, share in best.elasticities.items() if share >= 0.001)
-        )
-    gains = {name: gain for name, gain in report.prices.items() if gain >= 0.001}
-    lines.append(
-        f"what would help, each {ARC:g} times as good and the layout chosen again: "
-        + (", ".join(f"{name} -{100 * gain:.1f} %" for name, gain in sorted(gains.items(), key=lambda i: -i[1])) or "-")
-    )
-    if report.kept_out:
-        lines.append(
-            f"what keeps better layouts out: {report.kept_out.constraint}; "
-            + (f"with {ARC:g} times the memory " if report.kept_out.constraint == "capacity" else "without it ")
-            + f"{report.kept_out.layout} would be {100 * report.kept_out.gain:.1f} % faster (priced)"
-        )
-    else:
-        lines.append("what keeps better layouts out: nothing")
-    return Text("\n".join(lines))
-
-
 def _why_others_lost(ranking: Sequence[Row]) -> RenderableType | None:
     losers = [row for row in ranking[1:] if row.reason]
     if not losers:
         return None
-    return Text("why the others lost:\n" + "\n".join(f"  {row.layout}: {row.reason}" for row in losers))
+    return Prose("why the others lost:\n" + "\n".join(f"  {row.layout}: {row.reason}" for row in losers))
 
 
 def _ledger(row: Row) -> RenderableType:
     assert row.analysis is not None
     ledger = row.analysis.prediction.ledger
     if not ledger:
-        return Text("collectives of the chosen layout: none")
-    table = Table(title="collectives of the chosen layout, per device and step (compiled)", title_justify="left")
-    for name in ("axis", "tier", "kind"):
-        table.add_column(name)
-    for name in ("count", "payload", "sent", "time", "exposed"):
-        table.add_column(name, justify="right")
-    for line in ledger:
-        table.add_row(
+        return Prose("collectives of the chosen layout: none")
+    columns = [Column(name=name, heads=True) for name in ("axis", "tier", "kind")]
+    columns += [Column(name="count", align="right", priority=3), Column(name="payload", align="right", priority=3)]
+    columns += [Column(name="sent", align="right", priority=2), Column(name="time", align="right")]
+    columns += [Column(name="exposed", align="right"), Column(name="share exposed", priority=4)]
+    cells = [
+        [
             line.axis, line.tier, line.kind, str(line.count), bytes_text(line.payload_bytes),
             bytes_text(line.wire_bytes), seconds_text(line.seconds), seconds_text(line.exposed_seconds),
-        )  # fmt: skip
-    return table
+            share_bar(line.exposed_seconds / line.seconds if line.seconds else 0.0),
+        ]
+        for line in ledger
+    ]  # fmt: skip
+    return FittedTable(columns, cells, "collectives of the chosen layout, per device and step (compiled)")
 
 
-def _losses(row: Row) -> Text | None:
+def _losses(row: Row) -> Prose | None:
     assert row.analysis is not None
     known = {name: value for name, value in row.losses_seconds.items() if value}
     listed = row.analysis.losses
@@ -226,7 +281,7 @@ def _losses(row: Row) -> Text | None:
             rest = sum(loss.seconds or loss.bytes or 0 for loss in named[LOSSES:])
             text = seconds_text(rest) if named[0].seconds is not None else bytes_text(rest) if rest else ""
             lines.append(" ".join(filter(None, (f"  {kind}", text, f"in {len(named) - LOSSES} more"))))
-    return Text("\n".join(lines))
+    return Prose("\n".join(lines))
 
 
 def _size(loss: Overhead) -> str:
@@ -235,7 +290,7 @@ def _size(loss: Overhead) -> str:
     return bytes_text(loss.bytes) if loss.bytes is not None else ""
 
 
-def _memory(report: Report, row: Row) -> Text | None:
+def _memory(report: Report, row: Row) -> Prose | None:
     """What one layout holds, how far it is from the limit, and its largest buffers by line."""
     if row.memory is None or row.peak_bytes is None:
         return None
@@ -254,7 +309,7 @@ def _memory(report: Report, row: Row) -> Text | None:
         lines.append(f"  known from: {row.memory.source}")
     lines += [f"  {text}" for text in buffers_text(row.memory.largest)[:BUFFERS]]
     lines += [f"  would fit: {change}" for change in row.changes]
-    return Text("\n".join(lines))
+    return Prose("\n".join(lines))
 
 
 def buffers_text(buffers: Iterable[Buffer]) -> list[str]:
@@ -267,13 +322,13 @@ def buffers_text(buffers: Iterable[Buffer]) -> list[str]:
     return [text if count == 1 else f"{count} x {text}" for text, count in Counter(map(told, buffers)).items()]
 
 
-def _nothing_fits(report: Report) -> Text:
+def _nothing_fits(report: Report) -> Prose:
     lines = [f"no layout fits {report.target.name}"]
     if report.closest:
         lines.append(f"closest: {report.closest.layout}, needs {bytes_text(report.closest.peak_bytes)} a device")
     if report.more_devices:
         lines.append(report.more_devices)
-    return Text("\n".join(lines))
+    return Prose("\n".join(lines))
 
 
 def too_large(report: Report) -> list[Row]:
@@ -283,7 +338,7 @@ def too_large(report: Report) -> list[Row]:
 
 def _does_not_fit(report: Report) -> RenderableType | None:
     told = [part for row in too_large(report) if (part := _memory(report, row))]
-    return Group(Text("what does not fit, and the smallest changes that would:"), *told) if told else None
+    return Group(Prose("what does not fit, and the smallest changes that would:"), *told) if told else None
 
 
 def _others(report: Report, ranking: Sequence[Row]) -> RenderableType | None:
@@ -297,16 +352,19 @@ def _others(report: Report, ranking: Sequence[Row]) -> RenderableType | None:
     counted = _counted([row for row in left if row.layout not in shown], report.omitted)
     if not (told or counted):
         return None
-    table = Table(title="what is not in the ranking", title_justify="left")
-    table.add_column("layouts", overflow="fold")
-    table.add_column("status")
-    table.add_column("reason", overflow="fold")
-    for row in told:
-        table.add_row(str(row.layout), row.status, (row.reason or "") + (f"  log: {row.log}" if row.log else ""))
+    columns = [
+        Column(name="layouts", heads=True),
+        Column(name="status", heads=True),
+        Column(name="reason", least=30),
+    ]
+    cells = [
+        [str(row.layout), str(row.status), (row.reason or "") + (f"  log: {row.log}" if row.log else "")]
+        for row in told
+    ]
     for item in counted:
         best = f" (best {seconds_text(item.best_step_seconds)} priced)" if item.best_step_seconds else ""
-        table.add_row(f"{item.count} more", item.status or "", item.reason + best)
-    return table
+        cells.append([f"{item.count} more", str(item.status or ""), item.reason + best])
+    return FittedTable(columns, cells, "what is not in the ranking")
 
 
 def _counted(rows: Sequence[Row], omitted: Sequence[Omitted]) -> list[Omitted]:
@@ -323,8 +381,8 @@ def _counted(rows: Sequence[Row], omitted: Sequence[Omitted]) -> list[Omitted]:
     return sorted(found.values(), key=lambda item: (item.status or RowStatus.ILLEGAL).rank)
 
 
-def _notes(report: Report) -> Text | None:
-    return Text("\n".join(f"note: {note}" for note in report.notes)) if report.notes else None
+def _notes(report: Report) -> Prose | None:
+    return Prose("\n".join(f"note: {note}" for note in report.notes)) if report.notes else None
 
 
 def lines(renderable: RenderableType, width: int = 140) -> Iterable[str]:

@@ -81,7 +81,7 @@ def test_the_devices_that_are_said_to_be_needed_hold_the_least_state_of_any_layo
     capacity, devices = report.target.hardware.capacity_bytes, report.target.devices
     state = ("parameters", "gradients", "optimizer_state")
     least = min(
-        sum(price.transformer.peak_memory[name] for name in state)
+        sum(price.memory[name] for name in state)
         * math.prod((layout.fsdp, layout.tensor, layout.expert, layout.data if layout.zero else 1))
         for layout, price in one_by_one
         if layout.stage == 1
