@@ -177,7 +177,7 @@ def _links(plan: Plan, built: Built) -> dict[tuple[str, ...], float]:
 
     0 where the slices are cut otherwise than the plan says, or where the devices of a group form no grid.
     """
-    together = {(axis,) for axis in plan.layout.order if plan.layout.axes[axis] > 1}
+    together: set[tuple[str, ...]] = {(axis,) for axis in plan.layout.order if plan.layout.axes[axis] > 1}
     for key in plan.figures.axis_bytes or {}:
         axes = tuple(key.partition("@")[0].split("+"))
         if all(plan.layout.axes.get(axis, 1) > 1 for axis in axes):

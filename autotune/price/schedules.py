@@ -21,7 +21,7 @@ import numpy as np
 from autotune.meshes.layout import SCHEDULES
 from autotune.meshes.layout_words import LAYOUT_WORDS
 
-REFERENCE = LAYOUT_WORDS["schedule"].searched
+REFERENCE: tuple[str, ...] = LAYOUT_WORDS["schedule"].searched or ()
 """Schedules that the reference pipeline (`autotune.models.pipeline`) runs. Their memory is its programs': it goes
 forward through all microbatches first and saves every tick. The others are priced as their papers define them."""
 
