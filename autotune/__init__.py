@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from autotune.plan.read import load_plan
     from autotune.report.report import NoPlanFits, Report
     from autotune.search import explain, tune
-    from autotune.workload.load import load_workload
+    from autotune.workload.from_name import load_workload
     from autotune.workload.workload import Workload
 
 __all__ = [
@@ -42,7 +42,7 @@ _HOMES = {
     "Workload": "autotune.workload.workload",
     "explain": "autotune.search",
     "load_plan": "autotune.plan.read",
-    "load_workload": "autotune.workload.load",
+    "load_workload": "autotune.workload.from_name",
     "parse_layout": "autotune.meshes.layout",
     "tune": "autotune.search",
 }

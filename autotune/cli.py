@@ -26,6 +26,7 @@ COMMANDS = {
     "store": ("autotune.commands.store", "List, export and prune what was compiled and measured."),
     "targets": ("autotune.commands.catalogue", "The hardware it knows, with the source of each figure."),
     "models": ("autotune.commands.catalogue", "The reference models it knows."),
+    "words": ("autotune.commands.words", "What the words on the screen mean."),
     "selftest": ("autotune.commands.catalogue", "The compiler versions the reader has been checked with."),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.compile.compilation import Argument, Compilation, CompileFailure
-from autotune.hlo.memory import LARGEST, MEMORY_CATEGORIES, category_of, described, read_memory
+from autotune.hlo.memory_by_category import LARGEST, MEMORY_CATEGORIES, category_of, described, read_memory
 from autotune.meshes.layout import Layout
 from autotune.price.price import Estimate
 from autotune.program import Buffer, Memory

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from autotune.analysis.analysis import Analysis
 from autotune.compile.compilation import Compilation, CompileFailure
-from autotune.evidence import Evidence
 from autotune.measure.measure import Measurement, RunFailure
 from autotune.memory_use import Smaller
 from autotune.meshes.layout import Layout
@@ -16,7 +16,7 @@ from autotune.meshes.target import Target
 class Outcomes:
     """What was learned beyond prices, by layout. `notes`: doubts about it, a line each."""
 
-    evidence: dict[Layout, Evidence]
+    analysis: dict[Layout, Analysis]
     failures: dict[Layout, CompileFailure]
     measurements: dict[Layout, Measurement]
     run_failures: dict[Layout, RunFailure]
@@ -31,10 +31,10 @@ class Outcomes:
             self.run_failures[layout] = outcome
 
 
-def fits(evidence: Evidence, target: Target) -> bool:
+def fits(analysis: Analysis, target: Target) -> bool:
     """A GPU compile never fails for memory: its peak is compared with the capacity here."""
-    return evidence.memory.peak_bytes <= target.hardware.capacity_bytes
+    return analysis.memory.peak_bytes <= target.hardware.capacity_bytes
 
 
 def fitting(outcomes: Outcomes, target: Target) -> list[Layout]:
-    return [layout for layout, evidence in outcomes.evidence.items() if fits(evidence, target)]
+    return [layout for layout, analysis in outcomes.analysis.items() if fits(analysis, target)]

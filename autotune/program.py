@@ -126,7 +126,7 @@ class Buffer:
 class Memory:
     """Bytes per device while the program runs.
 
-    `peak_bytes`: the backend's own reading (which one depends on the backend; see `autotune.hlo.memory`).
+    `peak_bytes`: the backend's own reading (which one depends on the backend; see `autotune.hlo.memory_by_category`).
     `by_category`: parameters, optimizer_state, gradients, activations, logits, workspace: adds up to the peak.
     """
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
+from autotune.analysis.analyse import analyse
+from autotune.compile.compilation import Candidate, Compilation, CompileFailure
 from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.measure.measure import Measurement, RunFailure, measure
 from autotune.measure.runner import runner_for
@@ -22,14 +23,14 @@ from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
-from autotune.price.changes import price_one, scaled_peak
-from autotune.price.orders import with_best_orders
-from autotune.price.space import PricedSpace, price_space, why_illegal
+from autotune.price.axis_orders import with_best_orders
+from autotune.price.changes_that_fit import price_one, scaled_peak
+from autotune.price.priced_space import PricedSpace, price_space, why_illegal
 from autotune.probes.choose import learned, probing
 from autotune.probes.fit import probe_of
-from autotune.read_compilation import evidence_of
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
+from autotune.search_events import EarlyAnswer, LayoutCompiled, LayoutMeasured, Listener, SearchEvent, announce
 from autotune.space import complete, enumerate_layouts, parse_fix
 from autotune.store import Store
 from autotune.system.job import current as current_job
@@ -56,7 +57,7 @@ def tune(
     jobs: int = 2,
     store: Store | None = None,
     executor: Executor | None = None,
-    on_event: Callable[[CompileEvent], None] | None = None,
+    on_event: Listener | None = None,
     probe: bool = True,
 ) -> Report:
     """The report on every layout of `workload` on `target`; `report.plan` is what to take home.
@@ -64,6 +65,8 @@ def tune(
     `compile` best-priced layouts are compiled (`jobs` at a time, or on `executor`), `measure` of them run where the
     target has devices (None: 3 there). `axes` bounds the search, `fix` pins parts ("tensor=8"), `layouts` names all.
     `probe`: of a step of your own, small compiles tell how its amounts scale before the space is priced.
+    `on_event` is called with each event of `autotune.search_events` as it happens; the logger "autotune" gets the text
+    of each event at level INFO.
     ValueError names what is wrong with the input.
     """
     return search(
@@ -104,10 +107,15 @@ def search(
     retry: bool = False,
     store: Store | None = None,
     executor: Executor | None = None,
-    on_event: Callable[[CompileEvent], None] | None = None,
+    on_event: Listener | None = None,
     probe: bool = True,
+    report_on_interrupt: bool = False,
 ) -> Report:
-    """`tune` with every option; see there."""
+    """`tune` with every option; see there.
+
+    `report_on_interrupt`: Ctrl-C while layouts are compiled or measured ends the search with the report on what is
+    known by then (`Report.interrupted`); without it KeyboardInterrupt is raised.
+    """
     clock = _Clock()
     wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
     if wanted and not target.measurable:
@@ -119,17 +127,17 @@ def search(
     space = price_space(workload, target, table, listed)
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
-    outcomes = Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
-    busy = _Busy(on_event)
+    outcomes = Outcomes(analysis={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
+    events = _Events(on_event)
 
-    def compiled(work: Sequence[CompileJob]) -> Iterable[tuple[CompileJob, Compilation | CompileFailure]]:
+    def compiled(work: Sequence[Candidate]) -> Iterable[tuple[Candidate, Compilation | CompileFailure]]:
         together = current_job() if target.attached else None
         if together is not None:
             from autotune.measure.agreed_runner import compile_together
 
             return compile_together(together, work)
         return compile_all(
-            work, workers=jobs, timeout_seconds=timeout_seconds, store=store, on_event=busy, executor=executor,
+            work, workers=jobs, timeout_seconds=timeout_seconds, store=store, on_event=events, executor=executor,
             retry=retry,
         )  # fmt: skip
 
@@ -140,15 +148,87 @@ def search(
     if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
         space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
         clock.lap("pricing")
-    _compile(space, workload, target, compile_count, compiled, store, outcomes)
-    if compile_count and not fitting(outcomes, target):
-        _compile_smaller(space, workload, target, compiled, outcomes)
-    clock.lap("compiling and reading")
-    clock.laps["compilers running"] = busy.seconds
-    if wanted:
-        _measure(workload, target, wanted, store, outcomes)
-        clock.lap("measuring")
-    return report_of(workload, target, space, outcomes, clock.laps)
+    eta = _Eta(workload, target, jobs, store)
+    early = _early_answer(space, target, compile_count, eta)
+    if early is not None:
+        events(early)
+    interrupted = False
+    try:
+        _compile(space, workload, target, compile_count, compiled, store, outcomes, eta, events)
+        if compile_count and not fitting(outcomes, target):
+            _compile_smaller(space, workload, target, compiled, outcomes)
+        clock.lap("compiling and reading")
+        clock.laps["compilers running"] = events.busy_seconds
+        if wanted:
+            _measure(workload, target, wanted, store, outcomes, events)
+            clock.lap("measuring")
+    except KeyboardInterrupt:
+        if not report_on_interrupt:
+            raise
+        interrupted = True
+    report = report_of(workload, target, space, outcomes, clock.laps)
+    if not interrupted:
+        return report
+    note = "interrupted before every layout was compiled or measured; the same command goes on from here"
+    return replace(report, interrupted=True, notes=(note, *report.notes))
+
+
+def _early_answer(space: PricedSpace, target: Target, compile_count: int, eta: _Eta) -> EarlyAnswer | None:
+    """The fastest layout by price among those that fit; None where none is priced to fit."""
+    capacity = target.hardware.capacity_bytes
+    fit = np.flatnonzero(space.legal & (space.peak_bytes <= capacity))
+    if not len(fit):
+        return None
+    row = int(fit[np.argmin(space.seconds[fit])])
+    price = space.price(row)
+    resource, share = next(iter(price.elasticities.items()))
+    to_compile = min(compile_count, int(space.legal.sum()))
+    return EarlyAnswer(
+        layout=str(space.layout(row)),
+        step_seconds=price.step_seconds,
+        peak_bytes=price.peak_bytes,
+        capacity_bytes=capacity,
+        binds=f"{resource} {100 * share:.0f} % of the step",
+        priced=int(space.legal.sum()),
+        to_compile=to_compile,
+        left_seconds=eta.left(to_compile),
+    )
+
+
+class _Eta:
+    """How long compiles take, from those of the same target in the store and from those of this search."""
+
+    MOST = 8
+    """Kept compiles that are read: enough for a median, few enough to take no time."""
+
+    def __init__(self, workload: Workload, target: Target, jobs: int, store: Store | None) -> None:
+        self._jobs = jobs
+        self._seconds: list[float] = []
+        self._earlier: list[float] = []
+        if store is None:
+            return
+        kept = [one for one in store.entries() if one.kind == "compile" and one.key.get("target") == target.name]
+        own = [one for one in kept if one.key.get("workload") == workload.fingerprint]
+        for entry in (own or kept)[-self.MOST :]:
+            value = store.value_of(entry)
+            if value is not None:
+                self._earlier.append(float(value["lower_seconds"]) + float(value["compile_seconds"]))
+
+    def took(self, outcome: Compilation | CompileFailure) -> float:
+        """Take note of a compile of this search; its seconds."""
+        if isinstance(outcome, Compilation):
+            seconds = outcome.lower_seconds + outcome.compile_seconds
+        else:
+            seconds = outcome.seconds
+        self._seconds.append(seconds)
+        return seconds
+
+    def left(self, compiles: int) -> float | None:
+        """Expected wall seconds of so many compiles; None where nothing is known."""
+        known = self._seconds or self._earlier
+        if not known or not compiles:
+            return None
+        return float(np.median(known)) * -(-compiles // self._jobs)
 
 
 def _nothing_legal(workload: Workload, target: Target, space: PricedSpace) -> str:
@@ -170,21 +250,24 @@ class _Clock:
         self._since = now
 
 
-class _Busy:
-    """Passes events on, and adds up the wall time during which at least one compile was running."""
+class _Events:
+    """Passes events on, and keeps two facts: which compiles the store answered, and how long a compiler was running."""
 
-    def __init__(self, on_event: Callable[[CompileEvent], None] | None) -> None:
-        self.seconds = 0.0
-        self._on_event = on_event
+    def __init__(self, listener: Listener | None) -> None:
+        self.busy_seconds = 0.0
+        self.from_store: set[Layout] = set()
+        self._listener = listener
         self._since: float | None = None
 
-    def __call__(self, event: CompileEvent) -> None:
-        now = time.perf_counter()
-        if self._since is not None:
-            self.seconds += now - self._since
-        self._since = now if event.running else None
-        if self._on_event:
-            self._on_event(event)
+    def __call__(self, event: SearchEvent) -> None:
+        if isinstance(event, CompileEvent):
+            now = time.perf_counter()
+            if self._since is not None:
+                self.busy_seconds += now - self._since
+            self._since = now if event.running else None
+            if event.kind == "stored":
+                self.from_store.add(event.job.layout)
+        announce(event, self._listener)
 
 
 def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Layout, ...] | None]:
@@ -237,7 +320,7 @@ def shortlist(space: PricedSpace, capacity: float) -> list[int]:
     return first + later
 
 
-_Compiler = Callable[[Sequence[CompileJob]], Iterable[tuple[CompileJob, Compilation | CompileFailure]]]
+_Compiler = Callable[[Sequence[Candidate]], Iterable[tuple[Candidate, Compilation | CompileFailure]]]
 
 
 def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: Store | None) -> PricedSpace:
@@ -251,7 +334,7 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
     probes, failures = [], []
     for job, outcome in (outcomes[job.layout] for job in plan.jobs):  # not as they finish: sums depend on the order
         if isinstance(outcome, Compilation):
-            probes.append(probe_of(job.layout, evidence_of(outcome, job.layout, job.target, store)))
+            probes.append(probe_of(job.layout, analyse(outcome, job.layout, job.target, store)))
         else:
             failures.append(outcome)
     probed, line = learned(probes, failures, space.target)
@@ -259,7 +342,9 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
     return replace(space, notes=(*space.notes, line, *plan.notes))
 
 
-def _compile(space, workload, target, count: int, compiled: _Compiler, store, outcomes: Outcomes) -> None:
+def _compile(
+    space, workload, target, count: int, compiled: _Compiler, store, outcomes: Outcomes, eta: _Eta, events: _Events
+) -> None:
     """Compile down the shortlist until `count` layouts compiled and fit, in at most 3 x `count` attempts."""
     waiting = shortlist(space, target.hardware.capacity_bytes) if count else []
     attempts = 0
@@ -267,12 +352,38 @@ def _compile(space, workload, target, count: int, compiled: _Compiler, store, ou
         missing = count - len(fitting(outcomes, target))
         batch, waiting = waiting[:missing], waiting[missing:]
         attempts += len(batch)
-        work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
+        work = [Candidate(workload=workload, layout=space.layout(row), target=target) for row in batch]
         for job, outcome in compiled(work):
             if isinstance(outcome, Compilation):
-                outcomes.evidence[job.layout] = evidence_of(outcome, job.layout, target, store)
+                outcomes.analysis[job.layout] = analyse(outcome, job.layout, target, store)
             else:
                 outcomes.failures[job.layout] = outcome
+            took = None if job.layout in events.from_store else eta.took(outcome)
+            events(_layout_compiled(space, target, job.layout, count, outcomes, took, eta))
+
+
+def _layout_compiled(
+    space: PricedSpace, target: Target, layout: Layout, count: int, outcomes: Outcomes, took: float | None, eta: _Eta
+) -> LayoutCompiled:
+    """The event of one compiled layout."""
+    found, failure = outcomes.analysis.get(layout), outcomes.failures.get(layout)
+    able = fitting(outcomes, target)
+    best = min(able, key=lambda one: outcomes.analysis[one].prediction.step_seconds, default=None)
+    fits_here = layout in able
+    problem = failure.reason if failure is not None else None if fits_here else "does not fit"
+    return LayoutCompiled(
+        layout=str(layout),
+        step_seconds=found.prediction.step_seconds if found is not None and fits_here else None,
+        priced_seconds=float(space.seconds[space.row_of(layout)]),
+        peak_bytes=found.memory.peak_bytes if found is not None else None,
+        problem=problem,
+        took_seconds=took,
+        done=len(able),
+        wanted=count,
+        best=str(best) if best is not None else None,
+        best_seconds=outcomes.analysis[best].prediction.step_seconds if best is not None else None,
+        left_seconds=eta.left(max(count - len(able), 0)),
+    )
 
 
 def _compile_smaller(
@@ -300,7 +411,7 @@ def _compile_smaller(
             > SLACK * target.hardware.capacity_bytes
         ):
             continue
-        [(_, outcome)] = compiled([CompileJob(workload=workload, layout=other, target=target)])
+        [(_, outcome)] = compiled([Candidate(workload=workload, layout=other, target=target)])
         outcomes.neighbours[other] = outcome
         if isinstance(outcome, Compilation):
             outcomes.smaller[layout] = Smaller(layout=other, compilation=outcome, less=less)
@@ -308,14 +419,21 @@ def _compile_smaller(
             return
 
 
-def _measure(workload: Workload, target: Target, count: int, store: Store | None, outcomes: Outcomes) -> None:
+def _measure(
+    workload: Workload,
+    target: Target,
+    count: int,
+    store: Store | None,
+    outcomes: Outcomes,
+    events: _Events,
+) -> None:
     """Run the best compiled layouts in turns; what one earlier session measured of all of them is not run again."""
-    best = sorted(fitting(outcomes, target), key=lambda layout: outcomes.evidence[layout].prediction.step_seconds)[
+    best = sorted(fitting(outcomes, target), key=lambda layout: outcomes.analysis[layout].prediction.step_seconds)[
         :count
     ]
     if not best:
         return
-    keys = {layout: store_key(CompileJob(workload=workload, layout=layout, target=target)) for layout in best}
+    keys = {layout: store_key(Candidate(workload=workload, layout=layout, target=target)) for layout in best}
     known = measured_together(store, keys) if store is not None else None
     if known is None:
         session = session_of(store, keys)
@@ -336,3 +454,19 @@ def _measure(workload: Workload, target: Target, count: int, store: Store | None
             session.keep(store, known)
     for layout, outcome in known.items():
         outcomes.ran(layout, outcome)
+        events(_layout_measured(layout, outcome, outcomes.analysis[layout].prediction.step_seconds))
+
+
+def _layout_measured(layout: Layout, outcome: Measurement | RunFailure, compiled_seconds: float) -> LayoutMeasured:
+    """The event of one layout that was run."""
+    if isinstance(outcome, RunFailure):
+        median, spread, problem = None, None, outcome.reason
+    else:
+        median, spread, problem = outcome.median_seconds, outcome.spread_seconds, None
+    return LayoutMeasured(
+        layout=str(layout),
+        median_seconds=median,
+        spread_seconds=spread,
+        problem=problem,
+        compiled_seconds=compiled_seconds,
+    )

@@ -1,7 +1,7 @@
 """Every layout of a target, as columns: all ways to cut the devices, times every other choice. JAX-free.
 
 Which values of each word are tried is said by `searched` in `autotune.meshes.layout_words`; other values can be asked
-for by `--fix` or `--layouts`. Orders of the mesh axes that help are added by `autotune.price.orders`.
+for by `--fix` or `--layouts`. Orders of the mesh axes that help are added by `autotune.price.axis_orders`.
 """
 
 from __future__ import annotations

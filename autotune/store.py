@@ -142,6 +142,10 @@ class Store:
         found = [entry for entry in map(self._header, self._files()) if entry]
         return tuple(sorted(found, key=lambda entry: (entry.created, str(entry.path))))
 
+    def value_of(self, entry: Entry) -> dict[str, Any] | None:
+        """What an entry holds; None when it was dropped meanwhile or is damaged."""
+        return self._read(entry.path)
+
     def export(self, destination: Path) -> int:
         """Write every thing that is whole as JSON into a .tar.gz; the number written.
 

@@ -8,7 +8,7 @@ from autotune.plan.check import TOLERANCE, CheckFailed, check_plan
 from autotune.plan.plan import Plan
 from autotune.plan.read import load_plan
 from autotune.store import Store
-from autotune.workload.load import load_workload
+from autotune.workload.from_name import load_workload
 from autotune.workload.workload import Workload
 
 

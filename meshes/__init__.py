@@ -3,14 +3,14 @@
 from autotune.meshes.hardware import Hardware, Tier, hardware_names, load_hardware, read_hardware, scale
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import Target, parse_target, with_memory_fraction
-from autotune.meshes.transformer import Transformer, read_transformer
+from autotune.meshes.transformer import TransformerShape, read_transformer
 
 __all__ = [
     "Hardware",
     "Layout",
     "Target",
     "Tier",
-    "Transformer",
+    "TransformerShape",
     "hardware_names",
     "load_hardware",
     "parse_layout",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
-from functools import cache
 
 from packaging.requirements import Requirement
+
+from autotune.system.versions import installed_version
 
 COMPILER = {"tpu": ("libtpu", "tpu"), "cuda": ("jax-cuda12-plugin", "gpu")}
 """Platform -> (the package that holds its compiler, the extra of this tool that installs it)."""
@@ -20,14 +20,19 @@ BROKEN_PAIRS = (
 )
 """Two requirements that are not to be met together, and what happens then."""
 
+DEVICELESS_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+}
+"""What a process that only compiles needs in its environment before libtpu loads: no metadata server, no lock file.
 
-@cache
-def installed_version(package: str) -> str | None:
-    """The version of an installed package; None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+A second process that loads libtpu aborts without ALLOW_MULTIPLE_LIBTPU_LOAD. On a TPU host that variable would let two
+processes fight over the chips, so only processes that open no chip have it. On a machine with accelerators such a
+process also needs JAX_PLATFORMS=cpu before jax is imported, or jax takes the accelerators.
+"""
 
 
 def meets(requirement: str, versions: Mapping[str, str | None] | None = None) -> bool | None:

@@ -213,7 +213,7 @@ LAYOUT_WORDS: dict[str, LayoutWord] = {
             kind="order",
             default=("stage", "data", "fsdp", "context", "expert", "tensor"),
             searched=(("stage", "data", "fsdp", "context", "expert", "tensor"),),
-            search_rule="other orders are tried for the best layouts of a torus (`autotune.price.orders`)",
+            search_rule="other orders are tried for the best layouts of a torus (`autotune.price.axis_orders`)",
             meaning="The mesh axes from the outermost (slowest varying device) to the innermost.",
         ),
     )

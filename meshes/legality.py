@@ -18,7 +18,7 @@ import numpy as np
 from autotune.meshes.layout import SCHEDULES, Layout
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a layout is judged for. `transformer` is a Transformer, or None: then rules `of_model` are not asked."""
+    """What a layout is judged for. `transformer` is None for a user's own step: rules `of_model` are not asked then."""
 
     transformer: Any
     batch: int
@@ -232,7 +232,9 @@ LEGALITY_RULES: tuple[Rule, ...] = (
 """Every rule, in the order in which the first broken one is reported."""
 
 
-def reject(layout: Layout, transformer: Transformer | None, batch: int, seq: int, target: Target) -> Rejection | None:
+def reject(
+    layout: Layout, transformer: TransformerShape | None, batch: int, seq: int, target: Target
+) -> Rejection | None:
     """The first rule that a layout breaks; None when the model can be cut by it.
 
     >>> from autotune.meshes.layout import Layout
@@ -252,7 +254,7 @@ def reject_for(layout: Layout, job: Job) -> Rejection | None:
     return None
 
 
-def reject_codes(table: Any, transformer: Transformer | None, batch: int, seq: int, target: Target) -> np.ndarray:
+def reject_codes(table: Any, transformer: TransformerShape | None, batch: int, seq: int, target: Target) -> np.ndarray:
     """For each row of a table of layouts (an object with one integer array a field): the index in `LEGALITY_RULES`
     of the first rule it breaks, -1 where it breaks none."""
     job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform)

@@ -12,21 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from autotune.meshes.hardware import Hardware, load_hardware
+from autotune.meshes.installed import DEVICELESS_ENVIRONMENT
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import place
 from autotune.meshes.target import Target, with_memory_fraction
-
-DEVICELESS_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-}
-"""What a process that only compiles wants in its environment before libtpu loads: no metadata server, no lock file.
-
-On a machine with accelerators it also wants JAX_PLATFORMS=cpu before jax is imported, or it takes them.
-"""
 
 DEVICE_KINDS = (
     ("TPU v4", "v4"),

@@ -11,7 +11,7 @@ MLPS = ("gelu-2mat", "swiglu-3mat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Transformer:
+class TransformerShape:
     """Sizes of one transformer (global, before any sharding).
 
     `experts` = 0 is a dense MLP; else each token visits `experts_per_token` of `experts` MLPs of width `d_ff` and all
@@ -125,8 +125,8 @@ class Transformer:
         return 6.0 * self.layers * self.heads * self.head_dim * (seq - 1) * batch * seq
 
 
-def read_transformer(path: Path) -> Transformer:
-    """A shape from a JSON file with the keys of `Transformer` (`head_dim` may be left out: d_model / heads).
+def read_transformer(path: Path) -> TransformerShape:
+    """A shape from a JSON file with the keys of `TransformerShape` (`head_dim` may be left out: d_model / heads).
 
     ValueError names the file, the field and the rule.
     """
@@ -138,7 +138,7 @@ def read_transformer(path: Path) -> Transformer:
         raise ValueError(f"model file {path}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"model file {path}: must hold one JSON object")
-    known = [field.name for field in dataclasses.fields(Transformer)]
+    known = [field.name for field in dataclasses.fields(TransformerShape)]
     for key in values:
         if key not in known:
             raise ValueError(f"model file {path}: unknown key {key!r}; known: {', '.join(known)}")
@@ -153,12 +153,12 @@ def read_transformer(path: Path) -> Transformer:
     values.setdefault("kv_heads", values.get("heads"))
     missing = [
         field.name
-        for field in dataclasses.fields(Transformer)
+        for field in dataclasses.fields(TransformerShape)
         if field.default is dataclasses.MISSING and values.get(field.name) is None
     ]
     if missing:
         raise ValueError(f"model file {path}: missing key {missing[0]!r}")
     try:
-        return Transformer(**values)
+        return TransformerShape(**values)
     except ValueError as error:
         raise ValueError(f"model file {path}: {error}") from None

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.models import kernels
 from autotune.models.execution import Execution
 from autotune.models.parameters import weight
@@ -20,7 +20,7 @@ ROTARY_BASE = 500_000.0
 class Attention(nnx.Module):
     """Projections into heads, attention between positions, projection back."""
 
-    def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
+    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
         self.causal = shape.kind == "decoder"
         d, n, k, h = shape.d_model, shape.heads, shape.kv_heads, shape.head_dim
         self.query = weight(rngs, (d, n, h), ("embed", "heads", "head_dim"), fan_in=d)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.models.execution import Execution
 from autotune.models.mlp import MLP
 from autotune.models.parameters import weight
@@ -26,7 +26,7 @@ BALANCE = 0.01
 class Experts(nnx.Module):
     """Router, routed experts, and shared experts as one wide MLP. Returns (output, load-balance loss)."""
 
-    def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
+    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
         self.per_token, self.capacity_factor = shape.experts_per_token, shape.capacity_factor
         e, d, f = shape.experts, shape.d_model, shape.d_ff
         self.router = weight(rngs, (d, e), ("embed", "router"), fan_in=d)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.models.execution import Execution
 from autotune.models.parameters import weight
 from autotune.models.remat import MLP_PROJECTIONS, keep
@@ -14,7 +14,7 @@ from autotune.models.remat import MLP_PROJECTIONS, keep
 class MLP(nnx.Module):
     """`d_ff` hidden units of `shape`, or `width` of them where given (shared experts)."""
 
-    def __init__(self, shape: Transformer, *, rngs: nnx.Rngs, width: int | None = None):
+    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs, width: int | None = None):
         d, f = shape.d_model, width or shape.d_ff
         if shape.mlp == "swiglu-3mat":
             self.gate = weight(rngs, (d, f), ("embed", "mlp"), fan_in=d)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.models.attention import Attention
 from autotune.models.execution import Execution
 from autotune.models.experts import Experts
@@ -18,7 +18,7 @@ from autotune.models.remat import LAYER_INPUT, keep, rematerialise
 class Layer(nnx.Module):
     """Attention, then MLP, each behind a norm and added to the residual stream."""
 
-    def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
+    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
         self.attention_norm = Norm(shape.d_model)
         self.attention = Attention(shape, rngs=rngs)
         self.mlp_norm = Norm(shape.d_model)
@@ -47,7 +47,7 @@ def unsplit(x_BLD: jax.Array, run: Execution) -> jax.Array:
 class Network(nnx.Module):
     """A decoder or encoder. Parameters of all layers are stacked on a leading `layers` axis, whatever the layout."""
 
-    def __init__(self, shape: Transformer, *, rngs: nnx.Rngs):
+    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=shape.layers)
         @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
         def stack(rngs):

@@ -17,7 +17,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.legality import Job, reject_for
 from autotune.meshes.sharding import named_sharding
 from autotune.meshes.step import Step
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.models.execution import Execution, execution_of
 from autotune.models.loss import cross_entropy
 from autotune.models.network import Network
@@ -35,7 +35,7 @@ def optimizer() -> optax.GradientTransformation:
 
 
 def build_step(
-    transformer: Transformer, batch: int, seq: int, layout: Layout, mesh: Mesh, *, dtype: str = "bfloat16"
+    transformer: TransformerShape, batch: int, seq: int, layout: Layout, mesh: Mesh, *, dtype: str = "bfloat16"
 ) -> Step:
     """The train step of a transformer under a layout.
 
@@ -82,13 +82,13 @@ def build_step(
     )
 
 
-def new_network(transformer: Transformer, key: jax.Array) -> Network:
+def new_network(transformer: TransformerShape, key: jax.Array) -> Network:
     """A network with fresh weights; the same key gives the same values under every layout."""
     with nnx.use_eager_sharding(False):
         return Network(transformer, rngs=nnx.Rngs(params=key))
 
 
-def abstract_network(transformer: Transformer) -> tuple[nnx.GraphDef, dict, dict]:
+def abstract_network(transformer: TransformerShape) -> tuple[nnx.GraphDef, dict, dict]:
     """(definition, shapes, logical axes): the trees are plain nested dicts with the same names."""
     static: list[Any] = []  # not nnx.eval_shape: under a mesh it takes logical axes for the mesh's
 
@@ -137,7 +137,7 @@ def optimizer_state(stored: Any, axes: Any, run: Execution) -> Any:
     )
 
 
-def batch_maker(transformer: Transformer, batch: int, seq: int, rows) -> Callable[[int], dict[str, jax.Array]]:
+def batch_maker(transformer: TransformerShape, batch: int, seq: int, rows) -> Callable[[int], dict[str, jax.Array]]:
     """seed -> random tokens, each to be predicted from those before it. Compiled at the first call only."""
 
     def draw(key):

@@ -26,21 +26,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+from validation.alpa_step import build_alpa_step, combined
+from validation.cases import Case, read_cases
+from validation.score import NEAR
 
-from validation.alpa_step import build_alpa_step, combined  # noqa: E402
-from validation.cases import Case, read_cases  # noqa: E402
-from validation.score import NEAR  # noqa: E402
-
-from autotune.compile.compilation import Compilation, CompileJob, compilation_from_json, to_json  # noqa: E402
-from autotune.compile.compile import compile_all  # noqa: E402
-from autotune.meshes.collectives import Leg  # noqa: E402
-from autotune.meshes.placement import place  # noqa: E402
-from autotune.preset import transformer_workload  # noqa: E402
-from autotune.program import Collective  # noqa: E402
-from autotune.read_compilation import legs_of, program_of  # noqa: E402
-from autotune.replay.replay import replay  # noqa: E402
-from autotune.workload.workload import Workload  # noqa: E402
+from autotune.analysis.analyse import legs_of, program_of
+from autotune.compile.compilation import Candidate, Compilation, compilation_from_json, to_json
+from autotune.compile.compile import compile_all
+from autotune.meshes.collectives import Leg
+from autotune.meshes.placement import place
+from autotune.program import Collective
+from autotune.reference_workload import transformer_workload
+from autotune.replay.replay import replay
+from autotune.workload.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "tests" / "data" / "published" / "alpa_osdi22_2_4_gpu.json"
@@ -128,7 +126,7 @@ def recompile(cases: list[Case]) -> int:
     PROGRAMS.mkdir(parents=True, exist_ok=True)
     failed = 0
     for path, case in {saved(case): case for case in cases}.items():
-        job = CompileJob(workload=workload_of(case), layout=combined(case.layout), target=case.target)
+        job = Candidate(workload=workload_of(case), layout=combined(case.layout), target=case.target)
         [(_, outcome)] = compile_all([job], workers=1, timeout_seconds=600)
         if not isinstance(outcome, Compilation):
             print(f"{path.name}: {outcome.reason}", file=sys.stderr)

@@ -13,14 +13,14 @@ import math
 import sys
 from typing import Any
 
-from autotune.compile.compilation import Compilation, CompileJob
+from autotune.compile.compilation import Candidate, Compilation
 from autotune.compile.compile import compile_all
-from autotune.hlo.memory import read_memory
+from autotune.hlo.memory_by_category import read_memory
 from autotune.hlo.read import read_program
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import parse_target
-from autotune.preset import preset_workload, transformer_of
 from autotune.program import Program, by_collective, by_kernel
+from autotune.reference_workload import reference_workload, transformer_of
 
 TARGETS = {"cpu": "cpu:8", "gpu": "h100:1x8", "tpu": "v5p:2x2x2"}
 
@@ -96,10 +96,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     transformer_of(given.model)
-    workload = preset_workload(given.model, batch=given.batch, seq=given.seq, dtype="bfloat16")
+    workload = reference_workload(given.model, batch=given.batch, seq=given.seq, dtype="bfloat16")
     layouts = [parse_layout(text) for text in given.layouts.split(";")]
     jobs = [
-        CompileJob(workload=workload, layout=layout, target=parse_target(target))
+        Candidate(workload=workload, layout=layout, target=parse_target(target))
         for layout in layouts
         for target in TARGETS.values()
     ]

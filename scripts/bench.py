@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import click
 
@@ -26,7 +24,6 @@ NAMES = ("price", "tune", "frontier", "startup")
 @click.option("--compile", "compile_count", default=6, show_default=True, help="tune: layouts compiled.")
 def main(name: str, as_json: bool, **options) -> None:
     """Run one benchmark and print its figures."""
-    sys.path.insert(0, str(Path(__file__).parent))
     benchmark = importlib.import_module(f"benchmarks.{name}")
     figures = benchmark.run(**options) if name == "tune" else benchmark.run()
     if as_json:

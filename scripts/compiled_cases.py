@@ -27,26 +27,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+from validation import maxtext_step
 
-from validation import maxtext_step  # noqa: E402
-
-from autotune.compile.compilation import Compilation, CompileJob, compilation_from_json, to_json  # noqa: E402
-from autotune.compile.compile import compile_all  # noqa: E402
-from autotune.meshes.layout import Layout  # noqa: E402
-from autotune.meshes.target import Target, parse_target  # noqa: E402
-from autotune.meshes.transformer import Transformer  # noqa: E402
-from autotune.program import Instruction, Loop, Program, Start  # noqa: E402
-from autotune.read_compilation import predict, program_of  # noqa: E402
-from autotune.replay.replay import Prediction  # noqa: E402
-from autotune.store import Store  # noqa: E402
-from autotune.workload.workload import Workload  # noqa: E402
+from autotune.analysis.analyse import predict, program_of
+from autotune.compile.compilation import Candidate, Compilation, compilation_from_json, to_json
+from autotune.compile.compile import compile_all
+from autotune.meshes.layout import Layout
+from autotune.meshes.target import Target, parse_target
+from autotune.meshes.transformer import TransformerShape
+from autotune.program import Instruction, Loop, Program, Start
+from autotune.replay.replay import Prediction
+from autotune.store import Store
+from autotune.workload.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ROOT / "tests" / "data" / "published" / "maxtext_tpu.json"
 PROGRAMS = ROOT / "tests" / "published" / "programs"
 
-THEN = Transformer(
+THEN = TransformerShape(
     name="MaxText-2023-x1",
     layers=16,
     d_model=2560,
@@ -69,7 +67,7 @@ Not known: how many sequences a v5p device had then. The rows give the later scr
 leave a quarter of the memory free; others of the time say 7 or 8, and 4 (v5p/32b.sh at 0d9779a57e84, experimental/).
 """
 
-NOW = Transformer(
+NOW = TransformerShape(
     name="MaxText default x1", layers=16, d_model=2048, heads=16, kv_heads=16, head_dim=128, d_ff=7168, vocab=32000
 )
 """base.yml since spring 2024, which the rows of `CASES` tell (their seconds are inferred from the TFLOP/s by it)."""
@@ -112,7 +110,7 @@ class CompiledCase:
     """
 
     id: str
-    transformer: Transformer
+    transformer: TransformerShape
     sequences: int
     seq: int
     layout: Layout
@@ -152,7 +150,7 @@ class CompiledCase:
         )
 
 
-def scaled(base: Transformer, scale: int) -> Transformer:
+def scaled(base: TransformerShape, scale: int) -> TransformerShape:
     """The shape of a `global_parameter_scale`: MaxText/pyconfig.py, get_individual_scales.
 
     >>> scaled(THEN, 32).d_model, scaled(THEN, 32).heads, scaled(THEN, 32).layers
@@ -171,7 +169,7 @@ def scaled(base: Transformer, scale: int) -> Transformer:
     )
 
 
-def model_flops(shape: Transformer, sequences: int, seq: int) -> float:
+def model_flops(shape: TransformerShape, sequences: int, seq: int) -> float:
     """MaxText/train.py, calculate_training_tflops: 6 x parameters x tokens, and attention in full."""
     tables = shape.vocab * shape.d_model * (1 if shape.tied_embeddings else 2)
     parameters = shape.layers * (shape.attention_parameters + shape.mlp_parameters + shape.d_model) + tables
@@ -204,7 +202,7 @@ def read_case(told: Mapping[str, Any]) -> CompiledCase:
     )
 
 
-def _sizes(shape: Transformer) -> dict[str, int]:
+def _sizes(shape: TransformerShape) -> dict[str, int]:
     """What a row tells of a shape."""
     keys = ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab")
     return {key: getattr(shape, key) for key in keys}
@@ -278,7 +276,7 @@ def recompile(cases: list[CompiledCase]) -> int:
     failed = 0
     store = Store(Path(tempfile.gettempdir()) / "autotune-compiled-cases")
     for path, case in wanted.items():
-        job = CompileJob(workload=workload_of(case), layout=case.layout, target=case.target)
+        job = Candidate(workload=workload_of(case), layout=case.layout, target=case.target)
         [(_, outcome)] = compile_all([job], workers=1, timeout_seconds=1800, store=store)
         if not isinstance(outcome, Compilation):
             print(f"{path.name}: {outcome.reason}", file=sys.stderr)

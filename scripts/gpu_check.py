@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import jax
 
     from autotune.meshes.topology import local_target
-    from autotune.preset import preset_workload
+    from autotune.reference_workload import reference_workload
 
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shape, _, words = setting.partition(",")
         model, _, shape = shape.rpartition(":")
         batch, seq = (int(size) for size in shape.split("x"))
-        workload = preset_workload(model or options.model, batch=batch, seq=seq, dtype=options.dtype)
+        workload = reference_workload(model or options.model, batch=batch, seq=seq, dtype=options.dtype)
         layout = parse_layout(words or "data=1")
         rows.append(check(setting, workload, layout, target, listed, options.out if options.profile else None))
         say(table(rows[-1:])[1])
@@ -138,9 +138,9 @@ def check(
 
     `listed`: the rates of the chip's hardware file. `profiles`: a folder for the program and its profiled instructions.
     """
-    from autotune.limits import binding_limit, elasticities
+    from autotune.analysis.analyse import predict, program_of
+    from autotune.analysis.limits import binding_limit, elasticities
     from autotune.measure.local_runner import LocalRunner
-    from autotune.read_compilation import predict, program_of
 
     runner = LocalRunner(workload, target, timeout_seconds=300.0, resident=True)
     prediction = from_file = program = None

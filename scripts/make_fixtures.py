@@ -17,17 +17,19 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from autotune.compile.compilation import CompileFailure, CompileJob, to_json
+from autotune.compile.compilation import Candidate, CompileFailure, to_json
 from autotune.compile.compile import compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
-from autotune.meshes.transformer import Transformer
-from autotune.preset import transformer_workload
+from autotune.meshes.transformer import TransformerShape
+from autotune.reference_workload import transformer_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "data" / "hlo"
 
-MODEL = Transformer(name="fixture", layers=4, d_model=1024, heads=8, kv_heads=8, head_dim=128, d_ff=4096, vocab=8192)
+MODEL = TransformerShape(
+    name="fixture", layers=4, d_model=1024, heads=8, kv_heads=8, head_dim=128, d_ff=4096, vocab=8192
+)
 BATCH, SEQ = 32, 1024
 
 PLAIN = ",".join(f"xla.xla_tpu_enable_windowed_einsum_for_{kind}=false" for kind in ("all_gather", "reduce_scatter"))
@@ -65,7 +67,7 @@ def main(names: list[str]) -> int:
     for name in names or list(FIXTURES):
         target, layout, dtype = FIXTURES[name]
         workload = transformer_workload(MODEL, batch=BATCH, seq=SEQ, dtype=dtype)
-        jobs[name] = CompileJob(workload=workload, layout=parse_layout(layout), target=parse_target(target))
+        jobs[name] = Candidate(workload=workload, layout=parse_layout(layout), target=parse_target(target))
     failed = 0
     for job, outcome in compile_all(jobs.values(), workers=1):
         name = next(name for name in jobs if jobs[name] is job)

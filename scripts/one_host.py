@@ -21,14 +21,14 @@ from pathlib import Path
 from two_hosts import WORKLOADS, Kept, keep, keepers, read, row_of, say
 from validation.link_cases import Row, every_layout
 
+from autotune.analysis.analyse import predict, program_of
 from autotune.calibrate.hardware_file import hardware_toml
 from autotune.compile.compilation import to_json
-from autotune.host_memory import keep_freed_memory
 from autotune.measure.measure import Budget, RunFailure, measure
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import Target, parse_target
-from autotune.preset import transformer_workload
-from autotune.read_compilation import predict, program_of
+from autotune.reference_workload import transformer_workload
+from autotune.system.host_memory import keep_freed_memory
 
 TARGET = "cpu:8"
 SEQUENCES = {"weights": 8, "tokens": 16, "balanced": 8, "deep": 8}

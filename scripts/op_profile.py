@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autotune.meshes.hardware import Hardware
 from autotune.program import Compute, Program, walk
-from autotune.replay.core_cost import core_seconds
+from autotune.replay.op_seconds import core_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

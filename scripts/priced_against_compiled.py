@@ -23,10 +23,10 @@ from validation.spaces import CASES, SpaceCase, compile_case, save, saved, saved
 from autotune.compile.compile import COMPILERS
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES, Layout, parse_layout
-from autotune.plan.plan import installed_versions
-from autotune.price.space import PricedSpace, price_space
+from autotune.price.priced_space import PricedSpace, price_space
 from autotune.search import SLACK, shortlist
 from autotune.store import Store
+from autotune.system.versions import installed_versions
 from autotune.table import LayoutTable
 
 TOPS = (1, 4, 8)
@@ -191,7 +191,7 @@ def median_words(found: list[Found]) -> str:
 
 def compile_missing(store: Store, workers: int) -> None:
     """Compile the cases without figures of the installed compilers; each is saved as soon as it is whole."""
-    versions = installed_versions(tuple(dict.fromkeys((*COMPILERS["tpu"], *COMPILERS["cuda"]))))
+    versions = installed_versions((*COMPILERS["tpu"], *COMPILERS["cuda"]))
     figures = saved() if saved_versions() == versions else {}
     for case in CASES:
         if case.name not in figures:

@@ -35,7 +35,7 @@ def train(plan_path: Path, text: Path, steps: int, folder: Path | None, every: i
     """Run until `steps` steps are done, printing one line a step."""
     import jax
 
-    from autotune.compile.lower import lower_step
+    from autotune.compile.jit_step import lower_step
     from autotune.meshes.compiler_options import compiler_options
 
     plan, workload = planned(plan_path)
@@ -78,13 +78,15 @@ def train(plan_path: Path, text: Path, steps: int, folder: Path | None, every: i
 def planned(plan_path: Path):
     """The plan and the reference model it is for."""
     from autotune.plan.read import load_plan
-    from autotune.preset import preset_workload
+    from autotune.reference_workload import reference_workload
 
     plan = load_plan(plan_path)
     recipe = plan.recipe
     if "model" not in recipe:
         raise ValueError(f"plan {plan_path}: is for {plan.workload}, not for a reference model")
-    return plan, preset_workload(str(recipe["model"]), batch=plan.sequences, seq=plan.seq, dtype=str(recipe["dtype"]))
+    return plan, reference_workload(
+        str(recipe["model"]), batch=plan.sequences, seq=plan.seq, dtype=str(recipe["dtype"])
+    )
 
 
 def step_here(plan, workload):

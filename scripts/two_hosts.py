@@ -30,25 +30,25 @@ from typing import Any
 from hosts import TwoHosts, why_not
 from validation.link_cases import Pairs, Row, cases, every_layout, table, verdicts
 
+from autotune.analysis.analyse import predict, program_of
+from autotune.analysis.limits import binding_limit, elasticities
 from autotune.calibrate.calibrate import Sample, fit_tier, op_figures
 from autotune.calibrate.hardware_file import hardware_toml
 from autotune.calibrate.together import calibrate_together
 from autotune.commands.follow import follow
 from autotune.compile.compilation import compilation_from_json, to_json
-from autotune.host_memory import keep_freed_memory
-from autotune.limits import binding_limit, elasticities
 from autotune.measure.agreed_runner import AgreedRunner
 from autotune.measure.measure import Budget, Measurement, Prepared, RunFailure, measure
 from autotune.meshes.hardware import Hardware, load_hardware, read_hardware
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.route import Route
 from autotune.meshes.target import Target
-from autotune.meshes.transformer import Transformer
-from autotune.preset import transformer_workload
+from autotune.meshes.transformer import TransformerShape
 from autotune.program import Program
-from autotune.read_compilation import predict, program_of
+from autotune.reference_workload import transformer_workload
 from autotune.replay.replay import Prediction
 from autotune.system import job as job_here
+from autotune.system.host_memory import keep_freed_memory
 from autotune.workload.workload import Workload
 
 MEGABIT = 1e6 / 8
@@ -66,9 +66,9 @@ LAYOUTS = (
 )
 
 
-def shape(name: str, layers: int, d_model: int, d_ff: int, vocab: int) -> Transformer:
+def shape(name: str, layers: int, d_model: int, d_ff: int, vocab: int) -> TransformerShape:
     heads = d_model // 64
-    return Transformer(
+    return TransformerShape(
         name=name, layers=layers, d_model=d_model, heads=heads, kv_heads=heads, head_dim=64, d_ff=d_ff, vocab=vocab
     )
 

@@ -11,11 +11,8 @@ import sys
 from pathlib import Path
 
 import click
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from validation.cases import read_cases  # noqa: E402
-from validation.score import Row, Score, row_of, score  # noqa: E402
+from validation.cases import read_cases
+from validation.score import Row, Score, row_of, score
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "published"
 SETS = ("alpa_osdi22_2_4_gpu", "maxtext_tpu")

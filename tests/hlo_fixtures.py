@@ -13,7 +13,7 @@ from autotune.compile.compilation import Compilation, compilation_from_json
 from autotune.hlo.read import read_program
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.meshes.target import Target, parse_target
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.program import Memory, Program
 
 FOLDER = Path(__file__).parent / "data" / "hlo"
@@ -35,7 +35,7 @@ class Fixture:
     """One compiled step and what it is of: `batch` sequences of `seq` tokens in all."""
 
     name: str
-    model: Transformer
+    model: TransformerShape
     batch: int
     seq: int
     dtype: str
@@ -70,7 +70,7 @@ def fixture(name: str) -> Fixture:
     )
     return Fixture(
         name=name,
-        model=Transformer(**value["model"]),
+        model=TransformerShape(**value["model"]),
         batch=value["batch"],
         seq=value["seq"],
         dtype=value["dtype"],

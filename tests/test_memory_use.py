@@ -6,12 +6,12 @@ import pytest
 from hlo_fixtures import fixture
 
 from autotune.compile.compilation import CompileFailure
-from autotune.hlo.memory import MEMORY_CATEGORIES, peak_bytes, read_memory
+from autotune.hlo.memory_by_category import MEMORY_CATEGORIES, peak_bytes, read_memory
 from autotune.memory_use import BY_BATCH, Smaller, failed_use, priced_use
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
-from autotune.preset import preset_workload, transformer_workload
-from autotune.price.changes import price_one, scaled_peak, smallest_changes
+from autotune.price.changes_that_fit import price_one, scaled_peak, smallest_changes
+from autotune.reference_workload import reference_workload, transformer_workload
 
 GIB = 2**30
 
@@ -80,7 +80,7 @@ TOO_LARGE = parse_layout("fsdp=16,remat=none")
 
 @pytest.fixture(scope="module")
 def workload():
-    return preset_workload("llama3-8b", batch=64, seq=4096, dtype="bfloat16")
+    return reference_workload("llama3-8b", batch=64, seq=4096, dtype="bfloat16")
 
 
 def test_changes_fit_and_the_fastest_of_the_same_job_come_first(workload):

@@ -6,11 +6,11 @@ import json
 import pytest
 
 import autotune
-from autotune.limits import ARC
+from autotune.analysis.limits import ARC
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
-from autotune.preset import preset_workload
+from autotune.reference_workload import reference_workload
 from autotune.report.report import report_to_json
 from autotune.search import search
 from autotune.store import Store
@@ -20,7 +20,7 @@ NAMED = ("fsdp=8", "data=4,tensor=2", "data=2,fsdp=4,remat=full", "tensor=8")
 
 @pytest.fixture(scope="module")
 def workload():
-    return preset_workload("tiny", batch=16, seq=64, dtype="float32")
+    return reference_workload("tiny", batch=16, seq=64, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def test_every_named_layout_is_a_row_with_its_status(report):
 
 def test_compiled_stands_beside_measured_with_the_rank_correlation(report):
     for row in report.ranked:
-        assert row.evidence.prediction.low_seconds <= row.evidence.prediction.step_seconds
-        assert row.evidence.prediction.step_seconds <= row.evidence.prediction.high_seconds * (1 + 1e-9)
+        assert row.analysis.prediction.low_seconds <= row.analysis.prediction.step_seconds
+        assert row.analysis.prediction.step_seconds <= row.analysis.prediction.high_seconds * (1 + 1e-9)
         assert row.measurement.median_seconds > 0 and row.measurement.samples >= 2
         assert sum(row.elasticities.values()) == pytest.approx(1.0)
     assert report.rank_correlation is not None and -1 <= report.rank_correlation <= 1
@@ -85,7 +85,7 @@ def test_a_repeat_is_answered_from_the_store(workload, store, report):
 
 def priced(target, **options):
     return search(
-        preset_workload("llama3-8b", batch=256, seq=4096, dtype="bfloat16"), target, axes=("data", "fsdp", "tensor"),
+        reference_workload("llama3-8b", batch=256, seq=4096, dtype="bfloat16"), target, axes=("data", "fsdp", "tensor"),
         layouts=None, fix=(), compile_count=0, measure_count=0, jobs=1, **options,
     )  # fmt: skip
 
@@ -108,7 +108,7 @@ def test_more_memory_never_loses_a_plan_nor_time():
 
 
 def test_a_user_step_that_fails_is_a_row_not_an_end(store):
-    workload = preset_workload("tiny", batch=16, seq=64, dtype="float32")
+    workload = reference_workload("tiny", batch=16, seq=64, dtype="float32")
     broken = autotune.Workload.of(
         name="broken", build=_broken, sequences=16, seq=64, dtype="float32", fingerprint="broken",
         transformer=workload.transformer,

@@ -19,13 +19,13 @@ import numpy as np
 
 from autotune.calibrate.cpu_ops import Timing, fit_ops, op_sources, read_timings, time_ops
 from autotune.calibrate.fit import least_deviations
-from autotune.host_memory import keep_freed_memory
 from autotune.meshes.collectives import link_bytes, messages, tier_seconds
 from autotune.meshes.hardware import Hardware, Tier
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import Route, place
 from autotune.meshes.target import Target
 from autotune.program import COLLECTIVES
+from autotune.system.host_memory import keep_freed_memory
 
 MATMULS = {
     "cpu": ((1, 128, 128, 128), (1, 512, 512, 512), (1, 128, 1024, 1024), (8, 128, 128, 64)),

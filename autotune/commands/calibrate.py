@@ -8,8 +8,8 @@ import click
 
 from autotune.commands.options import bad_input, json_option, target_of, target_options, writable
 from autotune.commands.run import join_job
-from autotune.host_memory import keep_freed_memory
-from autotune.whole_file import write_whole
+from autotune.system.host_memory import keep_freed_memory
+from autotune.system.whole_file import write_whole
 
 
 @click.command()

@@ -59,15 +59,18 @@ def models(as_json: bool) -> None:
         click.echo(json.dumps(listed, indent=1))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title="reference models")
-    names = ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab", "mlp", "experts", "kind")
-    for column in ("name", "parameters", *names):
-        table.add_column(column)
-    for shape in PRESETS.values():
-        table.add_row(shape.name, f"{shape.parameters / 1e6:,.0f} M", *(str(getattr(shape, name)) for name in names))
-    Console(highlight=False).print(table)
+    from autotune.tables import Column, FittedTable
+
+    fields = {"layers": 1, "d_model": 1, "heads": 2, "kv_heads": 2, "head_dim": 3, "d_ff": 2, "vocab": 3, "mlp": 4,
+              "experts": 3, "kind": 5}  # fmt: skip
+    columns = [Column(name="name", heads=True), Column(name="parameters", align="right")]
+    columns += [Column(name=name, priority=place, align="right") for name, place in fields.items()]
+    rows = [
+        [shape.name, f"{shape.parameters / 1e6:,.0f} M", *(str(getattr(shape, name)) for name in fields)]
+        for shape in PRESETS.values()
+    ]
+    Console(highlight=False).print(FittedTable(columns, rows, "reference models (--model NAME)"))
 
 
 @click.command()
@@ -75,9 +78,9 @@ def models(as_json: bool) -> None:
 def selftest(as_json: bool) -> None:
     """Which compiler versions the reader of compiled programs has been checked with, and those installed here."""
     from autotune.hlo.versions import CHECKED_VERSIONS, unchecked
-    from autotune.plan.plan import installed_versions
+    from autotune.system.versions import installed_versions
 
-    here = installed_versions(tuple(CHECKED_VERSIONS))
+    here = installed_versions(CHECKED_VERSIONS)
     if as_json:
         found = {
             name: {"installed": here.get(name), "checked": list(checked)} for name, checked in CHECKED_VERSIONS.items()

@@ -13,13 +13,15 @@ from autotune.commands.options import (
     layouts_of,
     machine_of,
     memory_option,
+    quiet_option,
     store_option,
     target_of,
     target_options,
     workload_of,
     workload_options,
 )
-from autotune.commands.run import open_store, progress
+from autotune.commands.progress import progress
+from autotune.commands.run import open_store
 
 
 @click.command()
@@ -32,10 +34,11 @@ from autotune.commands.run import open_store, progress
     "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
 )
 @store_option
+@quiet_option
 @json_option
 def compare(
     first, second, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, timeout, store, as_json,
+    process_id, timeout, store, as_json, quiet,
 ):  # fmt: skip
     """Two layouts side by side: where the seconds and the bytes went. FIRST and SECOND are layouts in words, or plans.
 
@@ -66,7 +69,7 @@ def compare(
 
     machine = target_of(target, hardware, memory_fraction)
     train_step = workload_of(model, workload, batch, seq, dtype, machine)
-    with progress() as on_event, bad_input():
+    with progress(quiet) as on_event, bad_input():
         report = search(
             train_step, machine, axes=None, layouts=tuple(layouts), fix=(), compile_count=2, measure_count=0, jobs=2,
             probe=False, timeout_seconds=timeout, retry=True, store=open_store(store), on_event=on_event,
@@ -78,4 +81,4 @@ def compare(
         from autotune.report.text import lines
 
         click.echo("\n".join(lines(render_comparison(report, *rows))))
-    return 0 if all(row.evidence for row in rows) else 1
+    return 0 if all(row.analysis for row in rows) else 1

@@ -12,6 +12,7 @@ from autotune.commands.options import (
     layouts_of,
     machine_of,
     memory_option,
+    quiet_option,
     recipe_of,
     store_option,
     target_of,
@@ -35,10 +36,11 @@ from autotune.commands.run import run_search
 )
 @store_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@quiet_option
 @json_option
 def explain(
     plan, layout, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, measure, timeout, store, html, as_json,
+    process_id, measure, timeout, store, html, as_json, quiet,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -77,4 +79,5 @@ def explain(
         out=None,
         html=html,
         as_json=as_json,
+        quiet=quiet,
     )

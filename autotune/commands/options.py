@@ -82,6 +82,11 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def quiet_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--quiet."""
+    return click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")(command)
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")(
@@ -124,15 +129,15 @@ def workload_of(
             raise click.UsageError(f"{name}={value} must be 1 or more")
     with bad_input():
         if workload:
-            from autotune.workload.load import load_workload
+            from autotune.workload.from_name import load_workload
 
             return load_workload(workload)
-        from autotune.preset import preset_workload
+        from autotune.reference_workload import reference_workload
 
         if batch is None or seq is None:
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
         assert model is not None
-        return preset_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
+        return reference_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
 
 
 def machine_of(plan: Plan, target: str | None, memory_fraction: float | None) -> tuple[str, float | None]:

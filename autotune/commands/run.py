@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from autotune.commands.options import bad_input
-from autotune.whole_file import write_whole
+from autotune.commands.progress import progress
+from autotune.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     from autotune.meshes.target import Target
@@ -35,8 +35,12 @@ def run_search(
     out: Path | None,
     html: Path | None,
     as_json: bool,
+    quiet: bool,
 ) -> int:
-    """Run `search` with these options and show its report; returns 0, or 1 when nothing fits."""
+    """Run `search` with these options and show its report.
+
+    Returns 0, 1 when nothing fits, or 130 after Ctrl-C: then the report says what was known by then.
+    """
     from autotune.search import search
 
     reports = join_job(*job)
@@ -49,7 +53,7 @@ def run_search(
 
         return follow(train_step, machine)
     store = open_store(store_path)
-    with progress() as on_event, bad_input():
+    with progress(quiet) as on_event, bad_input():
         report = search(
             train_step,
             machine,
@@ -64,6 +68,7 @@ def run_search(
             retry=retry,
             store=store,
             on_event=on_event,
+            report_on_interrupt=True,
         )
     if job != (None, None, None):
         from autotune.system.job import leave
@@ -95,6 +100,9 @@ def run_search(
             click.echo(f"plan written to {out}")
     if report.compilers_word:
         click.echo(f"Error: {report.compilers_word}", err=True)
+    if report.interrupted:
+        click.echo("autotune: interrupted; the same command goes on from here, what was compiled is kept", err=True)
+        return 130
     return 0 if plan else 1
 
 
@@ -128,31 +136,3 @@ def join_job(coordinator: str | None, processes: int | None, process_id: int | N
 
     with bad_input():
         return join(coordinator, processes, process_id)
-
-
-@contextmanager
-def progress() -> Iterator[Callable]:
-    """Yields the listener of search events: a live line on a terminal, silence elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda event: None
-        return
-    from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def listen(event) -> None:
-            layout = str(event.job.layout)
-            count = f"{event.done} of {event.total} compiled, {event.running} running"
-            if "all" not in tasks:
-                tasks["all"] = bar.add_task(count, total=None)
-            bar.update(tasks["all"], description=count)
-            if event.kind == "started":
-                tasks[layout] = bar.add_task(f"  {layout}", total=None)
-            elif layout in tasks:
-                bar.remove_task(tasks.pop(layout))
-
-        yield listen

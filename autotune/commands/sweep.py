@@ -122,7 +122,7 @@ def sweep(
         critical = critical_tokens(critical_batch_tokens, critical_batch_norms)
         budgets = _budgets(families, tokens, price, critical)
         if workload:
-            from autotune.workload.load import load_workload
+            from autotune.workload.from_name import load_workload
 
             own = load_workload(workload)
             questions = [Question(workload=own, axes=_axes(axes, own), fixed=parse_fix(fix)) for _ in families]
@@ -246,7 +246,7 @@ def _question(
     dtype: str | None, axes: str | None, fix: tuple[str, ...], depth_scale: float,
 ) -> Question:  # fmt: skip
     """The step, its axes and pins, on one machine."""
-    from autotune.preset import preset_workload, transformer_of, transformer_workload
+    from autotune.reference_workload import reference_workload, transformer_of, transformer_workload
     from autotune.space import parse_fix
     from autotune.sweep.point import Question
     from autotune.sweep.shapes import reshaped
@@ -261,7 +261,7 @@ def _question(
     kind = dtype or default_dtype(offered)
     family.hardware.peak(kind)
     if depth_scale == 1.0:
-        workload = preset_workload(model, batch=batch, seq=seq, dtype=kind)
+        workload = reference_workload(model, batch=batch, seq=seq, dtype=kind)
     else:
         shape = reshaped(transformer, depth_scale, lambda one: float(one.parameters))
         workload = transformer_workload(shape, batch=batch, seq=seq, dtype=kind)
@@ -304,6 +304,6 @@ def _confirm(found: Sweep, count: int, timeout: float, store: Path | None) -> Sw
             measure_count=0, probe=False, jobs=1, timeout_seconds=timeout, store=kept,
         )  # fmt: skip
         row = report.rows[0]
-        return row.evidence if row.evidence is not None else f"{row.status}: {row.reason}"
+        return row.analysis if row.analysis is not None else f"{row.status}: {row.reason}"
 
     return confirmed(found, count, compiled)

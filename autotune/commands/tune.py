@@ -11,6 +11,7 @@ from autotune.commands.options import (
     json_option,
     layouts_of,
     memory_option,
+    quiet_option,
     store_option,
     target_of,
     target_options,
@@ -56,10 +57,11 @@ from autotune.commands.run import run_search
 @store_option
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan here (JSON).")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@quiet_option
 @json_option
 def tune(
     model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes, process_id, axes,
-    layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html, as_json,
+    layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html, as_json, quiet,
 ):  # fmt: skip
     """Choose the mesh and layout of a train step on a target, and say which limit binds.
 
@@ -94,4 +96,5 @@ def tune(
         out=out,
         html=html,
         as_json=as_json,
+        quiet=quiet,
     )

@@ -20,7 +20,7 @@ STAGES = ("start", "build", "compile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompileJob:
+class Candidate:
     """One workload under one layout, for the compiler of one target."""
 
     workload: Workload

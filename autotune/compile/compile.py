@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import pickle
@@ -18,26 +17,27 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import cloudpickle
 
 from autotune.compile.compilation import (
+    Candidate,
     Compilation,
     CompileFailure,
-    CompileJob,
     compilation_from_json,
     failure_from_json,
     to_json,
 )
 from autotune.compile.log import last_useful_line, one_line
-from autotune.compile.process import WorkerProcess, readable, worker_environment
+from autotune.compile.worker_process import WorkerProcess, readable, worker_environment
 from autotune.meshes.compiler_options import options_of
 from autotune.meshes.target import Target
 from autotune.store import Key, Store
+from autotune.system.source_digest import source_digest
+from autotune.system.versions import installed_versions
 
-__all__ = ["Compilation", "CompileEvent", "CompileFailure", "CompileJob", "compile_all", "store_key"]
+__all__ = ["Candidate", "Compilation", "CompileEvent", "CompileFailure", "compile_all", "store_key"]
 
 RETIRE_BYTES = 2 * 2**30
 """A worker that still holds so much host memory between jobs is replaced, so that its peak stays bounded."""
@@ -47,6 +47,9 @@ COMPILERS = {
     "cuda": ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12", "nvidia-cudnn-cu12"),
     "cpu": ("jax", "jaxlib"),
 }
+SOURCES = ("autotune.compile.worker",)
+"""What makes a program of a candidate: an edit of these modules, or of what they import, compiles anew."""
+
 SETTINGS = {
     "jax_enable_x64": False,
     "jax_default_matmul_precision": None,
@@ -70,7 +73,7 @@ class CompileEvent:
     """
 
     kind: str
-    job: CompileJob
+    job: Candidate
     outcome: Outcome | None
     seconds: float
     done: int
@@ -106,7 +109,7 @@ class _Task:
 
 
 def compile_all(
-    jobs: Iterable[CompileJob],
+    jobs: Iterable[Candidate],
     *,
     workers: int = 2,
     timeout_seconds: float = 900.0,
@@ -114,7 +117,7 @@ def compile_all(
     on_event: Callable[[CompileEvent], None] | None = None,
     executor: Executor | None = None,
     retry: bool = False,
-) -> Generator[tuple[CompileJob, Outcome], None, None]:
+) -> Generator[tuple[Candidate, Outcome], None, None]:
     """Each job with its Compilation or CompileFailure, as they finish; what the store knows comes first.
 
     `timeout_seconds` is wall time of one job, from when its worker takes it up. `retry` compiles again what crashed or
@@ -131,7 +134,7 @@ def compile_all(
     listed = list(jobs)
     done = running = 0
 
-    def tell(kind: str, job: CompileJob, outcome: Outcome | None, seconds: float) -> None:
+    def tell(kind: str, job: Candidate, outcome: Outcome | None, seconds: float) -> None:
         if on_event:
             total = len(listed)
             on_event(
@@ -173,7 +176,7 @@ def compile_all(
             yield from ((listed[index], outcome) for index, outcome, _ in together if outcome is not None)
 
 
-def store_key(job: CompileJob) -> Key:
+def store_key(job: Candidate) -> Key:
     """What names a compile: equal keys give the same program.
 
     Of the hardware only what the compiler or the device order can depend on takes part, so that a newly calibrated rate
@@ -198,22 +201,12 @@ def store_key(job: CompileJob) -> Key:
         layout=str(job.layout),
         target=job.target.name,
         hardware=hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16],
-        versions=_versions(job.target.platform),
+        versions=installed_versions(COMPILERS[job.target.platform]) | {"autotune": source_digest(*SOURCES)},
         flags=flags | _settings(),
     )
 
 
-@cache
-def _versions(platform: str) -> dict[str, str]:
-    """Installed packages that make up the compiler of this platform."""
-    versions = {}
-    for package in COMPILERS[platform]:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
-def _pickled(job: CompileJob) -> bytes:
+def _pickled(job: Candidate) -> bytes:
     try:
         return cloudpickle.dumps(job)
     except Exception as error:
@@ -229,7 +222,7 @@ def _settings() -> dict[str, str]:
     return {name.upper(): str(value) for name, value in values.items() if value != SETTINGS[name] and value is not None}
 
 
-def _stored(store: Store, job: CompileJob, timeout_seconds: float, retry: bool) -> Outcome | None:
+def _stored(store: Store, job: Candidate, timeout_seconds: float, retry: bool) -> Outcome | None:
     """The store's answer, unless it is one to try again."""
     key = store_key(job)
     values = store.get(key, "compile")

@@ -1,7 +1,7 @@
 """The worker process: builds and compiles one job after another, and dies alone when the compiler does.
 
-Started by `autotune.compile.process`, never imported by the tool itself. The only module that calls `memory_analysis`
-and `cost_analysis`.
+Started by `autotune.compile.worker_process`, never imported by the tool itself. The only module that calls
+`memory_analysis` and `cost_analysis`.
 """
 
 from __future__ import annotations
@@ -16,30 +16,29 @@ import math
 import os
 import pickle
 import resource
-import select
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import jax
 
-from autotune.compile.compilation import Argument, Compilation, CompileFailure, CompileJob
+from autotune.compile.compilation import Argument, Candidate, Compilation, CompileFailure
+from autotune.compile.flops_by_line import flops_by_source
+from autotune.compile.jit_step import REFUSED, compile_step, trace_step
 from autotune.compile.log import memory_needed, one_line, warnings_in
-from autotune.compile.lower import REFUSED, compile_step, trace_step
-from autotune.compile.traced_sources import flops_by_source
 from autotune.meshes.compiler_options import options_to_read
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
 from autotune.system.code_owner import owner_of
+from autotune.system.parent_death import when_parent_dies
+from autotune.system.versions import installed_versions
 
 MEMORY_FIELDS = (
     "argument_size_in_bytes",
@@ -58,7 +57,7 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt", "
 
 def serve(jobs_fd: int, replies_fd: int) -> None:
     """Take jobs (JSON lines naming files) until the other end closes; each answer is one JSON line."""
-    threading.Thread(target=_die_with_parent, args=(jobs_fd,), daemon=True).start()
+    when_parent_dies(jobs_fd, lambda: os.killpg(0, signal.SIGKILL))  # the compiler's own children too
     faulthandler.enable(all_threads=False)
     with os.fdopen(jobs_fd, "rb") as jobs, os.fdopen(replies_fd, "wb") as replies:
         for line in jobs:
@@ -81,7 +80,7 @@ def serve(jobs_fd: int, replies_fd: int) -> None:
 
 
 def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> Compilation | CompileFailure:
-    """Build, lower and compile a cloudpickled CompileJob in this process; every Python error becomes a failure.
+    """Build, lower and compile a cloudpickled Candidate in this process; every Python error becomes a failure.
 
     `enter` is told each stage ("build", "compile") as it begins, so that a crash can say in which it came.
     """
@@ -91,7 +90,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
     stage = "build"
     enter(stage)
     try:
-        job: CompileJob = cloudpickle.loads(payload)
+        job: Candidate = cloudpickle.loads(payload)
         names = {"layout": str(job.layout), "target": job.target.name}
         target = job.target
         if target.platform == "tpu":  # attached chips belong to the process that runs on them, never to a compiler's
@@ -170,7 +169,7 @@ def compilation_of(
         lower_seconds=lower_seconds,
         compile_seconds=compile_seconds,
         worker_peak_rss_bytes=_peak_rss(),
-        versions=_versions(),
+        versions=installed_versions(PACKAGES),
         warnings=(*warnings_in(Path(log_path)), *(f"{REFUSED} {name}" for name in refused_options)),
         log_path=log_path,
         traced_flops=traced_flops,
@@ -214,28 +213,10 @@ def _cost(compiled: Any) -> dict[str, float] | None:
     return {name: float(value) for name, value in cost.items() if "{" not in name}
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _source(error: BaseException) -> str | None:
     """The innermost frame of the user's code."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if owner_of(frame.filename) == "user"]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
-
-
-def _die_with_parent(jobs_fd: int) -> None:
-    """Kill this process group once nobody holds the other end of the pipe, whatever the main thread is doing."""
-    poll = select.poll()
-    poll.register(jobs_fd, 0)
-    poll.poll()
-    os.killpg(0, signal.SIGKILL)
 
 
 def _reply(replies: Any, stage: str) -> None:

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from autotune.hlo.flops import dims_of
+from autotune.hlo.op_flops import Work
 from autotune.hlo.text import Computation, Module, Op
-from autotune.hlo.work import Work
 
 CLASSES = {
     "launch": "an instruction",

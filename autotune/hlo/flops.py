@@ -6,9 +6,9 @@ import math
 import re
 
 from autotune.hlo.kernels import kernel_work, target_of
+from autotune.hlo.op_flops import Work, dot_shape
 from autotune.hlo.shape import Shape
 from autotune.hlo.text import Computation, Module, Op
-from autotune.hlo.work import Work, dot_shape
 
 _DIMS = {
     name: re.compile(name + r"=\{([\d,]*)\}")

@@ -13,9 +13,9 @@ import base64
 import json
 import re
 
+from autotune.hlo.op_flops import Work, dot_shape
 from autotune.hlo.shape import Shape
 from autotune.hlo.text import Computation, Op
-from autotune.hlo.work import Work, dot_shape
 
 FREE_CALLS = frozenset(
     {

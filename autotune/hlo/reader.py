@@ -13,11 +13,11 @@ from autotune.hlo.flops import op_work
 from autotune.hlo.groups import DeviceGrid
 from autotune.hlo.kernels import FREE_CALLS, target_of
 from autotune.hlo.loops import Values, loop_invariants, trip_count
+from autotune.hlo.op_flops import Work
 from autotune.hlo.opcodes import FREE, KNOWN
 from autotune.hlo.shape import MEMORIES, dtype_name
 from autotune.hlo.text import Computation, Module, Op
 from autotune.hlo.tokens import Tokens, channel_token, rendezvous
-from autotune.hlo.work import Work
 from autotune.program import (
     Collective,
     Compute,

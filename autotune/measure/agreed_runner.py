@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
+from autotune.compile.compilation import Candidate, Compilation, CompileFailure
 from autotune.measure.local_runner import LocalRunner
 from autotune.measure.measure import Prepared, RunFailure, Turn
 from autotune.meshes.layout import Layout
@@ -67,8 +67,8 @@ class AgreedRunner:
         )
 
 
-def compile_together(job: Job, jobs: Sequence[CompileJob]) -> Iterator[tuple[CompileJob, Compilation | CompileFailure]]:
-    """Yield (CompileJob, outcome) for layouts of this job's own devices, compiled in every process at once."""
+def compile_together(job: Job, jobs: Sequence[Candidate]) -> Iterator[tuple[Candidate, Compilation | CompileFailure]]:
+    """Yield (Candidate, outcome) for layouts of this job's own devices, compiled in every process at once."""
     for one in jobs:
         runner = AgreedRunner(job, one.workload, one.target)
         prepared = runner.prepare([one.layout])[0]
@@ -79,7 +79,7 @@ def compile_together(job: Job, jobs: Sequence[CompileJob]) -> Iterator[tuple[Com
         runner.close()
 
 
-def _compile_failure(job: CompileJob, failure: RunFailure) -> CompileFailure:
+def _compile_failure(job: Candidate, failure: RunFailure) -> CompileFailure:
     return CompileFailure(
         layout=str(job.layout),
         target=job.target.name,

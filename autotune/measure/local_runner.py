@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import jax
 
 from autotune.compile.compilation import Compilation
-from autotune.compile.lower import compile_step, lower_step
+from autotune.compile.jit_step import compile_step, lower_step
 from autotune.compile.worker import compilation_of
-from autotune.host_memory import keep_freed_memory
 from autotune.measure.measure import Prepared, RunFailure, Turn
 from autotune.meshes.compiler_options import compiler_options
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
+from autotune.system.host_memory import keep_freed_memory
 from autotune.workload.workload import Workload
 
 Result = TypeVar("Result")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
-import threading
 from multiprocessing.connection import Connection
 
 import cloudpickle
 import jax
 
-from autotune.host_memory import keep_freed_memory
+from autotune.system.host_memory import keep_freed_memory
+from autotune.system.parent_death import when_parent_dies
 
 
 def main() -> None:
     """Take the number of devices, then what to run, then numbers of steps, until the other end closes."""
     keep_freed_memory()
     handle = int(sys.argv[1])
-    threading.Thread(target=_die_with_parent, args=(handle,), daemon=True).start()
+    when_parent_dies(handle, lambda: os._exit(1))
     pipe = Connection(handle)
     jax.config.update("jax_num_cpu_devices", cloudpickle.loads(pipe.recv_bytes()))
     # Imported after the number of devices is fixed, and before the user's own modules.
@@ -34,14 +33,6 @@ def main() -> None:
         except EOFError:
             return
         pipe.send_bytes(cloudpickle.dumps(runner.turn(layout, steps)))
-
-
-def _die_with_parent(handle: int) -> None:
-    """Leave at once when nobody holds the other end of the pipe, whatever the step is doing."""
-    poll = select.poll()
-    poll.register(handle, 0)
-    poll.poll()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from autotune.meshes.compiler_options import compiler_options
 from autotune.meshes.topology import DEVICE_KINDS, position
 from autotune.partition import BATCH_AXES, Leaf
 from autotune.plan.plan import Plan
+from autotune.workload.adapt import flax_rules, partition_spec
 from autotune.workload.leaves import is_array, leaves_of, map_leaves
-from autotune.workload.step import flax_rules, partition_spec
 
 
 def mesh(plan: Plan, devices: Sequence[Any] | None = None) -> Mesh:
@@ -68,10 +68,10 @@ def reference_step(plan: Plan, on: Mesh) -> Any:
     they imported.)"""
     if "model" not in plan.recipe:
         raise ValueError(f"plan: it keeps no record of the arrays of {plan.workload}")
-    from autotune.preset import preset_workload
+    from autotune.reference_workload import reference_workload
 
     model, dtype = str(plan.recipe["model"]), str(plan.recipe["dtype"])
-    return preset_workload(model, batch=plan.sequences, seq=plan.seq, dtype=dtype).build(plan.layout, on)
+    return reference_workload(model, batch=plan.sequences, seq=plan.seq, dtype=dtype).build(plan.layout, on)
 
 
 def placed(tree: Any) -> dict[str, tuple[tuple[int, ...], NamedSharding]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.compile.compilation import CompileFailure, CompileJob
+from autotune.analysis.analyse import predict, program_of
+from autotune.compile.compilation import Candidate, CompileFailure
 from autotune.compile.compile import compile_all
 from autotune.meshes.target import Target
 from autotune.plan.figures import axis_bytes_of, collectives_of
 from autotune.plan.plan import Plan
 from autotune.program import Program, Start, walk
-from autotune.read_compilation import predict, program_of
 from autotune.replay.replay import axis_name
 from autotune.store import Store
 from autotune.workload.workload import Workload
@@ -64,7 +64,7 @@ def check_plan(
     if not tolerance >= 0:
         raise ValueError(f"check: tolerance={tolerance} must be 0 or more")
     machine = target or plan.machine()
-    job = CompileJob(workload=workload, layout=plan.layout, target=machine)
+    job = Candidate(workload=workload, layout=plan.layout, target=machine)
     ((_, outcome),) = compile_all([job], workers=1, timeout_seconds=timeout_seconds, store=store)
     if isinstance(outcome, CompileFailure):
         raise CheckFailed(f"{plan.layout} does not compile any more: {outcome.reason} (log: {outcome.log_path})")

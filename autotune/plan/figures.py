@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from autotune.replay.replay import LedgerRow
+from autotune.replay.replay import CollectiveTotal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Figures:
 FIGURES = tuple(Figures.__dataclass_fields__)
 
 
-def axis_bytes_of(ledger: Iterable[LedgerRow]) -> dict[str, float]:
+def axis_bytes_of(ledger: Iterable[CollectiveTotal]) -> dict[str, float]:
     """What one device sends along each mesh axis and tier in a step: "fsdp@ici" -> bytes."""
     found: dict[str, float] = {}
     for line in ledger:
@@ -48,7 +48,7 @@ def axis_bytes_of(ledger: Iterable[LedgerRow]) -> dict[str, float]:
     return found
 
 
-def collectives_of(ledger: Iterable[LedgerRow]) -> dict[str, int]:
+def collectives_of(ledger: Iterable[CollectiveTotal]) -> dict[str, int]:
     """How many collectives of each kind run in a step: "all_gather fsdp@ici" -> count."""
     found: dict[str, int] = {}
     for line in ledger:

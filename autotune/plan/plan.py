@@ -1,11 +1,10 @@
-"""What a codebase takes home from a search: the layout, what it is for, the evidence, and why the others lost.
+"""What a codebase takes home from a search: the layout, what it is for, the analysis, and why the others lost.
 
 Plain versioned JSON, nothing executable. Importing this module needs no JAX; `mesh`, `shardings` and `jit` do.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,10 +17,12 @@ from autotune.meshes.layout import Layout, layout_to_json
 from autotune.meshes.target import Target, with_memory_fraction
 from autotune.partition import Partition
 from autotune.plan.figures import FIGURES, Figures
-from autotune.whole_file import write_whole
+from autotune.system.versions import installed_versions
+from autotune.system.whole_file import write_whole
 
 SCHEMA = 1
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
+"""Packages whose versions decide what a plan is worth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,20 +137,9 @@ class Plan:
 
     def version_differences(self) -> tuple[str, ...]:
         """Packages whose installed version is not the plan's: "jax 0.10.2 (plan), 0.11.0 (here)"."""
-        here = installed_versions()
+        here = installed_versions(PACKAGES)
         return tuple(
             f"{name} {version} (plan), {here[name]} (here)"
             for name, version in self.versions.items()
             if name in here and here[name] != version
         )
-
-
-def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Installed versions of `packages`: unless said, those that decide what a plan is worth."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,8 +1,9 @@
 """The closed form: what a layout of a transformer costs per step and device, for millions of layouts a second.
 
-No JAX, no compiler. What few columns decide is worked out once: work for each distinct piece (`price.work`), routes for
-each distinct mesh (`price.network`), passes (`price.passes`) and what happens once a step (`price.once`) for those of a
-chunk that differ; `price.terms` puts them together row by row.
+No JAX, no compiler. Many layouts agree in the few columns that decide one part of the price, so each part is computed
+once for the rows that differ in it: the work of a device (`transformer.device_work`), the cost of a collective on each
+mesh (`collective_costs`), one microbatch (`transformer.per_microbatch`), and one step (`transformer.per_step`).
+`transformer.pricer` adds the parts up, row by row.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import numpy as np
 
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
-from autotune.meshes.transformer import Transformer
-from autotune.price.assumptions import Assumptions, assumptions_of
-from autotune.price.terms import Pricer
+from autotune.meshes.transformer import TransformerShape
+from autotune.price.transformer.pricer import Pricer
+from autotune.price.transformer.training_stack import TrainingStack, stack_of
 from autotune.table import LayoutTable
 
 if TYPE_CHECKING:
-    from autotune.price.ledger import Ledger
+    from autotune.price.terms import CostTerms
     from autotune.price.traced.laws import Probed
     from autotune.workload.workload import Workload
 
@@ -30,12 +31,12 @@ CHUNK = 1 << 15
 
 
 class AnyPricer(Protocol):
-    """Prices a chunk at a time: of a transformer (`price.terms`) or of a traced step (`price.traced`)."""
+    """Prices a chunk at a time: of a transformer (`price.transformer.pricer`) or of a traced step (`price.traced`)."""
 
     def prepare(self, table: LayoutTable) -> Any:
         """What all chunks of the table share."""
 
-    def ledger(self, table: LayoutTable, prepared: Any, rows: slice, *, counting: bool = False) -> Ledger:
+    def cost_terms(self, table: LayoutTable, prepared: Any, rows: slice, *, counting: bool = False) -> CostTerms:
         """Every term of some rows (already taken as `table`) of the prepared table; `counting`: FLOPs and bytes too."""
 
 
@@ -103,7 +104,7 @@ class Prices:
         found: dict[str, list[np.ndarray]] = {}
         for begin in range(0, len(table), CHUNK):
             some = slice(begin, min(begin + CHUNK, len(table)))
-            for name, amount in self.pricer.ledger(table.take(some), prepared, some).all_memory().items():
+            for name, amount in self.pricer.cost_terms(table.take(some), prepared, some).all_memory().items():
                 found.setdefault(name, []).append(np.broadcast_to(amount, some.stop - some.start))
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
@@ -122,13 +123,13 @@ def price(workload: Workload, table: LayoutTable, target: Target, probed: Probed
 
 
 def price_transformer(
-    transformer: Transformer,
+    transformer: TransformerShape,
     batch: int,
     seq: int,
     dtype: str,
     table: LayoutTable,
     target: Target,
-    assumptions: Assumptions | None = None,
+    stack: TrainingStack | None = None,
 ) -> Prices:
     """Price every row of a table for `batch` sequences of `seq` tokens a step (whole mesh) on the target.
 
@@ -141,7 +142,7 @@ def price_transformer(
         seq=seq,
         dtype=dtype,
         target=target,
-        assumptions=assumptions or assumptions_of(target.hardware, dtype),
+        stack=stack or stack_of(target.hardware, dtype),
     )
     return price_table(pricer, table)
 
@@ -152,37 +153,37 @@ def price_table(pricer: AnyPricer, table: LayoutTable) -> Prices:
     prepared = pricer.prepare(table)
     for begin in range(0, len(table), CHUNK):
         rows = slice(begin, min(begin + CHUNK, len(table)))
-        ledger = pricer.ledger(table.take(rows), prepared, rows)
-        for total, values in zip(totals, ledger.totals(), strict=True):
+        cost = pricer.cost_terms(table.take(rows), prepared, rows)
+        for total, values in zip(totals, cost.totals(), strict=True):
             total[rows] = values
     step, low, high, peak = totals
     return Prices(table=table, pricer=pricer, step_seconds=step, low_seconds=low, high_seconds=high, peak_bytes=peak)
 
 
 def estimate(
-    transformer: Transformer,
+    transformer: TransformerShape,
     batch: int,
     seq: int,
     dtype: str,
     layout: Layout,
     target: Target,
-    assumptions: Assumptions | None = None,
+    stack: TrainingStack | None = None,
 ) -> Estimate:
     """The price of one layout with every term; the same numbers as its row of `price.transformer`."""
     table = LayoutTable.from_layouts([layout])
-    return price_transformer(transformer, batch, seq, dtype, table, target, assumptions).estimate(0)
+    return price_transformer(transformer, batch, seq, dtype, table, target, stack).estimate(0)
 
 
 def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
-    ledger = pricer.ledger(table, pricer.prepare(table), slice(0, 1), counting=True)
-    counts = {name: float(amount[0]) for name, amount in ledger.counted().items()}
+    cost = pricer.cost_terms(table, pricer.prepare(table), slice(0, 1), counting=True)
+    counts = {name: float(amount[0]) for name, amount in cost.counted().items()}
     flops = counts.pop("flops", 0.0)
-    step, low, high, peak = (float(values[0]) for values in ledger.totals())
+    step, low, high, peak = (float(values[0]) for values in cost.totals())
     terms: dict[str, Term] = {}
-    for name, resource, seconds in ledger.terms():
+    for name, resource, seconds in cost.terms():
         before = terms[name].seconds if name in terms else 0.0
         if seconds[0] or name in terms:
-            source = ledger.sources.get(name, "closed form")
+            source = cost.sources.get(name, "closed form")
             terms[name] = Term(seconds=before + float(seconds[0]), resource=resource, source=source)
     return Estimate(
         step_seconds=step,
@@ -190,8 +191,8 @@ def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
         high_seconds=high,
         peak_bytes=peak,
         terms=dict(sorted(terms.items(), key=lambda item: -item[1].seconds)),
-        resources={name: float(seconds[0]) for name, seconds in ledger.resources().items() if seconds[0]},
-        memory={name: float(values[0]) for name, values in ledger.all_memory().items()},
+        resources={name: float(seconds[0]) for name, seconds in cost.resources().items() if seconds[0]},
+        memory={name: float(values[0]) for name, values in cost.all_memory().items()},
         flops=flops,
         sent={axis: amount for axis, amount in counts.items() if amount},
     )

@@ -1,169 +1,204 @@
-"""The price of a chunk of layouts of a transformer, term by term; memory is in `price.memory`.
+"""Named seconds of a block of layouts, and their sums: the step, its lower and upper bound, the share of each resource.
 
-A step is accumulate x microbatches passes (`price.passes`) on the busiest stage, what happens once (`price.once`), and
-the bubble. Passes and what happens once are worked out for the few of each that differ, and put together here.
+All arrays have one entry a row (a row is a layout); seconds and bytes are of one device.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
-from autotune.meshes.layout import SCHEDULES
-from autotune.meshes.target import Target
-from autotune.meshes.transformer import Transformer
-from autotune.price.assumptions import Assumptions
-from autotune.price.distinct import distinct
-from autotune.price.ledger import Entry, Ledger
-from autotune.price.network import cost_of, meshes_of
-from autotune.price.once import Once
-from autotune.price.passes import Passes
-from autotune.price.rows import Prepared, chunks_of, hidden_beside
-from autotune.price.schedules import ZERO_BUBBLE, as_published, bubble_seconds
-from autotune.price.work import work_of
-from autotune.table import CONTEXT_ATTENTION, LayoutTable
+UNITS = ("layer", "head", "pass", "step")
+"""How often a term counts in a step: once for each layer and microbatch of the busiest stage ("layer"), once for each
+microbatch on a stage that has the head ("head"), once for each microbatch ("pass"), or once ("step")."""
 
-COLLECTIVES_OF_AXIS = {
-    "tensor": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
-    "fsdp": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
-    "data": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
-    "context": ("all_gather", "reduce_scatter", "permute", "all_reduce"),
-    "expert": ("all_to_all", "all_reduce", "all_gather"),
-    "stage": ("permute", "all_gather", "reduce_scatter", "all_reduce"),
-}
-"""The collectives that each axis can ask for."""
+COMPUTE = ("matmul", "hbm", "core", "launch")
+"""Resources of the core. Every other resource is a link, the host, or latency."""
+
+BUSY, HIDDEN = "busy", "hidden"
+"""Names of two sums beside those of the links: seconds of `COMPUTE`, and seconds of links that compute hides."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pricer:
-    """Prices tables of layouts of one transformer and batch on one target under one set of assumptions."""
+@dataclass(frozen=True, slots=True)
+class TermRows:
+    """One term of the price, for all rows of a block."""
 
-    transformer: Transformer
-    batch: int
-    seq: int
-    dtype: str
-    target: Target
-    assumptions: Assumptions
-
-    def prepare(self, table: LayoutTable) -> Prepared:
-        """What all chunks of the table share."""
-        meshes = meshes_of(table, self.target)
-        passes = table.accumulate * table.microbatches
-        first, piece_of_row = distinct([meshes.of_row, passes, table.sequence_parallel, table.context_attention])
-        some = table.take(first)
-        work = work_of(
-            self.transformer,
-            self.seq,
-            self.dtype,
-            self.target.hardware,
-            self.assumptions,
-            sequences=self.batch / (some.data * some.fsdp * some.expert * passes[first]),
-            tensor=some.tensor.astype(np.float64),
-            context=some.context.astype(np.float64),
-            expert=some.expert.astype(np.float64),
-            sequence_parallel=some.sequence_parallel,
-            ring=some.context_attention == CONTEXT_ATTENTION.index("ring"),
-        )
-        used = {axis: kinds for axis, kinds in COLLECTIVES_OF_AXIS.items() if (getattr(table, axis) > 1).any()}
-        costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
-        return Prepared(
-            meshes=meshes, costs=costs, work=work, piece_of_row=piece_of_row, mesh_of_piece=meshes.of_row[first]
-        )
-
-    def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> Ledger:
-        """Every term of some rows (already taken as `table`) of the prepared table."""
-        return Chunk(self, prepared, table, prepared.piece_of_row[rows], counting).book
+    name: str
+    """As reports show it: "matmul.mlp", "all_gather[fsdp]@ici"."""
+    resource: str
+    """What the term occupies: one of `COMPUTE`, "network:fsdp@ici", "host" or "latency"."""
+    unit: str
+    """One of `UNITS`."""
+    seconds: np.ndarray
+    """Of one unit, after compute has hidden what it can."""
+    full: np.ndarray
+    """Of one unit, with nothing hidden."""
 
 
-class Chunk:
-    """One chunk while it is worked out: of every row its passes, at `of_pass`, and what happens once, at `of_once`.
+@dataclass(slots=True)
+class CostTerms:
+    """All terms of a block of rows, and the block's memory."""
 
-    Every other array has one entry a row.
-    """
+    rows: int
+    """Layouts in the block."""
+    waiting: float
+    """Fraction of the step that slices add by waiting for the slowest slice."""
+    entries: list[TermRows] = field(default_factory=list)
+    times: dict[str, np.ndarray] = field(default_factory=dict)
+    """Unit -> how often it counts in a step."""
+    bubble: np.ndarray | float = 0.0
+    """Seconds of a step that the busiest pipeline stage waits for the others."""
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
+    """Category -> bytes at the worst moment of a step."""
+    idle: np.ndarray | float = 0.0
+    """Microbatches that the pipeline computes without need while it fills and drains, for each real one. The bubble has
+    their time; only `counts` grow by them."""
+    counting: bool = False
+    """Whether `counts` are kept."""
+    counts: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
+    """(what, unit, amount): "flops", or a mesh axis and the bytes that one device sends along it."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Name of a term -> its source, where that is not the closed form of a transformer."""
+    parts: tuple[tuple[CostTerms, np.ndarray], ...] = ()
+    """(terms that several rows share, place of each row in them): they count as terms of this block."""
 
-    def __init__(
-        self, pricer: Pricer, prepared: Prepared, table: LayoutTable, piece: np.ndarray, counting: bool
-    ) -> None:
-        self.pricer, self.table = pricer, table
-        first, self.of_pass = distinct([piece, table.remat, *chunks_of(table, pricer.transformer.layers)])
-        self.passes = Passes(pricer, prepared, table.take(first), piece[first], counting)
-        choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")
-        first, self.of_once = distinct([piece, *(getattr(table, name) for name in choices)])
-        self.once = Once(pricer, prepared, table.take(first), piece[first], counting)
-        waiting = pricer.target.hardware.waiting(pricer.target.groups)
-        self.book = Ledger(rows=len(table), waiting=waiting, counting=counting)
-        self.book.parts = ((self.passes.book, self.of_pass), (self.once.book, self.of_once))
-        self.layer, self.head = self.passes.layer[self.of_pass], self.passes.head[self.of_pass]
-        self._gradients()
-        others = self._times()
-        if self.once.used["stage"]:
-            self.book.bubble = self._bubble(others)
-        self.book.memory = self._saved()
+    def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
+        self.entries.append(TermRows(name, resource, unit, seconds, seconds if full is None else full))
 
-    def _saved(self) -> dict[str, np.ndarray]:
-        """Category -> bytes that the layers of a stage save for the backward pass, beside what `Once` counts."""
-        waiting, layers = self.once.stage.waiting[self.of_once], self.once.layers[self.of_once]
-        made, of = self.passes, self.of_pass
-        kept = made.kept[of]
-        published = (self.table.stage > 1) & as_published(self.table.schedule)
-        if published.any():
-            # That each tick keeps the weights which its matmuls read is the reference pipeline's own.
-            kept = kept - np.where(published, made.tick_weights[of], 0.0)
-        return {"activations": (kept * waiting + made.kept_weights[of]) * layers}
+    def count(self, what: str, unit: str, amount: np.ndarray | float) -> None:
+        """Add an amount that is not a time; nothing unless `counting`."""
+        if self.counting:
+            self.counts.append((what, unit, amount * np.ones(self.rows)))
 
-    def _gradients(self) -> None:
-        """Gradients over `data`, beside the backward pass of the layers."""
-        if not self.once.hidden_later:
-            return
-        stack = self.pricer.assumptions
-        beside = self.layer * self.once.layers[self.of_once]
-        if stack.scatter_hides == "never":
-            # Reduced layer by layer beside the backward pass only where no scatter along fsdp comes first.
-            beside = np.where(self.table.fsdp > 1, 0.0, 0.5 * beside)
-        outer = self.pricer.target.hardware.tiers[-1].name
-        for lines in self.once.hidden_later:
-            every = [(line, line.full[self.of_once]) for line in lines]
-            mine = [Entry(line.name, line.resource, line.unit, full, full) for line, full in every]
-            self.book.entries += hidden_beside(stack, "data", mine, beside, outer)
+    def counted(self) -> dict[str, np.ndarray]:
+        """What was counted -> its amount in a step."""
+        found: dict[str, np.ndarray] = {}
+        for what, unit, amount in self._all_counts():
+            again = self.idle if unit in ("layer", "pass") else 0.0
+            found[what] = found.get(what, 0.0) + amount * self.times[unit] * (1.0 + again)
+        return found
 
-    def _times(self) -> np.ndarray:
-        """Enter how often each unit counts on the busiest stage; seconds of one microbatch on all the others."""
-        book, once, of = self.book, self.once, self.of_once
-        stages, table = once.size["stage"], once.table
-        staged = stages > 1
-        passes = (table.accumulate * table.microbatches).astype(np.float64)
-        # Head and embedding are dealt out over the stages, so all stages are alike.
-        heads = np.where(staged, 1.0 / stages, 1.0)
-        rest = np.where(staged, (stages - 1.0) * once.layers, 0.0)
-        times = {"layer": passes * once.layers, "head": passes * heads, "pass": passes}
-        book.times = {unit: each[of] for unit, each in times.items()}
-        others = rest[of] * self.layer
-        book.times["step"] = np.ones(book.rows)
-        if book.counting:
-            book.idle = np.where(staged, (stages - 1.0) / (passes * table.virtual_stages), 0.0)[of]
-        return others
+    def _all_counts(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        for part, of in self.parts:
+            for what, unit, amount in part._all_counts():
+                yield what, unit, amount[of]
+        yield from self.counts
 
-    def _bubble(self, others: np.ndarray) -> np.ndarray:
-        """Seconds a step that the busiest stage waits for the others."""
-        table, made, layers = self.table, self.passes, self.once.layers
-        communication = made.layer - made.forward - made.backward - made.weight
-        bubble = np.zeros(self.book.rows)
-        for code, schedule in enumerate(SCHEDULES):
-            rows = np.flatnonzero((table.stage > 1) & (table.schedule == code))
-            if len(rows):
-                name = ZERO_BUBBLE if schedule == "zero-bubble" else schedule
-                of_pass, of_once = self.of_pass[rows], self.of_once[rows]
-                seconds = bubble_seconds(
-                    name,
-                    stages=table.stage[rows].astype(np.float64),
-                    passes=table.microbatches[rows],
-                    virtual_stages=table.virtual_stages[rows].astype(np.float64),
-                    others=others[rows],
-                    forward=layers[of_once] * (made.forward + 0.5 * communication)[of_pass],
-                    backward_input=layers[of_once] * (made.backward + 0.5 * communication)[of_pass],
-                    backward_weight=layers[of_once] * made.weight[of_pass],
-                    transfer=self.once.one_way[of_once],
-                )
-                bubble[rows] = seconds * table.accumulate[rows]
-        return bubble
+    def all_entries(self) -> Iterator[TermRows]:
+        """Every term of this block and of `parts`."""
+        for part, of in self.parts:
+            for entry in part.all_entries():
+                yield TermRows(entry.name, entry.resource, entry.unit, entry.seconds[of], entry.full[of])
+        yield from self.entries
+
+    def all_memory(self) -> dict[str, np.ndarray]:
+        """Category -> bytes, with those of `parts`."""
+        found: dict[str, np.ndarray] = {}
+        for part, of in self.parts:
+            for name, amount in part.all_memory().items():
+                found[name] = found.get(name, 0.0) + amount[of]
+        for name, amount in self.memory.items():
+            found[name] = found.get(name, 0.0) + amount
+        return found
+
+    def unit_seconds(self, unit: str) -> np.ndarray:
+        """Seconds of one layer, head, pass or step: the sum of all terms of that unit."""
+        total = np.zeros(self.rows)
+        for entry in self.entries:
+            if entry.unit == unit:
+                total += entry.seconds
+        for part, of in self.parts:
+            if any(entry.unit == unit for entry in part.entries):
+                total += part.unit_seconds(unit)[of]
+        return total
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(step seconds, lower bound, upper bound, peak bytes) of every row.
+
+        Lower bound: all communication overlaps perfectly, so the busiest of compute (with its bubble) and each link
+        sets the time, and no slice is late. Upper bound: nothing overlaps.
+        """
+        sums, lanes = self._sums(), dict[str, np.ndarray]()
+        for unit, what in sorted(sums):  # so that a row adds up the same in any chunk
+            seconds = sums[unit, what]
+            if unit != "step":
+                seconds *= self.times[unit]
+            _enter(lanes, what, seconds)
+        hidden = lanes.pop(HIDDEN, 0.0)
+        full = sum((lanes[what] for what in sorted(lanes)), np.zeros(self.rows))
+        lanes.pop("latency", None)
+        work, low = full - hidden, lanes.pop(BUSY, np.zeros(self.rows))
+        step = work + self.bubble
+        low = low + self.bubble * np.divide(low, work, out=np.zeros(self.rows), where=work > 0)
+        for lane in lanes.values():
+            np.maximum(low, lane, out=low)
+        np.minimum(low, step, out=low)
+        longer = 1.0 + self.waiting
+        return step * longer, low, (full + self.bubble) * longer, self._peak()
+
+    def _sums(self) -> dict[tuple[str, str], np.ndarray]:
+        """(unit, what) -> seconds with nothing hidden, where what is `BUSY` (the core), "latency" or a link; and
+        (unit, `HIDDEN`) -> the seconds of them that compute hides. The caller may change the arrays."""
+        sums: dict[tuple[str, str], np.ndarray] = {}
+        for part, of in self.parts:
+            for key, seconds in part._sums().items():
+                _enter(sums, key, seconds[of])
+        for entry in self.entries:
+            key = (entry.unit, BUSY if entry.resource in COMPUTE else entry.resource)
+            _enter(sums, key, entry.full if key in sums else entry.full.copy())
+            if entry.full is not entry.seconds:
+                _enter(sums, (entry.unit, HIDDEN), entry.full - entry.seconds)
+        return sums
+
+    def _peak(self) -> np.ndarray:
+        """Bytes of all categories, with those of `parts`."""
+        total = np.zeros(self.rows)
+        for part, of in self.parts:
+            if part.memory:
+                total += part._peak()[of]
+        for amount in self.memory.values():
+            total += amount
+        return total
+
+    def terms(self) -> list[tuple[str, str | None, np.ndarray]]:
+        """(name, resource, seconds in a step) of every term, of the bubble and of waiting. They add up to the step."""
+        found: list[tuple[str, str | None, np.ndarray]] = [
+            (entry.name, public(entry.resource), entry.seconds * self.times[entry.unit]) for entry in self.all_entries()
+        ]
+        found.append(("bubble", None, self.bubble * np.ones(self.rows)))
+        step = sum((seconds for _, _, seconds in found), np.zeros(self.rows))
+        return [*found, ("waiting[slices]", None, self.waiting * step)]
+
+    def resources(self) -> dict[str, np.ndarray]:
+        """Resource -> seconds of the step; they add up to the step.
+
+        In the bubble a stage waits for the microbatches of other stages, so the bubble is shared out over the resources
+        of a microbatch. A slice that waits for a slower one waits for every resource of the step alike.
+        """
+        passes = sum(self.unit_seconds(unit) * self.times[unit] for unit in UNITS if unit != "step")
+        stretch = 1.0 + np.divide(self.bubble, passes, out=np.zeros(self.rows), where=passes > 0)
+        found: dict[str, np.ndarray] = {}
+        for entry in self.all_entries():
+            seconds = entry.seconds * self.times[entry.unit] * (1.0 if entry.unit == "step" else stretch)
+            name = public(entry.resource)
+            found[name] = found.get(name, 0.0) + seconds * (1.0 + self.waiting)
+        return found
+
+
+def public(resource: str) -> str:
+    """The resource as reports name it: kernel launches count as latency."""
+    return "latency" if resource == "launch" else resource
+
+
+Key = TypeVar("Key")
+
+
+def _enter(sums: dict[Key, np.ndarray], key: Key, amount: np.ndarray) -> None:
+    """Add `amount` to `sums[key]` in place. The first amount becomes the sum itself, so later calls change it."""
+    if key in sums:
+        sums[key] += amount
+    else:
+        sums[key] = amount

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from autotune.compile.compilation import CompileFailure, CompileJob
+from autotune.compile.compilation import Candidate, CompileFailure
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST, REMAT, Layout
 from autotune.meshes.target import Target, part_of
 from autotune.price.price import price
-from autotune.price.space import PricedSpace, why_illegal
+from autotune.price.priced_space import PricedSpace, why_illegal
 from autotune.price.traced.laws import Probed
 from autotune.probes.fit import Probe, probed_of
 from autotune.table import LayoutTable
@@ -35,7 +35,7 @@ WORTH = 2
 class Probing:
     """The compiles to make, and a line on everything that is left out."""
 
-    jobs: tuple[CompileJob, ...]
+    jobs: tuple[Candidate, ...]
     notes: tuple[str, ...]
 
 
@@ -91,7 +91,7 @@ def _axes(space: PricedSpace) -> tuple[str, ...]:
     return tuple(axis for axis in AXES if axis != "stage" and (getattr(space.table, axis)[legal] > 1).any())
 
 
-def _fitting_jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...]) -> tuple[list[CompileJob], list[str]]:
+def _fitting_jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...]) -> tuple[list[Candidate], list[str]]:
     """The jobs on the smallest parts that do."""
     factor = 1
     jobs, notes = _jobs(space, base, axes, factor)
@@ -101,7 +101,7 @@ def _fitting_jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...]) -> tu
     return jobs, notes
 
 
-def _each_fits(jobs: Sequence[CompileJob], axes: Sequence[str]) -> bool:
+def _each_fits(jobs: Sequence[Candidate], axes: Sequence[str]) -> bool:
     """Whether each axis is in a probe that is priced to fit."""
     fitting = set()
     for job in jobs:
@@ -111,7 +111,7 @@ def _each_fits(jobs: Sequence[CompileJob], axes: Sequence[str]) -> bool:
     return fitting == set(axes)
 
 
-def _jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...], factor: int) -> tuple[list[CompileJob], list[str]]:
+def _jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...], factor: int) -> tuple[list[Candidate], list[str]]:
     """The probes on parts of at least 2 x `factor` (axes alone) and 4 x `factor` devices (pairs)."""
     one, two = part_of(space.target, 2 * factor), part_of(space.target, 4 * factor)
     cuts = [(one, {axis: one.devices}) for axis in axes]
@@ -121,13 +121,13 @@ def _jobs(space: PricedSpace, base: Layout, axes: tuple[str, ...], factor: int) 
         if (together & space.legal).any():
             cuts.append((two, dict(zip(pair, (few, two.devices // few), strict=True))))
     zeros = sorted({int(zero) for zero in np.unique(space.table.zero[space.legal])})
-    jobs: list[CompileJob] = []
+    jobs: list[Candidate] = []
     notes: list[str] = []
 
     def probe(layout: Layout, part: Target) -> None:
         problem = why_illegal(space.workload, part, layout)
         if problem is None:
-            jobs.append(CompileJob(workload=space.workload, layout=layout, target=part))
+            jobs.append(Candidate(workload=space.workload, layout=layout, target=part))
         else:
             notes.append(f"not probed: {problem}")
 

@@ -13,13 +13,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune.evidence import Evidence
+from autotune.analysis.analysis import Analysis
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES, Layout
-from autotune.price.ledger import COMPUTE
+from autotune.price.terms import COMPUTE
 from autotune.price.traced.laws import OWN_SHARE, Beside, Choice, Class, Laws, Probed, Sent
 from autotune.price.traced.scaling_law import ScalingLaw, fit
-from autotune.replay.replay import LedgerRow
+from autotune.replay.replay import CollectiveTotal
 
 CLOSE = 0.02
 """Amounts this near to a law follow it: the compiler's scalars and paddings are less."""
@@ -50,9 +50,9 @@ class Probe:
     sent: Mapping[Class, Moved]
 
 
-def probe_of(layout: Layout, evidence: Evidence) -> Probe:
+def probe_of(layout: Layout, analysis: Analysis) -> Probe:
     """The amounts of one compiled layout."""
-    prediction, memory = evidence.prediction, evidence.memory
+    prediction, memory = analysis.prediction, analysis.memory
     critical: dict[str, float] = {}
     for (resource, detail), seconds in prediction.critical.items():
         name = "launch" if (resource, detail) == ("latency", "launch") else resource
@@ -60,7 +60,7 @@ def probe_of(layout: Layout, evidence: Evidence) -> Probe:
             critical[name] = critical.get(name, 0.0) + seconds
     # What runs while the core waits for the network is not on the critical path; all of it is work nonetheless.
     whole = prediction.busy["core"] / (sum(critical.values()) or 1.0)
-    lines: dict[Class, list[LedgerRow]] = {}
+    lines: dict[Class, list[CollectiveTotal]] = {}
     for line in prediction.ledger:
         lines.setdefault((tuple(line.axis.split("+")), line.kind), []).append(line)
     sent = {}
@@ -76,7 +76,7 @@ def probe_of(layout: Layout, evidence: Evidence) -> Probe:
     held = memory.peak_bytes - memory.by_category["parameters"] - memory.by_category["optimizer_state"]
     return Probe(
         layout=layout,
-        flops=evidence.flops,
+        flops=analysis.flops,
         core_seconds={name: seconds * whole for name, seconds in critical.items()},
         held_bytes=float(max(held, 0)),
         sent=sent,

@@ -19,7 +19,7 @@ import numpy as np
 from autotune.meshes.collectives import Leg
 from autotune.meshes.hardware import Hardware
 from autotune.program import Collective, Compute, Copy, CopyStart, Done, Instruction, Loop, Program, Start
-from autotune.replay.core_cost import core_seconds
+from autotune.replay.op_seconds import core_seconds
 
 Term = tuple[str, str]
 """(resource, detail): ("matmul", "dot"), ("network:fsdp@ici", "all_gather"), ("latency", "fsdp@ici/all_gather")."""
@@ -29,7 +29,7 @@ HOST_BYTES_PER_SECOND = 1.5e10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerRow:
+class CollectiveTotal:
     """One kind of collective on one mesh axis and tier, per device and step.
 
     `seconds`: bytes and latency on this tier alone. `hidden_seconds`: what of them passes while a slower tier moves the
@@ -64,7 +64,7 @@ class Prediction:
     high_seconds: float
     critical: Mapping[Term, float]
     busy: Mapping[str, float]
-    ledger: tuple[LedgerRow, ...]
+    ledger: tuple[CollectiveTotal, ...]
     losses: Mapping[str, float]
 
     def by_resource(self) -> dict[str, float]:
@@ -342,7 +342,7 @@ def _serial_seconds(program: Program, legs, hardware: Hardware) -> float:
     return total
 
 
-def _ledger(program: Program, legs, critical: Mapping[Term, float]) -> tuple[LedgerRow, ...]:
+def _ledger(program: Program, legs, critical: Mapping[Term, float]) -> tuple[CollectiveTotal, ...]:
     rows: dict[tuple[str, str, str], list[float]] = {}
     for instruction, trips in _executions(program.instructions):
         if not isinstance(instruction, Start):
@@ -357,7 +357,7 @@ def _ledger(program: Program, legs, critical: Mapping[Term, float]) -> tuple[Led
             row[3] += trips * (leg.bytes_seconds + leg.latency_seconds + leg.hidden_seconds)
             row[4] += trips * leg.hidden_seconds
     return tuple(
-        LedgerRow(
+        CollectiveTotal(
             axis=axis,
             tier=tier,
             kind=kind,

@@ -8,32 +8,32 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.replay.replay import LedgerRow
+from autotune.replay.replay import CollectiveTotal
 from autotune.report.report import Report, Row, row_to_json
-from autotune.report.text import bytes_text, seconds_text
+from autotune.units import bytes_text, seconds_text
 
 
 def seconds_by_resource(first: Row, second: Row) -> dict[str, tuple[float, float]]:
     """Critical-path seconds of each resource in both layouts, the largest difference first."""
-    assert first.evidence is not None and second.evidence is not None
-    a, b = first.evidence.prediction.by_resource(), second.evidence.prediction.by_resource()
+    assert first.analysis is not None and second.analysis is not None
+    a, b = first.analysis.prediction.by_resource(), second.analysis.prediction.by_resource()
     both = {name: (a.get(name, 0.0), b.get(name, 0.0)) for name in {*a, *b}}
     return dict(sorted(both.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), item[0])))
 
 
 def bytes_by_collective(
     first: Row, second: Row
-) -> dict[tuple[str, str, str], tuple[LedgerRow | None, LedgerRow | None]]:
+) -> dict[tuple[str, str, str], tuple[CollectiveTotal | None, CollectiveTotal | None]]:
     """The ledger lines of both layouts by (axis, tier, kind), the largest difference in bytes sent first."""
-    assert first.evidence is not None and second.evidence is not None
+    assert first.analysis is not None and second.analysis is not None
     a, b = (
-        {(line.axis, line.tier, line.kind): line for line in row.evidence.prediction.ledger}
+        {(line.axis, line.tier, line.kind): line for line in row.analysis.prediction.ledger}
         for row in (first, second)
-        if row.evidence
+        if row.analysis
     )
     both = {key: (a.get(key), b.get(key)) for key in {*a, *b}}
 
-    def sent(line: LedgerRow | None) -> float:
+    def sent(line: CollectiveTotal | None) -> float:
         return line.wire_bytes if line else 0.0
 
     return dict(sorted(both.items(), key=lambda item: (-abs(sent(item[1][1]) - sent(item[1][0])), item[0])))
@@ -41,7 +41,7 @@ def bytes_by_collective(
 
 def comparison_to_json(report: Report, first: Row, second: Row) -> dict[str, Any]:
     """Both rows, and the differences by resource and by memory category; null where one did not compile."""
-    both = first.evidence is not None and second.evidence is not None
+    both = first.analysis is not None and second.analysis is not None
     return {
         "schema": 1,
         "target": report.target.name,
@@ -55,7 +55,7 @@ def comparison_to_json(report: Report, first: Row, second: Row) -> dict[str, Any
 
 def render_comparison(report: Report, first: Row, second: Row) -> RenderableType:
     """The screen of `compare`."""
-    if first.evidence is None or second.evidence is None:
+    if first.analysis is None or second.analysis is None:
         told = (f"{row.layout}: {row.status}" + (f": {row.reason}" if row.reason else "") for row in (first, second))
         return Text("\n".join(told))
     head = f"{report.workload} on {report.target.name}, per device and step (compiled)"
@@ -80,8 +80,8 @@ def render_comparison(report: Report, first: Row, second: Row) -> RenderableType
 
 
 def _memory(first: Row, second: Row) -> dict[str, tuple[int, int]]:
-    assert first.evidence is not None and second.evidence is not None
-    a, b = first.evidence.memory.by_category, second.evidence.memory.by_category
+    assert first.analysis is not None and second.analysis is not None
+    a, b = first.analysis.memory.by_category, second.analysis.memory.by_category
     return {name: (a.get(name, 0), b.get(name, 0)) for name in dict.fromkeys((*a, *b))}
 
 

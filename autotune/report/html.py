@@ -6,9 +6,10 @@ from pathlib import Path
 
 import jinja2
 
-from autotune.limits import ARC
+from autotune.analysis.limits import ARC
 from autotune.report.report import Report, near_capacity
-from autotune.report.text import buffers_text, bytes_text, mfu_text, percent, roomier_text, seconds_text, too_large
+from autotune.report.text import buffers_text, mfu_text, roomier_text, too_large
+from autotune.units import bytes_text, percent, seconds_text
 
 
 def render_html(report: Report) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from autotune.meshes.placement import place
 from autotune.plan.figures import Figures, axis_bytes_of, collectives_of
-from autotune.plan.plan import Plan, installed_versions
+from autotune.plan.plan import PACKAGES, Plan
 from autotune.report.report import Report, Row
+from autotune.system.versions import installed_versions
 from autotune.workload.workload import Workload
 
 RUNNERS_UP = 10
@@ -27,7 +28,7 @@ def plan_of(report: Report, workload: Workload) -> Plan:
         groups=target.groups,
         devices=target.devices,
         device_order=tuple(int(index) for index in order.flat),
-        versions=installed_versions(),
+        versions=installed_versions(PACKAGES),
         workload=workload.name,
         fingerprint=workload.fingerprint,
         recipe=dict(workload.recipe),
@@ -53,8 +54,8 @@ def _values(thing: Any, *names: str) -> dict[str, Any] | None:
 
 def figures_of(row: Row, workload: Workload) -> Figures:
     """What one row of a report says, as a plan keeps it."""
-    evidence, measured = row.evidence, row.measurement
-    prediction = evidence.prediction if evidence else None
+    analysis, measured = row.analysis, row.measurement
+    prediction = analysis.prediction if analysis else None
     if workload.transformer:
         model_flops: float | None = workload.transformer.train_flops(workload.sequences, workload.seq)
     else:
@@ -70,7 +71,7 @@ def figures_of(row: Row, workload: Workload) -> Figures:
         tokens_per_second_per_device=row.tokens_per_second_per_device,
         model_flops=model_flops,
         peak_bytes=row.peak_bytes,
-        flops=evidence.flops if evidence else None,
+        flops=analysis.flops if analysis else None,
         axis_bytes=axis_bytes_of(prediction.ledger) if prediction else None,
         collectives=collectives_of(prediction.ledger) if prediction else None,
     )

@@ -23,12 +23,12 @@ def price_errors(rows: Iterable[Row]) -> dict[str, list[float]]:
             found.setdefault(what, []).append(priced / compiled)
 
     for row in rows:
-        if row.evidence is None or row.price is None:
+        if row.analysis is None or row.price is None:
             continue
-        prediction = row.evidence.prediction
+        prediction = row.analysis.prediction
         compare("seconds", row.price.step_seconds, prediction.step_seconds)
-        compare("FLOPs", row.price.flops, row.evidence.flops)
-        compare("peak memory", row.price.peak_bytes, row.evidence.memory.peak_bytes)
+        compare("FLOPs", row.price.flops, row.analysis.flops)
+        compare("peak memory", row.price.peak_bytes, row.analysis.memory.peak_bytes)
         compiled: dict[str, float] = {}
         for line in prediction.ledger:
             compiled[line.axis] = compiled.get(line.axis, 0.0) + line.wire_bytes

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.evidence import Evidence
-from autotune.limits import KeptOut, Limit
+from autotune.analysis.analysis import Analysis
+from autotune.analysis.limits import KeptOut, Limit
 from autotune.measure.measure import Measurement
 from autotune.memory_use import MemoryUse
 from autotune.meshes.layout import Layout, layout_to_json
 from autotune.meshes.target import Target
 from autotune.plan.plan import Plan
-from autotune.price.changes import Change
+from autotune.price.changes_that_fit import Change
 from autotune.price.price import Estimate
 from autotune.row_status import RowStatus
 
@@ -42,7 +42,7 @@ class Row:
     status: RowStatus
     reason: str | None
     price: Estimate | None
-    evidence: Evidence | None
+    analysis: Analysis | None
     measurement: Measurement | None
     peak_bytes: float | None
     memory: MemoryUse | None
@@ -60,8 +60,8 @@ class Row:
         """The best number there is: measured, else compiled, else priced."""
         if self.measurement is not None:
             return self.measurement.median_seconds
-        if self.evidence is not None:
-            return self.evidence.prediction.step_seconds
+        if self.analysis is not None:
+            return self.analysis.prediction.step_seconds
         return self.price.step_seconds if self.price else None
 
 
@@ -134,6 +134,8 @@ class Report:
     plan_or_none: Plan | None
     compilers_word: str | None
     roomier: Roomier | None = None
+    interrupted: bool = False
+    """Whether Ctrl-C ended the search before every layout was compiled or measured."""
 
     @property
     def ranked(self) -> tuple[Row, ...]:
@@ -173,8 +175,8 @@ def near(peak_bytes: float, capacity_bytes: float) -> bool:
 
 def row_to_json(report: Report, row: Row) -> dict[str, Any]:
     """One row; unknown is null, never 0. Seconds and bytes are per device and step."""
-    evidence, price, measured = row.evidence, row.price, row.measurement
-    prediction = evidence.prediction if evidence else None
+    analysis, price, measured = row.analysis, row.price, row.measurement
+    prediction = analysis.prediction if analysis else None
     chosen = report.ranked[:1] == (row,)
     kept_out = report.kept_out if chosen else None
     return {
@@ -230,7 +232,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         "elasticities": dict(row.elasticities),
         "prices": dict(report.prices) if chosen else None,
         "losses_seconds": dict(row.losses_seconds),
-        "losses": [dataclasses.asdict(loss) for loss in evidence.losses] if evidence else None,
+        "losses": [dataclasses.asdict(loss) for loss in analysis.losses] if analysis else None,
         "collectives": [
             {
                 "axis": line.axis,
@@ -253,8 +255,8 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         }
         if price
         else None,
-        "compile_seconds": evidence.compile_seconds if evidence else None,
-        "warnings": list(evidence.warnings) if evidence else [],
+        "compile_seconds": analysis.compile_seconds if analysis else None,
+        "warnings": list(analysis.warnings) if analysis else [],
         "log": row.log,
     }
 
@@ -270,6 +272,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "workload": report.workload,
         "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
         "compilers_word": report.compilers_word,
+        "interrupted": report.interrupted,
         "rows": [row_to_json(report, row) for row in report.rows],
         "omitted": [
             {

@@ -8,20 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 
+from autotune.analysis.analysis import Analysis
+from autotune.analysis.limits import binding_limit, elasticities
 from autotune.compile.compilation import Compilation, CompileFailure
-from autotune.evidence import Evidence
-from autotune.hlo.memory import peak_bytes
-from autotune.limits import binding_limit, elasticities
+from autotune.hlo.memory_by_category import peak_bytes
 from autotune.measure.measure import Measurement, tied
 from autotune.memory_use import MemoryUse, compiled_use, failed_use, priced_use
 from autotune.meshes.compiler_options import as_variable, options_left_out
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.outcomes import Outcomes, fits
-from autotune.price.changes import Change, devices_needed, smallest_changes
+from autotune.price.changes_that_fit import Change, devices_needed, smallest_changes
 from autotune.price.price import Estimate
-from autotune.price.schedules import REFERENCE
-from autotune.price.space import PricedSpace
+from autotune.price.priced_space import PricedSpace
+from autotune.price.transformer.pipeline_schedules import REFERENCE
 from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
 from autotune.report.report import NOT_LISTED, SPARE, Omitted, Report, Roomier, Row, near
@@ -50,7 +50,7 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         RowStatus.ILLEGAL.rank,
     )
     rows: list[Row] = []
-    for layout in (*outcomes.evidence, *outcomes.failures):
+    for layout in (*outcomes.analysis, *outcomes.failures):
         row = _examined_row(workload, target, space, layout, outcomes)
         status[space.row_of(layout)] = row.status.rank
         rows.append(row)
@@ -105,7 +105,7 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
 def _compilers_word(outcomes: Outcomes) -> str | None:
     """Where nothing compiled and memory was not the reason: how many compiles failed, and what the most of them say."""
     failures = list(outcomes.failures.values())
-    if outcomes.evidence or not failures or any(one.kind == "oom" for one in failures):
+    if outcomes.analysis or not failures or any(one.kind == "oom" for one in failures):
         return None
     reasons = Counter(one.reason for one in failures)
     reason, count = reasons.most_common(1)[0]
@@ -116,8 +116,8 @@ def _compilers_word(outcomes: Outcomes) -> str | None:
 def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes: Outcomes) -> Row:
     """The row of a layout that was compiled, or tried."""
     price = space.price(space.row_of(layout))
-    evidence = outcomes.evidence.get(layout)
-    if evidence is None:
+    analysis = outcomes.analysis.get(layout)
+    if analysis is None:
         failure = outcomes.failures[layout]
         word = RowStatus.of_failure(failure.kind)
         memory = None
@@ -126,8 +126,8 @@ def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes
         return _row(workload, target, layout, word, price, reason=failure.reason, log=failure.log_path,
                     peak=failure.needed_bytes, memory=memory)  # fmt: skip
     measurement, run_failure = outcomes.measurements.get(layout), outcomes.run_failures.get(layout)
-    peak = evidence.memory.peak_bytes
-    if not fits(evidence, target):
+    peak = analysis.memory.peak_bytes
+    if not fits(analysis, target):
         word = RowStatus.OOM
         over = (peak - target.hardware.capacity_bytes) / 2**30
         reason = f"compiled peak {peak / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
@@ -136,7 +136,7 @@ def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes
         reason = f"{run_failure.phase}: {run_failure.reason}"
     else:
         word, reason = (RowStatus.MEASURED if measurement else RowStatus.COMPILED), None
-    return _row(workload, target, layout, word, price, reason=reason, log=evidence.log, peak=peak, evidence=evidence,
+    return _row(workload, target, layout, word, price, reason=reason, log=analysis.log, peak=peak, analysis=analysis,
                 measurement=measurement)  # fmt: skip
 
 
@@ -164,28 +164,28 @@ def _row(
     reason: str | None = None,
     log: str | None = None,
     peak: float | None = None,
-    evidence: Evidence | None = None,
+    analysis: Analysis | None = None,
     measurement: Measurement | None = None,
     memory: MemoryUse | None = None,
     shares: Mapping[str, float] | None = None,
 ) -> Row:
     """A row with what follows from its numbers: MFU, tokens per second, the limit, the losses."""
-    if evidence:
-        memory = compiled_use(evidence.memory)
+    if analysis:
+        memory = compiled_use(analysis.memory)
     elif price is not None and memory is None and status in (RowStatus.PRICED, RowStatus.OOM):
         memory = priced_use(price)
-    if evidence:
-        shares = elasticities(evidence.prediction.by_resource())
+    if analysis:
+        shares = elasticities(analysis.prediction.by_resource())
     runs = status.can_run
     best = measurement.median_seconds if measurement else None
     if best is None:
-        best = evidence.prediction.step_seconds if evidence else (price.step_seconds if price else None)
+        best = analysis.prediction.step_seconds if analysis else (price.step_seconds if price else None)
     return Row(
         layout=layout,
         status=status,
         reason=reason,
         price=price,
-        evidence=evidence,
+        analysis=analysis,
         measurement=measurement,
         peak_bytes=peak,
         memory=memory,
@@ -195,7 +195,7 @@ def _row(
         tokens_per_second_per_device=workload.tokens / best / target.devices if runs and best else None,
         limit=binding_limit(shares) if shares else None,
         elasticities=shares or {},
-        losses_seconds=_losses(workload, target, layout, evidence, price),
+        losses_seconds=_losses(workload, target, layout, analysis, price),
         log=log,
     )
 
@@ -251,26 +251,26 @@ def _roomier(space: PricedSpace, runnable: list[Row], capacity: float) -> Roomie
 
 
 def _losses(
-    workload, target, layout: Layout, evidence: Evidence | None, price: Estimate | None
+    workload, target, layout: Layout, analysis: Analysis | None, price: Estimate | None
 ) -> dict[str, float | None]:
     """Seconds of the step lost to the pipeline bubble, to recomputation, to slots of experts beyond their mean load,
     to FLOPs that several devices repeat, and to slices that wait for the slowest."""
-    if evidence is None:
+    if analysis is None:
         found: dict[str, float | None] = dict.fromkeys(("bubble", "recompute", "padding", "redundant", "waiting"))
         if price is not None:
             found |= {"bubble": 0.0, "waiting": 0.0}
             found |= {name.partition("[")[0]: one.seconds for name, one in price.terms.items() if one.resource is None}
         return found
-    bubble = sum(loss.seconds or 0.0 for loss in evidence.losses if loss.kind == "bubble")
+    bubble = sum(loss.seconds or 0.0 for loss in analysis.losses if loss.kind == "bubble")
     padding = redundant = None
-    if workload.transformer is not None and evidence.flops:
+    if workload.transformer is not None and analysis.flops:
         empty = workload.transformer.padding_flops(workload.sequences, workload.seq)
-        matmul = evidence.prediction.by_resource().get("matmul", 0.0)
-        padding = matmul * empty / (evidence.flops * target.devices)
-    if evidence.traced:
-        redundant = sum(loss.seconds or 0.0 for loss in evidence.losses if loss.kind == "redundant")
-    recompute = evidence.prediction.losses.get("recompute")
-    waiting = evidence.prediction.losses.get("waiting", 0.0)
+        matmul = analysis.prediction.by_resource().get("matmul", 0.0)
+        padding = matmul * empty / (analysis.flops * target.devices)
+    if analysis.traced:
+        redundant = sum(loss.seconds or 0.0 for loss in analysis.losses if loss.kind == "redundant")
+    recompute = analysis.prediction.losses.get("recompute")
+    waiting = analysis.prediction.losses.get("waiting", 0.0)
     return {
         "bubble": bubble, "recompute": recompute, "padding": padding, "redundant": redundant, "waiting": waiting,
     }  # fmt: skip
@@ -301,13 +301,13 @@ def _ranked(rows: list[Row]) -> list[Row]:
 
 def _with_reason(row: Row, best: Row) -> Row:
     """The runner-up with why it lost: the resources that take longer than in the best, largest first."""
-    if row.evidence is None or best.evidence is None:
+    if row.analysis is None or best.analysis is None:
         if row.reason is None and row.status is RowStatus.PRICED and best.status is not RowStatus.PRICED:
             return replace(row, reason="not compiled: priced slower than those that were")
         return row
-    mine, theirs = row.evidence.prediction.by_resource(), best.evidence.prediction.by_resource()
+    mine, theirs = row.analysis.prediction.by_resource(), best.analysis.prediction.by_resource()
     change = {name: mine.get(name, 0.0) - theirs.get(name, 0.0) for name in {*mine, *theirs}}
-    total = row.evidence.prediction.step_seconds - best.evidence.prediction.step_seconds
+    total = row.analysis.prediction.step_seconds - best.analysis.prediction.step_seconds
     parts = sorted(change.items(), key=lambda item: -abs(item[1]))[:3]
     listed = ", ".join(f"{name} {_signed(value)}" for name, value in parts if abs(value) > 1e-3 * abs(total))
     return replace(row, reason=f"{_signed(total)} a step (compiled): {listed}")
@@ -356,9 +356,9 @@ def _ties(runnable: list[Row]) -> tuple[str, ...]:
 def _rank_correlation(runnable: list[Row]) -> float | None:
     """Spearman's rank correlation of compiled against measured times; None below three layouts."""
     pairs = [
-        (row.evidence.prediction.step_seconds, row.measurement.median_seconds)
+        (row.analysis.prediction.step_seconds, row.measurement.median_seconds)
         for row in runnable
-        if row.evidence and row.measurement
+        if row.analysis and row.measurement
     ]
     if len(pairs) < 3:
         return None
@@ -369,7 +369,7 @@ def _rank_correlation(runnable: list[Row]) -> float | None:
 def _failed(outcomes: Outcomes) -> tuple[str, ...]:
     """A line where compiles failed for another reason than memory and none went through: the prices stand unproved."""
     failed = [failure for failure in outcomes.failures.values() if failure.kind != "oom"]
-    if outcomes.evidence or not failed:
+    if outcomes.analysis or not failed:
         return ()
     return (f"none of {len(failed)} compiles went through, so the choice is by price alone; e.g. {failed[0].reason}",)
 
@@ -386,7 +386,7 @@ def _sources(price: Estimate) -> str:
 def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
     notes = [*workload.guesses, *space.notes]
     ratios = [
-        row.evidence.prediction.step_seconds / row.price.step_seconds for row in runnable if row.evidence and row.price
+        row.analysis.prediction.step_seconds / row.price.step_seconds for row in runnable if row.analysis and row.price
     ]
     if ratios:
         notes.append(
@@ -416,5 +416,5 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
     notes += [f"the compiler was told, and a run elsewhere needs: {flags}"] if flags else []
     if target.memory_fraction is not None and not target.attached:
         notes.append(f"a run needs: XLA_PYTHON_CLIENT_MEM_FRACTION={target.memory_fraction:g}")
-    notes += sorted({warning for row in runnable[:1] if row.evidence for warning in row.evidence.warnings})
+    notes += sorted({warning for row in runnable[:1] if row.analysis for warning in row.analysis.warnings})
     return tuple(notes)

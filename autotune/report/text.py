@@ -9,14 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.limits import ARC
-from autotune.losses import LOSS_KINDS, Loss
+from autotune.analysis.limits import ARC
+from autotune.analysis.overheads import OVERHEAD_KINDS, Overhead
 from autotune.meshes.target import Target
 from autotune.program import Buffer
 from autotune.report.report import NOT_LISTED, SPARE, Omitted, Report, Row, near_capacity
 from autotune.row_status import RowStatus
+from autotune.units import bytes_text, percent, seconds_text
 
-GIB = 2**30
 BUFFERS = 5
 """Largest buffers of a layout on the screen."""
 
@@ -36,38 +36,13 @@ def render(report: Report) -> Group:
     elif report.ranked:
         ranking = report.ranked[: _most_listed(report)]
         parts += [_near_limit(report), _ranking(report, ranking), _verdict(report), _why_others_lost(ranking)]
-        if report.ranked[0].evidence:
+        if report.ranked[0].analysis:
             parts += [_ledger(report.ranked[0]), _losses(report.ranked[0])]
         parts.append(_memory(report, report.ranked[0]))
     else:
         parts.append(_nothing_fits(report))
     parts += [_does_not_fit(report), _others(report, ranking), _notes(report)]
     return Group(*(part for part in parts if part is not None))
-
-
-def seconds_text(value: float | None) -> str:
-    """Four significant digits in s, ms or us; a dash when unknown."""
-    if value is None:
-        return "-"
-    for unit, scale in (("s", 1.0), ("ms", 1e3)):
-        if value * scale >= 1:
-            return f"{value * scale:.4g} {unit}"
-    return f"{value * 1e6:.4g} us"
-
-
-def bytes_text(value: float | None) -> str:
-    """GiB, MiB, KiB or B with three significant digits; a dash when unknown."""
-    if value is None:
-        return "-"
-    for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 1024)):
-        if value >= scale:
-            size = value / scale
-            return f"{size:.0f} {unit}" if size >= 100 else f"{size:.3g} {unit}"
-    return f"{value:.0f} B"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _share(target: Target) -> str:
@@ -135,7 +110,7 @@ def _ranking(report: Report, rows: Sequence[Row]) -> Table:
     table.add_column("memory, of usable", justify="right")
     table.add_column("binds: elasticity, margin", overflow="fold")
     for number, row in enumerate(rows, 1):
-        prediction = row.evidence.prediction if row.evidence else None
+        prediction = row.analysis.prediction if row.analysis else None
         cells = [
             f"{number}=" if str(row.layout) in report.tied else str(number),
             str(row.layout),
@@ -146,7 +121,7 @@ def _ranking(report: Report, rows: Sequence[Row]) -> Table:
         if measured:
             cells.append(_measured(row))
         known = [mfu_text(row), _against_capacity(report, row), _limit(row)]
-        table.add_row(*cells, *(known if row.evidence else [f"({cell})" for cell in known]))
+        table.add_row(*cells, *(known if row.analysis else [f"({cell})" for cell in known]))
     return table
 
 
@@ -174,7 +149,7 @@ def _limit(row: Row) -> str:
 
 def _verdict(report: Report) -> Text:
     best = report.ranked[0]
-    word = "measured" if best.measurement else "compiled" if best.evidence else "priced"
+    word = "measured" if best.measurement else "compiled" if best.analysis else "priced"
     lines = [f"chosen: {best.layout}   {seconds_text(best.step_seconds)} a step ({word})"]
     if best.tokens_per_second_per_device:
         lines[0] += f", {best.tokens_per_second_per_device:,.0f} tokens/s/device"
@@ -183,7 +158,7 @@ def _verdict(report: Report) -> Text:
     if report.tied:
         lines.append(f"tied with it, closer than the noise: {'; '.join(report.tied)}")
     if report.rank_correlation is not None:
-        count = sum(1 for row in report.ranked if row.evidence and row.measurement)
+        count = sum(1 for row in report.ranked if row.analysis and row.measurement)
         lines.append(
             f"rank correlation of compiled against measured times, {count} layouts: {report.rank_correlation:.2f}"
         )
@@ -216,8 +191,8 @@ def _why_others_lost(ranking: Sequence[Row]) -> RenderableType | None:
 
 
 def _ledger(row: Row) -> RenderableType:
-    assert row.evidence is not None
-    ledger = row.evidence.prediction.ledger
+    assert row.analysis is not None
+    ledger = row.analysis.prediction.ledger
     if not ledger:
         return Text("collectives of the chosen layout: none")
     table = Table(title="collectives of the chosen layout, per device and step (compiled)", title_justify="left")
@@ -234,13 +209,13 @@ def _ledger(row: Row) -> RenderableType:
 
 
 def _losses(row: Row) -> Text | None:
-    assert row.evidence is not None
+    assert row.analysis is not None
     known = {name: value for name, value in row.losses_seconds.items() if value}
-    listed = row.evidence.losses
+    listed = row.analysis.losses
     if not known and not listed:
         return None
     lines = ["losses within the step: " + ", ".join(f"{name} {seconds_text(value)}" for name, value in known.items())]
-    for kind in LOSS_KINDS:
+    for kind in OVERHEAD_KINDS:
         named = [loss for loss in listed if loss.kind == kind]
         lines += [
             " ".join(filter(None, (f"  {kind}", _size(loss), f"at {loss.source}" if loss.source else "")))
@@ -254,7 +229,7 @@ def _losses(row: Row) -> Text | None:
     return Text("\n".join(lines))
 
 
-def _size(loss: Loss) -> str:
+def _size(loss: Overhead) -> str:
     if loss.seconds is not None:
         return seconds_text(loss.seconds)
     return bytes_text(loss.bytes) if loss.bytes is not None else ""
@@ -316,7 +291,7 @@ def _others(report: Report, ranking: Sequence[Row]) -> RenderableType | None:
     else counted by status and reason. With the ranking, rows and counts add up to the heading."""
     shown = {row.layout for row in ranking}
     left = [row for row in report.rows if row.layout not in shown]
-    told = [row for row in left if report.named or row.evidence or row.log or row == report.closest]
+    told = [row for row in left if report.named or row.analysis or row.log or row == report.closest]
     told = sorted(told, key=lambda row: row.status.rank)[: _most_listed(report)]
     shown |= {row.layout for row in told}
     counted = _counted([row for row in left if row.layout not in shown], report.omitted)

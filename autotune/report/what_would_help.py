@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from autotune.analysis.limits import ARC, KeptOut, arc_gain
 from autotune.compile.compilation import CompileFailure
-from autotune.limits import ARC, KeptOut, arc_gain
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import Layout
 from autotune.meshes.legality import rules_about
 from autotune.meshes.target import Target
-from autotune.price.space import PricedSpace
+from autotune.price.priced_space import PricedSpace
 from autotune.report.report import Row
 
 WORTH_SAYING = 0.01
@@ -31,14 +31,14 @@ def prices_of_resources(target: Target, space: PricedSpace, runnable: Sequence[R
     trust = base / best.price.step_seconds if best.price else 1.0
     fits = space.legal & (space.peak_bytes <= target.hardware.capacity_bytes)
     for row in runnable:
-        if row.evidence:
+        if row.analysis:
             fits[space.row_of(row.layout)] = False
     gains = {}
     for resource in best.elasticities:
         times = [
-            max(_known_seconds(row), base) * row.evidence.improved_seconds.get(resource, compiled) / compiled
+            max(_known_seconds(row), base) * row.analysis.improved_seconds.get(resource, compiled) / compiled
             for row in runnable
-            if row.evidence and (compiled := row.evidence.prediction.step_seconds)
+            if row.analysis and (compiled := row.analysis.prediction.step_seconds)
         ]
         if fits.any():
             better = space.repriced(scale(target.hardware, resource, ARC)).step_seconds[fits]

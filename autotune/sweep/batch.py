@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autotune.frontier.run import TOKENS_PER_PARAMETER, near, rule_batch_tokens
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 
 BATCH_RULES = ("fixed", "paper", "deepseek", "critical")
 
@@ -34,7 +34,7 @@ class BatchRule:
         if not 2**-10 <= self.scale <= 2**10:
             raise ValueError(f"batch_scale={self.scale} must be from 1/1024 to 1024")
 
-    def wanted_tokens(self, transformer: Transformer, tokens: float | None) -> float:
+    def wanted_tokens(self, transformer: TransformerShape, tokens: float | None) -> float:
         """Tokens of one step before rounding. `tokens` of the whole run; None: 20 a parameter (Hoffmann et al. 2022).
 
         The rules take C = 6 x active parameters x tokens; they are stated for dense models (Llama-like counts of
@@ -50,11 +50,12 @@ class BatchRule:
         flop = 6.0 * active * (tokens or TOKENS_PER_PARAMETER * transformer.parameters)
         return rule_batch_tokens({"paper": "default"}.get(self.rule, self.rule), flop, 1) * self.scale
 
-    def sequences(self, transformer: Transformer, seq: int, tokens: float | None) -> int:
+    def sequences(self, transformer: TransformerShape, seq: int, tokens: float | None) -> int:
         """Sequences of one step: exactly as asked where they are whole, else the nearest number that divides well.
 
-        >>> from autotune.meshes.transformer import Transformer
-        >>> tiny = Transformer(name="t", layers=2, d_model=64, heads=4, kv_heads=2, head_dim=16, d_ff=128, vocab=256)
+        >>> from autotune.meshes.transformer import TransformerShape
+        >>> sizes = dict(layers=2, d_model=64, heads=4, kv_heads=2, head_dim=16, d_ff=128, vocab=256)
+        >>> tiny = TransformerShape(name="t", **sizes)
         >>> BatchRule(batch_tokens=4e6).sequences(tiny, 4096, None)
         1024
         """

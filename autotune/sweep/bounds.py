@@ -16,10 +16,10 @@ import numpy as np
 from autotune.meshes.layout import AXES, SCHEDULES
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
-from autotune.price.assumptions import assumptions_of
 from autotune.price.price import CHUNK, price_table
-from autotune.price.rows import hides
-from autotune.price.terms import Pricer
+from autotune.price.transformer.pricer import Pricer
+from autotune.price.transformer.rows import hides
+from autotune.price.transformer.training_stack import stack_of
 from autotune.space import order_of
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
@@ -65,9 +65,9 @@ class Bounds:
             seq=workload.seq,
             dtype=workload.dtype,
             target=target,
-            assumptions=assumptions_of(target.hardware, workload.dtype),
+            stack=stack_of(target.hardware, workload.dtype),
         )
-        stack = self.pricer.assumptions
+        stack = self.pricer.stack
         self.hidden_share = {axis: stack.hidden_share.get(axis, 0.0) for axis in AXES}
         self.hidden_outer = {axis: stack.hidden_outer.get(axis, (0.0, 0.0))[0] for axis in AXES}
         self.priced = 0
@@ -94,17 +94,17 @@ class Bounds:
         work, layers = np.empty(len(table)), np.empty(len(table))
         for begin in range(0, len(table), CHUNK):
             rows = slice(begin, min(begin + CHUNK, len(table)))
-            ledger = self.pricer.ledger(table.take(rows), prepared, rows)
+            terms = self.pricer.cost_terms(table.take(rows), prepared, rows)
             doubt = self._doubt(table.take(rows))
-            total, layer = np.zeros(ledger.rows), np.zeros(ledger.rows)
-            for entry in ledger.all_entries():
+            total, layer = np.zeros(terms.rows), np.zeros(terms.rows)
+            for entry in terms.all_entries():
                 if (any_zero and entry.unit == "step") or (any_remat and entry.name == "saving"):
                     continue
-                sure = entry.seconds * ledger.times[entry.unit]
+                sure = entry.seconds * terms.times[entry.unit]
                 if entry.name == "casts":
                     # Of a pipeline other virtual stages have less of it.
                     sure = np.where(boxes["stage"][rows] > 1, 0.0, sure)
-                if any(f"[{axis}]" in entry.name for axis in AXES if hides(self.pricer.assumptions, axis)):
+                if any(f"[{axis}]" in entry.name for axis in AXES if hides(self.pricer.stack, axis)):
                     sure = sure * doubt
                 total += sure
                 if entry.unit == "layer":

@@ -18,9 +18,9 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.legality import reject_codes, rule_names, rules_about
 from autotune.meshes.target import Target
-from autotune.price.orders import other_orders
+from autotune.price.axis_orders import other_orders
 from autotune.price.price import Estimate, Prices, price_table
-from autotune.price.space import price_space
+from autotune.price.priced_space import price_space
 from autotune.space import enumerate_layouts, pass_columns, sizes_over, with_choices, with_crossings, with_passes
 from autotune.sweep.bounds import ROUNDING, Bounds, Columns, searched
 from autotune.table import LayoutTable

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.limits import ARC, Limit, binding_limit
+from autotune.analysis.limits import ARC, Limit, binding_limit
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.price.price import Estimate, estimate

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.sweep.budget import Budget
@@ -14,6 +13,7 @@ from autotune.sweep.point import Gap, Point
 from autotune.sweep.shapes import Shape
 from autotune.sweep.sweep import Sweep, binding_name
 from autotune.sweep.what_helps import Help
+from autotune.tables import Column, FittedTable
 
 FULL = 0.9
 """Share of the memory above which a priced layout may turn out too large: the closed form's peak is off by a tenth in
@@ -58,50 +58,54 @@ def limit_word(resource: str) -> str:
     return RESOURCE_NAMES.get(resource, resource)
 
 
-def _points(found: Sweep, budget: Budget) -> Table:
+def _points(found: Sweep, budget: Budget) -> FittedTable:
     per_chip = found.family.hardware.devices_per_chip
     counted = "chips = JAX devices" if per_chip == 1 else f"{per_chip} JAX devices a chip"
-    table = Table(title=f"{found.family.name}: best layout by size ({counted})", title_justify="left", box=None)
-    for name in ("chips", "target", "step", "MFU", "tok/s/device"):
-        table.add_column(name, justify="left" if name == "target" else "right", no_wrap=True)
-    for name in ("limit (elasticity)", "next", "layout"):
-        table.add_column(name, justify="left", no_wrap=name != "layout", overflow="fold")
-    for name, shown in (
-        ("days", budget.tokens),
-        ("chip-hours", budget.tokens),
-        ("per M tokens", budget.device_hour_price),
-        ("cost", budget.tokens and budget.device_hour_price),
-    ):
-        if shown is not None:
-            table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("from", no_wrap=True)
+    columns = [
+        Column(name="chips", align="right", heads=True),
+        Column(name="target", priority=5),
+        Column(name="step", align="right"),
+        Column(name="MFU", align="right"),
+        Column(name="tok/s/device", align="right", priority=2),
+        Column(name="limit (elasticity)"),
+        Column(name="next", priority=6),
+        Column(name="layout", heads=True),
+        Column(name="days", align="right", priority=2),
+        Column(name="chip-hours", align="right", priority=4),
+        Column(name="per M tokens", align="right", priority=3),
+        Column(name="cost", align="right", priority=3),
+        Column(name="from", priority=7),
+    ]
+    rows = []
     for point in found.points:
         if isinstance(point, Gap):
-            table.add_row(
-                str(point.chips), point.target.name, "", "", "", limit_word(point.why.limit), "", gap_reason(point)
+            words = gap_reason(point)
+            rows.append(
+                [str(point.chips), point.target.name, "", "", "", limit_word(point.why.limit), "", words, *[""] * 5]
             )
             continue
         limit = point.limit
-        cells = [
-            str(point.chips),
-            point.target.name,
-            seconds_text(point.step_seconds),
-            "-" if point.mfu is None else f"{100 * point.mfu:.1f} %",
-            f"{point.tokens_per_second_per_device:,.0f}",
-            f"{limit_word(limit.resource)} {limit.elasticity:.2f}",
-            ""
-            if limit.runner_up is None
-            else f"{limit_word(limit.runner_up)} {limit.elasticity - (limit.margin or 0.0):.2f}",
-            str(point.layout),
-        ]
         days, hours, price = budget.days(point), budget.chip_hours(point), budget.cost_per_million_tokens(point)
-        cells += [f"{days:,.1f}"] if days is not None else []
-        cells += [f"{hours:,.0f}"] if hours is not None else []
-        cells += [f"{price:.4g}"] if price is not None else []
         cost = budget.cost(point)
-        cells += [f"{cost:,.0f}"] if cost is not None else []
-        table.add_row(*cells, point.source)
-    return table
+        then = None if limit.runner_up is None else limit.elasticity - (limit.margin or 0.0)
+        rows.append(
+            [
+                str(point.chips),
+                point.target.name,
+                seconds_text(point.step_seconds),
+                "-" if point.mfu is None else f"{100 * point.mfu:.1f} %",
+                f"{point.tokens_per_second_per_device:,.0f}",
+                f"{limit_word(limit.resource)} {limit.elasticity:.2f}",
+                "" if limit.runner_up is None else f"{limit_word(limit.runner_up)} {then:.2f}",
+                str(point.layout),
+                "" if days is None else f"{days:,.1f}",
+                "" if hours is None else f"{hours:,.0f}",
+                "" if price is None else f"{price:.4g}",
+                "" if cost is None else f"{cost:,.0f}",
+                point.source,
+            ]
+        )
+    return FittedTable(columns, rows, f"{found.family.name}: best layout by size ({counted})")
 
 
 def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
@@ -149,70 +153,64 @@ def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
     return lines
 
 
-def _helps(rows: Sequence[Help], min_mfu: float | None) -> Table:
-    table = Table(title="what would help: tokens a second, x what they are", title_justify="left", box=None)
-    table.add_column("change")
-    for chips in rows[0].speedup:
-        table.add_column(f"{chips} chips", justify="right")
+def _helps(rows: Sequence[Help], min_mfu: float | None) -> FittedTable:
+    columns = [Column(name="change", heads=True)]
+    columns += [Column(name=f"{chips} chips", align="right") for chips in rows[0].speedup]
     if min_mfu is not None:
-        table.add_column(f"largest at {100 * min_mfu:g} %", justify="right")
+        columns.append(Column(name=f"largest at {100 * min_mfu:g} %", align="right", priority=2))
+    cells = []
     for row in rows:
-        cells = ["nothing fits" if gain is None else f"{gain:.2f}" for gain in row.speedup.values()]
-        if min_mfu is not None:
-            cells.append("none" if row.largest_chips is None else str(row.largest_chips))
-        table.add_row(row.change.name, *cells)
+        line = [row.change.name, *("nothing fits" if gain is None else f"{gain:.2f}" for gain in row.speedup.values())]
+        cells.append([*line, *([] if min_mfu is None else [str(row.largest_chips or "none")])])
         if any(gain is not None for gain in row.same_loss.values()):
-            table.add_row(
-                "  the same, to one loss", *("" if gain is None else f"{gain:.2f}" for gain in row.same_loss.values())
-            )
-    return table
+            line = [
+                "  the same, to one loss",
+                *("" if gain is None else f"{gain:.2f}" for gain in row.same_loss.values()),
+            ]
+            cells.append([*line, *([] if min_mfu is None else [""])])
+    return FittedTable(columns, cells, "what would help: tokens a second, x what they are")
 
 
-def _shapes(rows: Sequence[Shape]) -> Table:
+def _shapes(rows: Sequence[Shape]) -> FittedTable:
     point = rows[0].point
-    table = Table(title=f"model shapes on {point.chips} chips", title_justify="left", box=None)
-    for name in (
-        "equal",
-        "layers x width",
-        "parameters",
-        "FLOPs",
-        "step",
-        "MFU",
-        "tensor",
-        "bubble",
-        "latency",
-        "layout",
-    ):
-        left = name in ("equal", "layout")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "layout", overflow="fold")
+    columns = [
+        Column(name="equal", heads=True),
+        Column(name="layers x width", align="right", heads=True),
+        Column(name="parameters", align="right", priority=3),
+        Column(name="FLOPs", align="right", priority=3),
+        Column(name="step", align="right"),
+        Column(name="MFU", align="right"),
+        Column(name="tensor", align="right", priority=2),
+        Column(name="bubble", align="right", priority=2),
+        Column(name="latency", align="right", priority=2),
+        Column(name="layout", heads=True),
+    ]
+    cells = []
     for row in rows:
         model = row.transformer
-        cells = [row.equal, f"{model.layers} x {model.d_model}", f"{model.parameters:.3g}", f"{row.flops:.3g}"]
+        line = [row.equal, f"{model.layers} x {model.d_model}", f"{model.parameters:.3g}", f"{row.flops:.3g}"]
         if isinstance(row.point, Gap):
-            table.add_row(*cells, "", "", "", "", "", gap_reason(row.point))
+            cells.append([*line, "", "", "", "", "", gap_reason(row.point)])
             continue
         waits = [seconds_text(value or 0.0) for value in (row.tensor_seconds, row.bubble_seconds, row.latency_seconds)]
-        table.add_row(
-            *cells, seconds_text(row.point.step_seconds), f"{100 * (row.point.mfu or 0.0):.1f} %", *waits,
-            str(row.point.layout),
-        )  # fmt: skip
-    return table
+        mfu = f"{100 * (row.point.mfu or 0.0):.1f} %"
+        cells.append([*line, seconds_text(row.point.step_seconds), mfu, *waits, str(row.point.layout)])
+    return FittedTable(columns, cells, f"model shapes on {point.chips} chips")
 
 
-def _side_by_side(sweeps: Sequence[Sweep], budgets: Sequence[Budget]) -> Table:
+def _side_by_side(sweeps: Sequence[Sweep], budgets: Sequence[Budget]) -> FittedTable:
     priced = any(budget.device_hour_price is not None for budget in budgets)
     title = "side by side: tokens a second of a device" + (" (price of a million tokens)" if priced else "")
-    table = Table(title=title, title_justify="left", box=None)
-    table.add_column("chips", justify="right")
-    for found in sweeps:
-        table.add_column(found.family.name, justify="right")
+    columns = [Column(name="chips", align="right", heads=True)]
+    columns += [Column(name=found.family.name, align="right") for found in sweeps]
+    rows = []
     for chips in sorted({point.chips for found in sweeps for point in found.points}):
         cells = []
         for found, budget in zip(sweeps, budgets, strict=True):
             point = next((point for point in found.points if point.chips == chips), None)
             cells.append(_cell(point, budget))
-        table.add_row(str(chips), *cells)
-    return table
+        rows.append([str(chips), *cells])
+    return FittedTable(columns, rows, title)
 
 
 def _cell(point: Point | Gap | None, budget: Budget) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autotune.frontier.run import near
 from autotune.frontier.shapes import round_width
 from autotune.meshes.target import Target
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.sweep.point import Gap, Point, Question, point_at
 from autotune.workload.workload import Workload
 
@@ -26,7 +26,7 @@ class Shape:
     """
 
     equal: str
-    transformer: Transformer
+    transformer: TransformerShape
     flops: float
     point: Point | Gap
 
@@ -49,7 +49,9 @@ class Shape:
         return self.point.step_seconds * sum(share for name, share in self.point.shares.items() if wanted(name))
 
 
-def reshaped(transformer: Transformer, factor: float, size: Callable[[Transformer], float]) -> Transformer:
+def reshaped(
+    transformer: TransformerShape, factor: float, size: Callable[[TransformerShape], float]
+) -> TransformerShape:
     """The model `factor` times as deep and as much thinner as keeps `size` (parameters, FLOPs) nearest to what it was.
 
     Head size, key-value heads, experts and vocabulary stay; widths keep few binary digits and depths few prime factors,
@@ -74,7 +76,7 @@ def reshaped(transformer: Transformer, factor: float, size: Callable[[Transforme
     return min(fitted, key=lambda one: abs(size(one) - wanted))
 
 
-def _scaled(transformer: Transformer, layers: int, width: float, rounded: bool) -> Transformer:
+def _scaled(transformer: TransformerShape, layers: int, width: float, rounded: bool) -> TransformerShape:
     """Another depth, all widths times `width`."""
 
     def cut(value: int) -> int:
@@ -98,7 +100,7 @@ def shapes(question: Question, target: Target) -> list[Shape]:
     workload = question.workload
     if workload.transformer is None:
         raise ValueError("shapes: the step is no transformer we know, so there is no depth and width to change")
-    measures: Mapping[str, Callable[[Transformer], float]] = {
+    measures: Mapping[str, Callable[[TransformerShape], float]] = {
         "parameters": lambda model: float(model.parameters),
         "flops": lambda model: model.train_flops(workload.sequences, workload.seq),
     }
@@ -112,7 +114,7 @@ def shapes(question: Question, target: Target) -> list[Shape]:
     return found
 
 
-def of_shape(workload: Workload, transformer: Transformer) -> Workload:
+def of_shape(workload: Workload, transformer: TransformerShape) -> Workload:
     """The same step of another shape, to be priced only: its `build` still makes the old one."""
     fields = {name: getattr(workload, name) for name in workload.__slots__}
     return Workload.of(**fields | {"transformer": transformer})

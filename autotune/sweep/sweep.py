@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from autotune.evidence import Evidence
-from autotune.limits import elasticities
+from autotune.analysis.analysis import Analysis
+from autotune.analysis.limits import elasticities
 from autotune.sweep.point import Gap, Point, Question, limit_of, point_at, rates
 from autotune.sweep.sizes import Family
 
@@ -91,8 +91,8 @@ def to_confirm(points: Sequence[Point], count: int) -> tuple[Point, ...]:
     return tuple(points[round(index * (len(points) - 1) / (count - 1))] for index in range(count))
 
 
-def confirmed(found: Sweep, count: int, compiled: Callable[[Point], Evidence | str]) -> Sweep:
-    """The sweep with some of its points compiled. `compiled(point)`: the evidence, or why there is none.
+def confirmed(found: Sweep, count: int, compiled: Callable[[Point], Analysis | str]) -> Sweep:
+    """The sweep with some of its points compiled. `compiled(point)`: the analysis, or why there is none.
 
     A compiled point has the compiler's time, shares and peak; its layout is the one that prices chose.
     """
@@ -110,14 +110,14 @@ def confirmed(found: Sweep, count: int, compiled: Callable[[Point], Evidence | s
     return replace(found, points=points, unconfirmed=words)
 
 
-def _compiled(question: Question, point: Point, evidence: Evidence) -> Point:
-    prediction = evidence.prediction
+def _compiled(question: Question, point: Point, analysis: Analysis) -> Point:
+    prediction = analysis.prediction
     shares = elasticities(prediction.by_resource())
     return replace(
         point,
         **rates(question.workload, point.target, prediction.step_seconds),
         shares=shares,
         limit=limit_of(shares, point.arcs),
-        peak_bytes=evidence.memory.peak_bytes,
+        peak_bytes=analysis.memory.peak_bytes,
         source="compiled",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.partition import Partition
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Workload:
     sequences: int
     seq: int
     dtype: str
-    transformer: Transformer | None
+    transformer: TransformerShape | None
     axes: tuple[str, ...]
     fixed: Mapping[str, str]
     fingerprint: str
@@ -68,7 +68,7 @@ class Workload:
         `parameters`: picks the parameters out of the state, where their place does not say.
         `explicit`: the step is written for Explicit mesh axes.
         """
-        from autotune.workload.plain import plain_fields
+        from autotune.workload.from_function import plain_fields
 
         fields = plain_fields(
             step, state, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes, parameters=parameters,
@@ -86,7 +86,7 @@ class Workload:
         seq: int,
         dtype: str,
         fingerprint: str,
-        transformer: Transformer | None = None,
+        transformer: TransformerShape | None = None,
         axes: tuple[str, ...] = AXES,
         fixed: Mapping[str, str] | None = None,
         guesses: tuple[str, ...] = (),
@@ -119,7 +119,7 @@ class Workload:
         are the ones the search varies. `axes`: the mesh axes to search, where they are not those its arrays name.
         A builder of stages that reads neither `schedule` nor `virtual_stages` is taken to run GPipe.
         """
-        from autotune.workload.builder import builder_fields
+        from autotune.workload.from_builder import builder_fields
 
         workload = object.__new__(cls)
         workload._set(transformer=None, recipe={}, **builder_fields(builder, axes, name, options))

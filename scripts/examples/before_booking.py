@@ -6,7 +6,7 @@
 import sys
 
 import autotune
-from autotune.preset import preset_workload
+from autotune.reference_workload import reference_workload
 
 
 def main(targets: list[str], model: str = "llama3-1b", batch: int = 64, seq: int = 4096) -> list[str]:
@@ -14,7 +14,7 @@ def main(targets: list[str], model: str = "llama3-1b", batch: int = 64, seq: int
     lines = []
     for target in targets:
         dtype = "float32" if target.startswith("cpu") else "bfloat16"
-        workload = preset_workload(model, batch=batch, seq=seq, dtype=dtype)
+        workload = reference_workload(model, batch=batch, seq=seq, dtype=dtype)
         try:
             plan = autotune.tune(workload, target, compile=1, measure=0).plan
         except autotune.NoPlanFits as error:

@@ -9,12 +9,14 @@ import sys
 
 import autotune
 from autotune.plan.emit import emit
-from autotune.preset import preset_workload
+from autotune.reference_workload import reference_workload
 
 
 def main(target: str, model: str = "llama3-1b", batch: int = 64, seq: int = 4096) -> str:
     """The flags of the best layout."""
-    workload = preset_workload(model, batch=batch, seq=seq, dtype="float32" if target.startswith("cpu") else "bfloat16")
+    workload = reference_workload(
+        model, batch=batch, seq=seq, dtype="float32" if target.startswith("cpu") else "bfloat16"
+    )
     # The plainest flags: nothing of the optimizer over data, no pipeline.
     plan = autotune.tune(workload, target, compile=1, measure=0, fix=("zero=0", "stage=1")).plan
     flags = emit(plan, "maxtext")

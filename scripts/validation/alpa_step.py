@@ -40,7 +40,7 @@ from jax.sharding import Mesh, PartitionSpec
 from autotune.meshes.layout import Layout
 from autotune.meshes.sharding import named_sharding
 from autotune.meshes.step import Step
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 from autotune.models.execution import Execution, execution_of
 from autotune.models.train_step import place
 
@@ -51,7 +51,9 @@ EPSILON = 1e-12
 """layer_norm_eps of BertConfig."""
 
 
-def build_alpa_step(transformer: Transformer, batch: int, seq: int, dtype: str, layout: Layout, mesh: Mesh) -> Step:
+def build_alpa_step(
+    transformer: TransformerShape, batch: int, seq: int, dtype: str, layout: Layout, mesh: Mesh
+) -> Step:
     """The step of a layout with full recomputation along data or fsdp, and tensor.
 
     The state is {"parameters": `dtype`, "optimizer": {"master", "moments"}: float32}; layers are a list.
@@ -114,7 +116,7 @@ def is_names(node: Any) -> bool:
     return isinstance(node, tuple)
 
 
-def weights(shape: Transformer, seq: int) -> tuple[Any, Any]:
+def weights(shape: TransformerShape, seq: int) -> tuple[Any, Any]:
     """(float32 shapes, logical axes) of FlaxGPTForLMModule's parameters."""
     d, f, v = shape.d_model, shape.d_ff, shape.vocab
     norm = {"scale": ((d,), ("norm",)), "bias": ((d,), ("norm",))}

@@ -16,8 +16,8 @@ from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target
-from autotune.meshes.transformer import Transformer
-from autotune.price.assumptions import Assumptions, assumptions_of
+from autotune.meshes.transformer import TransformerShape
+from autotune.price.transformer.training_stack import TrainingStack, stack_of
 
 CHIPS = {
     "a100-40gb": "a100-40", "a100-80gb": "a100-80", "a100": "a100-80", "h100": "h100", "h200": "h200",
@@ -45,7 +45,7 @@ class Case:
     """Seconds of a step; None where the row says nothing of it."""
     oom: bool | None
     """Whether it ran out of memory; None where the row says nothing of it."""
-    transformer: Transformer
+    transformer: TransformerShape
     batch: int
     """Sequences of a step, whole mesh."""
     seq: int
@@ -54,7 +54,7 @@ class Case:
     """Of the matmuls."""
     layout: Layout
     target: Target
-    stack: Assumptions
+    stack: TrainingStack
     """What compiled it."""
     told: Mapping[str, Any]
     """The row as it stands in the file."""
@@ -143,16 +143,16 @@ def _case(row: dict) -> Case:
         dtype=dtype,
         layout=layout,
         target=target,
-        stack=stacks.ALPA if alpa else assumptions_of(hardware, dtype),
+        stack=stacks.ALPA if alpa else stack_of(hardware, dtype),
         told=row,
     )
 
 
-def _transformer(model: dict) -> Transformer:
+def _transformer(model: dict) -> TransformerShape:
     """The model of a row; what is not said: as many key heads as heads, width of a head, GELU, `UNKNOWN_VOCAB`."""
     model = {name: value for name, value in model.items() if value is not None}
     heads = int(model["heads"])
-    return Transformer(
+    return TransformerShape(
         name=str(model.get("name", "published")),
         layers=int(model["layers"]),
         d_model=int(model["d_model"]),
@@ -309,7 +309,7 @@ def _is_alpa(row: dict) -> bool:
     raise ValueError(f"not known to be a run of a JAX framework ({title}): only what XLA compiles is priced")
 
 
-def _seconds(row: dict, transformer: Transformer, batch: int, seq: int, devices: int, peak: float) -> float | None:
+def _seconds(row: dict, transformer: TransformerShape, batch: int, seq: int, devices: int, peak: float) -> float | None:
     """Seconds of a step, as measured; from a rate of FLOPs where the row gives only that."""
     measured = row["measured"]
     if measured.get("latency_ms") is not None:

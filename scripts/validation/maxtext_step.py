@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from autotune.meshes.layout import Layout
 from autotune.meshes.step import Step
-from autotune.meshes.transformer import Transformer
+from autotune.meshes.transformer import TransformerShape
 
 MAXTEXT_RULES = {
     "activation_batch": ("data", "fsdp"),
@@ -47,7 +47,7 @@ STREAM = ("activation_batch", "activation_length", "activation_embed")
 Constrain = Callable[[jax.Array, tuple[str, ...]], jax.Array]
 
 
-def build_maxtext_step(transformer: Transformer, batch: int, seq: int, layout: Layout, mesh: Mesh) -> Step:
+def build_maxtext_step(transformer: TransformerShape, batch: int, seq: int, layout: Layout, mesh: Mesh) -> Step:
     """The step of a layout along data, fsdp and tensor, in bfloat16 with float32 weights and AdamW moments."""
     if layout.remat not in POLICIES or transformer.mlp != "gelu-2mat" or not transformer.tied_embeddings:
         raise ValueError(f"layout {layout}, model {transformer.name}: not one of MaxText's published runs")
@@ -81,7 +81,7 @@ def build_maxtext_step(transformer: Transformer, batch: int, seq: int, layout: L
     )
 
 
-def weights(shape: Transformer) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+def weights(shape: TransformerShape) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
     """Name -> (shape, logical axes); those of the layers are stacked on their second axis."""
     layers, d, f, n, h = shape.layers, shape.d_model, shape.d_ff, shape.heads, shape.head_dim
     projection = ((d, layers, n, h), ("embed", "layers", "heads", "kv"))
@@ -106,7 +106,7 @@ def optimizer() -> optax.GradientTransformation:
     return optax.adamw(3e-5, b1=0.9, b2=0.95, weight_decay=0.1)
 
 
-def step(state: Any, batch: Any, *, transformer: Transformer, layout: Layout, mesh: Mesh) -> tuple[Any, Any]:
+def step(state: Any, batch: Any, *, transformer: TransformerShape, layout: Layout, mesh: Mesh) -> tuple[Any, Any]:
     """One optimizer step: (new state, metrics)."""
 
     def constrain(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
@@ -123,7 +123,7 @@ def step(state: Any, batch: Any, *, transformer: Transformer, layout: Layout, me
 
 
 def mean_loss(
-    parameters: Any, batch: Any, transformer: Transformer, layout: Layout, mesh: Mesh, constrain: Constrain
+    parameters: Any, batch: Any, transformer: TransformerShape, layout: Layout, mesh: Mesh, constrain: Constrain
 ) -> jax.Array:
     """Cross-entropy of float32 logits with one-hot targets, padding left out."""
     dtype = jnp.bfloat16

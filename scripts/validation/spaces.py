@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
+from autotune.analysis.analyse import predict, program_of
+from autotune.compile.compilation import Candidate, Compilation, CompileFailure
 from autotune.compile.compile import compile_all
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
-from autotune.meshes.transformer import Transformer
-from autotune.preset import transformer_workload
-from autotune.price.space import PricedSpace, price_space
+from autotune.meshes.transformer import TransformerShape
+from autotune.price.priced_space import PricedSpace, price_space
 from autotune.program import Program, Start, walk
-from autotune.read_compilation import predict, program_of
+from autotune.reference_workload import transformer_workload
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.store import Store
-from autotune.whole_file import write_whole
+from autotune.system.whole_file import write_whole
 from autotune.workload.workload import Workload
 
 SAVED = Path(__file__).resolve().parents[2] / "tests" / "data" / "compiled_spaces.json"
@@ -33,29 +33,29 @@ SAVED = Path(__file__).resolve().parents[2] / "tests" / "data" / "compiled_space
 MODELS = {
     model.name: model
     for model in (
-        Transformer(
+        TransformerShape(
             name="dense-2048", layers=16, d_model=2048, heads=16, kv_heads=8, head_dim=128, d_ff=8192, vocab=32768,
         ),
-        Transformer(
+        TransformerShape(
             name="dense-4096", layers=8, d_model=4096, heads=32, kv_heads=8, head_dim=128, d_ff=14336, vocab=32768,
         ),
-        Transformer(
+        TransformerShape(
             name="gelu-1536", layers=24, d_model=1536, heads=16, kv_heads=16, head_dim=96, d_ff=6144, vocab=50304,
             mlp="gelu-2mat", tied_embeddings=True,
         ),
-        Transformer(
+        TransformerShape(
             name="mixtral-2048", layers=8, d_model=2048, heads=16, kv_heads=8, head_dim=128, d_ff=7168, vocab=32768,
             experts=8, experts_per_token=2,
         ),
-        Transformer(
+        TransformerShape(
             name="deepseek-1024", layers=8, d_model=1024, heads=8, kv_heads=8, head_dim=128, d_ff=704, vocab=32768,
             experts=64, experts_per_token=6, shared_experts=2,
         ),
-        Transformer(
+        TransformerShape(
             name="gemma-2048", layers=18, d_model=2048, heads=8, kv_heads=2, head_dim=256, d_ff=16384, vocab=256000,
             tied_embeddings=True,
         ),
-        Transformer(
+        TransformerShape(
             name="switch-2048", layers=12, d_model=2048, heads=16, kv_heads=4, head_dim=128, d_ff=8192, vocab=32000,
             mlp="gelu-2mat", experts=16, experts_per_token=1,
         ),
@@ -79,7 +79,7 @@ class SpaceCase:
         return f"{self.model} {self.target} b{self.batch}x{self.seq} {self.axes} {self.fix}"
 
     @property
-    def transformer(self) -> Transformer:
+    def transformer(self) -> TransformerShape:
         return MODELS[self.model]
 
     @property
@@ -147,10 +147,10 @@ def compile_case(case: SpaceCase, store: Store, workers: int) -> Iterator[dict[s
         yield figures(outcome, job.layout, case.placed)
 
 
-def legal_jobs(space: PricedSpace) -> list[CompileJob]:
+def legal_jobs(space: PricedSpace) -> list[Candidate]:
     """The compile of every legal layout of a space."""
     return [
-        CompileJob(workload=space.workload, layout=space.layout(row), target=space.target)
+        Candidate(workload=space.workload, layout=space.layout(row), target=space.target)
         for row in range(len(space.table))
         if space.legal[row]
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from autotune.price.assumptions import XLA_GPU
+from autotune.price.transformer.training_stack import XLA_GPU
 
 ALPA = dataclasses.replace(
     XLA_GPU,

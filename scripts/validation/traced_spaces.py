@@ -17,19 +17,19 @@ from typing import Any
 from validation import spaces
 from validation.spaces import figures, legal_jobs
 
-from autotune.compile.compilation import Compilation, CompileJob
+from autotune.analysis.analyse import analyse
+from autotune.compile.compilation import Candidate, Compilation
 from autotune.compile.compile import compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import Target, parse_target
-from autotune.price.space import PricedSpace, price_space
+from autotune.price.priced_space import PricedSpace, price_space
 from autotune.price.traced.laws import Probed
 from autotune.probes.choose import every_probe
 from autotune.probes.fit import Moved, Probe, probe_of, probed_of
-from autotune.read_compilation import evidence_of
 from autotune.space import enumerate_layouts, parse_fix
 from autotune.store import Store
+from autotune.system.whole_file import write_whole
 from autotune.table import LayoutTable
-from autotune.whole_file import write_whole
 from autotune.workload.workload import Workload
 
 SAVED = spaces.SAVED.with_name("traced_spaces.json")
@@ -115,11 +115,11 @@ def compile_case(case: TracedCase, store: Store, workers: int) -> dict[str, list
     return found
 
 
-def _probe_json(job: CompileJob, outcome: Any, store: Store) -> dict[str, Any]:
+def _probe_json(job: Candidate, outcome: Any, store: Store) -> dict[str, Any]:
     where = {"layout": str(job.layout), "part": job.target.name}
     if not isinstance(outcome, Compilation):
         return where | {"failure": outcome.kind, "reason": outcome.reason}
-    probe = probe_of(job.layout, evidence_of(outcome, job.layout, job.target, store))
+    probe = probe_of(job.layout, analyse(outcome, job.layout, job.target, store))
     values = dataclasses.asdict(probe)
     sent = [["+".join(axes), kind, *dataclasses.astuple(moved)] for (axes, kind), moved in probe.sent.items()]
     return where | {name: values[name] for name in ("flops", "core_seconds", "held_bytes")} | {"sent": sent}

@@ -7,11 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hosts import TwoHosts, why_not
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from hosts import TwoHosts, why_not  # noqa: E402
 
 REASON = why_not()
 needs_hosts = pytest.mark.skipif(REASON is not None, reason=f"two hosts cannot be made here: {REASON}")

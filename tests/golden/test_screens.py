@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from autotune.evidence import Evidence
-from autotune.limits import KeptOut, binding_limit, elasticities
-from autotune.losses import Loss
+from autotune.analysis.analysis import Analysis
+from autotune.analysis.limits import KeptOut, binding_limit, elasticities
+from autotune.analysis.overheads import Overhead
 from autotune.measure.measure import Measurement
 from autotune.memory_use import MemoryUse, compiled_use
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
-from autotune.price.changes import Change
+from autotune.price.changes_that_fit import Change
 from autotune.price.price import Estimate, Term
 from autotune.program import Buffer, Memory
-from autotune.replay.replay import LedgerRow, Prediction
+from autotune.replay.replay import CollectiveTotal, Prediction
 from autotune.report.comparison import render_comparison
 from autotune.report.html import render_html
 from autotune.report.report import Omitted, Report, Roomier, Row, report_to_json
@@ -45,9 +45,9 @@ def price(seconds: float, peak: float) -> Estimate:
     )
 
 
-def evidence(matmul: float, network: float, peak_gib: float) -> Evidence:
+def analysis(matmul: float, network: float, peak_gib: float) -> Analysis:
     critical = {("matmul", "fusion"): matmul, ("network:fsdp@ici", "all_gather"): network, ("latency", "launch"): 0.01}
-    ledger = LedgerRow(
+    ledger = CollectiveTotal(
         axis="fsdp",
         tier="ici",
         kind="all_gather",
@@ -57,7 +57,7 @@ def evidence(matmul: float, network: float, peak_gib: float) -> Evidence:
         seconds=network * 2,
         exposed_seconds=network,
     )
-    return Evidence(
+    return Analysis(
         prediction=Prediction(
             step_seconds=matmul + network + 0.01,
             low_seconds=matmul,
@@ -87,14 +87,14 @@ def evidence(matmul: float, network: float, peak_gib: float) -> Evidence:
         lower_seconds=1.0,
         compile_seconds=40.0,
         losses=(
-            Loss(
+            Overhead(
                 kind="redundant",
                 what="matmul done 4 times over the 256 devices",
                 seconds=0.05,
                 bytes=None,
                 source="model.py:3",
             ),
-            Loss(
+            Overhead(
                 kind="replicated",
                 what="state['table'] float32[8] is whole on every device",
                 seconds=None,
@@ -135,7 +135,7 @@ CHANGES = (
 )
 
 
-def row(text: str, status: str, found: Evidence | None, *, reason: str | None = None, measured: bool = False) -> Row:
+def row(text: str, status: str, found: Analysis | None, *, reason: str | None = None, measured: bool = False) -> Row:
     shares = elasticities(found.prediction.by_resource()) if found else {}
     turns = (1.31, 1.29, 1.30)
     return Row(
@@ -143,7 +143,7 @@ def row(text: str, status: str, found: Evidence | None, *, reason: str | None = 
         status=RowStatus(status),
         reason=reason,
         price=price(1.2, 9 * GIB),
-        evidence=found,
+        analysis=found,
         measurement=Measurement(
             turn_seconds=turns, steps=30, rounds=3, compile_seconds=5.0, peak_bytes=None, control_drift=None
         )
@@ -164,9 +164,9 @@ def row(text: str, status: str, found: Evidence | None, *, reason: str | None = 
 
 @pytest.fixture
 def report() -> Report:
-    best = row("fsdp=64,tensor=4,remat=full", "compiled", evidence(1.0, 0.2, 11.2))
+    best = row("fsdp=64,tensor=4,remat=full", "compiled", analysis(1.0, 0.2, 11.2))
     second = row(
-        "fsdp=256,remat=full", "compiled", evidence(1.1, 0.3, 15.2), reason="+200 ms a step (compiled): matmul +100 ms"
+        "fsdp=256,remat=full", "compiled", analysis(1.1, 0.3, 15.2), reason="+200 ms a step (compiled): matmul +100 ms"
     )
     lost = row("fsdp=256", "oom", None, reason="compiled peak 17.00 GiB is 1.25 GiB over the capacity")
     return Report(

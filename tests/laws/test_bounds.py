@@ -9,9 +9,9 @@ from autotune.meshes.layout import REMAT
 from autotune.meshes.legality import reject_codes
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
-from autotune.preset import transformer_workload
-from autotune.price.distinct import distinct
 from autotune.price.price import price_table
+from autotune.price.unique_rows import unique_rows
+from autotune.reference_workload import transformer_workload
 from autotune.space import enumerate_layouts
 from autotune.sweep.bounds import Bounds
 from autotune.table import LayoutTable
@@ -64,7 +64,7 @@ def test_bounds_lie_below_all_that_they_speak_for(model, target_text, batch, seq
 
 def least_of(table, names, prices):
     """(columns of each distinct combination, its least seconds, its least bytes)."""
-    first, of_row = distinct([getattr(table, name) for name in names])
+    first, of_row = unique_rows([getattr(table, name) for name in names])
     least = []
     for values in (prices.step_seconds, prices.peak_bytes):
         found = np.full(len(first), np.inf)

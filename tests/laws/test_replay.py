@@ -1,23 +1,19 @@
 """Laws of the replay, on made-up programs and on saved compiled ones."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
+from compiled_cases import predict_case, program_of_case, read_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.analysis.analyse import predict
 from autotune.meshes.collectives import legs
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.placement import place
 from autotune.meshes.target import parse_target
 from autotune.program import Collective, Compute, Done, Loop, Memory, Program, Start
-from autotune.read_compilation import predict
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from compiled_cases import predict_case, program_of_case, read_cases  # noqa: E402
 
 LAYOUT, TARGET = parse_layout("fsdp=16,tensor=16"), parse_target("v5e:16x16")
 MEMORY = Memory(

@@ -9,13 +9,13 @@ import pytest
 
 from autotune import Workload, tune
 from autotune.cli import run
-from autotune.compile.lower import compile_step
+from autotune.compile.jit_step import compile_step
 from autotune.meshes import compiler_options as options_module
 from autotune.meshes import installed
 from autotune.meshes.compiler_options import compiler_options, options_left_out
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import Layout
-from autotune.preset import preset_workload
+from autotune.reference_workload import reference_workload
 from autotune.report.report import NoPlanFits
 from autotune.store import Store
 
@@ -48,7 +48,7 @@ def test_a_pair_known_not_to_work_is_refused_with_the_fix(versions, capsys, jaxl
 
 def test_from_python_a_missing_compiler_is_refused_as_by_the_command(versions):
     versions(jaxlib="0.10.2")
-    workload = preset_workload("tiny", batch=8, seq=512, dtype="bfloat16")
+    workload = reference_workload("tiny", batch=8, seq=512, dtype="bfloat16")
     with pytest.raises(ValueError, match="libtpu, is not installed"):
         tune(workload, "v5e:2x2", compile=1)
     assert tune(workload, "v5e:2x2", compile=0).plan, "a price needs no compiler"

@@ -14,7 +14,7 @@ from autotune.meshes.layout_words import LAYOUT_WORDS, WORD_FAMILIES, words_help
 from autotune.meshes.target import parse_target
 from autotune.models.pipeline import RUNNABLE
 from autotune.models.presets import PRESETS
-from autotune.preset import transformer_workload
+from autotune.reference_workload import transformer_workload
 from autotune.space import enumerate_layouts
 from autotune.sweep.bounds import Bounds
 from autotune.table import LayoutTable

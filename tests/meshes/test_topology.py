@@ -13,7 +13,8 @@ import sys
 import pytest
 
 from autotune.meshes.hardware import hardware_names, load_hardware
-from autotune.meshes.topology import DEVICE_KINDS, DEVICELESS_ENVIRONMENT, gpu_target_config
+from autotune.meshes.installed import DEVICELESS_ENVIRONMENT
+from autotune.meshes.topology import DEVICE_KINDS, gpu_target_config
 
 HEAD = """
 import json

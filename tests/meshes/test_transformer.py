@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from autotune.meshes.transformer import Transformer, read_transformer
+from autotune.meshes.transformer import TransformerShape, read_transformer
 
-LLAMA3_8B = Transformer(
+LLAMA3_8B = TransformerShape(
     name="llama3-8b", layers=32, d_model=4096, heads=32, kv_heads=8, head_dim=128, d_ff=14336, vocab=128256
 )
 SHAPE = {"layers": 2, "d_model": 64, "heads": 4, "kv_heads": 2, "d_ff": 128, "vocab": 256}
@@ -18,7 +18,7 @@ def test_llama3_8b_has_its_published_parameters():
 
 def test_mixtral_total_and_active_parameters():
     """mistralai/Mixtral-8x7B: 46.7e9 in all, 12.9e9 a token (its announcement)."""
-    mixtral = Transformer(
+    mixtral = TransformerShape(
         name="mixtral", layers=32, d_model=4096, heads=32, kv_heads=8, head_dim=128, d_ff=14336, vocab=32000,
         experts=8, experts_per_token=2,
     )  # fmt: skip
@@ -29,7 +29,9 @@ def test_mixtral_total_and_active_parameters():
 
 def test_train_flops_by_hand():
     """One layer, d=2, one head of 2, ff=3 (two matrices), vocab 5, batch 1, seq 4; 2 FLOPs a multiply-add, x3."""
-    tiny = Transformer(name="t", layers=1, d_model=2, heads=1, kv_heads=1, head_dim=2, d_ff=3, vocab=5, mlp="gelu-2mat")
+    tiny = TransformerShape(
+        name="t", layers=1, d_model=2, heads=1, kv_heads=1, head_dim=2, d_ff=3, vocab=5, mlp="gelu-2mat"
+    )
     projections = 4 * (2 * 2) * 4  # query, key, value, output over 4 tokens
     attention = 2 * 4 * 4 * 2  # scores and mixing, every pair of tokens
     mlp = 2 * (2 * 3) * 4

@@ -12,14 +12,14 @@ import importlib.util
 import jax
 import pytest
 
-from autotune.compile.compilation import CompileFailure, CompileJob
+from autotune.analysis.analyse import analyse, program_of
+from autotune.compile.compilation import Candidate, CompileFailure
 from autotune.compile.compile import compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
-from autotune.preset import transformer_workload
 from autotune.program import Loop, Start
-from autotune.read_compilation import evidence_of, program_of
+from autotune.reference_workload import transformer_workload
 
 BATCH, SEQ = 64, 1024
 DENSE = dataclasses.replace(
@@ -65,10 +65,10 @@ def _installed(package: str) -> bool:
         return False
 
 
-def job_of(target: str, model: str, text: str) -> CompileJob:
+def job_of(target: str, model: str, text: str) -> Candidate:
     workload = transformer_workload(MODELS[model], batch=BATCH, seq=SEQ, dtype="bfloat16")
     quick = "" if MODELS[model].experts else QUICK
-    return CompileJob(workload=workload, layout=parse_layout(text + quick), target=parse_target(target))
+    return Candidate(workload=workload, layout=parse_layout(text + quick), target=parse_target(target))
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +101,20 @@ def compiled(request):
 @pytest.mark.parametrize(("target", "model", "text", "traffic", "fused"), CASES, ids=["-".join(c[:3]) for c in CASES])
 def test_it_compiles_and_its_traffic_is_in_the_ledger(compiled, target, model, text, traffic, fused):
     job, outcome = compiled(target, model, text)
-    evidence = evidence_of(outcome, job.layout, job.target, None)
-    ledger = {f"{row.kind} {row.axis}": row for row in evidence.prediction.ledger}
+    analysis = analyse(outcome, job.layout, job.target, None)
+    ledger = {f"{row.kind} {row.axis}": row for row in analysis.prediction.ledger}
     for name in traffic:
         same = [row for key, row in ledger.items() if key == name]
         assert same and same[0].seconds > 0 and same[0].count > 0, f"{name}: {sorted(ledger)}"
-    assert not any(row.axis == "unmapped" for row in evidence.prediction.ledger)
-    assert not [line for line in evidence.warnings if "not known" in line or "no known" in line]
+    assert not any(row.axis == "unmapped" for row in analysis.prediction.ledger)
+    assert not [line for line in analysis.warnings if "not known" in line or "no known" in line]
     if fused:
         assert KERNEL[target] in outcome.text
     if job.layout.stage > 1:
-        pipeline_is_as_long_as_the_formula(job, outcome, evidence)
+        pipeline_is_as_long_as_the_formula(job, outcome, analysis)
 
 
-def pipeline_is_as_long_as_the_formula(job, outcome, evidence):
+def pipeline_is_as_long_as_the_formula(job, outcome, analysis):
     """Ticks and transfers read from the program: M V + S - 1 each way, of which S - 1 are idle."""
     layout = job.layout
     ticks = layout.microbatches * layout.virtual_stages + layout.stage - 1
@@ -122,10 +122,10 @@ def pipeline_is_as_long_as_the_formula(job, outcome, evidence):
     assert len(loops) == 2, "forward and backward"
     for trips, sends in loops:
         assert ticks - 2 <= trips <= ticks and sends == 1
-    [idle] = [loss for loss in evidence.losses if loss.kind == "bubble"]
+    [idle] = [loss for loss in analysis.losses if loss.kind == "bubble"]
     share = (layout.stage - 1) / ticks
     assert f"{layout.stage - 1} of {ticks} ticks of the pipeline, {100 * share:.1f} %" in idle.what
-    assert 0 < idle.seconds < share * evidence.prediction.step_seconds * 1.01
+    assert 0 < idle.seconds < share * analysis.prediction.step_seconds * 1.01
 
 
 def pipeline_loops(instructions):

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
+import alpa_cases
 import jax
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-import alpa_cases  # noqa: E402
 
 
 @pytest.fixture(scope="module")

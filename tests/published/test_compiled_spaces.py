@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 
+import priced_against_compiled as script
 import pytest
+from validation.spaces import CASES, SAVED, saved
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import priced_against_compiled as script  # noqa: E402
-from validation.spaces import CASES, SAVED, saved  # noqa: E402
-
-from autotune.meshes.layout import parse_layout  # noqa: E402
+from autotune.meshes.layout import parse_layout
 
 LIMITS = {"flops": 0.01, "peak": 0.15, "seconds": 0.10} | dict.fromkeys(
     ("data", "fsdp", "tensor", "context", "expert", "stage"), 0.10

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from autotune.analysis.analyse import predict
 from autotune.hlo.read import read_program
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import Target
 from autotune.program import Compute, Memory, Program, walk
-from autotune.read_compilation import predict
 
 RUNS = Path(__file__).resolve().parents[1] / "data" / "h100_runs"
 ROWS = json.loads((RUNS / "rows.json").read_text())

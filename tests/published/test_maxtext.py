@@ -6,15 +6,11 @@ Goal: median |error| 5 %, worst 15 %; the loss from one slice to the most within
 import dataclasses
 import json
 import statistics
-import sys
-from pathlib import Path
 
+import compiled_cases
 import jax
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import compiled_cases  # noqa: E402
-from compiled_cases import PROGRAMS, predict_case, read_cases  # noqa: E402
+from compiled_cases import PROGRAMS, predict_case, read_cases
 
 CASES = [case for case in read_cases() if case.saved.exists()]
 LARGEST_PROGRAMS_BYTES = 6_000_000

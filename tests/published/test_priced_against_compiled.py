@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 
+import compiled_cases
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import compiled_cases  # noqa: E402
-
-from autotune.price.price import Estimate, estimate  # noqa: E402
-from autotune.program import Start, walk  # noqa: E402
+from autotune.price.price import Estimate, estimate
+from autotune.program import Start, walk
 
 RUNS = {case.saved: case.at(min(case.slices, 2)) for case in compiled_cases.read_cases() if case.saved.exists()}
 

@@ -10,15 +10,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import validate
+from validation.cases import Case, read_cases
+from validation.score import Row, correlation, regret, row_of, score, wrong_pairs
+
+from autotune.price.transformer.training_stack import stack_of
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import validate  # noqa: E402
-from validation.cases import Case, read_cases  # noqa: E402
-from validation.score import Row, correlation, regret, row_of, score, wrong_pairs  # noqa: E402
-
-from autotune.price.assumptions import assumptions_of  # noqa: E402
 
 
 @cache
@@ -53,7 +51,7 @@ def test_rows_that_the_tool_would_compile_are_priced_with_its_own_stack(tmp_path
     path = tmp_path / "cases.json"
     path.write_text(json.dumps([changed("hardware", name=name) for name in ("H100", "TPU v5p")]))
     for case in read_cases(path):
-        assert isinstance(case, Case) and case.stack == assumptions_of(case.target.hardware, "bfloat16")
+        assert isinstance(case, Case) and case.stack == stack_of(case.target.hardware, "bfloat16")
 
 
 @pytest.mark.parametrize(

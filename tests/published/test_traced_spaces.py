@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import traced_against_compiled as script  # noqa: E402
-from priced_against_compiled import medians  # noqa: E402
-from validation.traced_spaces import CASES, load, probed_in  # noqa: E402
+import traced_against_compiled as script
+from priced_against_compiled import medians
+from validation.traced_spaces import CASES, load, probed_in
 
 LIMITS = {"flops": 0.02, "peak": 0.12, "seconds": 0.10} | dict.fromkeys(("data", "fsdp", "tensor", "context"), 0.05)
 

@@ -21,11 +21,11 @@ from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES, REMAT
 from autotune.meshes.target import Target
 from autotune.partition import Partition
-from autotune.price.distinct import distinct
-from autotune.price.ledger import COMPUTE, UNITS, Ledger
-from autotune.price.network import CollectiveCost, Meshes, cost_of, meshes_of
+from autotune.price.collective_costs import CollectiveCost, Meshes, cost_of, meshes_of
+from autotune.price.terms import COMPUTE, UNITS, CostTerms
 from autotune.price.traced.laws import Choice, Probed, Sent
 from autotune.price.traced.scaling_law import ScalingLaw
+from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -96,7 +96,7 @@ class TracedPricer:
             weights=np.zeros(rows), state=np.zeros(rows), gathered=np.zeros(rows),
             repeated={axis: np.zeros(rows) for axis in ("data", "context", "expert")},
         )  # fmt: skip
-        first, used = distinct([(getattr(table, name) > 1).astype(np.int64) for name in AXES] + [table.zero])
+        first, used = unique_rows([(getattr(table, name) > 1).astype(np.int64) for name in AXES] + [table.zero])
         for group, row in enumerate(first):
             members = np.flatnonzero(used == group)
             for role, axes, share in _cuts(self.workload.partition, table.layout(int(row))):
@@ -113,10 +113,10 @@ class TracedPricer:
                         total[members] += each
         return found
 
-    def ledger(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> Ledger:
+    def cost_terms(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> CostTerms:
         """Every term of some rows."""
         waiting = self.target.hardware.waiting(self.target.groups)
-        book = Ledger(rows=len(table), waiting=waiting, counting=counting)
+        book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
         chunk = _Chunk(self, table, prepared, rows, book)
         if self.probed:
             chunk.probed_compute(self.probed)
@@ -135,7 +135,9 @@ class TracedPricer:
 class _Chunk:
     """Some rows while they are priced; every array has one entry a row."""
 
-    def __init__(self, pricer: TracedPricer, table: LayoutTable, prepared: Prepared, rows: slice, book: Ledger) -> None:
+    def __init__(
+        self, pricer: TracedPricer, table: LayoutTable, prepared: Prepared, rows: slice, book: CostTerms
+    ) -> None:
         traced = pricer.workload.traced
         assert traced is not None, "a workload without a transformer is traced"
         self.traced, self.hardware, self.table, self.book = traced, pricer.target.hardware, table, book

@@ -1,0 +1,1 @@
+"""What a compiled program says: its limits, its overheads, its replay."""

@@ -1,0 +1,169 @@
+"""The space of layouts with a verdict on each: illegal and why, or its closed-form price."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.meshes.hardware import Hardware
+from autotune.meshes.layout import AXES, Layout
+from autotune.meshes.legality import reject, reject_codes, rule_names
+from autotune.meshes.target import Target
+from autotune.price.price import Estimate, Prices, price
+from autotune.price.traced.laws import Probed
+from autotune.price.transformer.pipeline_schedules import as_published
+from autotune.price.unique_rows import unique_rows
+from autotune.table import LayoutTable
+from autotune.workload.workload import Workload
+
+STATE = ("parameters", "gradients", "optimizer_state")
+"""Categories of memory that stay between passes, however small a piece of the batch is worked on at a time."""
+
+OWN_RULE = "divides(an array of the step)"
+"""What a user's own step adds to the rules of `autotune.meshes.legality`; its code is the one after theirs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PricedSpace:
+    """A LayoutTable with, for each row, the first rule it breaks (-1: legal) and its price.
+
+    `seconds` and `peak_bytes` are per device and step; of illegal rows they are what the closed form would say if the
+    cuts came out even. `probed`: what small compiles for this kind of machine taught of a user's step; None where there
+    were none. `notes`: what was done to the space, a line each.
+    """
+
+    workload: Workload
+    target: Target
+    table: LayoutTable
+    layouts: tuple[Layout, ...] | None
+    broken: np.ndarray
+    prices: Prices
+    probed: Probed | None
+    notes: tuple[str, ...]
+
+    @property
+    def legal(self) -> np.ndarray:
+        return self.broken < 0
+
+    @property
+    def compilable(self) -> np.ndarray:
+        """Rows whose schedule the reference models can be compiled with; of a user's own step, all rows."""
+        if self.workload.transformer is None:
+            return np.ones(len(self.table), dtype=bool)
+        return (self.table.stage == 1) | ~as_published(self.table.schedule)
+
+    @property
+    def seconds(self) -> np.ndarray:
+        return self.prices.step_seconds
+
+    @property
+    def peak_bytes(self) -> np.ndarray:
+        return self.prices.peak_bytes
+
+    def layout(self, row: int) -> Layout:
+        """One row as a Layout (the user's own, with its compiler options, where layouts were named)."""
+        return self.layouts[row] if self.layouts is not None else self.table.layout(row)
+
+    def row_of(self, layout: Layout) -> int:
+        """The row of a layout of this space; KeyError when it is not there."""
+        if self.layouts is not None:
+            return self.layouts.index(layout)
+        same = np.ones(len(self.table), dtype=bool)
+        wanted = LayoutTable.from_layouts([layout])
+        for name in LayoutTable.columns():
+            if name != "order":
+                same &= getattr(self.table, name) == getattr(wanted, name)[0]
+        for row in np.flatnonzero(same):
+            if self.table.orders[self.table.order[row]] == layout.order:
+                return int(row)
+        raise KeyError(str(layout))
+
+    def mesh_of(self, row: int) -> tuple[int, ...]:
+        """The axis sizes of a row."""
+        return tuple(int(getattr(self.table, name)[row]) for name in AXES)
+
+    def price(self, row: int) -> Estimate:
+        """The price of one row with all its terms."""
+        return self.prices.estimate(row)
+
+    def best_by(self, figure: np.ndarray, among: np.ndarray) -> int | None:
+        """Of the rows in the mask `among`, the one with the least `figure` (one number a row); None of an empty mask.
+
+        Of equal ones the faster, then the first by its text.
+        """
+        rows = np.flatnonzero(among)
+        for column in (figure, self.seconds):
+            rows = rows[column[rows] == column[rows].min()] if rows.size else rows
+        return min((int(row) for row in rows), key=lambda row: str(self.layout(row)), default=None)
+
+    def least_state_bytes(self) -> float:
+        """Bytes of parameters, gradients and optimizer state over all devices, of the legal layout with the least.
+
+        Each array counts once, however many devices repeat it; where ZeRO cuts only part of the state over `data`, what
+        is repeated there counts as often as it is held. Stages of the reference pipeline hold sums of gradients among
+        their activations, so layouts without stages answer where there are any.
+        """
+        rows = np.flatnonzero(self.legal & (self.table.stage == 1))
+        rows = rows if rows.size else np.flatnonzero(self.legal)
+        held = self.prices.memory(rows)
+        some = self.table.take(rows)
+        state = sum((held[name] for name in STATE if name in held), np.zeros(len(rows)))
+        copies = some.fsdp * some.tensor * some.stage * some.expert * np.where(some.zero > 0, some.data, 1)
+        return float((state * copies).min())
+
+    def rule_of(self, row: int) -> str:
+        """Name of the first rule an illegal row breaks."""
+        return (*rule_names(), OWN_RULE)[int(self.broken[row])]
+
+    def why_illegal(self, row: int) -> str:
+        """The first rule an illegal row breaks, with its values."""
+        return why_illegal(self.workload, self.target, self.layout(row)) or self.rule_of(row)
+
+    def priced_with(self, probed: Probed | None) -> PricedSpace:
+        """The same layouts priced by what probes taught."""
+        prices = price(self.workload, self.table, self.target, probed)
+        return dataclasses.replace(self, probed=probed, prices=prices)
+
+    def repriced(self, hardware: Hardware) -> Prices:
+        """The whole space priced on other hardware."""
+        target = dataclasses.replace(self.target, hardware=hardware)
+        return price(self.workload, self.table, target, self.probed)
+
+
+def price_space(
+    workload: Workload,
+    target: Target,
+    table: LayoutTable,
+    layouts: Sequence[Layout] | None = None,
+    probed: Probed | None = None,
+) -> PricedSpace:
+    """Judge and price every row of `table`; `layouts` are the same rows as the user named them."""
+    return PricedSpace(
+        workload=workload,
+        target=target,
+        table=table,
+        layouts=tuple(layouts) if layouts is not None else None,
+        broken=_broken(workload, target, table),
+        prices=price(workload, table, target, probed),
+        probed=probed,
+        notes=(),
+    )
+
+
+def why_illegal(workload: Workload, target: Target, layout: Layout) -> str | None:
+    """The first rule that `layout` breaks, in words with the values and the remedy; None when it breaks none."""
+    rejection = reject(layout, workload.transformer, workload.sequences, workload.seq, target)
+    return str(rejection) if rejection else workload.problem(layout)
+
+
+def _broken(workload: Workload, target: Target, table: LayoutTable) -> np.ndarray:
+    """For each row the first rule it breaks, -1 for none: those of every model, then those of the user's own arrays."""
+    codes = reject_codes(table, workload.transformer, workload.sequences, workload.seq, target)
+    if workload.partition is None:
+        return codes
+    first, mesh = unique_rows([getattr(table, name) for name in AXES])
+    uneven = np.array([workload.partition.problem(table.layout(int(row))) is not None for row in first], dtype=bool)
+    return np.where((codes < 0) & (uneven[mesh] | (table.zero == 2)), len(rule_names()), codes)

@@ -1,0 +1,1 @@
+"""The closed form of a transformer that `autotune.meshes.transformer` describes."""

@@ -1,0 +1,125 @@
+"""The work of attention's core (scores, softmax, weighted values) of one layer and microbatch on one device.
+
+It runs as one fused kernel where the training stack has a kernel that takes it, otherwise as plain matmuls: on blocks
+of queries where the sequence is cut, else on whole score matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.efficiency import DTYPE_BYTES, matmul_seconds
+from autotune.meshes.hardware import Hardware
+from autotune.meshes.transformer import TransformerShape
+from autotune.price.transformer.training_stack import TrainingStack
+
+PLAIN_QUERIES = 1024
+"""Queries whose scores plain attention over a cut sequence holds at a time (autotune.models.kernels, QUERY_BLOCK)."""
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""(forward pass, backward pass)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionWork:
+    """One layer, one microbatch, one device; arrays over distinct pieces of work."""
+
+    flops: Pair
+    """FLOPs as the kernel or the plain matmuls run them."""
+    matmul_seconds: Pair
+    """Seconds of the matmul units."""
+    hbm_seconds: Pair
+    """Seconds of memory traffic of stored scores; 0 in a fused kernel."""
+    recomputed: np.ndarray
+    """Share of the forward pass that runs again where the policy recomputes attention."""
+    blocked: np.ndarray
+    """Whether plain matmuls run on blocks of queries."""
+    block_scores: np.ndarray
+    """Scores of one block and head that are held at once; 0 without blocks."""
+    heads: np.ndarray
+    """Sequences x heads of the device."""
+    scores: np.ndarray
+    """All scores of the device: sequences x heads x queries x keys."""
+    kernels: tuple[float, float]
+    """Kernel launches, (forward, backward)."""
+
+
+def attention_work(
+    shape: TransformerShape,
+    seq: int,
+    dtype: str,
+    hardware: Hardware,
+    stack: TrainingStack,
+    *,
+    sequences: np.ndarray,
+    heads: np.ndarray,
+    context: np.ndarray,
+    ring: np.ndarray,
+) -> AttentionWork:
+    """The work of attention over `sequences` sequences of `seq` tokens with `heads` heads a device, the queries cut
+    along `context`. `ring`: whether keys and values travel around a ring instead of being gathered."""
+    width = DTYPE_BYTES[dtype]
+    hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
+    h = float(shape.head_dim)
+    scores = sequences * heads * (seq / context) * seq
+    # A causal sequence is dealt out so that every shard sees the same half of the keys (autotune.models.ring).
+    causal = shape.kind == "decoder"
+    seen = 0.5 if causal else 1.0
+    length, batches = seq / context, sequences * heads
+    one_way = matmul_seconds(hardware, dtype, width, length, float(seq), h, batches)
+    other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
+    stored_bytes = tuple(scores * (width / 2.0) * each / hbm for each in stack.traffic.scores)
+    if not stack.flash:
+        # Forward: scores = q k^T, and weights x v. Backward: two matmuls for each.
+        return AttentionWork(
+            flops=(4.0 * scores * h, 8.0 * scores * h),
+            matmul_seconds=(one_way + other_way, 2.0 * (one_way + other_way)),
+            hbm_seconds=stored_bytes,  # type: ignore[arg-type]
+            recomputed=np.ones_like(length * sequences),
+            blocked=np.zeros_like(length * sequences, dtype=bool),
+            block_scores=np.zeros_like(length * sequences),
+            heads=batches,
+            scores=scores,
+            kernels=(4.0, 8.0),
+        )
+    tile = min(stack.flash_tile, seq)
+    # The kernel computes tiles on the diagonal whole: n + 1 of every 2 n tiles.
+    counted = scores * h * (seen + 0.5 * tile / seq if seen < 1.0 else 1.0)
+    fused_flops = tuple(2.0 * matmuls * counted for matmuls in stack.flash_matmuls)
+    peak = hardware.peak(dtype)
+    fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, stack.flash_efficiency, strict=True))
+    gathers = "gather" in stack.fused_context or not causal
+    largest = stack.flash_head_dim
+    fits = largest is None or (shape.head_dim <= largest and shape.head_dim % 8 == 0)
+    plain = (context > 1) & np.where(ring, "ring" not in stack.fused_context, not gathers) | (not fits)
+    # A causal ring works on pairs of half shards: 2 c + 1 of every 4 c (autotune.models.ring).
+    share = np.where(ring & causal, 0.5 + 0.25 / context, 1.0)
+    # Plain attention's gradient of the scores is float32, and so are the two matmuls that take it on to queries and
+    # keys (h100, jax 0.10.2); a ring casts it first.
+    wide_way = matmul_seconds(hardware, "float32", DTYPE_BYTES["float32"], length, h, float(seq), batches)
+    forward = one_way + other_way
+    backward = 3.0 * one_way + 2.0 * other_way + np.where(ring, 0.0, 2.0 * (wide_way - other_way))
+    # Plain attention computes its scores again in the backward pass.
+    spilled = (stored_bytes[0], stored_bytes[0] + stored_bytes[1])
+    # A ring step of one block of queries has no inner loop, and the compiler reuses its recomputed scores (gb200,
+    # a100-40 and h100; jax 0.10.2): the steps with the device's own keys, and with two devices all steps.
+    pieces = 2.0 if causal else 1.0
+    alone = np.where(context == 2, 1.0, (3.0 if causal else 1.0) / np.where(causal, 2.0 * context + 1.0, context))
+    return AttentionWork(
+        flops=tuple(
+            np.where(plain, 2.0 * matmuls * scores * h * share, fast)
+            for matmuls, fast in zip((2.0, 5.0), fused_flops, strict=True)
+        ),  # type: ignore[arg-type]
+        matmul_seconds=tuple(
+            np.where(plain, matmuls * share, fast) for matmuls, fast in zip((forward, backward), fused, strict=True)
+        ),  # type: ignore[arg-type]
+        hbm_seconds=tuple(np.where(plain, each * share, 0.0) for each in spilled),  # type: ignore[arg-type]
+        recomputed=np.where(ring & (context > 1) & (length / pieces <= PLAIN_QUERIES), 1.0 - 0.5 * alone, 1.0),
+        blocked=plain & ~ring,
+        block_scores=np.where(plain, np.minimum(length, PLAIN_QUERIES) * np.where(ring, length / 2.0, seq), 0.0),
+        heads=batches,
+        scores=scores,
+        kernels=(1.0, 2.0),
+    )

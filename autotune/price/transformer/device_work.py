@@ -1,0 +1,209 @@
+"""The work of one microbatch on one device, of a layer and of the head: seconds of compute, bytes moved and bytes kept.
+
+It depends on a few columns of a layout, so many rows of a table share one piece of work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.efficiency import DTYPE_BYTES, matmul_seconds
+from autotune.meshes.hardware import Hardware
+from autotune.meshes.transformer import TransformerShape
+from autotune.price.transformer.attention_work import AttentionWork, Pair, attention_work
+from autotune.price.transformer.training_stack import TrainingStack
+
+ROUTED_TRAFFIC = (24.0, 28.0)
+"""Bytes of memory traffic, (forward, backward), per slot and element of d_model, of dispatch to experts and back
+(`autotune.models.experts`). Forward 24: tokens are gathered, masked and laid out for the all-to-all, each read and
+written in the compute dtype (12), in both directions; a compiled Mixtral has 25. Backward the same, and the sum over
+the copies of a token (4)."""
+
+PLAIN_BYTES = 10.0
+"""Bytes per score of a block of plain attention: scores and their gradient in float32, softmax weights in the compute
+dtype (h100, context 2 to 16, jax 0.10.2)."""
+
+SLOT_BYTES = 11.0
+"""Bytes per slot and element of d_model (not cut along `tensor`) that the backward pass of routed experts holds at
+once: five to six arrays in the compute dtype (deepseek-like on h100, tensor 1 to 4, jax 0.10.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matmul:
+    """A group of matmuls of one microbatch on one device."""
+
+    flops: np.ndarray
+    """FLOPs of one of the three passes below; they have equally many."""
+    forward: np.ndarray
+    """Seconds of the forward pass."""
+    backward_input: np.ndarray
+    """Seconds of the gradient of the input."""
+    backward_weight: np.ndarray
+    """Seconds of the gradient of the weight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One microbatch on one device; arrays over distinct pieces of work, of one layer unless the field says
+    otherwise."""
+
+    sequences: np.ndarray
+    """Sequences of the microbatch on the device."""
+    heads: Matmul
+    """To queries, keys and values."""
+    out: Matmul
+    """From attention back to the residual stream."""
+    hidden_in: Matmul
+    """Into the MLP's hidden width; of experts also the router."""
+    hidden_out: Matmul
+    """From the MLP's hidden width back to the residual stream."""
+    attention: AttentionWork
+    """Attention's core."""
+    elementwise: Pair
+    """Seconds of memory traffic of everything that is neither a matmul nor attention."""
+    launches: tuple[float, float]
+    """Seconds of kernel launches, (forward, backward)."""
+    head: Matmul
+    """Logits: of the whole microbatch, once."""
+    loss: Pair
+    """Seconds of memory traffic of the loss, once a microbatch."""
+    stream_bytes: np.ndarray
+    """Tokens x d_model in the compute dtype, not cut along `tensor`."""
+    slot_bytes: np.ndarray
+    """Slots of routed experts x d_model in the compute dtype, not cut along `tensor`."""
+    kv_bytes: np.ndarray
+    """Keys and values of the device's tokens in the compute dtype."""
+    kept: dict[str, np.ndarray]
+    """Part of a layer (`remat.KEPT_PARTS`) -> bytes kept for the backward pass where the policy keeps all of the
+    part."""
+    layer_work_bytes: np.ndarray
+    """Bytes that the backward pass of one layer holds at once."""
+    logit_bytes: np.ndarray
+    """Bytes of logits and their gradient that are held at once around the loss."""
+    held_logit_bytes: np.ndarray
+    """Bytes of them that stay until the backward pass of the layers has ended."""
+
+
+def work_of(
+    transformer: TransformerShape,
+    seq: int,
+    dtype: str,
+    hardware: Hardware,
+    stack: TrainingStack,
+    *,
+    sequences: np.ndarray,
+    tensor: np.ndarray,
+    context: np.ndarray,
+    expert: np.ndarray,
+    sequence_parallel: np.ndarray,
+    ring: np.ndarray,
+) -> Work:
+    """The work of a microbatch of `sequences` sequences a device, cut along `tensor`, `context` and `expert`. `ring`:
+    whether attention along `context` passes keys and values around a ring. All are arrays over pieces of work."""
+    shape, traffic, saved = transformer, stack.traffic, stack.saved
+    width = DTYPE_BYTES[dtype]
+    scale = width / 2.0
+    hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
+    tokens = sequences * seq / context
+    heads = shape.heads / tensor
+    kv_heads = np.maximum(shape.kv_heads / tensor, 1.0)
+    d, h = float(shape.d_model), float(shape.head_dim)
+
+    def matmul(m, n, k, count=1.0) -> Matmul:
+        return Matmul(
+            flops=2.0 * m * n * k * count,
+            forward=matmul_seconds(hardware, dtype, width, m, n, k, count),
+            backward_input=matmul_seconds(hardware, dtype, width, m, k, n, count),
+            backward_weight=matmul_seconds(hardware, dtype, width, k, n, m, count),
+        )
+
+    to_heads = _sum(matmul(tokens, heads * h, d), matmul(tokens, kv_heads * h, d, 2.0))
+    first = shape.mlp_matrices - 1
+    hidden = shape.d_ff / tensor
+    if shape.experts:
+        local = shape.experts / expert
+        each = tokens * shape.slots_per_token / local
+        hidden_in, hidden_out = matmul(each, hidden, d, first * local), matmul(each, d, hidden, local)
+        if shape.shared_experts:
+            shared = float(shape.shared_experts)
+            hidden_in = _sum(hidden_in, matmul(tokens, hidden, d, first * shared))
+            hidden_out = _sum(hidden_out, matmul(tokens, d, hidden, shared))
+        hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d))
+        copies = shape.slots_per_token + shape.shared_experts
+    else:
+        hidden_in, hidden_out = matmul(tokens, hidden, d, float(first)), matmul(tokens, d, hidden)
+        copies = 1
+
+    attention = attention_work(
+        shape, seq, dtype, hardware, stack, sequences=sequences, heads=heads, context=context, ring=ring
+    )
+    cut = np.where(sequence_parallel > 0, tensor, 1)
+    gate = first - 1
+    elements = (tokens * d / cut, tokens * (heads + 2 * kv_heads) * h, tokens * copies * hidden)
+    slots = tokens * (shape.slots_per_token if shape.experts else 0.0) * d / tensor
+    elementwise = tuple(
+        scale
+        * (
+            elements[0] * traffic.stream[way]
+            + elements[1] * traffic.heads[way]
+            + elements[2] * (traffic.hidden[way] + gate * traffic.gate[way])
+            + slots * ROUTED_TRAFFIC[way]
+        )
+        / hbm
+        for way in (0, 1)
+    )
+    matmuls = 4.0 + shape.mlp_matrices  # to queries, keys and values, back from attention, and the MLP's
+    launches = tuple(
+        (traffic.kernels[way] + attention.kernels[way] + (1.0 + way) * matmuls) * hardware.launch_seconds
+        for way in (0, 1)
+    )
+    logits = tokens * (shape.vocab / tensor)
+    kept = {
+        "input": 2.0 * tokens * d / cut,
+        "stream": saved.stream * tokens * d / cut,
+        "whole": saved.whole * tokens * d,
+        "heads": saved.heads * elements[1],
+        "context": saved.context * tokens * heads * h + saved.statistics * tokens * heads,
+        "outputs": 2.0 * tokens * d / cut,
+        "mlp_outputs": 2.0 * tokens * d / cut * (shape.shared_experts > 0 or not shape.experts),
+        "slots": 2.0 * slots,
+        # A fused kernel never stores its scores.
+        "scores": saved.scores * attention.scores * (not stack.flash),
+        "hidden_in": 2.0 * first * elements[2],
+        "hidden_rest": (saved.hidden + gate * saved.gate) * elements[2],
+    }
+    # The backward pass of the experts ends before that of attention begins, so only the larger of the two counts.
+    blocks = PLAIN_BYTES * attention.heads * attention.block_scores
+    in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * tensor, blocks)
+    scores_in_hand = saved.scores_working * attention.scores * (not stack.flash)
+    in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
+    return Work(
+        sequences=sequences,
+        heads=to_heads,
+        out=matmul(tokens, d, heads * h),
+        hidden_in=hidden_in,
+        hidden_out=hidden_out,
+        attention=attention,
+        elementwise=elementwise,  # type: ignore[arg-type]
+        launches=launches,  # type: ignore[arg-type]
+        head=matmul(tokens, shape.vocab / tensor, d),
+        loss=tuple(scale * bytes_each * logits / hbm for bytes_each in traffic.logits),  # type: ignore[arg-type]
+        stream_bytes=width * tokens * d,
+        slot_bytes=width * slots * tensor,
+        kv_bytes=width * 2 * tokens * kv_heads * h,
+        kept={name: scale * value for name, value in kept.items()},
+        layer_work_bytes=scale * in_hand,
+        logit_bytes=scale * saved.logits * logits,
+        held_logit_bytes=scale * saved.held_logits * logits,
+    )
+
+
+def _sum(a: Matmul, b: Matmul) -> Matmul:
+    return Matmul(
+        flops=a.flops + b.flops,
+        forward=a.forward + b.forward,
+        backward_input=a.backward_input + b.backward_input,
+        backward_weight=a.backward_weight + b.backward_weight,
+    )

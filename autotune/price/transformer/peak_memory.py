@@ -1,0 +1,109 @@
+"""Bytes a device needs at the worst moment of a step, by category.
+
+The worst moment is the start of the backward pass of the last layer (all activations alive, logits and their
+gradient), or the end of it (gradients whole, one layer's working set), whichever is more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.price.transformer.pipeline_schedules import as_published, most_waiting
+from autotune.price.transformer.rows import Rows
+
+MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logits", "workspace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The memory of a pipeline stage that does not depend on what is recomputed. One entry a row."""
+
+    fixed: dict[str, np.ndarray]
+    """Category -> bytes of one device, without what the layers save for the backward pass."""
+    waiting: np.ndarray
+    """Microbatches whose saved activations are held at once."""
+
+
+def stage_of(rows: Rows) -> Stage:
+    """The stage that all others are like: head and embedding are dealt out over the stages."""
+    stack, size, table, work = rows.stack, rows.size, rows.table, rows.prepared.work
+    state, staged, layers = stack.state, rows.staged, rows.layers
+    zero = table.zero
+    waiting = np.ones(len(table))
+    kept = (rows.parameters.dense(layers) + rows.parameters.routed(layers)) / size["fsdp"]
+    cut = np.where(zero > 0, size["data"], 1.0)
+    # ZeRO gathers a copy in the compute dtype once a step; that of the tables is gone before the layers run back
+    tabled = rows.parameters.vocabulary / size["fsdp"]
+    weights = state.weights * kept / cut + np.where(zero > 0, state.compute * (kept - tabled), 0.0)
+    optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
+    gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
+    # Under accumulation the gradients of a pass stand beside their sums.
+    gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
+    # ZeRO-1: whole only in the dtype they are reduced in, their sums over passes are shards (mixture on h100); the
+    # embedding's comes last, and is added to that of a tied table's other use
+    whole = kept - (0.0 if rows.shape.tied_embeddings else rows.parameters.embedding / size["fsdp"])
+    summed = np.where(table.accumulate > 1, state.gradients * kept / cut, 0.0)
+    gradients = np.where(zero == 1, state.reduced * whole + summed, gradients)
+    if staged.any():
+        # What the policy saves of every tick, idle ones too (its copy of the weights where nothing is recomputed).
+        virtual = table.virtual_stages
+        ticks = (table.microbatches * virtual + size["stage"] - 1.0) / virtual
+        waiting = np.where(staged, ticks, waiting)
+        published = staged & as_published(table.schedule)
+        whole = state.compute * rows.parameters.layer * layers
+        # Beside it the weights whole along fsdp, their gradients' sums in float32, and the gradients of all
+        # microbatches' inputs and results; at work once more the sums of a chunk of several layers.
+        around = 2.0 * rows.stream_bytes * table.microbatches / np.where(rows.parallel, size["tensor"], 1.0)
+        beside = np.where(staged, 3.0 * whole + around, 0.0)
+        at_work = np.where(rows.sliced, 2.0 * whole / virtual, 0.0)
+        gradients = np.where(staged, 0.0, gradients)
+        if published.any():
+            # A schedule that starts backward passes early, as its paper has it: no more microbatches than it lets wait,
+            # one activation on its way in and one gradient; the sums of gradients in float32, and the weights whole
+            # along fsdp, which are gathered and reduced once a step like those of the reference pipeline.
+            held = most_waiting(
+                table.schedule, stages=size["stage"], passes=table.microbatches * 1.0, virtual_stages=virtual * 1.0
+            )
+            waiting = np.where(published, held, waiting)
+            sent = 2.0 * rows.stream_bytes / np.where(rows.parallel, size["tensor"], 1.0)
+            beside = np.where(published, sent, beside)
+            at_work = np.where(published, whole, at_work)
+            gradients = np.where(published, 4.0 * rows.parameters.layer * layers, gradients)
+    else:
+        published = staged
+        beside = at_work = np.zeros(len(table))
+    # Routed experts' weights stand there in the layout of their batched matmuls, too (mixtures on h100 and a100-80).
+    whole = stack.whole_layers * rows.parameters.layer_dense + 2.0 * rows.parameters.layer_routed
+    gathered = np.where(size["fsdp"] > 1, state.compute * whole, 0.0)
+    pieces = np.where(staged, table.microbatches / size["stage"], 1.0)
+    # An early backward pass begins with the loss: no stage has the logits of more than one microbatch at a time.
+    pieces = np.where(published, np.minimum(pieces, 1.0), pieces)
+    logits, held = rows.of(work.logit_bytes) * pieces, rows.of(work.held_logit_bytes) * pieces
+    in_layer = rows.of(work.layer_work_bytes)
+    working = in_layer + gathered + at_work
+    at_start, at_end = logits, gradients + held + in_layer
+    late = gradients
+    one_pass = (zero == 1) & (table.accumulate == 1)
+    # The pipeline's sums of gradients stand beside the logits, which are gone before its layers run back (h100:2x8,
+    # 2 to 8 stages of dense-4096, jax 0.10.2; 5 to 8 % too low where thin slices are dealt).
+    early = staged | (one_pass & (size["tensor"] == 1) & (stack.saved.held_logits > 0))
+    if early.any():
+        # Under ZeRO-1 of one pass most programs that do not cut the vocabulary make the unembedding's gradient first:
+        # the layers' backward pass begins when the logits are gone, which stood beside its stacked gradients (on h100,
+        # h200 and a100-80, jax 0.10.2; where they stay all the same, this is up to 7 % too low).
+        held, late = np.where(early, 0.0, held), np.where(early, 0.0, late)
+        at_start = np.where(early, logits + gradients, at_start)
+        at_end = np.where(early, gradients + working, at_end)
+    ends = at_end > at_start
+    categories = {
+        "parameters": weights,
+        "gradients": np.where(ends, gradients, gradients - late),
+        "optimizer_state": optimizer,
+        "activations": beside,
+        "logits": np.where(ends, held, logits),
+        "workspace": np.where(early & ~ends, 0.0, working),
+    }
+    nothing = np.zeros(len(table))
+    return Stage(fixed={name: amount + nothing for name, amount in categories.items()}, waiting=waiting)

@@ -1,0 +1,259 @@
+"""The time of one microbatch, forward and backward, in one layer and in the head.
+
+It depends on the mesh, the work of a device and the recomputation policy, so many rows of a table share one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.meshes.collectives import wire_bytes
+from autotune.meshes.layout import REMAT
+from autotune.price.transformer import remat as price_remat
+from autotune.price.transformer.device_work import Matmul
+from autotune.price.transformer.rows import Rows
+from autotune.table import CONTEXT_ATTENTION
+
+CHUNK_TRAFFIC = ((6.0, 27.0), (32.0, 40.0))
+"""Bytes of memory traffic per parameter that one microbatch of `autotune.models.pipeline` causes beside its matmuls.
+
+First index: whether a pipeline chunk has several layers. Second index: whether a stage has several chunks. The program
+slices each layer out of the stacked weights, forward and backward, adds its gradient to a sum in float32, and copies
+the chunk out of the stage's weights and back. Measured: growth of the traffic of programs for h100:2x8 from 16 to 32
+microbatches (dense-4096, 2, 4 and 8 stages, jax 0.10.2)."""
+
+
+class MicrobatchTerms(Rows):
+    """Terms of the units "layer" and "head" for some layouts, and what a step needs to know of its microbatches."""
+
+    layer: np.ndarray
+    """Seconds of one layer, forward and backward, with exposed communication."""
+    head: np.ndarray
+    """Seconds of logits, loss and embedding, forward and backward, with exposed communication."""
+    forward: np.ndarray
+    """Seconds of compute of one layer's forward pass."""
+    backward: np.ndarray
+    """Seconds of compute of one layer's backward pass: gradients of the inputs, and everything that is recomputed."""
+    weight: np.ndarray
+    """Seconds of compute of the gradients of one layer's weights."""
+    kept: np.ndarray
+    """Bytes of activations that one layer saves for its backward pass."""
+    kept_weights: np.ndarray
+    """Bytes of gathered or cast weights that one layer saves for its backward pass."""
+    tick_weights: np.ndarray
+    """Bytes of weights among `kept`: those that each tick of the reference pipeline saves."""
+
+    def enter(self) -> None:
+        """Every term of a layer and of the head, in the order in which a microbatch runs them."""
+        stack, table, work = self.stack, self.table, self.prepared.work
+        reruns = price_remat.run_again(stack.reruns_kernel)
+        self.again = {part: share[table.remat] for part, share in reruns.items()}
+        if self.shape.experts:
+            # The gradient of the gates reads the outputs of the routed experts, so they are recomputed too.
+            routed = self.shape.slots_per_token / (self.shape.slots_per_token + self.shape.shared_experts)
+            self.again["hidden_out"] = np.maximum(self.again["hidden_out"], routed * self.again["hidden_in"])
+        if stack.flash and stack.reruns_kernel:
+            # Plain attention on blocks of queries always recomputes its scores. It runs its forward pass again only
+            # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2).
+            own = price_remat.run_again(False)["context"][table.remat]
+            self.again["context"] = np.where(self.of(work.attention.blocked), own, self.again["context"])
+        kept = price_remat.kept()
+        self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
+        self.tick_weights = np.zeros(len(table))
+        if self.staged.any():
+            # Without recomputation the pipeline keeps, for each microbatch, the weights that its matmuls read.
+            again = self.staged & (table.remat == 0)
+            self.tick_weights = stack.state.compute * self.parameters.layer * again
+            self.kept = self.kept + self.tick_weights
+        # Without recomputation a layer also keeps the gathered or cast weights (h100, h200 and a100-80, jax 0.10.2).
+        gathered = (table.remat == 0) & ~self.staged
+        self.kept_weights = stack.state.compute * self.parameters.layer * gathered
+        core = self._compute()
+        self._tensor()
+        self._context(*core)
+        self._expert()
+        self._fsdp(self.forward - core[0], self.backward + self.weight - core[1])
+        self._head()
+        self.layer, self.head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
+
+    def _compute(self) -> tuple[np.ndarray, np.ndarray]:
+        """Add one layer's compute; return the seconds of its attention kernel, (forward, backward)."""
+        work, again, book = self.prepared.work, self.again, self.book
+        matmuls: dict[str, Matmul] = {name: getattr(work, name) for name in ("heads", "out", "hidden_in", "hidden_out")}
+        ahead = {name: self.of(matmul.forward) for name, matmul in matmuls.items()}
+        back = {name: self.of(matmul.backward_input) for name, matmul in matmuls.items()}
+        own = {name: self.of(matmul.backward_weight) for name, matmul in matmuls.items()}
+        for label, first, second in (("attention", "heads", "out"), ("mlp", "hidden_in", "hidden_out")):
+            total = ahead[first] + ahead[second] + back[first] + back[second] + own[first] + own[second]
+            book.add(f"matmul.{label}", "matmul", "layer", total)
+        rerun = sum(again[name] * ahead[name] for name in matmuls)
+        book.add("recompute.matmul", "matmul", "layer", rerun)
+        core = [self.of(values) for values in work.attention.matmul_seconds]
+        book.add("attention", "matmul", "layer", core[0] + core[1])
+        core_again = again["context"] * self.of(work.attention.recomputed)
+        book.add("recompute.attention", "matmul", "layer", core_again * core[0])
+        for name, matmul in matmuls.items():
+            book.count("flops", "layer", (3.0 + again[name]) * self.of(matmul.flops))
+        kernel = [self.of(values) for values in work.attention.flops]
+        book.count("flops", "layer", (1.0 + core_again) * kernel[0] + kernel[1])
+        rest = [self.of(values) for values in work.elementwise]
+        book.add("elementwise", "hbm", "layer", rest[0] + rest[1])
+        book.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])
+        if any(np.any(values) for values in work.attention.hbm_seconds):
+            scores = [self.of(values) for values in work.attention.hbm_seconds]
+            book.add("attention.scores", "hbm", "layer", scores[0] + scores[1])
+            book.add("recompute.scores", "hbm", "layer", again["context"] * scores[0])
+            core = [matmul + spill for matmul, spill in zip(core, scores, strict=True)]
+        saving = self.stack.traffic.saving * (self.kept + self.kept_weights)
+        book.add("saving", "hbm", "layer", saving / self.hbm_rate)
+        launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
+        book.add("launches", "launch", "layer", launches)
+        cast = self._casts()
+        self._offloaded_inputs(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
+        forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast
+        backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast
+        backward = backward + again["context"] * core[0] + again["elementwise"] * (rest[0] + work.launches[0])
+        weight = own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
+        self.forward, self.backward, self.weight = forward, backward, weight
+        return core[0], core[1] + again["context"] * core[0]
+
+    def _casts(self) -> np.ndarray:
+        """Add the casts of weights to the compute dtype, one forward and one backward; return the seconds of one."""
+        state = self.stack.state
+        cast = (state.weights + state.compute) * self.parameters.layer / self.size["fsdp"]
+        seconds = cast / self.hbm_rate
+        if self.staged.any():
+            traffic = np.array(CHUNK_TRAFFIC)[self.sliced * 1, self.dealt * 1]
+            seconds = np.where(self.staged, traffic / 2.0 * self.parameters.layer / self.hbm_rate, seconds)
+        self.book.add("casts", "hbm", "layer", 2.0 * seconds)
+        return seconds
+
+    def _offloaded_inputs(self, matmuls: np.ndarray | float) -> None:
+        """Add the copies of layer inputs to host memory and back. Matmuls hide them while they last."""
+        rows = self.table.remat == REMAT.index("offload")
+        if rows.any():
+            full = 2.0 * self.of(self.prepared.work.kept["input"]) / self.host_rate * rows
+            self.book.add("offload.activations", "host", "layer", np.maximum(full - matmuls, 0.0) * rows, full)
+
+    def _tensor(self) -> None:
+        """Add the collectives along `tensor`. A layer has two blocks (attention, MLP), each with a gather before it and
+        a reduction after it; the backward pass has the reverse."""
+        if not self.used["tensor"]:
+            return
+        again, work = self.again, self.prepared.work
+        gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"], 0.0)
+        # Routed experts have collectives of their own (below); shared experts have those of an MLP.
+        blocks = 2.0 if self.shape.shared_experts or not self.shape.experts else 1.0
+        scatters = np.where(self.parallel, 2.0 * blocks + 2.0 * again["scatters"], 0.0)
+        reductions = np.where(self.parallel, 0.0, 4.0 + 2.0 * again["scatters"])
+        # Across NVLink domains half of a layer's compute runs beside the gathers, the other half beside the reductions.
+        crossing = self.table.dcn_tensor > 1
+        beside = np.where(crossing, 0.5 * (self.forward + self.backward + self.weight), 0.0)
+        if self.parallel.any():
+            self.move("tensor", "all_gather", "layer", self.stream_bytes, gathers, beside)
+            self.move("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters, beside)
+        if self.book.counting:
+            # With one sequence a microbatch the pipeline gathers the gradient of each block's result twice, once for
+            # each matmul that reads it; the second gather runs beside the first matmul (h100 and h200, tensor 2 and 4,
+            # jax 0.10.2).
+            twice = self.parallel & self.staged & (self.of(work.sequences) <= 1.0)
+            sent = wire_bytes("all_gather", self.stream_bytes, self.size["tensor"])
+            self.book.count("tensor", "layer", np.where(twice, 2.0 * sent, 0.0))
+        if not self.parallel.all():
+            self.move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
+        if self.shape.experts:
+            # Expert slots are cut along d_model while they travel, and gathered for the matmuls of the experts: once
+            # forward, once for the gradients of the weights, and once for the gradient of the result. Recomputed
+            # experts need two more gathers and one more reduction (deepseek-like on h100, remat=full, jax 0.10.2).
+            # A gated MLP gathers the gradient of its result once for each matmul that reads it; a pipeline gathers each
+            # array once. An all-to-all changes the mixed tokens, and their gradient, from a cut along d_model to a cut
+            # along the sequence and back.
+            slots, more = self.of(work.slot_bytes), self.again["hidden_in"]
+            gated = self.shape.mlp_matrices - 2.0
+            self.move("tensor", "all_gather", "layer", slots, np.where(self.staged, 3.0, 3.0 + gated + more))
+            self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + more)
+            cut = self.stream_bytes / self.size["tensor"]
+            self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0, 0.0))
+
+    def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
+        """Add the collectives along `context`: keys and values are gathered, or passed around a ring.
+
+        Attention's kernel hides them; the other compute of a layer hides the gathers of its weights, so that no second
+        of compute hides two collectives.
+        """
+        if not self.used["context"]:
+            return
+        size = self.size["context"]
+        ring = self.table.context_attention == CONTEXT_ATTENTION.index("ring")
+        own = self.of(self.prepared.work.kv_bytes)
+        # Keys and values are gathered once forward and once more where anything is recomputed; their gradients are
+        # reduce-scattered. A ring passes keys and values on in both passes, and their gradients in the backward pass.
+        gathers = np.where(ring, 0.0, 1.0 + self.again["elementwise"])
+        # Assumed: a half of the backward pass's compute can hide the gathers, the other half the reductions. What runs
+        # between start and done of each in a compiled backward pass would settle the shares.
+        self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
+        self.move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
+        if self.shape.experts:
+            # Dispatch to experts needs the tokens of whole sequences: gathered before it and scattered after it, in
+            # both passes.
+            tokens = self.stream_bytes * size / self.size["tensor"]
+            self.move("context", "all_gather", "layer", tokens, 2.0 + self.again["hidden_in"])
+            self.move("context", "reduce_scatter", "layer", tokens, 2.0 * np.ones(len(self.table)))
+        # Gradients travel in float32. They take one step more than keys and values, back to their owner, in the compute
+        # dtype. A recomputed ring shares its first step with the backward pass (a100-40 and h100, jax 0.10.2).
+        again = self.again["context"]
+        turns = np.where(ring, (size - 1.0) * (4.0 + again) + (1.0 - again), 0.0) * (size > 1)
+        self.move("context", "permute", "layer", own, turns, forward + backward)
+
+    def _expert(self) -> None:
+        """Add the all-to-alls along `expert`: to the experts and back, forward and backward, and for recomputation.
+
+        The results are kept on the devices of the experts, so any recomputation sends them back once more
+        (mixtral-like on h100, remat=dots, jax 0.10.2).
+        """
+        if self.used["expert"] and self.shape.experts:
+            times = 4.0 + self.again["elementwise"] + self.again["hidden_in"]
+            slots = self.of(self.prepared.work.slot_bytes) / self.size["tensor"]
+            self.move("expert", "all_to_all", "layer", slots, times)
+
+    def _fsdp(self, forward: np.ndarray, backward: np.ndarray) -> None:
+        """Add the gathers of weights before each use and the reductions of gradients onto their shards. A pipeline does
+        both once a step instead (`per_step`)."""
+        if not self.used["fsdp"]:
+            return
+        state = self.stack.state
+        each = np.where(self.staged, 0.0, 1.0)
+        later = np.where((self.table.remat == 0) | self.staged, 0.0, 1.0)
+        weights = state.compute * self.parameters.layer
+        self.gather("layer", weights, each, forward)
+        # Assumed, as for context above: the gathers and the reductions each have half of the backward pass to hide in.
+        self.gather("layer", weights, later, 0.5 * backward)
+        self.scatter("layer", state.reduced * self.parameters.layer, each, 0.5 * backward)
+
+    def _head(self) -> None:
+        """Add the logits, the loss, and the collectives around embedding and logits."""
+        work, book, state = self.prepared.work, self.book, self.stack.state
+        head = work.head
+        book.add(
+            "matmul.logits", "matmul", "head",
+            self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
+        )  # fmt: skip
+        book.count("flops", "head", 3.0 * self.of(head.flops))
+        book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
+        # Assumed: twenty instructions for embedding, last norm, logits, loss and their gradients. To settle it, count
+        # those of a profile outside the loop over layers (`scripts/op_profile.py`).
+        book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds * np.ones(book.rows))
+        beside = book.unit_seconds("head")
+        if self.used["tensor"]:
+            both = np.where(self.parallel, 1.0, 0.0)
+            if self.parallel.any():
+                self.move("tensor", "all_gather", "head", self.stream_bytes, 2.0 * both)
+                self.move("tensor", "reduce_scatter", "head", self.stream_bytes, 2.0 * both)
+            if not self.parallel.all():
+                self.move("tensor", "all_reduce", "head", self.stream_bytes, 2.0 * (1.0 - both))
+        if self.used["fsdp"]:
+            table = self.parameters.sent_vocabulary
+            each = np.where(self.staged, 0.0, 1.0)
+            self.gather("head", state.compute * table, each, 0.5 * beside)
+            own = table - self.parameters.embedding
+            self.scatter("head", state.reduced * own, each, 0.5 * beside)

@@ -1,0 +1,161 @@
+"""The time of what happens once a step (reductions of gradients, the optimizer, ZeRO's gathers) and between stages.
+
+Recomputation does not change it, so many rows of a table share one. The exception: the backward pass of the layers can
+hide reductions of gradients along `data`; `pricer` adds these row by row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.price.terms import TermRows
+from autotune.price.transformer.embedding_gradient import INNER_FIRST, Embedding
+from autotune.price.transformer.peak_memory import Stage, stage_of
+from autotune.price.transformer.rows import Rows, hides
+from autotune.price.unique_rows import unique_rows
+
+
+class StepTerms(Rows):
+    """Terms of the units "pass" and "step" for some layouts, and what `pricer` needs to know of them."""
+
+    one_way: np.ndarray
+    """Seconds of one transfer of a microbatch to the next stage."""
+    hidden_later: list[list[TermRows]]
+    """Terms of reductions of gradients along `data` that the backward pass may hide; not yet among the entries."""
+    stage: Stage
+    """Memory of a pipeline stage."""
+
+    def enter(self) -> None:
+        """Every term, in the order in which a step runs them."""
+        if self.used["stage"]:
+            self._transfers()
+        self._gradients()
+        self._weights()
+        self._optimizer()
+        self.stage = stage_of(self)
+        self.book.memory = self.stage.fixed
+
+    def _transfers(self) -> None:
+        """Add the transfers between pipeline stages."""
+        payload = self.stream_bytes / np.where(self.parallel, self.size["tensor"], 1.0)
+        self._around_the_loop(payload)
+        waits = np.where(self.staged, 2.0 * self.table.virtual_stages, 0.0)
+        parts, latency = self.prepared.costs["stage", "permute"].seconds(self.mesh, payload)
+        self.one_way = sum(parts.values()) + latency
+        self.move("stage", "permute", "pass", payload, waits)
+
+    def _around_the_loop(self, payload: np.ndarray) -> None:
+        """Add what `autotune.models.pipeline` does before and after its loop over microbatches.
+
+        The inputs of all microbatches are gathered to every stage and the results are scattered, in both passes. The
+        gradients of the vocabulary's tables are summed over the stages. With virtual stages, slices of the weights
+        travel to their stages, one distance at a time, and their gradients travel back. Weights are gathered along
+        fsdp, and their gradients reduced, once for all microbatches."""
+        size, table, state = self.size, self.table, self.stack.state
+        once = np.where(self.staged, table.accumulate, 0.0)
+        twice = np.where(self.staged, 2.0, 0.0)
+        batch = payload * table.accumulate * table.microbatches
+        self.move("stage", "all_gather", "step", batch, twice)
+        self.move("stage", "reduce_scatter", "step", batch, twice)
+        self.move("stage", "all_reduce", "step", self._table_gradients("stage"), once)
+        virtual, stages = table.virtual_stages, size["stage"]
+        turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages)
+        slices = state.compute * self.parameters.layer * self.layers / virtual / size["fsdp"]
+        self.move("stage", "permute", "step", slices, 2.0 * turns * once)
+        if self.used["fsdp"]:
+            layers, vocabulary = self.parameters.layer * self.layers, self.parameters.sent_vocabulary
+            self.gather("step", state.compute * layers, once)
+            self.scatter("step", state.reduced * layers, once)
+            self.gather("step", state.compute * vocabulary, once)
+            self.scatter("step", state.reduced * (vocabulary - self.parameters.embedding), once)
+
+    def _gradients(self) -> None:
+        """Add the reductions of gradients along `data`."""
+        layers, tables = self._layer_gradients("data"), self._table_gradients("data") * self.table_share()
+        cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
+        whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
+        scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
+        self.hidden_later = []
+        for kind, payload in (("all_reduce", whole), ("reduce_scatter", scattered)):
+            lines = self.lines("data", kind, "step", payload, np.where(payload > 0, self.reductions(), 0.0))
+            if lines and hides(self.stack, "data"):
+                self.hidden_later.append(lines)
+            else:
+                self.book.entries += lines
+
+    def _weights(self) -> None:
+        """Add the reductions of gradients along the other axes that repeat weights, and the gathers of ZeRO."""
+        state, zero = self.stack.state, self.table.zero
+        own, routed = self._own_parameters()
+        if self.used["data"] and (zero > 0).any():
+            self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
+        for axis in ("context", "expert"):
+            payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_share()
+            self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self._outer_share(axis))
+        first, of = unique_rows([self.piece, self.table.zero, self.table.microbatches])
+        self.book.parts = ((self.some(Embedding, first).book, of),)
+
+    def _optimizer(self) -> None:
+        """Add the optimizer's update, its transfers to host memory, and the sums of accumulated gradients."""
+        book, size, state, table = self.book, self.size, self.stack.state, self.table
+        each = sum(self._own_parameters())
+        cut = np.where(table.zero > 0, size["data"], 1.0)
+        book.add("optimizer", "hbm", "step", state.update_traffic * each / cut / self.hbm_rate)
+        if (table.offload > 0).any():
+            moments = 2.0 * state.optimizer * each / cut * (table.offload > 0)
+            book.add("offload.optimizer", "host", "step", moments / self.host_rate)
+        if state.accumulate_traffic:
+            sums = state.accumulate_traffic * each / np.where(table.zero > 0, size["data"], 1.0)
+            # A pipeline adds up the gradients of its microbatches by itself (`per_microbatch`).
+            passes = np.where(table.accumulate > 1, table.accumulate, 0)
+            book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
+
+    # Gradients along the axes that repeat the weights
+
+    def _own_parameters(self) -> tuple[np.ndarray, np.ndarray]:
+        """Parameters of the fullest stage on one fsdp shard: (without routed experts, routed experts alone)."""
+        fsdp = self.size["fsdp"]
+        return self.parameters.dense(self.layers) / fsdp, self.parameters.routed(self.layers) / fsdp
+
+    def _layer_gradients(self, axis: str) -> np.ndarray:
+        """Bytes of the gradients of the fullest stage's layers that a reduction along `axis` takes."""
+        dense = self.layers * self.parameters.layer_dense / self._shards(axis, self._scatters_layers, INNER_FIRST)
+        if axis != "expert":
+            inside = self._shards(axis, self._scatters_layers, INNER_FIRST[1:])
+            dense = dense + self.layers * self.parameters.layer_routed / inside
+        return self.stack.state.reduced * dense / self.size["fsdp"]
+
+    def _table_gradients(self, axis: str) -> np.ndarray:
+        """The same of the vocabulary's tables, without an embedding whose gradient is reduced by itself
+        (`embedding_gradient`)."""
+        sent = self.parameters.sent_vocabulary - self.parameters.embedding
+        shards = self.size["fsdp"] * self._shards(axis, self._scatters_tables, INNER_FIRST)
+        return self.stack.state.reduced * sent / shards
+
+    def _shards(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
+        """Into how many shards gradients are already cut when they are reduced along `axis`.
+
+        One collective reduces along all of `axes`, inner axes first; a reduce-scatter along `data` comes before it."""
+        inside = np.where(scattered, self.size["data"] if axis != "data" else 1.0, 1.0)
+        for name in axes[: axes.index(axis)]:
+            inside = inside * np.where(scattered & ((axis == "data") | (name == "data")), 1.0, self.size[name])
+        return inside
+
+    @property
+    def _scatters_tables(self) -> np.ndarray:
+        """Rows that reduce-scatter gradients along `data` (ZeRO-2)."""
+        return (self.size["data"] > 1) & (self.table.zero == 2)
+
+    @property
+    def _scatters_layers(self) -> np.ndarray:
+        """Rows that reduce-scatter the gradients of the layers along `data`. A pipeline sums these by itself, and the
+        compiler turns that sum into a reduce-scatter only where it runs along `data` alone."""
+        return self._scatters_tables & ~(self.staged & (self.size["context"] > 1))
+
+    def _outer_share(self, axis: str) -> np.ndarray:
+        """The share of a reduction's bytes along `axis` that crosses the outer tier: one collective along several axes
+        reduces over the inner tier first, so the axes outside `axis` have already cut the array."""
+        outside = np.ones(len(self.table))
+        for name in INNER_FIRST[INNER_FIRST.index(axis) + 1 : -1]:
+            outside = outside * self.size[name] / getattr(self.table, f"dcn_{name}")
+        return np.where(self._scatters_layers, 1.0, 1.0 / outside)

@@ -1,0 +1,163 @@
+"""The time and memory of a block of layouts of one transformer, as named terms.
+
+step = accumulate x microbatches x (one microbatch on the busiest stage: `per_microbatch`) + (what happens once a step:
+`per_step`) + (pipeline bubble). Many rows of a table share a microbatch or a step, so each is computed once for the
+rows that differ in it; `RowBlock` adds them up row by row. Memory: `peak_memory`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.meshes.layout import SCHEDULES
+from autotune.price.collective_costs import cost_of, meshes_of
+from autotune.price.terms import CostTerms, TermRows
+from autotune.price.transformer.device_work import work_of
+from autotune.price.transformer.inputs import Inputs
+from autotune.price.transformer.per_microbatch import MicrobatchTerms
+from autotune.price.transformer.per_step import StepTerms
+from autotune.price.transformer.pipeline_schedules import ZERO_BUBBLE, as_published, bubble_seconds
+from autotune.price.transformer.rows import Prepared, chunks_of, hidden_beside
+from autotune.price.unique_rows import unique_rows
+from autotune.table import CONTEXT_ATTENTION, LayoutTable
+
+COLLECTIVES_OF_AXIS = {
+    "tensor": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
+    "fsdp": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
+    "data": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
+    "context": ("all_gather", "reduce_scatter", "permute", "all_reduce"),
+    "expert": ("all_to_all", "all_reduce", "all_gather"),
+    "stage": ("permute", "all_gather", "reduce_scatter", "all_reduce"),
+}
+"""The collectives that each axis can ask for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricer(Inputs):
+    """Prices tables of layouts of one transformer and batch on one target with one training stack."""
+
+    def prepare(self, table: LayoutTable) -> Prepared:
+        """What all blocks of the table share: routes of the meshes, costs of collectives, work of the devices."""
+        meshes = meshes_of(table, self.target)
+        passes = table.accumulate * table.microbatches
+        first, piece_of_row = unique_rows([meshes.of_row, passes, table.sequence_parallel, table.context_attention])
+        some = table.take(first)
+        work = work_of(
+            self.transformer,
+            self.seq,
+            self.dtype,
+            self.target.hardware,
+            self.stack,
+            sequences=self.batch / (some.data * some.fsdp * some.expert * passes[first]),
+            tensor=some.tensor.astype(np.float64),
+            context=some.context.astype(np.float64),
+            expert=some.expert.astype(np.float64),
+            sequence_parallel=some.sequence_parallel,
+            ring=some.context_attention == CONTEXT_ATTENTION.index("ring"),
+        )
+        used = {axis: kinds for axis, kinds in COLLECTIVES_OF_AXIS.items() if (getattr(table, axis) > 1).any()}
+        costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
+        return Prepared(
+            meshes=meshes, costs=costs, work=work, piece_of_row=piece_of_row, mesh_of_piece=meshes.of_row[first]
+        )
+
+    def cost_terms(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> CostTerms:
+        """The terms of some rows of the prepared table. `table` holds those rows alone, `rows` says where they were."""
+        return RowBlock(self, prepared, table, prepared.piece_of_row[rows], counting).book
+
+
+class RowBlock:
+    """The terms of one block of rows, put together from its microbatches and its steps.
+
+    Rows that agree in the columns that a microbatch depends on share one: row `i` has number `of_pass[i]` of `passes`.
+    In the same way row `i` has number `of_once[i]` of `once`. Every other array has one entry a row.
+    """
+
+    def __init__(
+        self, pricer: Pricer, prepared: Prepared, table: LayoutTable, piece: np.ndarray, counting: bool
+    ) -> None:
+        self.pricer, self.table = pricer, table
+        first, self.of_pass = unique_rows([piece, table.remat, *chunks_of(table, pricer.transformer.layers)])
+        self.passes = MicrobatchTerms(pricer, prepared, table.take(first), piece[first], counting)
+        choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")
+        first, self.of_once = unique_rows([piece, *(getattr(table, name) for name in choices)])
+        self.once = StepTerms(pricer, prepared, table.take(first), piece[first], counting)
+        waiting = pricer.target.hardware.waiting(pricer.target.groups)
+        self.book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
+        self.book.parts = ((self.passes.book, self.of_pass), (self.once.book, self.of_once))
+        self.layer, self.head = self.passes.layer[self.of_pass], self.passes.head[self.of_pass]
+        self._gradients()
+        others = self._times()
+        if self.once.used["stage"]:
+            self.book.bubble = self._bubble(others)
+        self.book.memory = self._saved()
+
+    def _saved(self) -> dict[str, np.ndarray]:
+        """Category -> bytes that the layers of a stage save for the backward pass. `StepTerms` has all other memory."""
+        waiting, layers = self.once.stage.waiting[self.of_once], self.once.layers[self.of_once]
+        made, of = self.passes, self.of_pass
+        kept = made.kept[of]
+        published = (self.table.stage > 1) & as_published(self.table.schedule)
+        if published.any():
+            # That each tick keeps the weights which its matmuls read is the reference pipeline's own.
+            kept = kept - np.where(published, made.tick_weights[of], 0.0)
+        return {"activations": (kept * waiting + made.kept_weights[of]) * layers}
+
+    def _gradients(self) -> None:
+        """Reductions of gradients along `data` that the backward pass of the layers hides in part."""
+        if not self.once.hidden_later:
+            return
+        stack = self.pricer.stack
+        beside = self.layer * self.once.layers[self.of_once]
+        if stack.scatter_hides == "never":
+            # They run beside the backward pass only where no reduce-scatter along fsdp comes first.
+            beside = np.where(self.table.fsdp > 1, 0.0, 0.5 * beside)
+        outer = self.pricer.target.hardware.tiers[-1].name
+        for lines in self.once.hidden_later:
+            every = [(line, line.full[self.of_once]) for line in lines]
+            mine = [TermRows(line.name, line.resource, line.unit, full, full) for line, full in every]
+            self.book.entries += hidden_beside(stack, "data", mine, beside, outer)
+
+    def _times(self) -> np.ndarray:
+        """Set how often each unit counts on the busiest stage; return the seconds of a microbatch on all other
+        stages."""
+        book, once, of = self.book, self.once, self.of_once
+        stages, table = once.size["stage"], once.table
+        staged = stages > 1
+        passes = (table.accumulate * table.microbatches).astype(np.float64)
+        # The head and the embedding are shared out over the stages, so all stages take the same time.
+        heads = np.where(staged, 1.0 / stages, 1.0)
+        rest = np.where(staged, (stages - 1.0) * once.layers, 0.0)
+        times = {"layer": passes * once.layers, "head": passes * heads, "pass": passes}
+        book.times = {unit: each[of] for unit, each in times.items()}
+        others = rest[of] * self.layer
+        book.times["step"] = np.ones(book.rows)
+        if book.counting:
+            book.idle = np.where(staged, (stages - 1.0) / (passes * table.virtual_stages), 0.0)[of]
+        return others
+
+    def _bubble(self, others: np.ndarray) -> np.ndarray:
+        """Seconds of a step that the busiest stage waits for the other stages."""
+        table, made, layers = self.table, self.passes, self.once.layers
+        communication = made.layer - made.forward - made.backward - made.weight
+        bubble = np.zeros(self.book.rows)
+        for code, schedule in enumerate(SCHEDULES):
+            rows = np.flatnonzero((table.stage > 1) & (table.schedule == code))
+            if len(rows):
+                name = ZERO_BUBBLE if schedule == "zero-bubble" else schedule
+                of_pass, of_once = self.of_pass[rows], self.of_once[rows]
+                seconds = bubble_seconds(
+                    name,
+                    stages=table.stage[rows].astype(np.float64),
+                    passes=table.microbatches[rows],
+                    virtual_stages=table.virtual_stages[rows].astype(np.float64),
+                    others=others[rows],
+                    forward=layers[of_once] * (made.forward + 0.5 * communication)[of_pass],
+                    backward_input=layers[of_once] * (made.backward + 0.5 * communication)[of_pass],
+                    backward_weight=layers[of_once] * made.weight[of_pass],
+                    transfer=self.once.one_way[of_once],
+                )
+                bubble[rows] = seconds * table.accumulate[rows]
+        return bubble

@@ -1,0 +1,189 @@
+"""Some layouts while they are priced: what their columns say of each, and the collectives they enter in a ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from autotune.efficiency import DTYPE_BYTES
+from autotune.meshes.collectives import wire_bytes
+from autotune.meshes.layout import AXES
+from autotune.price.collective_costs import CollectiveCost, Meshes
+from autotune.price.terms import CostTerms, TermRows
+from autotune.price.transformer.device_work import Work
+from autotune.price.transformer.inputs import Inputs
+from autotune.price.transformer.parameters import Parameters, parameters_of
+from autotune.price.transformer.training_stack import TrainingStack
+from autotune.replay.replay import HOST_BYTES_PER_SECOND
+from autotune.table import LayoutTable
+
+SUMMED_FROM = 64
+"""Chips of a three-dimensional slice that is gathered over by sums: a sharded matrix that one matmul reads whole is
+all-reduced on v5p:2x2x16, 2x4x8, 4x4x4 and 4x4x8, whatever its size; it is gathered on v5p:2x2x2, 2x2x4, 2x2x8, 2x4x4
+and 2x2x12, over part of a larger slice, and on v5e:8x8 and 16x16 (libtpu 0.0.42)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a whole table shares: its distinct meshes with the cost of every collective, and its distinct pieces of
+    work, each of one mesh, one number of passes and one way to attend."""
+
+    meshes: Meshes
+    costs: dict[tuple[str, str], CollectiveCost]
+    work: Work
+    piece_of_row: np.ndarray
+    mesh_of_piece: np.ndarray
+
+
+Kind = TypeVar("Kind", bound="Rows")
+
+
+def hides(stack: TrainingStack, axis: str) -> bool:
+    """Whether compute hides any of an axis's collectives."""
+    return bool(stack.hidden_share.get(axis, 0.0) or stack.hidden_outer.get(axis))
+
+
+def hidden_beside(
+    stack: TrainingStack, axis: str, lines: list[TermRows], beside: np.ndarray, outer: str
+) -> list[TermRows]:
+    """The lines of one collective along an axis, less what compute `beside` hides of it: up to the stack's share of
+    itself, and no more than its most of the collective. `outer`: the tier that may have a share and a most of its own.
+    """
+    inside = (stack.hidden_share.get(axis, 0.0), stack.hidden_most.get(axis, 1.0))
+    limits = {False: inside, True: stack.hidden_outer.get(axis, inside)}
+    apart = f"network:{axis}@{outer}" if axis in stack.hidden_outer else None
+    found = []
+    for is_apart, (share, most) in limits.items():
+        some = [line for line in lines if (line.resource == apart) == is_apart]
+        if some and share:
+            total = np.add.reduce([line.full for line in some])
+            exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
+            left = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
+            some = [TermRows(line.name, line.resource, line.unit, line.full * left, line.full) for line in some]
+        found += some
+    return found
+
+
+def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """(whether a chunk of `autotune.models.pipeline` has several layers, whether a stage has several chunks)."""
+    return table.stage * table.virtual_stages < layers, table.virtual_stages > 1
+
+
+class Rows:
+    """Some layouts of a table, the mesh and the piece of work of each, and a ledger of their own that `enter` fills.
+
+    Every array has one entry a row. `layers`: of a stage; `staged`: whether there is a pipeline
+    (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several; `dealt`: whether a
+    stage has several chunks.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        prepared: Prepared,
+        table: LayoutTable,
+        piece: np.ndarray,
+        counting: bool,
+    ) -> None:
+        self.inputs, self.prepared, self.table, self.piece = inputs, prepared, table, piece
+        self.mesh = prepared.mesh_of_piece[piece]
+        self.stack, self.shape, self.hardware = inputs.stack, inputs.transformer, inputs.target.hardware
+        self.width = DTYPE_BYTES[inputs.dtype]
+        self.size = {name: getattr(table, name).astype(np.float64) for name in AXES}
+        self.used = {name: bool((getattr(table, name) > 1).any()) for name in AXES}
+        self.parallel = table.sequence_parallel > 0
+        self.staged = self.size["stage"] > 1
+        self.parameters: Parameters = parameters_of(self.shape, self.size)
+        waiting = self.hardware.waiting(inputs.target.groups)
+        self.book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
+        count = float(self.shape.layers)
+        slices = self.size["stage"] * table.virtual_stages
+        of_a_stage = np.ceil(count / slices - 1e-9) * table.virtual_stages
+        self.layers = np.where(self.staged, of_a_stage, count)
+        several_layers, self.dealt = chunks_of(table, self.shape.layers)
+        self.sliced = self.staged & several_layers
+        self.stream_bytes = self.of(prepared.work.stream_bytes)
+        self.enter()
+
+    def enter(self) -> None:
+        """Work out these rows and enter it in the ledger."""
+        raise NotImplementedError
+
+    def some(self, kind: type[Kind], rows: np.ndarray) -> Kind:
+        """Some of these rows, worked out as another kind."""
+        return kind(self.inputs, self.prepared, self.table.take(rows), self.piece[rows], self.book.counting)
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Values of each row's piece of work."""
+        return values[self.piece]
+
+    def reductions(self) -> np.ndarray:
+        """How often a step reduces gradients along an axis that repeats the weights."""
+        return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
+
+    def table_share(self) -> np.ndarray:
+        """Of these reductions, the share in which the vocabulary's tables take part."""
+        once = self.stack.sums_tables_once & (self.table.zero == 0)
+        return np.where(once, 1.0 / self.reductions(), 1.0)
+
+    @property
+    def hbm_rate(self) -> float:
+        """Bytes a second that the device's memory gives."""
+        return self.hardware.hbm_bytes_per_second * self.hardware.hbm_efficiency
+
+    @property
+    def host_rate(self) -> float:
+        """Bytes a second between a device and its host's memory."""
+        return HOST_BYTES_PER_SECOND * self.hardware.faster.get("host", 1.0)
+
+    def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
+        """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.
+        `outer_share`: see `CollectiveCost.seconds`."""
+        lines = self.lines(axis, kind, unit, payload, times, outer_share)
+        if beside is not None and hides(self.stack, axis):
+            lines = hidden_beside(self.stack, axis, lines, beside, self.hardware.tiers[-1].name)
+        self.book.entries += lines
+
+    def lines(self, axis: str, kind: str, unit: str, payload, times, outer_share=1.0) -> list[TermRows]:
+        """Count `times` collectives along an axis; what they take with nothing to hide behind."""
+        if not self.used[axis] or not np.any(times):
+            return []
+        cost = self.prepared.costs[axis, kind]
+        if self.book.counting:
+            self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
+        parts, latency = cost.seconds(self.mesh, payload, outer_share)
+        named = [(f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part) for tier, part in parts.items()]
+        named.append((f"latency[{axis}]", "latency", latency))
+        every = [(name, resource, each * times) for name, resource, each in named]
+        return [TermRows(name, resource, unit, seconds, seconds) for name, resource, seconds in every]
+
+    def gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
+        """Weights of one layer or of the tables from their fsdp shards."""
+        summed = self.summed
+        self.move("fsdp", "all_gather", unit, weights, np.where(summed, 0.0, times), beside)
+        if summed.any():
+            self.move("fsdp", "all_reduce", unit, weights, np.where(summed, times, 0.0))
+
+    @property
+    def summed(self) -> np.ndarray:
+        """Rows whose fsdp shards are all of a slice that the compiler gathers by sums of zeros and one shard."""
+        target, table = self.inputs.target, self.table
+        solid = len(target.shape) == 3 and min(target.shape) > 1 and target.devices_per_group >= SUMMED_FROM
+        return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & solid & self.stack.sums_over_slice
+
+    def scatter(self, unit: str, gradients: np.ndarray, times: np.ndarray | float, beside=None) -> None:
+        """Gradients of one layer or of the tables onto their fsdp shards."""
+        whole = (self.shape.d_model / self.size["fsdp"] < self.stack.least_shard) | self.summed
+        if beside is not None:
+            alone = (self.size["data"] == 1) if self.stack.scatter_hides == "alone" else False
+            beside = np.where(alone, beside, 0.0)
+            if self.book.counting and self.stack.scatter_hides == "alone":
+                # Under its matmul it is a chain of permutes both ways, two more than shards to send (v5e, v5p and v6e,
+                # fsdp 8 to 32, libtpu 0.0.42).
+                windowed = alone & ~whole & (self.size["context"] == 1) & (self.size["fsdp"] > 2)
+                self.book.count("fsdp", unit, np.where(windowed, 2.0 * gradients / self.size["fsdp"] * times, 0.0))
+        self.move("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, times), beside)
+        if whole.any():
+            self.move("fsdp", "all_reduce", unit, gradients, np.where(whole, times, 0.0))

@@ -1,0 +1,272 @@
+"""What the closed form takes for granted of a training stack: kernels, precisions, what hides behind what.
+
+Everything a data sheet or a layout does not say is here, one value with one reason each. `XLA_TPU` and
+`XLA_GPU` are our own models as XLA compiles them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from autotune.meshes.hardware import Hardware
+from autotune.replay.attention_cost import GPU_SHARES, kernel_shares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Device-memory traffic of everything that is no matmul, in bytes, (forward, backward) passes.
+
+    `stream`: per token and d_model element, of norms, residuals and dropout: cut along `tensor` only under sequence
+    parallelism. `heads`: per token and element of queries, keys and values; `hidden`: per token and element of the
+    MLP's hidden width; `gate`: the same, more, where the MLP has a gate; `scores`: per attention score (plain attention
+    only); `logits`: per logit, of the loss. `kernels`: separate launches a layer, beside its matmuls.
+    `saving`: per byte kept for the backward pass, beside what makes and reads it.
+    """
+
+    stream: tuple[float, float]
+    heads: tuple[float, float]
+    hidden: tuple[float, float]
+    gate: tuple[float, float]
+    scores: tuple[float, float]
+    logits: tuple[float, float]
+    kernels: tuple[float, float]
+    saving: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Bytes kept for the backward pass when nothing is recomputed.
+
+    `stream`: per token and d_model element, beside the layer's input (2): cut along `tensor` only under sequence
+    parallelism; `whole`: the same of the matmuls' inputs, which are never cut along `tensor`;
+    `heads`: per element of queries, keys and values; `context`: per element of attention's output; `hidden` and `gate`:
+    per element of the MLP's hidden width, for each of the two-matrix MLP and what a gate adds; `scores`: per attention
+    score. `logits`: bytes per logit alive at once around the loss; `held_logits`: through the backward pass of the
+    layers. `statistics`: bytes per token and head of a flash kernel's softmax statistics. `working`: per token and
+    d_model element, not cut along `tensor`, that one layer's backward pass has in hand; `scores_working`: per score.
+    """
+
+    stream: float
+    whole: float
+    heads: float
+    context: float
+    hidden: float
+    gate: float
+    scores: float
+    logits: float
+    held_logits: float
+    statistics: float
+    working: float
+    scores_working: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Bytes per parameter: `weights` kept between steps, `gradients` at the end of a step, `optimizer` (moments and any
+    master copy), `compute` (the dtype that matmuls and gathers use), `reduced` (the dtype gradients are reduced in).
+
+    `update_traffic`: bytes read and written per parameter of an optimizer step. `accumulate_traffic`: bytes per
+    parameter and pass of adding gradients to a buffer.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    compute: float
+    reduced: float
+    update_traffic: float
+    accumulate_traffic: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStack:
+    """One training stack.
+
+    `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
+    same; `flash_efficiency`: share of the peak its kernel reaches, (forward, backward); `flash_matmuls`: over the
+    scores, (forward, backward). `flash_tile`: side of the tiles that the kernel computes whole along the diagonal of a
+    causal score matrix, whose masked half it leaves out (0: exactly half). `flash_head_dim`: the largest head it takes,
+    of eights (None: any); others are plain matmuls on blocks of queries. `fused_context`: ways to attend over a causal
+    sequence cut along `context` that it can do; the others are plain matmuls.
+    `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing);
+    `hidden_most`: axis -> the most of a collective that is hidden, however much compute there is (1 where not named).
+    `hidden_outer`: axis -> both of what it sends over the outermost tier (as inside where not named).
+    `scatter_hides`: whether reducing gradients onto their fsdp shards hides beside compute: "never", or "alone" (where
+    they are summed over fsdp only). `least_shard`: rows of d_model a shard must have for that to be a reduce-scatter;
+    with fewer, gradients are all-reduced and cut. `sums_over_slice`: where the fsdp shards are all of a
+    three-dimensional slice, they are gathered and reduced by all-reduces, which send twice as much.
+    `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step;
+    `sums_tables_once`: but for those of the vocabulary's tables without ZeRO, along all axes but `fsdp`.
+    `whole_layers`: the weights, and gradients not yet reduced, that are whole at once at work, in layers' weights.
+    """
+
+    name: str
+    flash: bool
+    reruns_kernel: bool
+    flash_efficiency: tuple[float, float]
+    flash_matmuls: tuple[float, float]
+    flash_tile: int
+    flash_head_dim: int | None
+    fused_context: tuple[str, ...]
+    traffic: Traffic
+    saved: Saved
+    state: State
+    hidden_share: dict[str, float]
+    hidden_most: dict[str, float]
+    hidden_outer: dict[str, tuple[float, float]]
+    scatter_hides: str
+    least_shard: int
+    sums_over_slice: bool
+    gradients_per_pass: bool
+    sums_tables_once: bool
+    whole_layers: float
+
+
+_XLA_TRAFFIC = Traffic(
+    # Each norm reads its input and writes its output (4), each residual addition reads one operand and writes (4; the
+    # other is still in the matmul's epilogue); backward: twice the norms' and the additions' sums of gradients.
+    stream=(16.0, 28.0),
+    heads=(8.0, 8.0),  # rotary positions: read and write; a transposition into the kernel's layout
+    hidden=(4.0, 8.0),
+    gate=(2.0, 6.0),
+    scores=(20.0, 24.0),  # float32 scores written, read, exponentiated, written in the compute dtype and read
+    logits=(6.0, 6.0),  # written and read twice in the compute dtype (models/loss.py keeps no float32 copy)
+    kernels=(8.0, 16.0),
+    saving=0.0,
+)
+
+_XLA_GPU_TRAFFIC = dataclasses.replace(
+    _XLA_TRAFFIC,
+    # The scan over layers fills the stacked array with zeros once, and copies each layer's part into it in a kernel of
+    # its own (dynamic-update-slice, read and write): h100 and a100-80, jax 0.10.2, all remat policies.
+    saving=3.0,
+)
+
+_XLA_SAVED = Saved(
+    # Both norms in float32, input and normalised (16), less the layer's own input; as the scan's stacked residuals of a
+    # dense layer without remat show (h100, jax 0.10.2)
+    stream=14.0,
+    whole=4.0,  # outputs of the two norms
+    heads=2.0,
+    context=2.0,
+    # What JAX keeps of GELU's tanh form: six arrays in all, the input and the product among them; of SiLU and the gate
+    # two less than that beside the second matmul's (a100-80 and h100, remat=none, jax 0.10.2; six in all there too)
+    hidden=10.0,
+    gate=-2.0,
+    scores=6.0,
+    logits=4.0,  # logits and their gradient: the loss keeps nothing in float32
+    held_logits=0.0,
+    statistics=4.0,
+    # Seven to eight arrays of tokens x d_model, whole along `tensor`: gathered inputs, partial sums before their
+    # scatter, and their gradients (h100 and v5e, remat=full, tensor 1 to 8).
+    working=16.0,
+    scores_working=10.0,
+)
+
+_XLA_GPU_SAVED = dataclasses.replace(
+    _XLA_SAVED,
+    # The GPU compiler fuses the loss into one pass: the gradient takes the place of the logits, and waits there until
+    # after the layers for the matmul of the unembedding's gradient (h100, jax 0.10.2, every layout looked at).
+    logits=2.0,
+    held_logits=2.0,
+)
+
+_XLA_STATE = State(
+    weights=4.0, gradients=4.0, optimizer=8.0, compute=2.0, reduced=2.0,
+    update_traffic=32.0,  # AdamW: parameter, two moments read and written, gradient read; and its norm read once more
+    accumulate_traffic=0.0,
+)  # fmt: skip
+
+XLA_TPU = TrainingStack(
+    name="xla-tpu",
+    flash=True,
+    reruns_kernel=False,  # splash attention names its statistics, too
+    # Splash attention on v5e and v5p: 40 to 60 % of peak reported for long sequences; an assumption, not a fit. Chips
+    # whose schedule of the kernel is known take that (`stack_of`).
+    flash_efficiency=(0.5, 0.45),
+    flash_matmuls=(2.0, 7.0),  # two kernels backward, both of which make the scores again
+    flash_tile=1024,
+    flash_head_dim=None,
+    fused_context=("gather",),
+    traffic=_XLA_TRAFFIC,
+    saved=_XLA_SAVED,
+    state=_XLA_STATE,
+    # Set after a look at what our own compiles for v5e expose (libtpu 0.0.42).
+    hidden_share={"fsdp": 0.9, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
+    hidden_most={"fsdp": 0.9},
+    # Gradients are summed over a slice's own links with nothing beside, and sent to other slices beside the backward
+    # passes of the layers before: 83 to 89 % hidden, with data 2 to 16 (v5e:4x4*2, libtpu 0.0.42).
+    hidden_outer={"data": (0.5, 0.85)},
+    # A windowed einsum scatters a gradient in steps under its matmul; where it is summed over `data` too, or its shards
+    # are under the 128 lanes of a tile, nothing runs beside the sum (v5e and v5p, libtpu 0.0.42).
+    scatter_hides="alone",
+    least_shard=128,
+    sums_over_slice=False,
+    gradients_per_pass=True,
+    sums_tables_once=False,
+    whole_layers=2.0,
+)
+
+EXPOSED_ON = ("v4",)
+"""TPUs on which the compiler is taken to hide no collective. libtpu 0.0.42 left to itself on v5p:4x4x4, widths 4096 and
+8192: every gather of weights, keys or values and every reduction onto shards exposed with fsdp=64, fsdp=32 x tensor=2
+and fsdp=16 x context=4; of fsdp=16 x tensor=4 about half was hidden. v4 has its cores and torus, and no options."""
+
+V5P_HIDDEN = 0.2
+"""Share of a layer's compute on v5p that hides collectives along fsdp, with the compiler options of its hardware file
+(which make those four 0 to 17 % faster; libtpu 0.0.42): 0.18 and 0.29 where there was too little to hide all, with
+fsdp=32 x tensor=2 and fsdp=16 x context=4. Compiles for v5e hide nine tenths whatever the compute."""
+
+XLA_GPU = TrainingStack(
+    name="xla-gpu",
+    flash=True,
+    # cuDNN's softmax statistics have no name that a policy could keep, and plain attention makes its scores again
+    reruns_kernel=True,
+    flash_efficiency=GPU_SHARES,
+    flash_matmuls=(2.0, 5.0),
+    flash_tile=0,
+    flash_head_dim=128,  # autotune.models.kernels, CUDNN_HEAD_DIM
+    fused_context=(),  # no public way to tell cuDNN where queries begin among longer keys
+    traffic=_XLA_GPU_TRAFFIC,
+    saved=_XLA_GPU_SAVED,
+    # Under accumulation: a pass's gradients set to zero (4), read, and added to sums that are read and written (12),
+    # some of it copied once more: 17 to 20 in all (h100 and a100-80, accumulate 2 to 8, dense and experts, jax 0.10.2).
+    state=dataclasses.replace(_XLA_STATE, accumulate_traffic=18.0),
+    # `fsdp`: of the shares and mosts tried on the 250 layouts with fsdp of our saved spaces (h100 and a100-80, jaxlib
+    # 0.10.2), those near the least error of both cards: 7.2 % of the step as it was with 0.3 and 0.75, now 5.2.
+    # Set after a look at what our own compiles for 2 x 8 and 4 x 8 H100 expose: the rest. `tensor` only where it
+    # leaves the NVLink domain: there 0.60 to 0.75 of what its collectives take was exposed whatever the compute, in all
+    # but four of the layouts looked at (h100, h200 and a100-80, tensor 2 to 16; 0.54, 0.81, 0.93 and 0.98 in those).
+    hidden_share={"fsdp": 0.6, "tensor": 1.0, "data": 0.5, "context": 0.5, "expert": 0.0},
+    hidden_most={"fsdp": 0.85, "tensor": 1.0 / 3.0},
+    hidden_outer={},
+    scatter_hides="never",
+    least_shard=0,
+    sums_over_slice=False,
+    gradients_per_pass=True,
+    sums_tables_once=True,  # that reduction is moved out of the loop over passes (h100 and a100-80, jax 0.10.2)
+    # Of a gated MLP two matrices and the gradient of one, where the layer's backward pass needs the most (h100 and
+    # h200, widths 2048 to 8192, jax 0.10.2).
+    whole_layers=1.0,
+)
+
+
+def stack_of(hardware: Hardware, dtype: str) -> TrainingStack:
+    """The stack that our own models run on that hardware: the attention kernel is the one `models.execution` picks."""
+    if hardware.platform == "tpu":
+        shares = kernel_shares(hardware)
+        stack = dataclasses.replace(XLA_TPU, flash_efficiency=shares) if shares else XLA_TPU
+        if hardware.name in EXPOSED_ON:
+            nothing = dict.fromkeys(stack.hidden_share, 0.0)
+            return dataclasses.replace(
+                stack, hidden_share=nothing, hidden_outer={}, scatter_hides="never", sums_over_slice=True
+            )
+        if hardware.name == "v5p":
+            # Seen at widths 4096 and 8192 on v5p:4x4x4; fsdp=32 there, and fsdp=256 over a v5e:16x16, are gathered.
+            some = {**stack.hidden_share, "fsdp": V5P_HIDDEN}
+            return dataclasses.replace(stack, hidden_share=some, sums_over_slice=True)
+        return stack
+    flash = hardware.platform == "cuda" and dtype in ("bfloat16", "float16") and not hardware.name.startswith("v100")
+    overlap = XLA_GPU.hidden_share if hardware.platform == "cuda" else dict.fromkeys(XLA_GPU.hidden_share, 0.0)
+    return dataclasses.replace(XLA_GPU, flash=flash, hidden_share=overlap, name=f"xla-{hardware.platform}")

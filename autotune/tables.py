@@ -1,0 +1,151 @@
+"""Tables that fit the terminal: no name and no layout is ever cut, and no column is dropped without a word.
+
+A table that is too wide first drops its least important columns and names them below. Where even the columns that must
+be shown do not fit side by side, each row becomes a record: its name or layout on a line of its own, its figures below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+GAP = 2
+"""Spaces between columns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a `FittedTable`."""
+
+    name: str
+    priority: int = 1
+    """1: always shown. Columns with larger numbers are dropped first where the terminal is too narrow."""
+    align: str = "left"
+    """"left" or "right"."""
+    least: int | None = None
+    """Fewest characters the column needs; its text then wraps between words. None: its cells are never wrapped."""
+    heads: bool = False
+    """Whether a record has this cell on a line of its own: names and layouts."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTable:
+    """A rich renderable. `rows`: one text for each column; `styles`: a rich style for each row, or None for plain rows.
+
+    Columns whose cells are all empty are left out.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    styles: Sequence[str | None] | None = None
+    records: bool = field(default=True)
+    """Whether rows may become records; without it the columns that must be shown wrap."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        width = options.max_width
+        if self.title:
+            yield Text(self.title, style="bold")
+        shown, dropped = self._fitting(width)
+        if self.records and self._needed(shown) > width:
+            yield from self._as_records(width)
+            return
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", collapse_padding=True)
+        for place in shown:
+            column = self.columns[place]
+            wraps = column.least is not None
+            table.add_column(
+                column.name, justify="right" if column.align == "right" else "left", no_wrap=not wraps,
+                overflow="fold", min_width=None if wraps else self._natural(place),
+            )  # fmt: skip
+        for number, row in enumerate(self.rows):
+            table.add_row(*(Text(row[place]) for place in shown), style=self.styles[number] if self.styles else None)
+        yield table
+        if dropped:
+            names = ", ".join(self.columns[place].name for place in dropped)
+            yield Text(f"not shown in {width} columns: {names}", style="dim")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, options.max_width)
+
+    def _used(self) -> list[int]:
+        return [place for place in range(len(self.columns)) if any(row[place] for row in self.rows) or not self.rows]
+
+    def _natural(self, place: int) -> int:
+        cells = [self.columns[place].name, *(row[place] for row in self.rows)]
+        return max(len(line) for cell in cells for line in cell.split("\n"))
+
+    def _least(self, place: int) -> int:
+        least = self.columns[place].least
+        natural = self._natural(place)
+        return natural if least is None else min(natural, max(least, len(self.columns[place].name)))
+
+    def _needed(self, places: Sequence[int]) -> int:
+        return sum(self._least(place) for place in places) + GAP * max(len(places) - 1, 0)
+
+    def _fitting(self, width: int) -> tuple[list[int], list[int]]:
+        """(columns to show, columns to drop): every column of priority 1, then the others while they fit."""
+        used = self._used()
+        shown = [place for place in used if self.columns[place].priority == 1]
+        for place in sorted(used, key=lambda place: (self.columns[place].priority, place)):
+            if place not in shown and self._needed([*shown, place]) <= width:
+                shown.append(place)
+        return sorted(shown), [place for place in used if place not in shown]
+
+    def _as_records(self, width: int) -> Iterator[RenderableType]:
+        used = self._used()
+        heads = [place for place in used if self.columns[place].heads]
+        for number, row in enumerate(self.rows):
+            style = (self.styles[number] if self.styles else None) or ""
+            for line in wrapped_after(" ".join(row[place] for place in heads), ",", width):
+                yield Text(line, style=style, no_wrap=True, overflow="ignore")
+            rest = [f"{self.columns[place].name} {row[place]}" for place in used if place not in heads and row[place]]
+            for line in joined_lines(rest, " | ", width - 4):
+                yield Text(f"    {line}", style=style)
+
+
+def wrapped_after(text: str, mark: str, width: int) -> list[str]:
+    """The text in lines of at most `width` characters, broken only after `mark`; a longer piece has its own line.
+
+    >>> wrapped_after("fsdp=64,tensor=4,remat=full", ",", 18)
+    ['fsdp=64,tensor=4,', 'remat=full']
+    """
+    pieces = text.split(mark)
+    pieces = [piece + mark for piece in pieces[:-1]] + pieces[-1:]
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return lines
+
+
+def joined_lines(parts: Sequence[str], between: str, width: int) -> list[str]:
+    """The parts joined into lines of at most `width` characters; a longer part has its own line.
+
+    >>> joined_lines(["a 1", "b 2", "c 3"], " | ", 9)
+    ['a 1 | b 2', 'c 3']
+    """
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(between) + len(part) <= width:
+            lines[-1] += between + part
+        else:
+            lines.append(part)
+    return lines
+
+
+def share_bar(share: float, width: int = 10) -> str:
+    """A share of one as a bar of `width` characters, in eighths of a character.
+
+    >>> share_bar(0.5, 4), share_bar(0.0, 4), share_bar(1.2, 4)
+    ('██  ', '    ', '████')
+    """
+    eighths = round(max(0.0, min(share, 1.0)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)

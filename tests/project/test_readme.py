@@ -1,0 +1,83 @@
+"""Every command that the README shows is run here, as it stands or with less work; a new one must be added."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from autotune.cli import run
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+LESS = {
+    "autotune tune --model llama3-8b --target v5e:16x16 --batch 256 --seq 4096 --out plan.json": ("--compile", "1"),
+    "autotune tune --model tiny --target cpu:8 --batch 16 --seq 64 --axes data,fsdp,tensor --compile 4 --measure 3": (
+        "--compile", "2", "--measure", "2",
+    ),
+}  # fmt: skip
+"""The whole search compiles for minutes; here it compiles less of the same space."""
+
+QUICK = {
+    "autotune sweep --model llama3-8b --target v5p --chips 64..1024 --batch-tokens 4M --seq 4096 --tokens 1T"
+    " --min-mfu 0.5": (
+        "v5p: best layout by size",
+        "largest size at 50 % of peak or more",
+        "at 64, 128, 256, 512 chips the layout is priced at over 90 % of the memory",
+        "nothing was compiled",
+    ),
+    "autotune frontier --hardware h100": ("linear scaling ends at 2.05e28 FLOP", "the wall lies between"),
+}
+"""Commands that are run as they stand, and what they say."""
+
+RUN_ELSEWHERE = ("python3 -m venv", ". .venv/bin/activate", "pip install", "python -m pytest", "python scripts/")
+"""Installing and testing is what `.ci/run` does; scripts have tests of their own."""
+
+
+def shown() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")]
+    return [line for line in lines if line and not line.startswith(RUN_ELSEWHERE)]
+
+
+def test_no_command_is_untried():
+    assert set(shown()) == LESS.keys() | QUICK.keys()
+
+
+@pytest.mark.parametrize("command", LESS)
+def test_command(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOTUNE_STORE", str(tmp_path / "store"))
+    words = shlex.split(command)
+    assert run([*words[1:], *LESS[command]]) == 0, capsys.readouterr().err
+    screen = capsys.readouterr().out
+    assert "chosen: " in screen and "what binds: " in screen and "what keeps better layouts out: " in screen
+    if "--out" in words:
+        assert (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_quick_command(command, capsys):
+    assert run(shlex.split(command)[1:]) == 0
+    screen = capsys.readouterr().out
+    for words in QUICK[command]:
+        assert words in screen, words
+    assert all(words in README for words in QUICK[command])
+
+
+def test_every_subcommand_is_in_the_table():
+    from autotune.cli import COMMANDS
+
+    for name in COMMANDS:
+        assert re.search(rf"`(?:autotune )?{name}\b", README), name
+
+
+def test_folders_named_in_the_map_exist():
+    root = Path(__file__).parents[2]
+    table = README.split("## Where things are")[1].split("\n\n")[1]
+    named = [name for name in re.findall(r"`([\w./]+?)/?`", table) if "." not in name]
+    assert {"meshes", "models", "autotune", "scripts", "tests"} <= set(named)
+    inside = [path.name for path in (root / "autotune").iterdir() if path.is_dir() and not path.name.startswith("_")]
+    assert set(inside) <= set(named), "every package of autotune/ is on the map"
+    for name in named:
+        folders = (root, root / "autotune", root / "tests", root / "meshes")
+        assert any((folder / end).exists() for folder in folders for end in (name, f"{name}.py")), name

@@ -1,0 +1,183 @@
+"""`scripts/train.py` and `scripts/reshard.py`: killed and resumed, on this mesh and on another, the losses go on."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from test_plan import plan_for
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
+STEPS = 8
+
+
+def arguments(plan: Path, folder: Path, steps: int) -> list[str]:
+    text = folder.parent / "text"
+    return [str(plan), "--text", str(text), "--steps", str(steps), "--every", "2", "--checkpoints", str(folder)]
+
+
+def environment() -> dict[str, str]:
+    """Programs compiled as in this process (conftest.py): losses are compared to the last digit."""
+    known = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {**os.environ, **known}
+
+
+def run(script: str, *given: str) -> Result:
+    """The script in this process: no second start of JAX."""
+    return CliRunner().invoke(importlib.import_module(script).main, [str(one) for one in given])
+
+
+def losses(output: str) -> dict[int, float]:
+    return {int(step): float(loss) for step, loss in re.findall(r"^step (\d+)  loss (\S+)", output, re.M)}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "text").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    plan_for("fsdp=4", "cpu:4").save(folder / "four.json")
+    plan_for("data=2,tensor=2", "cpu:4").save(folder / "other.json")
+    plan_for("fsdp=2", "cpu:2").save(folder / "two.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place) -> dict[int, float]:
+    done = run("train", *arguments(place / "four.json", place / "whole", STEPS))
+    assert done.exit_code == 0, done.output
+    assert re.search(r"the plan says 400.0 ms a step \(compiled\)", done.stdout)
+    line = done.stdout.splitlines()[-1]
+    assert re.search(r"ms \(plan 400.0 ms\)  [\d,]+ tokens/s  MFU \S+ % \(plan 31.00 %\)", line), line
+    found = losses(done.stdout)
+    assert sorted(found) == list(range(1, STEPS + 1)) and found[STEPS] < found[1]
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed(place, undisturbed) -> Path:
+    """Checkpoints of a run that kill -9 ended right after its fifth step."""
+    folder = place / "killed"
+    command = [sys.executable, str(SCRIPTS / "train.py"), *arguments(place / "four.json", folder, 10**6)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 5 "):
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    return folder
+
+
+def copied(folder: Path, name: str) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(folder, folder.parent / name))
+
+
+@pytest.mark.parametrize(("plan", "tolerance"), [("four.json", 0.0), ("other.json", 2e-5), ("two.json", 2e-5)])
+def test_resumed_after_kill_9_the_losses_go_on(place, killed, undisturbed, plan, tolerance):
+    """On the same mesh to the last digit shown; on another to 2e-5 (float32 sums in another order)."""
+    folder = copied(killed, f"resumed-{plan}")
+    done = run("train", *arguments(place / plan, folder, STEPS))
+    assert done.exit_code == 0, done.output
+    start = int(re.search(r"resumed after step (\d+) \(saved under fsdp=4\)", done.stdout)[1])
+    assert start in (2, 4)
+    found = losses(done.stdout)
+    assert sorted(found) == list(range(start + 1, STEPS + 1))
+    for step, loss in found.items():
+        assert loss == pytest.approx(undisturbed[step], rel=tolerance, abs=1e-9)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_last_good_one_used(place, undisturbed):
+    folder = copied(place / "whole", "damaged")
+    largest = max((path for path in (folder / "8").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    (folder / "6" / "state" / "_METADATA").unlink()
+    (folder / "10.orbax-checkpoint-tmp").mkdir()
+    done = run("train", *arguments(place / "two.json", folder, STEPS))
+    assert "checkpoint 8 refused: state/" in done.stdout and "was changed or cut short" in done.stdout
+    assert "checkpoint 6 refused: state/_METADATA is missing" in done.stdout
+    assert "resumed after step 4" in done.stdout, done.output
+    assert losses(done.stdout)[5] == pytest.approx(undisturbed[5], rel=2e-5)
+
+
+def test_reshard_says_beforehand_whether_a_checkpoint_fits(place, undisturbed):
+    done = run("reshard", place / "two.json", place / "whole")
+    assert done.exit_code == 0, done.output
+    assert "parameters.unembedding  float32[64, 256]  fits, cut as P('fsdp'" in done.stdout
+    assert re.search(r"step 8: (\d+) of \1 arrays fit fsdp=2 on cpu:2", done.stdout)
+    done = run("reshard", place / "two.json", place / "whole", "--step", "6", "--out", place / "anew")
+    assert done.exit_code == 0 and f"step 6 written to {place / 'anew'}" in done.stdout, done.output
+    done = run("reshard", place / "four.json", place / "anew")
+    assert re.search(r"step 6: (\d+) of \1 arrays fit fsdp=4 on cpu:4", done.stdout), done.output
+    values = json.loads((place / "two.json").read_text())
+    values["recipe"]["model"] = "small"
+    (place / "small.json").write_text(json.dumps(values))
+    done = run("reshard", place / "small.json", place / "whole")
+    assert done.exit_code == 1
+    assert (
+        "parameters.unembedding  float32[64, 256]  is float32[64, 256], the plan's model has float32[512, 1024]"
+        in done.stdout
+    )  # noqa: E501
+
+
+def test_a_checkpoint_whose_digests_nobody_noted_is_still_refused_when_it_cannot_be_read(place, undisturbed):
+    """Killed between the end of a save and the note of its digests, then damaged."""
+    folder = copied(place / "whole", "unnoted")
+    (folder / "verified" / "8.json").unlink()
+    (folder / "8" / "state" / "_METADATA").write_text("{")
+    done = run("train", *arguments(place / "two.json", folder, STEPS))
+    assert re.search(r"^checkpoint 8 refused: cannot be read", done.stdout, re.M), done.output
+    assert "resumed after step 6" in done.stdout
+
+
+def test_whether_it_fits_can_be_asked_before_the_devices_are_there(place, undisturbed):
+    dataclasses.replace(plan_for("fsdp=4", "v5e:2x2"), seq=128).save(place / "tpu.json")
+    done = run("reshard", place / "tpu.json", place / "whole")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"step 8: (\d+) of \1 arrays fit fsdp=4 on v5e:2x2", done.stdout)
+    done = run("reshard", place / "tpu.json", place / "whole", "--out", place / "elsewhere")
+    assert done.exit_code == 2 and "made for 4 devices of v5e (v5e:2x2); here are" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (place / "elsewhere").exists()
+
+
+def test_wrong_checkpoints_get_one_line_and_nothing_is_written(place, undisturbed):
+    values = json.loads((place / "two.json").read_text())
+    values["recipe"]["model"] = "small"
+    (place / "small.json").write_text(json.dumps(values))
+    (place / "empty").mkdir(exist_ok=True)
+    before = sorted((place / "whole").rglob("*"))
+    for done, message in (
+        (run("train", *arguments(place / "small.json", place / "whole", STEPS)), "whole/8: is of another model: "),
+        (run("train", *arguments(place / "two.json", place / "text", STEPS)), "checkpoints .*text: File exists"),
+        (run("reshard", place / "two.json", place / "nowhere"), "checkpoints .*nowhere: no such folder"),
+        (run("reshard", place / "two.json", place / "empty"), "checkpoints .*empty: no good checkpoint"),
+        (run("reshard", place / "two.json", place / "whole", "--step", "7"), "no good checkpoint of step 7"),
+        (run("reshard", place / "two.json", place / "whole", "--out", place / "whole"), "whole: is there already"),
+    ):
+        assert done.exit_code == 2 and re.search(message, done.stderr), done.output
+        assert done.stderr.count("\n") == 1
+    assert sorted((place / "whole").rglob("*")) == before and not (place / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plan": "nowhere.json"}, "train: plan .*nowhere.json: No such file"),
+        ({"text": "nowhere"}, "train: text .*nowhere: No such file"),
+        ({"text": "short"}, "train: text .*short: has 3 bytes, one sequence needs 10"),
+    ],
+)
+def test_wrong_input_gets_one_line(place, change, message):
+    (place / "short").write_text("abc")
+    plan, text = place / change.get("plan", "two.json"), place / change.get("text", "text")
+    done = run("train", plan, "--text", text, "--steps", "1")
+    assert done.exit_code == 2 and re.search(message, done.stderr) and done.stderr.count("\n") == 1
