@@ -9,6 +9,9 @@ from pathlib import Path
 
 MLPS = ("gelu-2mat", "swiglu-3mat")
 
+NOTABLE_MASK = 0.1
+"""Share of a model's FLOPs from which what a causal mask hides, which MFU counts, is worth a line on a screen."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerShape:

@@ -29,6 +29,9 @@ FIGURES = {
     "measured": "The step ran on devices; the median of several turns, with their spread.",
     "MFU": "Model FLOPs utilisation: FLOPs that the model needs (recomputation not counted, causal attention counted "
     "in full) a second, over the peak FLOP/s of the device.",
+    "causal": "MFU without the FLOPs of the pairs that a causal mask hides, which a fused kernel does not compute "
+    "(`mfu_causal` in the JSON).",
+    "closest": "Where nothing fits: the layout of the whole space that needs least memory.",
     "elasticity": "How many per cent faster the step becomes when a resource becomes 1 % better; the elasticities of a "
     "step add up to 100 %.",
     "margin": "The elasticity of the resource that binds, less that of the next one, in points.",

@@ -1,19 +1,21 @@
 """A plan in another codebase's own words: MaxText flags, Levanter YAML, EasyLM flags, AXLearn and Flax code.
 
 What a codebase has no word for is said in a comment when the run is right without it, and refused when it is not.
-Device order is theirs: each of them lays its mesh out itself.
+Device order is theirs: each of them lays its mesh out itself. MaxText and EasyLM are told what makes that order best on
+the torus of a TPU, and the comment says what is lost beside the plan's (`autotune.plan.their_mesh`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.meshes.compiler_options import as_variable
 from autotune.meshes.layout import Layout
 from autotune.partition import LOGICAL_AXIS_RULES
 from autotune.plan.plan import Plan
+from autotune.plan.their_mesh import best_of, easylm_meshes, maxtext_meshes
 
 
 def emit(plan: Plan, codebase: str) -> str:
@@ -38,6 +40,12 @@ def maxtext(plan: Plan) -> str:
     names = {"data": "data", "stage": "pipeline", "fsdp": "fsdp", "context": "context", "tensor": tensor,
              "expert": "expert"}  # fmt: skip
     flags: dict[str, object] = {f"ici_{name}_parallelism": inner[axis] for axis, name in names.items()}
+    lost: list[str] = []
+    if plan.machine().platform == "tpu":
+        # The order of base.yml, mesh_axes: data, stage, fsdp, context, tensor, expert.
+        axes = ("data", "stage", "fsdp", "context", "tensor", "expert")
+        mesh, lost = best_of(plan, maxtext_meshes(plan, axes, inner))
+        flags |= mesh.words
     flags |= {f"dcn_{name}_parallelism": outer[axis] for axis, name in names.items()}
     flags["per_device_batch_size"] = _short(plan.sequences / (layout.devices * layout.accumulate))
     flags["max_target_length"] = plan.seq
@@ -72,7 +80,7 @@ def maxtext(plan: Plan) -> str:
     along = [axis for axis in ("context", "expert") if layout.axes[axis] > 1]
     if along:
         notes.append(f"MaxText cuts weights along {' and '.join(along)} too, where this plan keeps them whole")
-    notes = [*_about(plan), *notes, *_unsaid(plan, *expressed)]
+    notes = [*_about(plan), *notes, *_unsaid(plan, *expressed), *(f"another device order: {line}" for line in lost)]
     lines = [f"{name}={value}" for name, value in flags.items()]
     return _comments(notes) + " \\\n  ".join(["python3 -m maxtext.trainers.pre_train.train maxtext/configs/base.yml",
                                            *lines]) + "\n"  # fmt: skip
@@ -133,8 +141,13 @@ def easylm(plan: Plan) -> str:
     _refuse(layout, "EasyLM", "stage", "context", "expert")
     policies = {"none": "", "dots": "checkpoint_dots_with_no_batch_dims",
                 "minimal": "checkpoint_dots_with_no_batch_dims"}  # fmt: skip
+    words: Mapping[str, str] = {"mesh_dim": f"dp:{layout.data},fsdp:{layout.fsdp},mp:{layout.tensor}"}
+    lost: list[str] = []
+    if plan.machine().platform == "tpu":
+        mesh, lost = best_of(plan, easylm_meshes(plan, {"data": "dp", "fsdp": "fsdp", "tensor": "mp"}))
+        words = mesh.words
     flags = {
-        "mesh_dim": f"dp:{layout.data},fsdp:{layout.fsdp},mp:{layout.tensor}",
+        **words,
         # Of the block alone: a policy on its MLP and attention too would run them a third time.
         "llama.remat_block": policies.get(layout.remat, "nothing_saveable"),
         "llama.remat_mlp": "",
@@ -145,7 +158,8 @@ def easylm(plan: Plan) -> str:
     }
     notes = _unsaid(plan, "remat", "accumulate")
     if layout.dcn:
-        notes.append("EasyLM has one flat mesh; its outermost axis, dp, is the one that crosses slices")
+        notes.append("EasyLM has one flat mesh; its outermost axis is the one that crosses slices")
+    notes += [f"another device order: {line}" for line in lost]
     if layout.accumulate > 1:
         notes.append(f"EasyLM counts every pass as a step: {layout.accumulate} of its steps are one of this plan")
     if layout.remat == "dots":

@@ -17,6 +17,7 @@ from autotune.memory_use import MemoryUse, compiled_use, failed_use, priced_use
 from autotune.meshes.compiler_options import as_variable, options_left_out
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
+from autotune.meshes.transformer import NOTABLE_MASK
 from autotune.outcomes import Outcomes, fits
 from autotune.price.changes_that_fit import Change, devices_needed, smallest_changes
 from autotune.price.price import Estimate
@@ -37,9 +38,6 @@ EXPLAINED = 3
 
 NOT_COMPILABLE = "schedule={} cannot be compiled here: the reference pipeline runs {}"
 """Why a row is priced only, whatever the number of compiles."""
-
-NOTABLE_MASK = 0.1
-"""Share of the model's FLOPs from which the masked half of causal attention, which MFU counts, is worth a note."""
 
 
 def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds) -> Report:

@@ -77,8 +77,8 @@ def point_to_json(point: Point | Gap, budget: Budget, unconfirmed: str | None) -
     common = {"chips": point.chips, "devices": point.target.devices, "target": point.target.name}
     if isinstance(point, Gap):
         return common | {
-            "layout": None, "text": None, "step_seconds": None, "mfu": None, "tokens_per_second_per_device": None,
-            "tokens_per_second": None,
+            "layout": None, "text": None, "step_seconds": None, "mfu": None, "mfu_causal": None,
+            "tokens_per_second_per_device": None, "tokens_per_second": None,
             "binding": {"resource": point.why.limit, "elasticity": None, "runner_up": None, "margin": None},
             "elasticities": {}, "arcs": {}, "peak_bytes": point.why.least_bytes,
             "capacity_bytes": point.target.hardware.capacity_bytes, "source": "priced", "fits": False,
@@ -90,6 +90,7 @@ def point_to_json(point: Point | Gap, budget: Budget, unconfirmed: str | None) -
         "text": str(point.layout),
         "step_seconds": point.step_seconds,
         "mfu": point.mfu,
+        "mfu_causal": point.mfu_causal,
         "tokens_per_second_per_device": point.tokens_per_second_per_device,
         "tokens_per_second": point.tokens_per_second_per_device * point.target.devices,
         "binding": {

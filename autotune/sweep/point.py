@@ -33,6 +33,7 @@ class Point:
     again, over `limits.ARC` times the memory and twice the batch; comparable with `shares`.
     `limit`: the largest of both.
     `source`: "priced", or "compiled" where the compiler confirmed the layout; `priced` is the closed form's word.
+    `mfu_causal`: as `mfu`, without the FLOPs that a causal mask hides.
     """
 
     target: Target
@@ -46,6 +47,7 @@ class Point:
     peak_bytes: float
     source: str
     priced: Estimate
+    mfu_causal: float | None = None
 
     @property
     def chips(self) -> int:
@@ -104,14 +106,17 @@ def point_of(workload: Workload, target: Target, found: Fastest, arcs: Mapping[s
 
 def rates(workload: Workload, target: Target, step_seconds: float) -> dict:
     """What follows from the time of a step."""
-    mfu = None
+    mfu = mfu_causal = None
     if workload.transformer is not None:
         flops = workload.transformer.train_flops(workload.sequences, workload.seq)
-        mfu = flops / (step_seconds * target.devices * target.hardware.peak(workload.dtype))
+        peak = step_seconds * target.devices * target.hardware.peak(workload.dtype)
+        hidden = workload.transformer.masked_flops(workload.sequences, workload.seq)
+        mfu, mfu_causal = flops / peak, (flops - hidden) / peak
     return {
         "step_seconds": step_seconds,
         "tokens_per_second_per_device": workload.tokens / step_seconds / target.devices,
         "mfu": mfu,
+        "mfu_causal": mfu_causal,
     }
 
 

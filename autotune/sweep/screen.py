@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from autotune.meshes.transformer import NOTABLE_MASK
 from autotune.sweep.budget import Budget
 from autotune.sweep.document import gap_reason
 from autotune.sweep.point import Gap, Point
@@ -143,6 +144,10 @@ def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
                 "bytes are off by a tenth at times: it may not compile"
             )
         )
+    masked = [point for point in found.feasible if (point.mfu_causal or 0.0) < (1 - NOTABLE_MASK) * (point.mfu or 0.0)]
+    if masked:
+        causal = ", ".join(f"{100 * (point.mfu_causal or 0.0):.1f} % at {point.chips}" for point in masked)
+        lines.append(Text(f"MFU counts attention in full; without what a causal mask hides: {causal} chips"))
     ratios = [point.step_seconds / point.priced.step_seconds for point in found.feasible if point.source == "compiled"]
     if ratios:
         lines.append(

@@ -214,7 +214,8 @@ def test_easylm():
     assert len(plans) == 5  # no stage, context or expert axis
     for plan, text in plans:
         flags = dict(re.findall(r"^  --([\w.]+)='(\S*?)'", text, re.M))
-        dims = {name: int(size) for name, size in (part.split(":") for part in flags["mesh_dim"].split(","))}
+        named = flags["mesh_dim"].removeprefix("!").split(",")
+        dims = {name: int(size) for name, size in (part.split(":") for part in named)}
         assert set(dims) == {"dp", "fsdp", "mp"} and math.prod(dims.values()) == plan.devices
         agree(plan, text, theirs(EASYLM, dims), {})
         batch = int(flags["train_dataset.json_dataset.batch_size"])

@@ -14,6 +14,8 @@ from autotune.reference_workload import reference_workload
 from autotune.report.report import report_to_json
 from autotune.report.text import lines, render
 from autotune.search import search, shortlist
+from autotune.space import enumerate_layouts
+from autotune.sweep.fastest import fastest
 from autotune.table import LayoutTable
 
 GIB = 2**30
@@ -60,15 +62,13 @@ def test_the_given_case():
 def test_more_microbatches_of_one_size_cost_1f1b_nothing():
     """Once there are more than stages: only the batch grows."""
     words = "stage=8,remat=full"
-    peaks = {
-        schedule: [
-            priced(
-                "llama3-8b", "h100:1x8", 4 * count, 4096, f"{words},microbatches={count},schedule={schedule}"
-            ).peak_bytes
-            for count in (8, 16, 64)
-        ]
-        for schedule in ("gpipe", "1f1b", "zero-bubble")
-    }  # fmt: skip
+
+    def peak(count: int, schedule: str) -> float:
+        text = f"{words},microbatches={count},schedule={schedule}"
+        return priced("llama3-8b", "h100:1x8", 4 * count, 4096, text).peak_bytes
+
+    schedules = ("gpipe", "1f1b", "zero-bubble")
+    peaks = {schedule: [peak(count, schedule) for count in (8, 16, 64)] for schedule in schedules}
     assert len(set(peaks["1f1b"])) == len(set(peaks["zero-bubble"])) == 1
     assert peaks["gpipe"][0] < peaks["gpipe"][1] < peaks["gpipe"][2]
     few = priced("llama3-8b", "h100:1x8", 16, 4096, "stage=8,remat=full,microbatches=4,schedule=1f1b")
@@ -142,3 +142,17 @@ def test_such_a_layout_is_not_given_to_the_compiler(monkeypatch):
     assert [space.layout(row).schedule for row in shortlist(space, 1e12)] == ["gpipe"]
     own = dataclasses.replace(space, workload=workload._with(transformer=None))
     assert own.compilable.all(), "a user's own pipeline may run any schedule"
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble", "gpipe"])
+@pytest.mark.parametrize(("target", "batch"), [("h100:1x8", 64), ("a100-40:1x8", 32)])
+def test_sweep_finds_what_pricing_the_whole_space_finds(schedule, target, batch):
+    workload, machine = reference_workload("llama3-8b", batch=batch, seq=4096, dtype="bfloat16"), parse_target(target)
+    axes, fixed = ("data", "fsdp", "stage"), {"schedule": schedule}
+    space = price_space(workload, machine, enumerate_layouts(machine, axes, batch, 32, fixed))
+    fits = space.legal & (space.peak_bytes <= machine.hardware.capacity_bytes)
+    found = fastest(workload, machine, axes, fixed)
+    if fits.any():
+        assert found.estimate.step_seconds == pytest.approx(space.seconds[fits].min(), rel=1e-12)
+    else:
+        assert found.least_bytes == pytest.approx(space.peak_bytes[space.legal].min(), rel=1e-12)

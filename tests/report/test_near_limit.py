@@ -107,3 +107,12 @@ def test_an_encoder_has_one_mfu_only():
         jobs=1,
     )  # fmt: skip
     assert math.isclose(report.best().mfu, report.best().mfu_causal)
+
+
+def test_sweep_says_it_too(capsys):
+    command = "sweep --model llama3-8b --target v5p --chips 64 --batch-tokens 4Mi --seq 131072"
+    assert run([*command.split(), "--json"]) == 0
+    (point,) = json.loads(capsys.readouterr().out)["targets"][0]["points"]
+    assert point["mfu"] > 1 > point["mfu_causal"], "counted in full, attention alone is more than the chip can do"
+    assert run(command.split()) == 0
+    assert f"without what a causal mask hides: {100 * point['mfu_causal']:.1f} % at 64 chips" in capsys.readouterr().out
