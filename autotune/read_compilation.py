@@ -146,7 +146,7 @@ def _reader() -> str:
         Path(__file__).name,
     )
     paths = [path for name in names for path in here.glob(name)]
-    paths += [Path(meshes.__path__[0]) / name for name in ("placement.py", "route.py", "collectives.py", "hardware.py")]
+    paths += [Path(meshes.__path__[0]) / name for name in ("placement.py", "route.py", "collectives.py", "chip.py")]
     for path in sorted(paths):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -23,30 +23,32 @@ PARTS = {"attention_shares": ("forward", "backward"), "attention_tile_cycles": (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """One kind of link between devices: a torus of point-to-point links, or a switch every device hangs on.
-
-    `bytes_per_second` is one way, as achieved on large messages (the data sheet's figure is in the file):
-    of one link of a torus, of one device's port on a switch. `latency_seconds` is one hop of a torus or one message
-    through a switch; `launch_seconds` is what every collective pays once, however small.
-    `bytes_factor` and `launch_factor`: kind of collective -> what it achieves of `bytes_per_second` and pays of
-    `launch_seconds`, where a calibration saw kinds differ; 1 for kinds not named. `least_seconds`: kind -> the least
-    that one takes, bytes and all, where a calibration saw that (threads that sleep between messages).
-    `ramp_bytes`: what a device could have sent while a gather, a reduction or both fill NCCL's pipeline.
-    `wait_per_doubling`: how much longer a step takes, as a fraction of it, each time the domains that the tier joins
-    are doubled, beyond what its links
-    take: all of them wait for the slowest.
-    """
+    """One kind of link between devices: a torus of point-to-point links, or a switch every device hangs on."""
 
     name: str
     kind: str
+    """"torus" or "switch"."""
     bytes_per_second: float
+    """One way, as achieved on large messages (the data sheet's figure is in the file): of one link of a torus, of one
+    device's port on a switch."""
     latency_seconds: float
+    """One hop of a torus, or one message through a switch."""
     launch_seconds: float
+    """What every collective pays once, however small."""
     bytes_factor: Mapping[str, float] = field(default_factory=dict)
+    """Kind of collective -> what it achieves of `bytes_per_second`, where kinds were seen to differ; 1 where not
+    named."""
     launch_factor: Mapping[str, float] = field(default_factory=dict)
+    """Kind of collective -> what it pays of `launch_seconds`; 1 where not named."""
     least_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Kind of collective -> the least that one takes, bytes and all, where a calibration saw that (threads that sleep
+    between messages)."""
     ramp_bytes: float = 0.0
+    """What a device could send while NCCL's pipeline of chunks fills: by so much longer a gather or a reduction takes,
+    at most by half; both in one, an all_reduce, by twice that."""
     wait_per_doubling: float = 0.0
+    """How much longer a step takes, as a fraction of it, each time the domains that the tier joins are doubled, beyond
+    what its links take: all of them wait for the slowest."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("torus", "switch"):

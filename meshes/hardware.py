@@ -229,7 +229,7 @@ def left_out(hardware: Hardware) -> dict[str, str]:
     >>> left_out(load_hardware("v6e"))
     {}
     """
-    tpu = hardware.platform == "tpu"
+    tpu, gpu = hardware.platform == "tpu", hardware.platform == "cuda"
     slices = hardware.slices
     missing = {
         "device_kinds": (not hardware.device_kinds, "`--target local` does not know the chip"),
@@ -252,6 +252,11 @@ def left_out(hardware: Hardware) -> dict[str, str]:
             "cycle_residuals.matmul_alone is taken instead",
         ),
     }
+    for tier in hardware.tiers:
+        missing[f"tiers.{tier.name}.ramp_bytes"] = (
+            gpu and not tier.ramp_bytes,
+            "no pipeline of NCCL takes time to fill",
+        )
     outermost = hardware.tiers[-1]
     missing[f"tiers.{outermost.name}.wait_per_doubling"] = (
         tpu and f"tiers.{outermost.name}.wait_per_doubling" not in hardware.sources,
