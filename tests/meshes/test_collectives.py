@@ -308,3 +308,14 @@ def test_published_sweep_of_eight_h200_gives_the_ramp():
         sent = 2 * 7 / 8 * payload * MIB
         ring = tier.launch_seconds + 14 * tier.latency_seconds + (sent + 2 * tier.ramp_bytes) / tier.bytes_per_second
         assert ring == pytest.approx(payload * MIB / rate, rel=0.006)
+
+
+def test_published_sweep_of_eight_v100_gives_rate_and_ramp():
+    """nccl-tests, NCCL 2.4, 8 V100 SXM2 16 GB of one machine: all-reduces of 16 to 128 MiB, of which rate and ramp are,
+    and of 4 and 8 MiB, of which they are not."""
+    placement, hardware = place(parse_layout("fsdp=8"), parse_target("v100-16:1x8")), load_hardware("v100-16")
+    for payload, microseconds, near in (
+        (4, 147.4, 0.35), (8, 203.8, 0.15), (16, 324.1, 0.02), (32, 550.8, 0.02), (64, 992.7, 0.02), (128, 1818.8, 0.02)
+    ):  # fmt: skip
+        modelled = seconds("all_reduce", payload * MIB, ("fsdp",), placement, hardware)
+        assert modelled == pytest.approx(microseconds * 1e-6, rel=near), payload
