@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autotune.meshes.layout import Layout
+from autotune.meshes.layout import Layout, default_outer_factors
 from autotune.meshes.route import Factor, Route, merge, ring_hops, ring_links, switch_route, torus_route
 from autotune.meshes.target import Target
 
@@ -128,13 +128,7 @@ def default_dcn(layout: Layout, target: Target) -> Layout:
     if layout.dcn:
         factors = " x ".join(f"dcn.{axis}={factor}" for axis, factor in layout.dcn)
         raise ValueError(f"layout: {factors} = {given}, {target.name} has {target.groups} slices or domains")
-    left = target.groups
-    outer = []
-    for axis, size in layout.mesh_shape.items():
-        factor = math.gcd(size, left)
-        left //= factor
-        outer.append((axis, factor))
-    return dataclasses.replace(layout, dcn=tuple(outer))
+    return dataclasses.replace(layout, dcn=tuple(default_outer_factors(layout.mesh_shape, target.groups).items()))
 
 
 def torus(target: Target) -> tuple[tuple[int, bool], ...]:
