@@ -297,3 +297,20 @@ def test_a_whole_slice_of_64_chips_is_gathered_by_sums(text, twice):
     gathered = estimate(DENSE, 64, 2048, "bfloat16", layout, target, plain).sent["fsdp"]
     assert (ours > 1.4 * gathered) == twice
     assert twice or ours == gathered
+
+
+def test_a_collective_says_its_axis_tier_and_kind():
+    layout = parse_layout("data=2,fsdp=4,tensor=2,dcn.data=2")
+    found = estimate(DENSE, 16, 2048, "bfloat16", layout, parse_target("h100:2x8"))
+    links = {(term.axis, term.tier, term.kind) for term in found.terms.values() if term.axis}
+    assert {("fsdp", "nvlink", "all_gather"), ("data", "network", "all_reduce"), ("tensor", None, None)} <= links
+    for name, term in found.terms.items():
+        if term.tier:
+            assert (name, term.resource) == (
+                f"{term.kind}[{term.axis}]@{term.tier}",
+                f"network:{term.axis}@{term.tier}",
+            )
+        elif term.axis:
+            assert (name, term.resource) == (f"latency[{term.axis}]", "latency")
+        else:
+            assert term.kind is None and not (term.resource or "").startswith("network")

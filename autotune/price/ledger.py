@@ -20,14 +20,45 @@ BUSY, HIDDEN = "busy", "hidden"
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """What part of a collective an entry is: its bytes on one tier, or its latency on all of them."""
+
+    axis: str
+    """The mesh axis that the collective runs along."""
+    tier: str | None
+    """None: its latency."""
+    kind: str | None
+    """Of collective; None: a latency, which those of all kinds make up together."""
+
+    @property
+    def name(self) -> str:
+        """As a price itemises it: "all_gather[fsdp]@ici", "latency[fsdp]"."""
+        return f"latency[{self.axis}]" if self.tier is None else f"{self.kind}[{self.axis}]@{self.tier}"
+
+    @property
+    def resource(self) -> str:
+        """What it is spent on: "network:fsdp@ici", "latency"."""
+        return "latency" if self.tier is None else f"network:{self.axis}@{self.tier}"
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """`seconds`: what is exposed; `full`: without anything to hide behind. One per unit, an array over the rows."""
+    """One named part of the time of a chunk's rows, per unit."""
 
     name: str
     resource: str
     unit: str
+    """Of `UNITS`."""
     seconds: np.ndarray
+    """(rows) What is exposed."""
     full: np.ndarray
+    """(rows) Without anything to hide behind."""
+    link: Link | None = None
+    """Of a collective's time: which part of it; None: the core's or the host link's."""
+
+    def lasting(self, seconds: np.ndarray, full: np.ndarray) -> Entry:
+        """The same part, of other rows or hidden otherwise."""
+        return Entry(self.name, self.resource, self.unit, seconds, full, self.link)
 
 
 @dataclass(slots=True)
@@ -55,7 +86,12 @@ class Ledger:
     parts: tuple[tuple[Ledger, np.ndarray], ...] = ()
 
     def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
+        """Enter a part of the time that is no collective's."""
         self.entries.append(Entry(name, resource, unit, seconds, seconds if full is None else full))
+
+    def add_link(self, link: Link, unit: str, seconds: np.ndarray, full: np.ndarray) -> None:
+        """Enter a part of a collective's time."""
+        self.entries.append(Entry(link.name, link.resource, unit, seconds, full, link))
 
     def count(self, what: str, unit: str, amount: np.ndarray | float) -> None:
         """Enter an amount that is no time."""
@@ -80,7 +116,7 @@ class Ledger:
         """Every entry with one value a row, those of `parts` too."""
         for part, of in self.parts:
             for entry in part.all_entries():
-                yield Entry(entry.name, entry.resource, entry.unit, entry.seconds[of], entry.full[of])
+                yield entry.lasting(entry.seconds[of], entry.full[of])
         yield from self.entries
 
     def all_memory(self) -> dict[str, np.ndarray]:
@@ -151,14 +187,16 @@ class Ledger:
             total += amount
         return total
 
-    def terms(self) -> list[tuple[str, str | None, np.ndarray]]:
-        """(name, resource, seconds a step) of every entry, of the bubble and of waiting; they add up to the step."""
-        found: list[tuple[str, str | None, np.ndarray]] = [
-            (entry.name, public(entry.resource), entry.seconds * self.times[entry.unit]) for entry in self.all_entries()
+    def terms(self) -> list[tuple[str, str | None, Link | None, np.ndarray]]:
+        """(name, resource, part of a collective, seconds a step) of every entry, of the bubble and of waiting; they add
+        up to the step."""
+        found: list[tuple[str, str | None, Link | None, np.ndarray]] = [
+            (entry.name, public(entry.resource), entry.link, entry.seconds * self.times[entry.unit])
+            for entry in self.all_entries()
         ]
-        found.append(("bubble", None, self.bubble * np.ones(self.rows)))
-        step = sum((seconds for _, _, seconds in found), np.zeros(self.rows))
-        return [*found, ("waiting[slices]", None, self.waiting * step)]
+        found.append(("bubble", None, None, self.bubble * np.ones(self.rows)))
+        step = sum((seconds for *_, seconds in found), np.zeros(self.rows))
+        return [*found, ("waiting[slices]", None, None, self.waiting * step)]
 
     def resources(self) -> dict[str, np.ndarray]:
         """Seconds of the step by resource.

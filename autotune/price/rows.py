@@ -11,7 +11,7 @@ from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES
 from autotune.price.assumptions import Assumptions
-from autotune.price.ledger import Entry, Ledger
+from autotune.price.ledger import Entry, Ledger, Link
 from autotune.price.network import CollectiveCost, Meshes
 from autotune.price.parameters import Parameters, parameters_of
 from autotune.price.work import Work
@@ -53,17 +53,21 @@ def hidden_beside(stack: Assumptions, axis: str, lines: list[Entry], beside: np.
     """
     inside = (stack.hidden_share.get(axis, 0.0), stack.hidden_most.get(axis, 1.0))
     limits = {False: inside, True: stack.hidden_outer.get(axis, inside)}
-    apart = f"network:{axis}@{outer}" if axis in stack.hidden_outer else None
     found = []
     for is_apart, (share, most) in limits.items():
-        some = [line for line in lines if (line.resource == apart) == is_apart]
+        some = [line for line in lines if _is_apart(line, axis, outer, stack) == is_apart]
         if some and share:
             total = np.add.reduce([line.full for line in some])
             exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
             left = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
-            some = [Entry(line.name, line.resource, line.unit, line.full * left, line.full) for line in some]
+            some = [line.lasting(line.full * left, line.full) for line in some]
         found += some
     return found
+
+
+def _is_apart(line: Entry, axis: str, outer: str, stack: Assumptions) -> bool:
+    """Whether a line is what the axis sends over the outermost tier, where that has a share of its own."""
+    return axis in stack.hidden_outer and line.link is not None and line.link.tier == outer
 
 
 def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,10 +158,9 @@ class Rows:
         if self.book.counting:
             self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
         parts, latency = cost.seconds(self.mesh, payload, outer_share)
-        named = [(f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part) for tier, part in parts.items()]
-        named.append((f"latency[{axis}]", "latency", latency))
-        every = [(name, resource, each * times) for name, resource, each in named]
-        return [Entry(name, resource, unit, seconds, seconds) for name, resource, seconds in every]
+        links = [(Link(axis, tier, kind), part * times) for tier, part in parts.items()]
+        links.append((Link(axis, None, None), latency * times))
+        return [Entry(link.name, link.resource, unit, seconds, seconds, link) for link, seconds in links]
 
     def gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Weights of one layer or of the tables from their fsdp shards."""

@@ -15,7 +15,7 @@ from autotune.meshes.target import Target
 from autotune.meshes.transformer import Transformer
 from autotune.price.assumptions import Assumptions
 from autotune.price.distinct import distinct
-from autotune.price.ledger import Entry, Ledger
+from autotune.price.ledger import Ledger
 from autotune.price.network import cost_of, meshes_of
 from autotune.price.once import Once
 from autotune.price.passes import Passes
@@ -119,7 +119,7 @@ class Chunk:
         outer = self.pricer.target.hardware.tiers[-1].name
         for lines in self.once.hidden_later:
             every = [(line, line.full[self.of_once]) for line in lines]
-            mine = [Entry(line.name, line.resource, line.unit, full, full) for line, full in every]
+            mine = [line.lasting(full, full) for line, full in every]
             self.book.entries += hidden_beside(stack, "data", mine, beside, outer)
 
     def _times(self) -> np.ndarray:
