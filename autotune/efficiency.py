@@ -1,8 +1,8 @@
 """Seconds of one matmul on one device, by shape and dtype: how much of the peak a shape can reach, and why. NumPy only.
 
 TPU: the time at the best rate, plus a start that no size avoids, plus the part of the traffic that nothing hides
-(filling the first tiles, draining the last). Fitted on the published size curve of a TPU7x core
-(AI-Hypercomputer/tpu-recipes, microbenchmarks/ironwood, bfloat16, m=n=k from 128 to 32768).
+(filling the first tiles, draining the last); both are in the hardware file. The form is that of the published size
+curve of a TPU7x core (AI-Hypercomputer/tpu-recipes, microbenchmarks/ironwood, bfloat16, m=n=k from 128 to 32768).
 
 GPU: whole tiles in whole waves over the multiprocessors, each tile at the rate that the L2 cache can feed, plus the
 filling and emptying of each wave. Nothing fitted: tile sizes are cuBLAS's (NVIDIA, "Matrix multiplication background"),
@@ -20,19 +20,8 @@ from autotune.meshes.hardware import Hardware
 DTYPE_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0, "int8": 1.0}
 """Of one element, by dtype."""
 
-TPU_START_CYCLES = 3500
-"""1.6 us at 2.2 GHz: what a 128^3 matmul takes on a TPU7x core beyond its bytes and FLOPs."""
-
-TPU_EXPOSED_BYTES = 22e6
-"""Most bytes of one matmul that its own compute cannot hide: about a third of the 64 MiB of on-chip memory. The curve
-from 512 to 4096 asks for 20e6 to 26e6."""
-
 GPU_TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (64, 256), (128, 64), (64, 128), (64, 64))
 """Output tiles of cuBLAS's tensor-core kernels (NVIDIA, "Matrix multiplication background user's guide", section 3)."""
-
-GPU_L2_BYTES_PER_CYCLE = 64.0
-"""Bytes a cycle that the L2 cache gives each multiprocessor ("Dissecting the Ampere GPU architecture through
-microbenchmarking", GTC 2021: 64 B/clk/SM of L2 read bandwidth; NVIDIA A100 white paper: 5120 B/clk for 108)."""
 
 GPU_PAIRED = 10
 """Compute capability from which two multiprocessors work on one tile pair, each loading half of the operand that both
@@ -62,8 +51,8 @@ def matmul_seconds(hardware: Hardware, dtype: str, bytes_per_element: float, m, 
     byte_seconds = byte_seconds / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
     if hardware.platform == "tpu":
         busy = 2.0 * count * m * n * k / (peak * _tpu_ceiling(hardware))
-        exposed = TPU_EXPOSED_BYTES / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
-        start = TPU_START_CYCLES / hardware.clock_hz if hardware.clock_hz else 0.0
+        exposed = hardware.matmul_exposed_bytes / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
+        start = hardware.matmul_start_cycles / hardware.clock_hz if hardware.clock_hz else 0.0
         return np.maximum(busy, byte_seconds - exposed) + start + np.minimum(byte_seconds, exposed)
     if hardware.platform == "cuda":
         return np.maximum(_gpu_seconds(hardware, peak, bytes_per_element, m, n, k, count), byte_seconds)
@@ -77,6 +66,7 @@ def _tpu_ceiling(hardware: Hardware) -> float:
 
 def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count):
     """The fastest of the tile shapes: waves x (fill + k steps + writing the tile)."""
+    assert hardware.l2_bytes_per_cycle is not None, "every GPU has one"
     cores = float(str(hardware.compile_fields["core_count"]))
     clock = 1e9 * float(str(hardware.compile_fields["clock_rate_ghz"]))
     per_core = peak / cores
@@ -86,7 +76,7 @@ def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count):
     for rows, columns in GPU_TILES:
         step = 2.0 * rows * columns / (per_core * hardware.matmul_efficiency * GPU_SUSTAINED)
         loaded = rows + columns - (max(rows, columns) / 2 if paired else 0.0)
-        feed = width * loaded / (GPU_L2_BYTES_PER_CYCLE * clock)
+        feed = width * loaded / (hardware.l2_bytes_per_cycle * clock)
         waves = np.ceil(count * np.ceil(m / rows) * np.ceil(n / columns) / cores)
         drain = width * rows * columns * cores / hbm
         seconds = waves * ((k + GPU_FILL_STEPS) * max(step, feed) + drain)

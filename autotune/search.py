@@ -21,6 +21,7 @@ from autotune.measure.session import measured_together, session_of
 from autotune.memory_use import BY_BATCH, Smaller, failed_use
 from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
+from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
 from autotune.price.axis_orders import with_best_orders
@@ -31,7 +32,7 @@ from autotune.probes.fit import probe_of
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
 from autotune.search_events import EarlyAnswer, LayoutCompiled, LayoutMeasured, Listener, SearchEvent, announce
-from autotune.space import complete, enumerate_layouts, parse_fix
+from autotune.space import enumerate_layouts, parse_fix
 from autotune.store import Store
 from autotune.system.job import current as current_job
 from autotune.table import LayoutTable
@@ -275,7 +276,7 @@ def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Lay
     if layouts is not None:
         if not layouts:
             raise ValueError('layouts: names none; write e.g. "fsdp=8;data=4,tensor=2"')
-        completed = tuple(dict.fromkeys(complete(layout, target) for layout in layouts))
+        completed = tuple(dict.fromkeys(default_dcn(layout, target) for layout in layouts))
         for layout in completed:
             problem = workload.problem(layout)
             if problem:

@@ -6,7 +6,6 @@ for by `--fix` or `--layouts`. Orders of the mesh axes that help are added by `a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout import AXES, OUTERMOST_FIRST, SCHEDULES, Layout, layout_from_words
+from autotune.meshes.layout import AXES, OUTERMOST_FIRST, SCHEDULES, layout_from_words
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
 from autotune.table import LayoutTable, chosen, constant, is_constant
@@ -269,26 +268,3 @@ def _times(columns: Mapping[str, np.ndarray], **choices: np.ndarray) -> dict[str
 
 def _where(columns: Mapping[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
     return {name: chosen(column, keep) for name, column in columns.items()}
-
-
-def complete(layout: Layout, target: Target) -> Layout:
-    """The user's layout with its `dcn` factors filled in where it gives none: the outermost axes cross first.
-
-    ValueError when its devices are not the target's, or when its factors do not multiply to the target's groups.
-    """
-    if layout.devices != target.devices:
-        words = " x ".join(f"{name}={size}" for name, size in layout.axes.items() if size > 1) or "data=1"
-        raise ValueError(f"layout: {words} = {layout.devices} devices, {target.name} has {target.devices}")
-    if math.prod(layout.dcn_axes.values()) == target.groups:
-        return layout
-    if layout.dcn:
-        given = " x ".join(f"dcn.{name}={size}" for name, size in layout.dcn)
-        raise ValueError(f"layout: {given} must multiply to the {target.groups} outer domains of {target.name}")
-    left, factors = target.groups, []
-    for name in layout.order:
-        factor = math.gcd(getattr(layout, name), left)
-        factors.append((name, factor))
-        left //= factor
-    if left > 1:
-        raise ValueError(f"layout: its axes cannot be split over the {target.groups} outer domains of {target.name}")
-    return dataclasses.replace(layout, dcn=tuple(factors))

@@ -1,143 +1,44 @@
-"""What one accelerator can do: rates, capacities and links, each figure with its source.
+"""The hardware that is known: reads its files, and says what one resource made better would be. JAX-free.
 
-The figures live in `hardware_files/*.toml`, one file a chip. A figure is either a bare value or a table
-`{value, source, others = [{value, source}], why}`: where sources disagree all are kept and `why` says why this one.
-All rates are per JAX device (a TPU7x chip is two devices), bytes and seconds are SI.
+One file a chip in `hardware_files/`, and in every folder that the environment variable AUTOTUNE_HARDWARE names. A
+figure is either a bare value or a table `{value, source, others = [{value, source}], why}`: where sources disagree all
+are kept and `why` says why this one. What a file leaves out comes from the file of its platform in
+`hardware_files/platforms/`, and its source then says "inherited"; what that does not know either is missing
+(`left_out`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from autotune.meshes.chip import CycleResidual, Hardware, Slices, Tier
+
+__all__ = [
+    "CycleResidual",
+    "Hardware",
+    "Slices",
+    "Tier",
+    "figures",
+    "hardware_names",
+    "hardware_of_kind",
+    "left_out",
+    "load_hardware",
+    "read_hardware",
+    "scale",
+]
 
 FILES = Path(__file__).parent / "hardware_files"
 
+PLATFORMS = FILES / "platforms"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tier:
-    """One kind of link between devices: a torus of point-to-point links, or a switch every device hangs on.
-
-    `bytes_per_second` is one way, as achieved on large messages (the data sheet's figure is in the file):
-    of one link of a torus, of one device's port on a switch. `latency_seconds` is one hop of a torus or one message
-    through a switch; `launch_seconds` is what every collective pays once, however small.
-    `bytes_factor` and `launch_factor`: kind of collective -> what it achieves of `bytes_per_second` and pays of
-    `launch_seconds`, where a calibration saw kinds differ; 1 for kinds not named. `least_seconds`: kind -> the least
-    that one takes, bytes and all, where a calibration saw that (threads that sleep between messages).
-    `wait_per_doubling`: how much longer a step takes, as a fraction of it, each time the domains that the tier joins
-    are doubled, beyond what its links
-    take: all of them wait for the slowest.
-    """
-
-    name: str
-    kind: str
-    bytes_per_second: float
-    latency_seconds: float
-    launch_seconds: float
-    bytes_factor: Mapping[str, float] = field(default_factory=dict)
-    launch_factor: Mapping[str, float] = field(default_factory=dict)
-    least_seconds: Mapping[str, float] = field(default_factory=dict)
-    wait_per_doubling: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("torus", "switch"):
-            raise ValueError(f"Tier {self.name}: kind={self.kind!r} must be 'torus' or 'switch'")
-        if not self.bytes_per_second > 0:
-            raise ValueError(f"Tier {self.name}: bytes_per_second={self.bytes_per_second} must be above 0")
-        if self.latency_seconds < 0 or self.launch_seconds < 0:
-            raise ValueError(f"Tier {self.name}: latency_seconds and launch_seconds must not be negative")
-        if self.wait_per_doubling < 0:
-            raise ValueError(f"Tier {self.name}: wait_per_doubling={self.wait_per_doubling} must not be negative")
-        if not all(factor > 0 for factor in self.bytes_factor.values()):
-            raise ValueError(f"Tier {self.name}: bytes_factor={dict(self.bytes_factor)} must be above 0")
-        if min(self.launch_factor.values(), default=0) < 0:
-            raise ValueError(f"Tier {self.name}: launch_factor={dict(self.launch_factor)} must not be negative")
-
-    def rate(self, kind: str) -> float:
-        """Bytes per second that a collective of that kind achieves."""
-        return self.bytes_per_second * self.bytes_factor.get(kind, 1.0)
-
-    def launch(self, kind: str) -> float:
-        """Seconds that a collective of that kind pays once."""
-        return self.launch_seconds * self.launch_factor.get(kind, 1.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """One JAX device and its links, inner tier first.
-
-    `flops_per_second`: dense peak by dtype name ("bfloat16", "float16", "float32", "float8", "int8").
-    `clock_hz`: what the TPU compiler's `estimated_cycles` are divided by; None off TPU.
-    `capacity_bytes`: what one program may use (the compiler's or allocator's limit, not the data sheet's).
-    `compile_fields`: what a compiler without the device must be told. GPU: the numbers of XLA's target description;
-    TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
-    `compiler_options`: what XLA is told on this chip beside its defaults; a layout's own `xla.` options win.
-    `option_holds_for`: compiler option -> the requirement ("libtpu<0.0.48") without which it is left out.
-    `sources`: figure name -> where it is from, and what other sources say.
-    `op_seconds`: on a CPU, class of work -> seconds of one unit of it (`autotune.hlo.cpu_work.CLASSES`).
-    `faster`: resource ("matmul", "hbm", "core", "host") -> how many times as fast as the compiler's cycles and the
-    host link are taken to be; 1 where not named. Only `scale` sets it: a file describes the chip as the compiler knows
-    it.
-    """
-
-    name: str
-    platform: str
-    devices_per_chip: int
-    flops_per_second: Mapping[str, float]
-    matmul_efficiency: float
-    clock_hz: float | None
-    hbm_bytes: float
-    capacity_bytes: float
-    hbm_bytes_per_second: float
-    hbm_efficiency: float
-    launch_seconds: float
-    tiers: tuple[Tier, ...]
-    compile_fields: Mapping[str, object]
-    sources: Mapping[str, str]
-    compiler_options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
-    option_holds_for: Mapping[str, str] = field(default_factory=dict)
-    op_seconds: Mapping[str, float] = field(default_factory=dict)
-    faster: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.platform not in ("tpu", "cuda", "cpu"):
-            raise ValueError(f"Hardware {self.name}: platform={self.platform!r} must be tpu, cuda or cpu")
-        for name in ("hbm_bytes", "capacity_bytes", "hbm_bytes_per_second", "matmul_efficiency", "hbm_efficiency"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Hardware {self.name}: {name}={getattr(self, name)} must be above 0")
-        if not self.flops_per_second or min(self.flops_per_second.values()) <= 0:
-            raise ValueError(f"Hardware {self.name}: flops_per_second must name a dtype, each above 0")
-
-    @property
-    def torus_dimensions(self) -> int:
-        """Dimensions of the torus of one slice; 0 where devices hang on a switch."""
-        return int(str(self.compile_fields.get("torus_dimensions", 0)))
-
-    def peak(self, dtype: str) -> float:
-        """Dense peak FLOP/s of one device in that dtype; ValueError naming chip and dtype where it has none."""
-        if dtype not in self.flops_per_second:
-            known = ", ".join(self.flops_per_second)
-            raise ValueError(f"hardware: {self.name} has no peak for dtype {dtype!r}; it has: {known}")
-        return self.flops_per_second[dtype]
-
-    def waiting(self, domains: int) -> float:
-        """What `domains` slices or nodes that go in step add to a step by waiting for the slowest, as a fraction of it.
-
-        >>> round(load_hardware("v5e").waiting(32), 3)
-        0.117
-        """
-        return (1.0 + self.tiers[-1].wait_per_doubling) ** math.log2(domains) - 1.0
-
-    def tier(self, name: str) -> Tier:
-        """The tier of that name; KeyError when this hardware has none."""
-        for tier in self.tiers:
-            if tier.name == name:
-                return tier
-        raise KeyError(name)
+FOLDERS = "AUTOTUNE_HARDWARE"
+"""The environment variable that names folders of hardware files of one's own, with the system's separator between."""
 
 
 def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
@@ -163,6 +64,7 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
         )
         for tier in hardware.tiers
     )
+    to_host = hardware.host_bytes_per_second * factor
     faster = {**hardware.faster, resource: hardware.faster.get(resource, 1.0) * factor}
     if resource == "everything":
         return dataclasses.replace(
@@ -172,7 +74,7 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
             clock_hz=hardware.clock_hz and hardware.clock_hz * factor,
             hbm_bytes_per_second=hardware.hbm_bytes_per_second * factor,
             launch_seconds=hardware.launch_seconds / factor,
-            faster={**hardware.faster, "host": hardware.faster.get("host", 1.0) * factor},
+            host_bytes_per_second=to_host,
             tiers=tuple(dataclasses.replace(tier, bytes_per_second=tier.bytes_per_second * factor) for tier in quicker),
         )
     if resource == "matmul":
@@ -180,8 +82,10 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     if resource == "hbm":
         rate = hardware.hbm_bytes_per_second * factor
         return dataclasses.replace(hardware, hbm_bytes_per_second=rate, faster=faster)
-    if resource in ("core", "host"):
+    if resource == "core":
         return dataclasses.replace(hardware, faster=faster)
+    if resource == "host":
+        return dataclasses.replace(hardware, host_bytes_per_second=to_host)
     if resource == "latency":
         return dataclasses.replace(
             hardware, tiers=quicker, launch_seconds=hardware.launch_seconds / factor, faster=faster
@@ -201,45 +105,201 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     return dataclasses.replace(hardware, tiers=tiers)
 
 
-@cache
 def hardware_names() -> tuple[str, ...]:
-    """Every chip with a file, sorted."""
-    return tuple(sorted(path.stem for path in FILES.glob("*.toml")))
+    """Every chip with a file, sorted; ValueError when two files have one name."""
+    return tuple(sorted(_files()))
 
 
-@cache
 def load_hardware(name: str) -> Hardware:
     """The hardware of that name ("v5e", "h100"); ValueError naming what is known otherwise."""
-    if name not in hardware_names():
-        raise ValueError(f"hardware: {name!r} is not known; known: {', '.join(hardware_names())}")
-    return read_hardware(FILES / f"{name}.toml")
+    files = _files()
+    if name not in files:
+        raise ValueError(f"hardware: {name!r} is not known; known: {', '.join(sorted(files))}")
+    path = files[name]
+    hardware = _read_as_it_is(path, os.stat(path).st_mtime_ns)
+    if hardware.name != name:
+        raise ValueError(f"hardware file {path}: name={hardware.name!r} must be the file's own, {name!r}")
+    return hardware
+
+
+def hardware_of_kind(device_kind: str) -> str | None:
+    """The chip whose file names the longest part of what JAX calls a device; None when no file does.
+
+    ValueError when two files name the same.
+
+    >>> hardware_of_kind("TPU v5 lite"), hardware_of_kind("TPU v5"), hardware_of_kind("NVIDIA GB200")
+    ('v5e', 'v5p', 'gb200')
+    """
+    found: dict[int, list[str]] = {}
+    for name in hardware_names():
+        fits = [len(kind) for kind in load_hardware(name).device_kinds if kind.lower() in device_kind.lower()]
+        if fits:
+            found.setdefault(max(fits), []).append(name)
+    if not found:
+        return None
+    longest = found[max(found)]
+    if len(longest) > 1:
+        raise ValueError(
+            f"hardware: the files of {' and '.join(longest)} name device kind {device_kind!r}; "
+            f"give one with --hardware, or take it from the device_kinds of the other"
+        )
+    return longest[0]
+
+
+def _files() -> dict[str, Path]:
+    """Chip -> its file: ours and those in the folders that the environment names."""
+    found = {path.stem: path for path in FILES.glob("*.toml")}
+    for folder in filter(None, os.environ.get(FOLDERS, "").split(os.pathsep)):
+        if not Path(folder).is_dir():
+            raise ValueError(f"{FOLDERS}={folder}: must be a folder of hardware files")
+        for path in sorted(Path(folder).glob("*.toml")):
+            if path.stem in found:
+                raise ValueError(f"hardware file {path}: {found[path.stem]} has that name; give it another")
+            found[path.stem] = path
+    return found
+
+
+@cache
+def _read_as_it_is(path: Path, modified: int) -> Hardware:
+    """The file as of the time it was modified, so that one that has changed is read again."""
+    return read_hardware(path)
 
 
 def read_hardware(path: Path) -> Hardware:
     """Read one hardware file; ValueError naming file, field and rule when it is not a whole description."""
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"hardware file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"hardware file {path}: not TOML: {error}") from None
+    table = _table(path)
     sources: dict[str, str] = {}
     try:
         options = table.get("compiler_options", {})
         holds_for = {name: one["holds_for"] for name, one in options.items()
                      if isinstance(one, dict) and "holds_for" in one}  # fmt: skip
         plain = {"option_holds_for": holds_for} | _values(table, "", sources)
+        _inherit(plain, sources)
         tiers = tuple(Tier(**tier) for tier in plain.pop("tiers"))
+        if "device_kinds" in plain:
+            plain["device_kinds"] = _tuple(plain["device_kinds"])
+        if "slices" in plain:
+            slices = plain["slices"]
+            plain["slices"] = Slices(**{**slices, "shapes": _tuple(slices.get("shapes", ()))})
+        for name, make in (("hidden_outer", _tuple), ("cycle_residuals", lambda parts: CycleResidual(**parts))):
+            if name in plain:
+                plain[name] = {key: make(value) for key, value in plain[name].items()}
         return Hardware(**{"clock_hz": None, "compile_fields": {}, **plain}, tiers=tiers, sources=sources)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"hardware file {path}: {error}") from None
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"hardware file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"hardware file {path}: not TOML: {error}") from None
+
+
+def _tuple(value: object) -> Any:
+    """A TOML list as a tuple; anything else as it is, for the type's own check to refuse."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _inherit(plain: dict[str, Any], sources: dict[str, str]) -> None:
+    """Fill in what the file leaves out and its platform's file knows, figure by figure; their sources say so."""
+    file = PLATFORMS / f"{plain.get('platform')}.toml"
+    if not file.exists():
+        return
+    theirs: dict[str, str] = {}
+    for name, figure in _values(_table(file), "", theirs).items():
+        if not isinstance(figure, dict):
+            left = name not in plain
+            plain.setdefault(name, figure)
+            taken = [name] if left else []
+        else:
+            mine = plain.setdefault(name, {})
+            taken = [f"{name}.{key}" for key in figure if key not in mine]
+            mine |= {key: value for key, value in figure.items() if key not in mine}
+        for path, source in theirs.items():
+            if any(path == one or path.startswith(f"{one}.") for one in taken):
+                sources[path] = f"inherited from platforms/{file.name}: {source}"
+
+
+def left_out(hardware: Hardware) -> dict[str, str]:
+    """Figure that neither the hardware's file nor its platform's has -> what the tool does without it.
+
+    >>> left_out(load_hardware("v6e"))
+    {}
+    """
+    tpu, gpu = hardware.platform == "tpu", hardware.platform == "cuda"
+    slices = hardware.slices
+    missing = {
+        "device_kinds": (not hardware.device_kinds, "`--target local` does not know the chip"),
+        "clock_hz": (tpu and hardware.clock_hz is None, "the compiler's cycles are left aside for FLOPs and bytes"),
+        "compile_fields.chip": (
+            tpu and "chip" not in hardware.compile_fields,
+            "nothing is compiled for it: libtpu is not told which chip it is",
+        ),
+        "slices": (
+            tpu and slices is None,
+            "any number of whole hosts is taken for a slice, and no dimension for a ring",
+        ),
+        "slices.ring_side": (
+            slices is not None and slices.ring_side is None and slices.ring_cube is None,
+            "no dimension is taken for a ring",
+        ),
+        "attention_tile_cycles": (tpu and not hardware.attention_tile_cycles, "attention_shares are taken instead"),
+        "cycle_residuals.matmul": (
+            tpu and "matmul" not in hardware.cycle_residuals,
+            "cycle_residuals.matmul_alone is taken instead",
+        ),
+    }
+    for tier in hardware.tiers:
+        missing[f"tiers.{tier.name}.ramp_bytes"] = (
+            gpu and not tier.ramp_bytes,
+            "no pipeline of NCCL takes time to fill",
+        )
+    outermost = hardware.tiers[-1]
+    missing[f"tiers.{outermost.name}.wait_per_doubling"] = (
+        tpu and f"tiers.{outermost.name}.wait_per_doubling" not in hardware.sources,
+        "no slice is taken to wait for another",
+    )
+    return {name: f"missing: {instead}" for name, (is_missing, instead) in missing.items() if is_missing}
+
+
+def figures(hardware: Hardware) -> dict[str, Any]:
+    """Every figure under the dotted name that its source is kept under, less those that its file does not give.
+
+    >>> figures(load_hardware("v5e"))["tiers.ici.bytes_per_second"]
+    45000000000.0
+    """
+
+    def named(path: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, Hardware | Tier | Slices | CycleResidual):
+            fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+            given = [(field.name, part) for field, part in fields
+                     if part != field.default or f"{path}{field.name}" in hardware.sources]  # fmt: skip
+            value = dict(given)
+        if isinstance(value, Mapping):
+            parts = [named(f"{path}{key}.", part) for key, part in value.items() if key not in NO_FIGURES]
+        elif isinstance(value, tuple) and value and isinstance(value[0], Tier):
+            parts = [named(f"{path}{tier.name}.", tier) for tier in value]
+        else:
+            parts = [] if value is None or value == () else [{path.rstrip("."): value}]
+        return {name: figure for part in parts for name, figure in part.items()}
+
+    return named("", hardware)
+
+
+NO_FIGURES = ("sources", "faster", "option_holds_for")
+"""Fields of `Hardware` that hold none."""
+
+WITHOUT_SOURCE = ("name", "platform", "devices_per_chip", "kind")
+"""Figures that need none: what the chip is called, and how it is made."""
 
 
 def _values(node: object, path: str, sources: dict[str, str]):
     """Strip `{value, source}` tables down to their values, keeping each source under its dotted path."""
-    if isinstance(node, list):
-        return [_values(item, f"{path}{item.get('name', index)}." if isinstance(item, dict) else path, sources)
-                for index, item in enumerate(node)]  # fmt: skip
+    if isinstance(node, list) and node and isinstance(node[0], dict):
+        return [_values(item, f"{path}{item.get('name', index)}.", sources) for index, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
     if "value" in node:

@@ -8,6 +8,7 @@ TPU slices, the network between NVLink domains).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,3 +212,19 @@ def layout_to_json(layout: Layout) -> dict[str, object]:
         "order": list(layout.order),
         "compiler_options": dict(layout.compiler_options),
     }
+
+
+def default_outer_factors(mesh_shape: Mapping[str, int], groups: int) -> dict[str, int]:
+    """The factor of each axis that crosses slices or domains where nobody says: the outermost axes take them.
+
+    `mesh_shape`: axis sizes, outermost first. Where the sizes multiply to a multiple of `groups`, the factors multiply
+    to `groups`.
+
+    >>> default_outer_factors({"data": 4, "fsdp": 16}, 8)
+    {'data': 4, 'fsdp': 2}
+    """
+    left, outer = groups, {}
+    for axis, size in mesh_shape.items():
+        outer[axis] = math.gcd(size, left)
+        left //= outer[axis]
+    return outer

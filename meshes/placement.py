@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autotune.meshes.layout import Layout
+from autotune.meshes.layout import Layout, default_outer_factors
 from autotune.meshes.route import Factor, Route, merge, ring_hops, ring_links, switch_route, torus_route
 from autotune.meshes.target import Target
 
@@ -128,27 +128,20 @@ def default_dcn(layout: Layout, target: Target) -> Layout:
     if layout.dcn:
         factors = " x ".join(f"dcn.{axis}={factor}" for axis, factor in layout.dcn)
         raise ValueError(f"layout: {factors} = {given}, {target.name} has {target.groups} slices or domains")
-    left = target.groups
-    outer = []
-    for axis, size in layout.mesh_shape.items():
-        factor = math.gcd(size, left)
-        left //= factor
-        outer.append((axis, factor))
-    return dataclasses.replace(layout, dcn=tuple(outer))
+    return dataclasses.replace(layout, dcn=tuple(default_outer_factors(layout.mesh_shape, target.groups).items()))
 
 
 def torus(target: Target) -> tuple[tuple[int, bool], ...]:
     """(extent, wraps) of each dimension of one slice; a switch is one dimension that does not wrap.
 
-    v5e and v6e: only a full dimension of 16 closes; the 3-D ones: slices of whole 4x4x4 cubes do, smaller ones not
-    (jax-ml/scaling-book, tpus.md).
+    Which dimensions close to rings is in the hardware file: those of one full length, or all of a slice of whole cubes.
     """
     if target.platform != "tpu":
         return ((math.prod(target.shape), False),)
-    if len(target.shape) == 2:
-        return tuple((extent, extent == 16) for extent in target.shape)
-    cubes = all(extent % 4 == 0 for extent in target.shape)
-    return tuple((extent, cubes) for extent in target.shape)
+    slices = target.hardware.slices
+    side, cube = (slices.ring_side, slices.ring_cube) if slices else (None, None)
+    cubes = cube is not None and all(extent % cube == 0 for extent in target.shape)
+    return tuple((extent, cubes or extent == side) for extent in target.shape)
 
 
 @lru_cache(maxsize=65536)

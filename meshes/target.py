@@ -9,18 +9,6 @@ from dataclasses import dataclass
 
 from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
 
-TPU_SHAPES = {
-    "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
-    "v5e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
-    "v5p": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 16x16x24",
-    "v6e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
-    "tpu7x": "1x1x1 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
-}
-"""Shapes in chips that are offered most (docs.cloud.google.com/tpu/docs/<chip>); the compiler takes others too."""
-
-TPU_POD_CHIPS = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256, "tpu7x": 9216}
-"""The largest torus of each (docs.cloud.google.com/tpu/docs/<chip>)."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -88,7 +76,7 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
                 f"target: {text!r}: a {chip.name} slice has {dimensions} dimensions, got {len(shape)}; "
                 f"write e.g. {example}"
             )
-        _check_slice(text, str(chip.compile_fields["chip"]), shape)
+        _check_slice(text, chip, shape)
         return Target(name=text, hardware=chip, shape=shape, groups=slices, attached=False)
     if slices > 1:
         raise ValueError(f"target: {text!r}: *N counts TPU slices; write {name}:DOMAINSxGPUS")
@@ -138,7 +126,7 @@ def part_of(target: Target, devices: int) -> Target:
     """
     hardware = target.hardware
     if target.platform == "tpu":
-        shapes = TPU_SHAPES[str(hardware.compile_fields["chip"])].split()
+        shapes = slice_shapes(hardware)
         chips = [math.prod(map(int, shape.split("x"))) for shape in shapes]
         large = [
             shape for shape, count in zip(shapes, chips, strict=True) if count * hardware.devices_per_chip >= devices
@@ -152,17 +140,38 @@ def part_of(target: Target, devices: int) -> Target:
     )
 
 
-def _check_slice(text: str, chip: str, shape: tuple[int, ...]) -> None:
+def slice_shapes(hardware: Hardware) -> tuple[str, ...]:
+    """The slices that a TPU is offered in, smallest first, as texts: those of its file.
+
+    Where the file names none, assumed: the most cubic shapes of every power of two up to 4096 chips.
+
+    >>> slice_shapes(load_hardware("v5e"))[:4]
+    ('1x1', '2x2', '2x4', '4x4')
+    """
+    if hardware.slices is not None:
+        return hardware.slices.shapes
+    shapes = []
+    for power in range(13):
+        sides = sorted(2 ** (power // hardware.torus_dimensions + (place < power % hardware.torus_dimensions))
+                       for place in range(hardware.torus_dimensions))  # fmt: skip
+        if sides[-1] == 1 or len(sides) == 1 or sides[-2] > 1:  # hosts are 2x2 chips
+            shapes.append("x".join(str(side) for side in (sides if sides[0] > 1 else sides[::-1])))
+    return tuple(shapes)
+
+
+def _check_slice(text: str, hardware: Hardware, shape: tuple[int, ...]) -> None:
     """ValueError unless the TPU compiler takes a slice of this shape and a pod holds it.
 
     Hosts are 2x2 chips, so the first two sizes are even; a single chip is taken too.
     """
-    side = 16 if len(shape) == 2 else None
+    slices = hardware.slices
+    side = slices.longest_side if slices else None
     whole_hosts = all(size % 2 == 0 for size in shape[:2]) or set(shape) == {1}
-    if whole_hosts and math.prod(shape) <= TPU_POD_CHIPS[chip] and (side is None or max(shape) <= side):
+    fits = slices is None or math.prod(shape) <= slices.most_chips
+    if whole_hosts and fits and (side is None or max(shape) <= side):
         return
-    limit = f"sizes up to {side}" if side else f"at most {TPU_POD_CHIPS[chip]} chips"
+    limit = f" and sizes up to {side}" if side else f" and at most {slices.most_chips} chips" if slices else ""
     raise ValueError(
-        f"target: {text!r}: a {chip} slice has even first two sizes (or is one chip) and {limit}; "
-        f"offered: {', '.join(TPU_SHAPES[chip].split())}"
+        f"target: {text!r}: a {hardware.name} slice has even first two sizes (or is one chip){limit}; "
+        f"offered: {', '.join(slice_shapes(hardware))}"
     )

@@ -11,32 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autotune.meshes.hardware import Hardware, load_hardware
+from autotune.meshes.hardware import Hardware, hardware_of_kind, load_hardware
 from autotune.meshes.installed import DEVICELESS_ENVIRONMENT
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import place
 from autotune.meshes.target import Target, with_memory_fraction
-
-DEVICE_KINDS = (
-    ("TPU v4", "v4"),
-    ("TPU v5 lite", "v5e"),
-    ("TPU v5e", "v5e"),
-    ("TPU v5p", "v5p"),
-    ("TPU v5", "v5p"),
-    ("TPU v6 lite", "v6e"),
-    ("TPU v6e", "v6e"),
-    ("TPU7x", "tpu7x"),
-    ("GB200", "gb200"),
-    ("B200", "b200"),
-    ("H200", "h200"),
-    ("H100", "h100"),
-    ("A100-SXM4-80GB", "a100-80"),
-    ("A100-SXM4-40GB", "a100-40"),
-    ("V100-SXM2-32GB", "v100-32"),
-    ("V100-SXM2-16GB", "v100-16"),
-    ("cpu", "cpu"),
-)
-"""Part of `jax.Device.device_kind` -> hardware file; the first that fits."""
 
 
 def devices_of(target: Target) -> list:
@@ -101,10 +80,10 @@ def local_target(hardware: Hardware | None = None) -> Target:
     devices = sorted(jax.devices(), key=position)
     kind = devices[0].device_kind
     if hardware is None:
-        names = [name for part, name in DEVICE_KINDS if part.lower() in kind.lower()]
-        if not names:
+        name = hardware_of_kind(kind)
+        if name is None:
             raise ValueError(f"target: no hardware file for device kind {kind!r}; give one with --hardware")
-        hardware = load_hardware(names[0])
+        hardware = load_hardware(name)
     groups: dict[int, list] = {}
     for device in devices:
         groups.setdefault(position(device)[0], []).append(device)
@@ -160,7 +139,9 @@ def _tpu_topology(target: Target) -> list:
 
     for name, value in DEVICELESS_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    chip = target.hardware.compile_fields["chip"]
+    chip = target.hardware.compile_fields.get("chip")
+    if not chip:
+        raise ValueError(f"hardware: {target.hardware.name} cannot be compiled for: compile_fields.chip is missing")
     options: dict[str, object] = {}
     if target.groups > 1:
         options["num_slices"] = target.groups

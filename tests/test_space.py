@@ -5,10 +5,9 @@ import math
 
 import pytest
 
-from autotune.meshes.hardware import load_hardware
-from autotune.meshes.layout import AXES, Layout, parse_layout
+from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.target import Target, parse_target
-from autotune.space import axis_sizes, complete, divisors, enumerate_layouts, outer_factors, parse_fix
+from autotune.space import axis_sizes, divisors, enumerate_layouts, outer_factors, parse_fix
 
 
 def test_divisors_by_trial():
@@ -92,21 +91,6 @@ def test_bad_fix_names_the_word(texts, complaint):
 def test_a_pin_that_no_mesh_can_keep_is_refused():
     with pytest.raises(ValueError, match="8 devices with these pinned: tensor=3"):
         enumerate_layouts(parse_target("cpu:8"), ("data", "tensor"), 16, 2, {"tensor": "3"})
-
-
-def test_complete_fills_in_the_outer_tier_outermost_first():
-    target = parse_target("h100:4x8")
-    assert complete(parse_layout("fsdp=32"), target).dcn == (("fsdp", 4),)
-    assert complete(parse_layout("data=2,fsdp=4,tensor=4"), target).dcn == (("data", 2), ("fsdp", 2))
-    with pytest.raises(ValueError, match="= 8 devices, h100:4x8 has 32"):
-        complete(parse_layout("data=8"), target)
-    with pytest.raises(ValueError, match="must multiply to the 4 outer domains"):
-        complete(parse_layout("data=8,fsdp=4,dcn.data=2"), target)
-
-
-def test_complete_says_when_axes_cannot_be_split():
-    target = Target(name="three", hardware=load_hardware("cpu"), shape=(2,), groups=3, attached=False)
-    assert complete(parse_layout("data=6"), target).dcn == (("data", 3),)
 
 
 def test_pinned_words_that_no_column_holds_reach_every_layout():

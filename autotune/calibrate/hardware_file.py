@@ -5,42 +5,57 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Any
 
-from autotune.meshes.hardware import Hardware
+from autotune.meshes.hardware import Hardware, Tier
 
 
 def hardware_toml(hardware: Hardware, heading: str) -> str:
-    """The TOML text; each figure that has a source stands beside it. `heading` becomes the first comment."""
-    lines = [f"# {line}" for line in heading.splitlines()]
-    plain, tables = [], []
-    for spec in dataclasses.fields(hardware):
-        value = getattr(hardware, spec.name)
-        if spec.name in ("tiers", "sources") or value is None:
-            continue
-        if isinstance(value, Mapping):
-            tables += ["", f"[{spec.name}]", *_entries(value, spec.name, hardware.sources)]
-        else:
-            plain += _entries({spec.name: value}, "", hardware.sources)
-    for tier in hardware.tiers:
-        values = {spec.name: getattr(tier, spec.name) for spec in dataclasses.fields(tier)}
-        inner = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-        path = f"tiers.{tier.name}"
-        outer = {name: value for name, value in values.items() if name not in inner}
-        tables += ["", "[[tiers]]", *_entries(outer, path, hardware.sources)]
-        for name, value in inner.items():
-            if value:
-                tables += [f"[tiers.{name}]", *_entries(value, f"{path}.{name}", hardware.sources)]
-    return "\n".join([*lines, *plain, *tables]) + "\n"
+    """The TOML text; each figure that has a source stands beside it. `heading` becomes the first comment.
+
+    Figures that were inherited are written out, and their sources still say so.
+    """
+    parts = _parts(hardware)
+    del parts["sources"]
+    tiers = parts.pop("tiers")
+    lines = [*(f"# {line}" for line in heading.splitlines()), *_table("", parts, "", hardware.sources)]
+    for tier in tiers:
+        lines += ["", "[[tiers]]", *_table("tiers", _parts(tier), f"tiers.{tier.name}", hardware.sources)]
+    return "\n".join(lines) + "\n"
 
 
-def _entries(values: Mapping[str, object], path: str, sources: Mapping[str, str]) -> list[str]:
-    entries = []
-    for name, value in values.items():
-        source = sources.get(f"{path}.{name}" if path else name)
-        text = _literal(value)
-        sourced = f"{{ value = {text}, source = {json.dumps(source)} }}"
-        entries.append(f"{name} = {sourced if source else text}")
-    return entries
+DEFAULTS = {
+    field.name: field.default
+    for kind in (Hardware, Tier)
+    for field in dataclasses.fields(kind)
+    if field.default is not dataclasses.MISSING
+}
+"""What a figure is where a file does not give it."""
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """Name -> value of a mapping, or of a dataclass less the fields that hold nothing."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: part for name, part in named.items() if part is not None and part != ()}
+
+
+def _table(header: str, parts: dict[str, Any], path: str, sources: Mapping[str, str]) -> list[str]:
+    """The figures of a table, then the tables inside it, each under its header; empty ones are left out."""
+    lines, tables = [], []
+    for name, value in parts.items():
+        where = f"{path}.{name}" if path else name
+        if not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+            source, text = sources.get(where), _literal(value)
+            if source is None and name in DEFAULTS and value == DEFAULTS[name]:
+                continue
+            sourced = f"{{ value = {text}, source = {json.dumps(source)} }}"
+            lines.append(f"{name} = {sourced if source else text}")
+        elif _parts(value):
+            below = f"{header}.{name}" if header else name
+            tables += ["", f"[{below}]", *_table(below, _parts(value), where, sources)]
+    return lines + tables
 
 
 def _literal(value: object) -> str:

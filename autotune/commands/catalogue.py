@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autotune.commands.options import json_option
 
+if TYPE_CHECKING:
+    from autotune.meshes.hardware import Hardware
+
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own, in place of NAME.")
 @json_option
-def targets(name: str | None, as_json: bool) -> None:
-    """The hardware it knows; with NAME, every figure of one chip and where it is from."""
-    from autotune.commands.options import bad_input
-    from autotune.meshes.hardware import hardware_names, load_hardware
+def targets(name: str | None, hardware: Path | None, as_json: bool) -> None:
+    """The hardware it knows; with NAME, every figure of one chip and where it is from.
 
+    A figure that the chip's file leaves out is there too, as inherited or as missing. Files in the folders that the
+    environment variable AUTOTUNE_HARDWARE names are known by their names.
+    """
+    from autotune.commands.options import bad_input
+    from autotune.meshes.hardware import hardware_names, left_out, load_hardware, read_hardware
+
+    if name and hardware:
+        raise click.UsageError("give one of NAME and --hardware")
     with bad_input():
-        chips = [load_hardware(chip) for chip in ([name] if name else hardware_names())]
+        if hardware:
+            chips = [read_hardware(hardware)]
+        else:
+            chips = [load_hardware(chip) for chip in ([name] if name else hardware_names())]
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(chip) for chip in chips], indent=1))
+        listed = [dataclasses.asdict(chip) | {"missing": left_out(chip)} for chip in chips]
+        click.echo(json.dumps(listed, indent=1))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
-    if name:
-        table = Table(title=f"{name}: figures per JAX device, SI units")
+    if name or hardware:
+        table = Table(title=f"{chips[0].name}: figures per JAX device, SI units")
         for column in ("figure", "value", "source"):
             table.add_column(column, overflow="fold")
-        for figure, value in _figures(chips[0]).items():
-            table.add_row(figure, f"{value:g}" if type(value) in (int, float) else str(value),
-                          chips[0].sources.get(figure, ""))  # fmt: skip
+        for row in _rows_of(chips[0]):
+            table.add_row(*map(escape, row))
         console.print(table)
         return
     example = {"tpu": ":4x4 or :4x4x4*2 (slices)", "cuda": ":DOMAINSxGPUS", "cpu": ":8"}
@@ -93,17 +109,19 @@ def selftest(as_json: bool) -> None:
         click.echo(f"warning: {line}")
 
 
-def _figures(chip) -> dict[str, object]:
-    """Every figure under the dotted name its source is kept under."""
-    figures: dict[str, object] = {}
-    for spec in dataclasses.fields(chip):
-        value = getattr(chip, spec.name)
-        if spec.name == "tiers":
-            for tier in value:
-                for part in ("bytes_per_second", "latency_seconds", "launch_seconds", "wait_per_doubling"):
-                    figures[f"tiers.{tier.name}.{part}"] = getattr(tier, part)
-        elif spec.name in ("flops_per_second", "compile_fields", "compiler_options"):
-            figures |= {f"{spec.name}.{key}": item for key, item in value.items()}
-        elif spec.name != "sources":
-            figures[spec.name] = value
-    return figures
+def _rows_of(chip: Hardware) -> list[tuple[str, str, str]]:
+    """(figure, value, source) of every figure of a chip; those that its file leaves out say what stands in for them."""
+    from autotune.meshes.hardware import WITHOUT_SOURCE, figures, left_out
+
+    missing = left_out(chip)
+    rows = []
+    for name, value in figures(chip).items():
+        no_source = "" if name.rpartition(".")[2] in WITHOUT_SOURCE else "given without a source"
+        rows.append((name, _text(value), missing.pop(name, chip.sources.get(name, no_source))))
+    return rows + [(name, "-", instead) for name, instead in missing.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if type(value) in (int, float) else str(value)

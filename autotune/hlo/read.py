@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from autotune.hlo.groups import device_grid
 from autotune.hlo.reader import Reader
 from autotune.hlo.text import read_module
+from autotune.meshes.layout import default_outer_factors
 from autotune.program import Memory, Program
 
 
@@ -26,7 +28,11 @@ def read_program(
     axis that crosses these (`layout.dcn`); without it devices fill the domains in order.
     """
     module = read_module(text)
-    grid = device_grid(mesh_shape, _outer(mesh_shape, dcn, devices_per_group), devices_per_group, module.partitions)
+    if dcn is None:
+        devices = math.prod(mesh_shape.values())
+        whole = devices % devices_per_group == 0
+        dcn = default_outer_factors(mesh_shape, devices // devices_per_group) if whole else {}
+    grid = device_grid(mesh_shape, dcn, devices_per_group, module.partitions)
     reader = Reader(module, grid, platform)
     instructions = reader.computation(module.computations[module.entry], lambda index: None)
     return Program(
@@ -36,18 +42,3 @@ def read_program(
         memory=memory,
         warnings=reader.all_warnings(),
     )
-
-
-def _outer(mesh_shape: Mapping[str, int], dcn: Mapping[str, int] | None, per_group: int) -> Mapping[str, int]:
-    """The factor of each axis that crosses domains; unless said, the outermost axes do."""
-    if dcn is not None:
-        return dcn
-    devices = 1
-    for size in mesh_shape.values():
-        devices *= size
-    left = max(devices // per_group, 1)
-    outer = {}
-    for axis, size in mesh_shape.items():
-        outer[axis] = size if left % size == 0 else (left if size % left == 0 else 1)
-        left //= outer[axis]
-    return outer if left == 1 else {}

@@ -14,7 +14,8 @@ from flax.core.spmd import logical_axis_rules
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from autotune.meshes.compiler_options import compiler_options
-from autotune.meshes.topology import DEVICE_KINDS, position
+from autotune.meshes.hardware import hardware_of_kind
+from autotune.meshes.topology import position
 from autotune.partition import BATCH_AXES, Leaf
 from autotune.plan.plan import Plan
 from autotune.workload.adapt import flax_rules, partition_spec
@@ -25,7 +26,7 @@ def mesh(plan: Plan, devices: Sequence[Any] | None = None) -> Mesh:
     """The plan's mesh on these devices; ValueError with both values when they are not what it was made for."""
     found = sorted(jax.devices() if devices is None else devices, key=position)
     kinds = sorted({device.device_kind for device in found})
-    names = {hardware_of(kind) for kind in kinds}
+    names = {hardware_of_kind(kind) for kind in kinds}
     if len(found) != plan.devices or names != {plan.hardware}:
         raise ValueError(
             f"plan: made for {plan.devices} devices of {plan.hardware} ({plan.target}); "
@@ -36,11 +37,6 @@ def mesh(plan: Plan, devices: Sequence[Any] | None = None) -> Mesh:
     kind = AxisType.Explicit if plan.partition and plan.partition.explicit else AxisType.Auto
     axes = tuple(own.get(axis, axis) for axis in plan.layout.mesh_shape)
     return Mesh(placed, axes, axis_types=(kind,) * len(axes))
-
-
-def hardware_of(device_kind: str) -> str | None:
-    """The name of the hardware file for what a JAX device calls itself; None when there is none."""
-    return next((name for part, name in DEVICE_KINDS if part.lower() in device_kind.lower()), None)
 
 
 def shardings(plan: Plan, tree: Any, on: Mesh | None) -> Any:

@@ -1,4 +1,4 @@
-"""Seconds per byte and latency of every collective on every mesh of a table, with the formulas of `meshes.collectives`.
+"""The routes of every axis on every mesh of a table, and what `meshes.collectives` says a collective takes on them.
 
 Meshes are few where layouts are many: what depends on axis sizes, outer factors and order alone is worked out once a
 mesh and looked up.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.meshes.collectives import link_bytes, messages, tier_payloads
+from autotune.meshes.collectives import FIELDS, RouteCost, cost_of_routes
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import AXES
 from autotune.meshes.placement import assign, row_factors, torus
@@ -21,12 +21,6 @@ from autotune.meshes.route import Factor, Route, switch_route, torus_route
 from autotune.meshes.target import Target
 from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
-
-FIELDS = ("size", "links", "hops", "spread", "far_hops", "share", "near_hops")
-NCCL_RAMP_BYTES = 17e6
-"""Bytes that one device could have sent while NCCL fills its pipeline of chunks: an all-reduce of 32, 64, 128 and 256
-MiB on 8 H200 takes 195, 318, 567 and 1063 us where its 482 GB/s, launch and hops come to 163, 285, 528 and 1016
-(stas00/ml-engineering, network/benchmarks/README.md): 32 to 47 us more, 15 to 23 MB at that rate."""
 
 _NOWHERE = Route(
     tier="", size=1, links=1.0, wraps=True, hops=0, spread=0.0, far_hops=0, share=1, near_hops=0, lanes=()
@@ -49,62 +43,20 @@ class Meshes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveCost:
-    """One kind of collective along one axis, on every route: seconds = bytes x per_byte + latency, tier by tier.
+    """One kind of collective along one axis, on every mesh of a table."""
 
-    `route` (meshes): the one the axis takes. `per_byte` (tiers, routes): seconds a payload byte; `latency` (tiers,
-    routes): hops. `tree_*`: the same of NCCL's tree, where an all_reduce on a switch has that choice; None elsewhere.
-    `fixed` (routes): the seconds that no byte decides: launches, paid once a collective (where the tiers work as one
-    pipeline, on GPUs, by the slowest tier only, else by each), and hops where there is no tree to choose.
-    `ramp_seconds` (tiers): what NCCL takes to fill its pipeline, at most half of the bytes' time; None where that is
-    not how it works. `crossed` (tiers): whether anything crosses it on any route.
-    """
-
-    kind: str
     axis: str
-    tiers: tuple[str, ...]
-    pipelined: bool
     route: np.ndarray
-    per_byte: np.ndarray
-    latency: np.ndarray
-    fixed: np.ndarray
-    crossed: tuple[bool, ...]
-    tree_per_byte: np.ndarray | None
-    tree_latency: np.ndarray | None
-    ramp_seconds: tuple[float, ...] | None
+    """(meshes) The route that the axis takes."""
+    on_route: RouteCost
+    """What the collective takes on each route."""
 
     def seconds(
         self, mesh: np.ndarray, payload_bytes: np.ndarray, outer_share: np.ndarray | float = 1.0
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """(tier -> seconds of bytes on it, of those that any mesh crosses; seconds of latency) of one collective,
-        network to itself, per row.
-
-        `outer_share`: of the bytes on the outer tier, what is left where other axes of a joint reduction cut them.
-        """
-        route = self.route[mesh]
-        parts, latency = {}, self.fixed[route]
-        for tier, name in enumerate(self.tiers):
-            if not self.crossed[tier]:
-                continue
-            payload = payload_bytes * outer_share if tier == len(self.tiers) - 1 else payload_bytes
-            bytes_seconds = payload * self.per_byte[tier][route]
-            if self.ramp_seconds is not None:
-                bytes_seconds = bytes_seconds + np.minimum(0.5 * bytes_seconds, self.ramp_seconds[tier])
-            if self.tree_per_byte is not None and self.tree_latency is not None:
-                wait = self.latency[tier][route]
-                tree_bytes = payload * self.tree_per_byte[tier][route]
-                tree_wait = self.tree_latency[tier][route]
-                tree = tree_bytes + tree_wait < bytes_seconds + wait
-                bytes_seconds = np.where(tree, tree_bytes, bytes_seconds)
-                latency = latency + np.where(tree, tree_wait, wait)
-            parts[name] = bytes_seconds
-        if self.pipelined and len(parts) > 1:
-            slowest = functools.reduce(np.maximum, parts.values())
-            left = np.ones_like(slowest)
-            for name, part in parts.items():
-                mine = (part >= slowest) * left
-                left = left - mine
-                parts[name] = part * mine
-        return parts, latency
+        network to itself, per row. `outer_share`: see `RouteCost.seconds`."""
+        return self.on_route.seconds(self.route[mesh], payload_bytes, outer_share)
 
 
 def meshes_of(table: LayoutTable, target: Target) -> Meshes:
@@ -130,38 +82,9 @@ def meshes_of(table: LayoutTable, target: Target) -> Meshes:
 
 def cost_of(kind: str, axis: str, meshes: Meshes) -> CollectiveCost:
     """The cost of one kind of collective along one axis on all meshes (0 where the axis has size 1)."""
-    tiers = meshes.hardware.tiers
-    payloads = tier_payloads(kind, 1.0, meshes.routes[:, 0])
-    per_byte, latency, launch, tree_per_byte, tree_latency = [], [], [], [], []
-    for tier, route, payload in zip(tiers, meshes.routes, payloads, strict=True):
-        size, links, hops, spread, far_hops, share, near_hops = route
-        used = size > 1
-        per_byte.append(link_bytes(kind, payload, size, links, spread, share) / tier.rate(kind))
-        latency.append(messages(kind, hops, far_hops, near_hops) * tier.latency_seconds * used)
-        launch.append(tier.launch(kind) * used)
-        if kind == "all_reduce":
-            switch = tier.kind == "switch"
-            tree_per_byte.append(np.where(used, 2 * payload / tier.rate(kind), 0.0) if switch else per_byte[-1])
-            tree_latency.append(2 * np.ceil(np.log2(size)) * tier.latency_seconds if switch else latency[-1])
-    pipelined = meshes.hardware.platform != "tpu" or kind == "permute"
-    ramps = meshes.hardware.platform == "cuda" and kind in ("all_gather", "reduce_scatter", "all_reduce")
-    launches = np.stack(launch)
-    if pipelined:
-        launches = np.where(np.arange(len(tiers))[:, None] == launches.argmax(axis=0), launches, 0.0)
-    return CollectiveCost(
-        kind=kind,
-        axis=axis,
-        tiers=tuple(tier.name for tier in tiers),
-        pipelined=pipelined,
-        route=meshes.route[AXES.index(axis)],
-        per_byte=np.stack(per_byte),
-        crossed=tuple(bool(each.any()) for each in per_byte),
-        latency=np.stack(latency),
-        fixed=launches.sum(axis=0) + (0.0 if tree_per_byte else np.sum(latency, axis=0)),
-        tree_per_byte=np.stack(tree_per_byte) if tree_per_byte else None,
-        tree_latency=np.stack(tree_latency) if tree_latency else None,
-        ramp_seconds=tuple(NCCL_RAMP_BYTES / tier.rate(kind) for tier in tiers) if ramps else None,
-    )
+    hardware = meshes.hardware
+    on_route = cost_of_routes(kind, hardware.tiers, meshes.routes, hardware.platform)
+    return CollectiveCost(axis=axis, route=meshes.route[AXES.index(axis)], on_route=on_route)
 
 
 def _switch_routes(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -42,14 +42,19 @@ class AnyPricer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One named part of the step: its seconds and the resource they are spent on (None: waiting, as a bubble does).
-
-    `source`: "closed form" of a transformer's price; of a user's step "traced", "probed" or "assumed".
-    """
+    """One named part of the step."""
 
     seconds: float
     resource: str | None
+    """What they are spent on; None: waiting, as a bubble does."""
     source: str
+    """"closed form" of a transformer's price; of a user's step "traced", "probed" or "assumed"."""
+    axis: str | None = None
+    """Of a collective: the mesh axis it runs along."""
+    tier: str | None = None
+    """Of a collective's bytes: the links they ride on."""
+    kind: str | None = None
+    """Of a collective's bytes: its kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,11 +185,12 @@ def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
     flops = counts.pop("flops", 0.0)
     step, low, high, peak = (float(values[0]) for values in cost.totals())
     terms: dict[str, Term] = {}
-    for name, resource, seconds in cost.terms():
+    for name, resource, link, seconds in cost.terms():
         before = terms[name].seconds if name in terms else 0.0
         if seconds[0] or name in terms:
             source = cost.sources.get(name, "closed form")
-            terms[name] = Term(seconds=before + float(seconds[0]), resource=resource, source=source)
+            parts = {} if link is None else {"axis": link.axis, "tier": link.tier, "kind": link.kind}
+            terms[name] = Term(seconds=before + float(seconds[0]), resource=resource, source=source, **parts)
     return Estimate(
         step_seconds=step,
         low_seconds=low,

@@ -23,6 +23,28 @@ BUSY, HIDDEN = "busy", "hidden"
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """What part of a collective an entry is: its bytes on one tier, or its latency on all of them."""
+
+    axis: str
+    """The mesh axis that the collective runs along."""
+    tier: str | None
+    """None: its latency."""
+    kind: str | None
+    """Of collective; None: a latency, which those of all kinds make up together."""
+
+    @property
+    def name(self) -> str:
+        """As a price itemises it: "all_gather[fsdp]@ici", "latency[fsdp]"."""
+        return f"latency[{self.axis}]" if self.tier is None else f"{self.kind}[{self.axis}]@{self.tier}"
+
+    @property
+    def resource(self) -> str:
+        """What it is spent on: "network:fsdp@ici", "latency"."""
+        return "latency" if self.tier is None else f"network:{self.axis}@{self.tier}"
+
+
+@dataclass(frozen=True, slots=True)
 class TermRows:
     """One term of the price, for all rows of a block."""
 
@@ -36,6 +58,12 @@ class TermRows:
     """Of one unit, after compute has hidden what it can."""
     full: np.ndarray
     """Of one unit, with nothing hidden."""
+    link: Link | None = None
+    """Of a collective's time: which part of it; None: the core's or the host link's."""
+
+    def lasting(self, seconds: np.ndarray, full: np.ndarray) -> TermRows:
+        """The same part, of other rows or hidden otherwise."""
+        return TermRows(self.name, self.resource, self.unit, seconds, full, self.link)
 
 
 @dataclass(slots=True)
@@ -66,7 +94,12 @@ class CostTerms:
     """(terms that several rows share, place of each row in them): they count as terms of this block."""
 
     def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
+        """Enter a part of the time that is no collective's."""
         self.entries.append(TermRows(name, resource, unit, seconds, seconds if full is None else full))
+
+    def add_link(self, link: Link, unit: str, seconds: np.ndarray, full: np.ndarray) -> None:
+        """Enter a part of a collective's time."""
+        self.entries.append(TermRows(link.name, link.resource, unit, seconds, full, link))
 
     def count(self, what: str, unit: str, amount: np.ndarray | float) -> None:
         """Add an amount that is not a time; nothing unless `counting`."""
@@ -91,7 +124,7 @@ class CostTerms:
         """Every term of this block and of `parts`."""
         for part, of in self.parts:
             for entry in part.all_entries():
-                yield TermRows(entry.name, entry.resource, entry.unit, entry.seconds[of], entry.full[of])
+                yield entry.lasting(entry.seconds[of], entry.full[of])
         yield from self.entries
 
     def all_memory(self) -> dict[str, np.ndarray]:
@@ -163,14 +196,16 @@ class CostTerms:
             total += amount
         return total
 
-    def terms(self) -> list[tuple[str, str | None, np.ndarray]]:
-        """(name, resource, seconds in a step) of every term, of the bubble and of waiting. They add up to the step."""
-        found: list[tuple[str, str | None, np.ndarray]] = [
-            (entry.name, public(entry.resource), entry.seconds * self.times[entry.unit]) for entry in self.all_entries()
+    def terms(self) -> list[tuple[str, str | None, Link | None, np.ndarray]]:
+        """(name, resource, part of a collective, seconds in a step) of every term, of the bubble and of waiting. They
+        add up to the step."""
+        found: list[tuple[str, str | None, Link | None, np.ndarray]] = [
+            (entry.name, public(entry.resource), entry.link, entry.seconds * self.times[entry.unit])
+            for entry in self.all_entries()
         ]
-        found.append(("bubble", None, self.bubble * np.ones(self.rows)))
-        step = sum((seconds for _, _, seconds in found), np.zeros(self.rows))
-        return [*found, ("waiting[slices]", None, self.waiting * step)]
+        found.append(("bubble", None, None, self.bubble * np.ones(self.rows)))
+        step = sum((seconds for *_, seconds in found), np.zeros(self.rows))
+        return [*found, ("waiting[slices]", None, None, self.waiting * step)]
 
     def resources(self) -> dict[str, np.ndarray]:
         """Resource -> seconds of the step; they add up to the step.

@@ -56,7 +56,7 @@ def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tu
         cycles = attention_cycles(op, hardware)
     if cycles is not None and hardware.clock_hz is not None:
         plain = flop_seconds * hardware.faster.get("matmul", 1.0) / hardware.matmul_efficiency
-        told = credible_seconds(op.kernel, hardware.name, cycles / hardware.clock_hz, plain, bound)
+        told = credible_seconds(op.kernel, hardware, cycles / hardware.clock_hz, plain, bound)
         parts = _from_cycles(op, hardware, told, flop_seconds, byte_seconds)
     elif flop_seconds or byte_seconds:
         flop_seconds = _flop_seconds(op, hardware, flop_seconds)
@@ -74,7 +74,7 @@ def _flop_seconds(op: Compute, hardware: Hardware, at_peak: float) -> float:
     if hardware.platform != "cuda" or op.matmul is None or op.dtype is None:
         return at_peak / hardware.matmul_efficiency
     if op.kernel == "attention":
-        return at_peak / attention_share(op)
+        return at_peak / attention_share(op, hardware)
     batch, m, n, k = op.matmul
     each = matmul_seconds(hardware, op.dtype, DTYPE_BYTES.get(op.dtype, 1.0), m, n, k, batch)
     return float(each) * op.flops / (2.0 * math.prod(op.matmul))

@@ -24,9 +24,6 @@ from autotune.replay.op_seconds import core_seconds
 Term = tuple[str, str]
 """(resource, detail): ("matmul", "dot"), ("network:fsdp@ici", "all_gather"), ("latency", "fsdp@ici/all_gather")."""
 
-HOST_BYTES_PER_SECOND = 1.5e10
-"""One device to its host over PCIe, one way: the figure that jax-ml/scaling-book (tpus.md, question 3) reckons with."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveTotal:
@@ -178,7 +175,7 @@ def _leg_terms(collective: Collective, leg: Leg) -> tuple[tuple[Term, float], ..
 def copy_seconds(copy: Copy, hardware: Hardware) -> tuple[str, tuple[Term, float]]:
     """The lane of an asynchronous copy, and its seconds by term: at HBM's rate, or the host link's."""
     if "host" in (copy.from_memory, copy.to_memory):
-        return "host", (("host", "async_copy"), copy.bytes / HOST_BYTES_PER_SECOND)
+        return "host", (("host", "async_copy"), copy.bytes / hardware.host_bytes_per_second)
     return "dma", (("hbm", "async_copy"), copy.bytes / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency))
 
 

@@ -104,7 +104,7 @@ class Bounds:
                 if entry.name == "casts":
                     # Of a pipeline other virtual stages have less of it.
                     sure = np.where(boxes["stage"][rows] > 1, 0.0, sure)
-                if any(f"[{axis}]" in entry.name for axis in AXES if hides(self.pricer.stack, axis)):
+                if entry.link is not None and hides(self.pricer.stack, entry.link.axis):
                     sure = sure * doubt
                 total += sure
                 if entry.unit == "layer":

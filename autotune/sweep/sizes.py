@@ -7,14 +7,11 @@ import re
 from dataclasses import dataclass
 
 from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
-from autotune.meshes.target import TPU_SHAPES, Target, parse_target
+from autotune.meshes.target import Target, parse_target, slice_shapes
 from autotune.space import divisors
 
 LARGEST = 2**20
 """Chips; beyond it the search takes minutes a size."""
-
-DOMAIN = {"gb200": 64}
-"""GPUs used of one NVLink domain where it is not a machine of 8: of 72, the largest power of two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +27,7 @@ class Family:
         """The target of that many chips in the fewest slices or domains; None when there is none."""
         if self.hardware.platform == "tpu":
             return self._slices(chips)
-        domain = int(self.block) if self.block else DOMAIN.get(self.name, 8)
+        domain = int(self.block) if self.block else self.hardware.domain_devices or chips
         if chips % min(domain, chips):
             return None
         if self.hardware.platform == "cpu" and not self.block:
@@ -39,8 +36,7 @@ class Family:
         return parse_target(f"{self.name}:{chips // domain}x{domain}", self.hardware)
 
     def _slices(self, chips: int) -> Target | None:
-        offered = TPU_SHAPES[str(self.hardware.compile_fields["chip"])].split()
-        shapes = {math.prod(map(int, shape.split("x"))): shape for shape in offered}
+        shapes = {math.prod(map(int, shape.split("x"))): shape for shape in slice_shapes(self.hardware)}
         if self.block:
             size = math.prod(map(int, self.block.split("x")))
             shapes = {chips: shape for chips, shape in shapes.items() if chips < size} | {size: self.block}

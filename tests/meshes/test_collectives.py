@@ -26,6 +26,7 @@ def with_tiers(target, **tiers):
             launch_seconds=tiers[tier.name][2],
             bytes_factor={},
             launch_factor={},
+            ramp_bytes=0.0,
         )
         for tier in target.hardware.tiers
     )
@@ -239,3 +240,83 @@ def test_published_all_reduce_on_256_v6e():
 def test_a_leg_is_a_value():
     leg = Leg(tier="ici", lanes=("ici:0",), wire_bytes=1.0, bytes_seconds=2.0, latency_seconds=3.0)
     assert leg == dataclasses.replace(leg) and load_hardware("v5e").tier("ici").name == leg.tier
+
+
+MIB = 2**20
+
+
+def test_the_pipeline_of_nccl_fills_in_the_replay_as_in_the_price():
+    """An all-gather of 32 MiB on 8 H200: 79.9 us of bytes, 31.8 us of ramp, 7 hops of 1.9 us, 14 us of launch."""
+    placement = place(parse_layout("fsdp=8"), parse_target("h200:1x8"))
+    hardware = load_hardware("h200")
+    (leg,) = legs("all_gather", 32 * MIB, ("fsdp",), placement, hardware)
+    sent = 32 * MIB * 7 / 8 / 3.676e11
+    ramp = hardware.tier("nvlink").ramp_bytes / 3.676e11
+    assert leg.bytes_seconds == pytest.approx(sent + ramp) == pytest.approx(111.7e-6, rel=1e-3)
+    assert leg.latency_seconds == pytest.approx(14e-6 + 7 * 1.9e-6)
+    (small,) = legs("all_gather", MIB, ("fsdp",), placement, hardware)
+    assert small.bytes_seconds == pytest.approx(1.5 * sent / 32), "at most half of the bytes' own time"
+    (both,) = legs("all_reduce", 32 * MIB, ("fsdp",), placement, hardware)
+    assert both.bytes_seconds == pytest.approx(2 * leg.bytes_seconds), "it is a reduce-scatter and an all-gather"
+    for kind in ("all_to_all", "permute"):
+        assert legs(kind, 32 * MIB, ("fsdp",), placement, hardware)[0].bytes_seconds < leg.bytes_seconds
+
+
+@pytest.mark.parametrize(
+    ("kind", "microseconds"),
+    [
+        (
+            "all_gather",
+            (29.96, 44.92, 49.04, 76.98, 139.13, 207.5, 393.96, 762.42, 1486.06, 2911.01, 5723.35, 11322.8, 22357.0),
+        ),
+        (
+            "reduce_scatter",
+            (34.26, 58.36, 52.3, 80.28, 138.64, 206.09, 388.79, 753.29, 1451.69, 2808.62, 5552.57, 10912.1, 21629.9),
+        ),
+    ],
+)
+def test_published_rings_of_eight_b200(kind, microseconds):
+    """nccl-tests on one HGX B200 (acceptance report of a Vultr cluster, 2026-05-18), 4 MiB to 16 GiB, each size twice
+    the one before. Neither the rate nor the ramp was taken from it. NCCL changes its protocol between 8 and 16 MiB,
+    which no formula here knows."""
+    placement, hardware = place(parse_layout("fsdp=8"), parse_target("b200:1x8")), load_hardware("b200")
+    errors = [
+        seconds(kind, 4 * MIB * 2**step, ("fsdp",), placement, hardware) / (measured * 1e-6) - 1
+        for step, measured in enumerate(microseconds)
+    ]
+    assert np.median(np.abs(errors)) < 0.04
+    assert max(np.abs(errors)) < 0.26 and max(np.abs(errors[4:])) < 0.08
+
+
+def test_published_rings_of_eight_a100():
+    """stas00/ml-engineering, network/README.md: nccl-tests all-reduce on one A100 node, which has no SHARP, 4 MiB to
+    16 GiB. The rate is the largest row's; the ramp was not taken from it."""
+    microseconds = (101.5, 133.5, 276.6, 424.0, 684.6, 1327.6, 2420.6, 4218.4, 8203.9, 16240, 32136, 64074, 127997)
+    placement, hardware = place(parse_layout("fsdp=8"), parse_target("a100-80:1x8")), load_hardware("a100-80")
+    errors = [
+        seconds("all_reduce", 4 * MIB * 2**step, ("fsdp",), placement, hardware) / (measured * 1e-6) - 1
+        for step, measured in enumerate(microseconds)
+    ]
+    assert np.median(np.abs(errors)) < 0.03
+    assert max(np.abs(errors)) < 0.23 and max(np.abs(errors[3:])) < 0.15
+
+
+def test_published_sweep_of_eight_h200_gives_the_ramp():
+    """stas00/ml-engineering, network/README.md: payload over seconds of an all-reduce with SHARP. The ramp is from
+    these rows, so this holds how it was worked out."""
+    tier = dataclasses.replace(load_hardware("h200").tier("nvlink"), bytes_per_second=474.7e9)
+    for payload, rate in ((32, 157.62e9), (64, 198.01e9), (128, 229.67e9), (256, 249.23e9)):
+        sent = 2 * 7 / 8 * payload * MIB
+        ring = tier.launch_seconds + 14 * tier.latency_seconds + (sent + 2 * tier.ramp_bytes) / tier.bytes_per_second
+        assert ring == pytest.approx(payload * MIB / rate, rel=0.006)
+
+
+def test_published_sweep_of_eight_v100_gives_rate_and_ramp():
+    """nccl-tests, NCCL 2.4, 8 V100 SXM2 16 GB of one machine: all-reduces of 16 to 128 MiB, of which rate and ramp are,
+    and of 4 and 8 MiB, of which they are not."""
+    placement, hardware = place(parse_layout("fsdp=8"), parse_target("v100-16:1x8")), load_hardware("v100-16")
+    for payload, microseconds, near in (
+        (4, 147.4, 0.35), (8, 203.8, 0.15), (16, 324.1, 0.02), (32, 550.8, 0.02), (64, 992.7, 0.02), (128, 1818.8, 0.02)
+    ):  # fmt: skip
+        modelled = seconds("all_reduce", payload * MIB, ("fsdp",), placement, hardware)
+        assert modelled == pytest.approx(microseconds * 1e-6, rel=near), payload

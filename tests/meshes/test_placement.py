@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.meshes.layout import OUTERMOST_FIRST, Layout, parse_layout
+from autotune.meshes.hardware import load_hardware
+from autotune.meshes.layout import OUTERMOST_FIRST, Layout, default_outer_factors, parse_layout
 from autotune.meshes.placement import assign, default_dcn, pieces, place, splits, torus
 from autotune.meshes.route import ring_hops, ring_links
-from autotune.meshes.target import parse_target
+from autotune.meshes.target import Target, parse_target
 
 
 def groups_of(placement, axis):
@@ -201,12 +202,15 @@ def test_tiers_of_an_axis_that_spans_domains():
     assert [(route.tier, route.size) for route in placement.routes["fsdp"]] == [("ici", 32)]
 
 
-def test_default_dcn_fills_outermost_first_and_keeps_what_is_given():
+def test_default_dcn_fills_default_outer_factors_and_keeps_what_is_given():
     target = parse_target("h100:8x8")
     assert str(default_dcn(parse_layout("data=4,fsdp=16"), target)) == "data=4,fsdp=16,dcn.data=4,dcn.fsdp=2"
     given = parse_layout("data=4,fsdp=16,dcn.fsdp=8")
     assert default_dcn(given, target) is given
     assert default_dcn(parse_layout("fsdp=8"), parse_target("h100:1x8")) == parse_layout("fsdp=8")
+    three = Target(name="three", hardware=load_hardware("cpu"), shape=(2,), groups=3, attached=False)
+    assert default_dcn(parse_layout("data=6"), three).dcn == (("data", 3),)
+    assert math.prod(default_outer_factors({"data": 6, "fsdp": 6, "tensor": 2}, 12).values()) == 12
 
 
 @pytest.mark.parametrize(

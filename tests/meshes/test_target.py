@@ -2,8 +2,10 @@
 
 import pytest
 
-from autotune.meshes.hardware import load_hardware
-from autotune.meshes.target import TPU_POD_CHIPS, TPU_SHAPES, parse_target
+from autotune.meshes.hardware import hardware_names, load_hardware
+from autotune.meshes.target import parse_target, slice_shapes
+
+TPUS = [name for name in hardware_names() if load_hardware(name).platform == "tpu"]
 
 
 @pytest.mark.parametrize(
@@ -26,11 +28,11 @@ def test_counts(text, devices, per_group, groups, measurable):
     assert target.name == text
 
 
-@pytest.mark.parametrize("chip", TPU_SHAPES)
+@pytest.mark.parametrize("chip", TPUS)
 def test_every_offered_shape_is_taken(chip):
-    for shape in TPU_SHAPES[chip].split():
+    for shape in slice_shapes(load_hardware(chip)):
         assert parse_target(f"{chip}:{shape}").devices >= 1
-    assert TPU_POD_CHIPS[chip] >= 256
+    assert load_hardware(chip).slices.most_chips >= 256
 
 
 @pytest.mark.parametrize(

@@ -89,11 +89,15 @@ def test_parameter_and_optimizer_bytes_are_the_models():
     assert found.memory["optimizer_state"] == pytest.approx(8 * DENSE.parameters / 8, rel=1e-5)
 
 
-@pytest.mark.parametrize("text", ("v5e:4x4", "v5p:2x2x2*2", "tpu7x:2x2x2", "h100:2x8"))
+@pytest.mark.parametrize("least", (0.0, 1e-3))
+@pytest.mark.parametrize("text", ("v5e:4x4", "v5p:2x2x2*2", "tpu7x:2x2x2", "h100:2x8", "cpu:2x8"))
 @pytest.mark.parametrize("kind", ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "permute"))
-def test_collectives_cost_what_meshes_collectives_says(text, kind):
-    """The vectorised coefficients against `legs` of the placed layout, one by one; NCCL's ramp apart."""
+def test_collectives_cost_what_meshes_collectives_says(text, kind, least):
+    """Whole tables against `legs` of the placed layout, one by one: NCCL's ramp and the least of each kind too."""
     target = parse_target(text)
+    if least:
+        tiers = [dataclasses.replace(tier, least_seconds={kind: least}) for tier in target.hardware.tiers]
+        target = dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, tiers=tuple(tiers)))
     layouts = [
         default_dcn(dataclasses.replace(parse_layout(words), order=order), target)
         for words in ("tensor=16", "data=2,fsdp=8", "data=4,tensor=4", "fsdp=2,context=4,tensor=2", "expert=8,tensor=2")
@@ -103,11 +107,12 @@ def test_collectives_cost_what_meshes_collectives_says(text, kind):
     for row, layout in enumerate(layouts):
         for axis in ("data", "fsdp", "tensor", "context", "expert"):
             if getattr(layout, axis) > 1:
-                cost = dataclasses.replace(cost_of(kind, axis, meshes), ramp_seconds=None)
-                parts, latency = cost.seconds(meshes.of_row[[row]], np.array([3e7]))
-                ours = float(sum(part[0] for part in parts.values()) + latency[0])
-                expected = legs(kind, 3e7, (axis,), place(layout, target), target.hardware)
-                assert ours == pytest.approx(sum(leg.bytes_seconds + leg.latency_seconds for leg in expected), rel=1e-9)
+                for payload in (2e3, 3e7, 4e9):
+                    parts, latency = cost_of(kind, axis, meshes).seconds(meshes.of_row[[row]], np.array([payload]))
+                    ours = float(sum(part[0] for part in parts.values()) + latency[0])
+                    expected = legs(kind, payload, (axis,), place(layout, target), target.hardware)
+                    theirs = sum(leg.bytes_seconds + leg.latency_seconds for leg in expected)
+                    assert ours == pytest.approx(theirs, rel=1e-12)
 
 
 def test_twice_as_fast_in_everything_is_half_the_time():
@@ -292,3 +297,20 @@ def test_a_whole_slice_of_64_chips_is_gathered_by_sums(text, twice):
     gathered = estimate(DENSE, 64, 2048, "bfloat16", layout, target, plain).sent["fsdp"]
     assert (ours > 1.4 * gathered) == twice
     assert twice or ours == gathered
+
+
+def test_a_collective_says_its_axis_tier_and_kind():
+    layout = parse_layout("data=2,fsdp=4,tensor=2,dcn.data=2")
+    found = estimate(DENSE, 16, 2048, "bfloat16", layout, parse_target("h100:2x8"))
+    links = {(term.axis, term.tier, term.kind) for term in found.terms.values() if term.axis}
+    assert {("fsdp", "nvlink", "all_gather"), ("data", "network", "all_reduce"), ("tensor", None, None)} <= links
+    for name, term in found.terms.items():
+        if term.tier:
+            assert (name, term.resource) == (
+                f"{term.kind}[{term.axis}]@{term.tier}",
+                f"network:{term.axis}@{term.tier}",
+            )
+        elif term.axis:
+            assert (name, term.resource) == (f"latency[{term.axis}]", "latency")
+        else:
+            assert term.kind is None and not (term.resource or "").startswith("network")

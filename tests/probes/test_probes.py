@@ -11,7 +11,7 @@ from test_workload import PLAIN
 
 import autotune
 from autotune.compile.compilation import CompileFailure
-from autotune.meshes.target import TPU_SHAPES, parse_target, part_of
+from autotune.meshes.target import parse_target, part_of, slice_shapes
 from autotune.price.priced_space import price_space
 from autotune.probes.choose import learned, probing
 from autotune.space import enumerate_layouts, parse_fix
@@ -93,7 +93,7 @@ def test_a_part_of_a_slice_is_the_smallest_that_is_offered(name, devices):
     target = parse_target(name)
     part = part_of(target, devices)
     assert part.hardware == target.hardware and part.groups == 1 and part.devices >= devices
-    for text in TPU_SHAPES[name.partition(":")[0]].split():
+    for text in slice_shapes(target.hardware):
         other = parse_target(f"{name.partition(':')[0]}:{text}")
         assert other.devices < devices or other.devices >= part.devices
 

@@ -32,6 +32,6 @@ def test_every_source_and_data_file_is_there(wheel_names):
     }
     for folder in ("meshes", "models"):
         expected |= {f"autotune/{path.relative_to(ROOT)}" for path in (ROOT / folder).glob("**/*.py")}
-    expected |= {f"autotune/{path.relative_to(ROOT)}" for path in (ROOT / "meshes/hardware_files").glob("*.toml")}
+    expected |= {f"autotune/{path.relative_to(ROOT)}" for path in (ROOT / "meshes/hardware_files").rglob("*.toml")}
     assert expected <= wheel_names
     assert len(expected) > 80

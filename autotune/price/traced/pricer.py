@@ -22,7 +22,7 @@ from autotune.meshes.layout import AXES, REMAT
 from autotune.meshes.target import Target
 from autotune.partition import Partition
 from autotune.price.collective_costs import CollectiveCost, Meshes, cost_of, meshes_of
-from autotune.price.terms import COMPUTE, UNITS, CostTerms
+from autotune.price.terms import COMPUTE, UNITS, CostTerms, Link
 from autotune.price.traced.laws import Choice, Probed, Sent
 from autotune.price.traced.scaling_law import ScalingLaw
 from autotune.price.unique_rows import unique_rows
@@ -153,12 +153,16 @@ class _Chunk:
         self.core = np.zeros(len(table))
         self.left = sum(DTYPE_BYTES.get(dot.dtype, 4.0) * dot.batch * dot.m * dot.n * dot.trips for dot in traced.dots)
 
-    def add(self, source: str, name: str, resource: str, seconds: np.ndarray, exposed: float = 1.0) -> None:
-        shown = seconds if exposed == 1.0 else np.maximum(exposed * seconds, seconds - self.core)
-        self.book.add(name, resource, "step", shown, seconds)
+    def add(self, source: str, name: str, resource: str, seconds: np.ndarray) -> None:
+        self.book.add(name, resource, "step", seconds)
         self.book.sources[name] = source
         if resource in COMPUTE:
             self.core = self.core + seconds
+
+    def add_link(self, source: str, link: Link, seconds: np.ndarray, exposed: float) -> None:
+        shown = seconds if exposed == 1.0 else np.maximum(exposed * seconds, seconds - self.core)
+        self.book.add_link(link, "step", shown, seconds)
+        self.book.sources[link.name] = source
 
     def traced_compute(self) -> None:
         """Matmuls by the trace; passes over the activations and over the state."""
@@ -241,9 +245,9 @@ class _Chunk:
         cost = self.costs[axis, kind]
         parts, latency = cost.seconds(self.mesh, (sent if kind == "permute" else payload) / times)
         for tier, part in parts.items():
-            self.add(source, f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part * times, exposed)
+            self.add_link(source, Link(axis, tier, kind), part * times, exposed)
         self.book.count(axis, "step", sent)
-        self.add(source, f"latency[{axis}]", "latency", np.where(there, latency * times, 0.0), exposed)
+        self.add_link(source, Link(axis, None, None), np.where(there, latency * times, 0.0), exposed)
 
     def assumed_collectives(self, probed: Sequence[str]) -> None:
         """What the trace and the partition let expect along the axes that no probe has cut."""

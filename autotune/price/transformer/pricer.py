@@ -13,7 +13,7 @@ import numpy as np
 
 from autotune.meshes.layout import SCHEDULES
 from autotune.price.collective_costs import cost_of, meshes_of
-from autotune.price.terms import CostTerms, TermRows
+from autotune.price.terms import CostTerms
 from autotune.price.transformer.device_work import work_of
 from autotune.price.transformer.inputs import Inputs
 from autotune.price.transformer.per_microbatch import MicrobatchTerms
@@ -117,7 +117,7 @@ class RowBlock:
         outer = self.pricer.target.hardware.tiers[-1].name
         for lines in self.once.hidden_later:
             every = [(line, line.full[self.of_once]) for line in lines]
-            mine = [TermRows(line.name, line.resource, line.unit, full, full) for line, full in every]
+            mine = [line.lasting(full, full) for line, full in every]
             self.book.entries += hidden_beside(stack, "data", mine, beside, outer)
 
     def _times(self) -> np.ndarray:

@@ -11,12 +11,11 @@ from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES
 from autotune.price.collective_costs import CollectiveCost, Meshes
-from autotune.price.terms import CostTerms, TermRows
+from autotune.price.terms import CostTerms, Link, TermRows
 from autotune.price.transformer.device_work import Work
 from autotune.price.transformer.inputs import Inputs
 from autotune.price.transformer.parameters import Parameters, parameters_of
 from autotune.price.transformer.training_stack import TrainingStack
-from autotune.replay.replay import HOST_BYTES_PER_SECOND
 from autotune.table import LayoutTable
 
 SUMMED_FROM = 64
@@ -53,17 +52,21 @@ def hidden_beside(
     """
     inside = (stack.hidden_share.get(axis, 0.0), stack.hidden_most.get(axis, 1.0))
     limits = {False: inside, True: stack.hidden_outer.get(axis, inside)}
-    apart = f"network:{axis}@{outer}" if axis in stack.hidden_outer else None
     found = []
     for is_apart, (share, most) in limits.items():
-        some = [line for line in lines if (line.resource == apart) == is_apart]
+        some = [line for line in lines if _is_apart(line, axis, outer, stack) == is_apart]
         if some and share:
             total = np.add.reduce([line.full for line in some])
             exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
             left = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
-            some = [TermRows(line.name, line.resource, line.unit, line.full * left, line.full) for line in some]
+            some = [line.lasting(line.full * left, line.full) for line in some]
         found += some
     return found
+
+
+def _is_apart(line: TermRows, axis: str, outer: str, stack: TrainingStack) -> bool:
+    """Whether a line is what the axis sends over the outermost tier, where that has a share of its own."""
+    return axis in stack.hidden_outer and line.link is not None and line.link.tier == outer
 
 
 def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +139,7 @@ class Rows:
     @property
     def host_rate(self) -> float:
         """Bytes a second between a device and its host's memory."""
-        return HOST_BYTES_PER_SECOND * self.hardware.faster.get("host", 1.0)
+        return self.hardware.host_bytes_per_second
 
     def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
         """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.
@@ -154,10 +157,9 @@ class Rows:
         if self.book.counting:
             self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
         parts, latency = cost.seconds(self.mesh, payload, outer_share)
-        named = [(f"{kind}[{axis}]@{tier}", f"network:{axis}@{tier}", part) for tier, part in parts.items()]
-        named.append((f"latency[{axis}]", "latency", latency))
-        every = [(name, resource, each * times) for name, resource, each in named]
-        return [TermRows(name, resource, unit, seconds, seconds) for name, resource, seconds in every]
+        links = [(Link(axis, tier, kind), part * times) for tier, part in parts.items()]
+        links.append((Link(axis, None, None), latency * times))
+        return [TermRows(link.name, link.resource, unit, seconds, seconds, link) for link, seconds in links]
 
     def gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Weights of one layer or of the tables from their fsdp shards."""

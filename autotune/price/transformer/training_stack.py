@@ -1,7 +1,8 @@
 """What the closed form takes for granted of a training stack: kernels, precisions, what hides behind what.
 
-Everything a data sheet or a layout does not say is here, one value with one reason each. `XLA_TPU` and
-`XLA_GPU` are our own models as XLA compiles them.
+What holds on every chip of a platform, and neither a data sheet nor a layout says, is here, one value with one reason
+each: `XLA_TPU` and `XLA_GPU`, our own models as XLA compiles them. What differs from chip to chip (what hides behind
+what, how fast its attention kernel is) stands in the hardware files; `stack_of` puts both together.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from autotune.meshes.hardware import Hardware
-from autotune.replay.attention_cost import GPU_SHARES, kernel_shares
+from autotune.replay.attention_cost import kernel_shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,13 +179,14 @@ _XLA_STATE = State(
     accumulate_traffic=0.0,
 )  # fmt: skip
 
+OF_THE_CHIP = (1.0, 1.0)
+"""Of fields that every chip's own figures take the place of (`stack_of`): all of the peak."""
+
 XLA_TPU = TrainingStack(
     name="xla-tpu",
     flash=True,
     reruns_kernel=False,  # splash attention names its statistics, too
-    # Splash attention on v5e and v5p: 40 to 60 % of peak reported for long sequences; an assumption, not a fit. Chips
-    # whose schedule of the kernel is known take that (`stack_of`).
-    flash_efficiency=(0.5, 0.45),
+    flash_efficiency=OF_THE_CHIP,
     flash_matmuls=(2.0, 7.0),  # two kernels backward, both of which make the scores again
     flash_tile=1024,
     flash_head_dim=None,
@@ -192,38 +194,23 @@ XLA_TPU = TrainingStack(
     traffic=_XLA_TRAFFIC,
     saved=_XLA_SAVED,
     state=_XLA_STATE,
-    # Set after a look at what our own compiles for v5e expose (libtpu 0.0.42).
-    hidden_share={"fsdp": 0.9, "tensor": 0.0, "data": 0.0, "context": 0.5, "expert": 0.0},
-    hidden_most={"fsdp": 0.9},
-    # Gradients are summed over a slice's own links with nothing beside, and sent to other slices beside the backward
-    # passes of the layers before: 83 to 89 % hidden, with data 2 to 16 (v5e:4x4*2, libtpu 0.0.42).
-    hidden_outer={"data": (0.5, 0.85)},
-    # A windowed einsum scatters a gradient in steps under its matmul; where it is summed over `data` too, or its shards
-    # are under the 128 lanes of a tile, nothing runs beside the sum (v5e and v5p, libtpu 0.0.42).
-    scatter_hides="alone",
-    least_shard=128,
+    hidden_share={},
+    hidden_most={},
+    hidden_outer={},
+    scatter_hides="never",
+    least_shard=128,  # the lanes of a tile (v5e and v5p, libtpu 0.0.42)
     sums_over_slice=False,
     gradients_per_pass=True,
     sums_tables_once=False,
     whole_layers=2.0,
 )
 
-EXPOSED_ON = ("v4",)
-"""TPUs on which the compiler is taken to hide no collective. libtpu 0.0.42 left to itself on v5p:4x4x4, widths 4096 and
-8192: every gather of weights, keys or values and every reduction onto shards exposed with fsdp=64, fsdp=32 x tensor=2
-and fsdp=16 x context=4; of fsdp=16 x tensor=4 about half was hidden. v4 has its cores and torus, and no options."""
-
-V5P_HIDDEN = 0.2
-"""Share of a layer's compute on v5p that hides collectives along fsdp, with the compiler options of its hardware file
-(which make those four 0 to 17 % faster; libtpu 0.0.42): 0.18 and 0.29 where there was too little to hide all, with
-fsdp=32 x tensor=2 and fsdp=16 x context=4. Compiles for v5e hide nine tenths whatever the compute."""
-
 XLA_GPU = TrainingStack(
     name="xla-gpu",
     flash=True,
     # cuDNN's softmax statistics have no name that a policy could keep, and plain attention makes its scores again
     reruns_kernel=True,
-    flash_efficiency=GPU_SHARES,
+    flash_efficiency=OF_THE_CHIP,
     flash_matmuls=(2.0, 5.0),
     flash_tile=0,
     flash_head_dim=128,  # autotune.models.kernels, CUDNN_HEAD_DIM
@@ -233,13 +220,8 @@ XLA_GPU = TrainingStack(
     # Under accumulation: a pass's gradients set to zero (4), read, and added to sums that are read and written (12),
     # some of it copied once more: 17 to 20 in all (h100 and a100-80, accumulate 2 to 8, dense and experts, jax 0.10.2).
     state=dataclasses.replace(_XLA_STATE, accumulate_traffic=18.0),
-    # `fsdp`: of the shares and mosts tried on the 250 layouts with fsdp of our saved spaces (h100 and a100-80, jaxlib
-    # 0.10.2), those near the least error of both cards: 7.2 % of the step as it was with 0.3 and 0.75, now 5.2.
-    # Set after a look at what our own compiles for 2 x 8 and 4 x 8 H100 expose: the rest. `tensor` only where it
-    # leaves the NVLink domain: there 0.60 to 0.75 of what its collectives take was exposed whatever the compute, in all
-    # but four of the layouts looked at (h100, h200 and a100-80, tensor 2 to 16; 0.54, 0.81, 0.93 and 0.98 in those).
-    hidden_share={"fsdp": 0.6, "tensor": 1.0, "data": 0.5, "context": 0.5, "expert": 0.0},
-    hidden_most={"fsdp": 0.85, "tensor": 1.0 / 3.0},
+    hidden_share={},
+    hidden_most={},
     hidden_outer={},
     scatter_hides="never",
     least_shard=0,
@@ -252,21 +234,33 @@ XLA_GPU = TrainingStack(
 )
 
 
+FUSED_ATTENTION_FROM = 8.0
+"""Compute capability from which JAX calls cuDNN's fused attention (jax 0.10.2: "Require at least Ampere arch to
+run")."""
+
+
 def stack_of(hardware: Hardware, dtype: str) -> TrainingStack:
-    """The stack that our own models run on that hardware: the attention kernel is the one `models.execution` picks."""
+    """The training stack that stands for a chip: our own models as XLA compiles them for it, with the attention kernel
+    that `models.execution` picks and what the hardware file says hides behind what."""
+    shares = hardware.attention_shares
+    told = (shares["forward"], shares["backward"]) if shares else OF_THE_CHIP
     if hardware.platform == "tpu":
-        shares = kernel_shares(hardware)
-        stack = dataclasses.replace(XLA_TPU, flash_efficiency=shares) if shares else XLA_TPU
-        if hardware.name in EXPOSED_ON:
-            nothing = dict.fromkeys(stack.hidden_share, 0.0)
-            return dataclasses.replace(
-                stack, hidden_share=nothing, hidden_outer={}, scatter_hides="never", sums_over_slice=True
-            )
-        if hardware.name == "v5p":
-            # Seen at widths 4096 and 8192 on v5p:4x4x4; fsdp=32 there, and fsdp=256 over a v5e:16x16, are gathered.
-            some = {**stack.hidden_share, "fsdp": V5P_HIDDEN}
-            return dataclasses.replace(stack, hidden_share=some, sums_over_slice=True)
-        return stack
-    flash = hardware.platform == "cuda" and dtype in ("bfloat16", "float16") and not hardware.name.startswith("v100")
-    overlap = XLA_GPU.hidden_share if hardware.platform == "cuda" else dict.fromkeys(XLA_GPU.hidden_share, 0.0)
-    return dataclasses.replace(XLA_GPU, flash=flash, hidden_share=overlap, name=f"xla-{hardware.platform}")
+        stack = dataclasses.replace(XLA_TPU, flash_efficiency=kernel_shares(hardware) or told)
+    else:
+        flash = fused_attention(hardware, dtype)
+        stack = dataclasses.replace(XLA_GPU, flash=flash, flash_efficiency=told, name=f"xla-{hardware.platform}")
+    return dataclasses.replace(
+        stack,
+        hidden_share=dict(hardware.hidden_share),
+        hidden_most=dict(hardware.hidden_most),
+        hidden_outer={axis: both for axis, both in hardware.hidden_outer.items() if any(both)},
+        scatter_hides=hardware.scatter_hides,
+        sums_over_slice=hardware.sums_over_slice,
+    )
+
+
+def fused_attention(hardware: Hardware, dtype: str) -> bool:
+    """Whether cuDNN's fused attention runs there: 16-bit types, compute capability 8 or more (`jax.nn` asks for it)."""
+    if hardware.platform != "cuda" or dtype not in ("bfloat16", "float16"):
+        return False
+    return float(str(hardware.compile_fields["cuda_compute_capability"])) >= FUSED_ATTENTION_FROM
