@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.commands.options import bad_input
+from autotune.commands.options import bad_input, saved, shown
 from autotune.whole_file import write_whole
 
 if TYPE_CHECKING:
     from autotune.meshes.target import Target
+    from autotune.report.report import Report
 
 
 def run_search(
@@ -36,7 +37,8 @@ def run_search(
     html: Path | None,
     as_json: bool,
 ) -> int:
-    """Run `search` with these options and show its report; returns 0, or 1 when nothing fits."""
+    """Run `search` with these options, show its report, then save; the exit code: 1 when nothing fits, 2 when the
+    report or a file of it could not be written."""
     from autotune.search import search
 
     reports = join_job(*job)
@@ -70,32 +72,37 @@ def run_search(
 
         leave()
     plan = report.plan_or_none
-    if out and plan:
-        plan.save(out)
+    # The report first: a disk that is full must not cost a search its answer.
+    kept = _show(report, as_json)
+    if out and plan and (kept := saved(plan.save, out, "--out") and kept) and not as_json:
+        kept = shown(f"plan written to {out}") and kept
     if html:
         from autotune.report.html import render_html
 
-        write_whole(html, render_html(report))
+        kept = saved(lambda path: write_whole(path, render_html(report)), html, "--html") and kept
+    if report.compilers_word:
+        click.echo(f"Error: {report.compilers_word}", err=True)
+    if not kept:
+        return 2
+    return 0 if plan else 1
+
+
+def _show(report: Report, as_json: bool) -> bool:
+    """Print the report: JSON, or the screen, in colour on a terminal. False where stdout could not take it."""
     if as_json:
         import json
 
         from autotune.report.report import report_to_json
 
-        click.echo(json.dumps(report_to_json(report), indent=1))
-    else:
-        from rich.console import Console
+        return shown(json.dumps(report_to_json(report), indent=1))
+    from rich.console import Console
 
-        from autotune.report.text import lines, render
+    from autotune.report.text import lines, render
 
-        if sys.stdout.isatty():
-            Console(highlight=False).print(render(report))
-        else:
-            click.echo("\n".join(lines(render(report))))
-        if out and plan:
-            click.echo(f"plan written to {out}")
-    if report.compilers_word:
-        click.echo(f"Error: {report.compilers_word}", err=True)
-    return 0 if plan else 1
+    if sys.stdout.isatty():
+        Console(highlight=False).print(render(report))
+        return True
+    return shown("\n".join(lines(render(report))))
 
 
 def open_store(path: Path | None):
