@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autotune.compile.compilation import Compilation, CompileFailure
 from autotune.evidence import Evidence
@@ -14,7 +14,10 @@ from autotune.meshes.target import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What was learned beyond prices, by layout."""
+    """What was learned beyond prices, by layout.
+
+    `kept_failures`: layouts whose crash or timeout was not seen now but kept from an earlier run.
+    """
 
     evidence: dict[Layout, Evidence]
     failures: dict[Layout, CompileFailure]
@@ -22,6 +25,7 @@ class Outcomes:
     run_failures: dict[Layout, RunFailure]
     smaller: dict[Layout, Smaller]
     neighbours: dict[Layout, Compilation | CompileFailure]
+    kept_failures: set[Layout] = field(default_factory=set)
 
     def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
         if isinstance(outcome, Measurement):

@@ -14,6 +14,8 @@ import numpy as np
 
 from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
 from autotune.compile.compile import CompileEvent, compile_all, store_key
+from autotune.hlo.memory import read_memory
+from autotune.hlo.unreadable import UnreadableProgram
 from autotune.measure.measure import Measurement, RunFailure, measure
 from autotune.measure.measure import from_json as measurement_from_json
 from autotune.measure.measure import to_json as measurement_to_json
@@ -28,7 +30,7 @@ from autotune.price.orders import with_best_orders
 from autotune.price.space import PricedSpace, price_space, why_illegal
 from autotune.probes.choose import learned, probing
 from autotune.probes.fit import probe_of
-from autotune.read_compilation import evidence_of
+from autotune.read_compilation import evidence_or_failure, unread
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
 from autotune.space import complete, enumerate_layouts, parse_fix
@@ -121,7 +123,7 @@ def search(
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
     outcomes = Outcomes(evidence={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
-    busy = _Busy(on_event)
+    busy = _Busy(on_event, outcomes.kept_failures)
 
     def compiled(work: Sequence[CompileJob]) -> Iterable[tuple[CompileJob, Compilation | CompileFailure]]:
         together = current_job() if target.attached else None
@@ -147,7 +149,7 @@ def search(
     clock.lap("compiling and reading")
     clock.laps["compilers running"] = busy.seconds
     if wanted:
-        _measure(workload, target, wanted, store, outcomes)
+        _measure(workload, target, wanted, store, outcomes, retry)
         clock.lap("measuring")
     return report_of(workload, target, space, outcomes, clock.laps)
 
@@ -172,10 +174,12 @@ class _Clock:
 
 
 class _Busy:
-    """Passes events on, and adds up the wall time during which at least one compile was running."""
+    """Passes events on, adds up the wall time during which at least one compile was running, and notes the layouts
+    whose crash or timeout is an answer of the store."""
 
-    def __init__(self, on_event: Callable[[CompileEvent], None] | None) -> None:
+    def __init__(self, on_event: Callable[[CompileEvent], None] | None, kept_failures: set[Layout]) -> None:
         self.seconds = 0.0
+        self._kept_failures = kept_failures
         self._on_event = on_event
         self._since: float | None = None
 
@@ -184,6 +188,9 @@ class _Busy:
         if self._since is not None:
             self.seconds += now - self._since
         self._since = now if event.running else None
+        outcome = event.outcome
+        if event.kind == "stored" and isinstance(outcome, CompileFailure) and outcome.kind in ("crash", "timeout"):
+            self._kept_failures.add(event.job.layout)
         if self._on_event:
             self._on_event(event)
 
@@ -251,9 +258,11 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
     probes, failures = [], []
     for job, outcome in (outcomes[job.layout] for job in plan.jobs):  # not as they finish: sums depend on the order
         if isinstance(outcome, Compilation):
-            probes.append(probe_of(job.layout, evidence_of(outcome, job.layout, job.target, store)))
-        else:
+            outcome = evidence_or_failure(outcome, job.layout, job.target, store)
+        if isinstance(outcome, CompileFailure):
             failures.append(outcome)
+        else:
+            probes.append(probe_of(job.layout, outcome))
     probed, line = learned(probes, failures, space.target)
     space = space.priced_with(probed)
     return replace(space, notes=(*space.notes, line, *plan.notes))
@@ -270,9 +279,11 @@ def _compile(space, workload, target, count: int, compiled: _Compiler, store, ou
         work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
         for job, outcome in compiled(work):
             if isinstance(outcome, Compilation):
-                outcomes.evidence[job.layout] = evidence_of(outcome, job.layout, target, store)
-            else:
+                outcome = evidence_or_failure(outcome, job.layout, target, store)
+            if isinstance(outcome, CompileFailure):
                 outcomes.failures[job.layout] = outcome
+            else:
+                outcomes.evidence[job.layout] = outcome
 
 
 def _compile_smaller(
@@ -301,6 +312,11 @@ def _compile_smaller(
         ):
             continue
         [(_, outcome)] = compiled([CompileJob(workload=workload, layout=other, target=target)])
+        if isinstance(outcome, Compilation):
+            try:
+                read_memory(outcome)
+            except UnreadableProgram as error:
+                outcome = unread(outcome, error)
         outcomes.neighbours[other] = outcome
         if isinstance(outcome, Compilation):
             outcomes.smaller[layout] = Smaller(layout=other, compilation=outcome, less=less)
@@ -308,41 +324,59 @@ def _compile_smaller(
             return
 
 
-def _measure(workload: Workload, target: Target, count: int, store: Store | None, outcomes: Outcomes) -> None:
-    """Run the best compiled layouts in turns; what was measured before on this machine is not run again."""
+def _measure(
+    workload: Workload, target: Target, count: int, store: Store | None, outcomes: Outcomes, retry: bool
+) -> None:
+    """Run the best compiled layouts in turns; what was measured before on this machine is not run again.
+
+    A crash or timeout that is kept from an earlier run is an answer too, unless `retry`.
+    """
     best = sorted(fitting(outcomes, target), key=lambda layout: outcomes.evidence[layout].prediction.step_seconds)[
         :count
     ]
     keys = {layout: store_key(CompileJob(workload=workload, layout=layout, target=target)) for layout in best}
     missing = list(best)
     if store is not None:
-        known = {layout: store.measurements(keys[layout]) for layout in best}
+        known = {layout: _measured_before(store, keys[layout], retry) for layout in best}
         # All or none: times of one session can be compared, those of two days cannot.
         if all(known.values()):
-            for layout in best:
-                outcome = measurement_from_json(known[layout][-1])
+            for layout, outcome in known.items():
+                assert outcome is not None
                 outcomes.ran(layout, outcome)
+                if isinstance(outcome, RunFailure) and outcome.kind in ("crash", "timeout"):
+                    outcomes.kept_failures.add(layout)
             missing = []
     if not missing:
         return
     earlier = {}
     if store is not None:
-        found = {layout: store.get_blob(_unfinished(keys[layout])) for layout in missing}
-        outcomes_before = {layout: measurement_from_json(value) for layout, value in found.items() if value}
-        earlier = {layout: one for layout, one in outcomes_before.items() if isinstance(one, Measurement)}
+        for layout in missing:
+            before = store.rebuilt(store.get_blob(_unfinished(keys[layout])), measurement_from_json)
+            if isinstance(before, Measurement):
+                earlier[layout] = before
 
     def keep(layout: Layout, outcome: Measurement | RunFailure) -> None:
-        if store is not None:
+        # A death takes none of the turns that went before it.
+        if store is not None and isinstance(outcome, Measurement):
             store.attempt(store.put_blob, _unfinished(keys[layout]), measurement_to_json(outcome))
 
     runner = runner_for(workload, target)
     try:
         for layout, outcome in measure(runner, missing, earlier=earlier, on_outcome=keep).items():
             outcomes.ran(layout, outcome)
-            if store is not None:
+            if store is not None and not (isinstance(outcome, RunFailure) and outcome.transient):
                 store.attempt(store.add_measurement, keys[layout], measurement_to_json(outcome))
     finally:
         runner.close()
+
+
+def _measured_before(store: Store, key: Key, retry: bool) -> Measurement | RunFailure | None:
+    """The newest kept outcome of a layout's runs; None where it is to be run (again)."""
+    values = store.measurements(key)
+    found = store.rebuilt(values[-1], measurement_from_json) if values else None
+    if isinstance(found, RunFailure) and (found.transient or (retry and found.kind in ("crash", "timeout"))):
+        return None
+    return found
 
 
 def _unfinished(key: Key) -> str:

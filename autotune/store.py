@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from autotune.typed import check_types
 from autotune.whole_file import writing_whole
 
 SCHEMA = 2
@@ -146,7 +147,9 @@ class Store:
         if value is None:
             return None
         try:
-            return build(value)
+            built = build(value)
+            check_types(built)
+            return built
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             self.warn(f"store {self.path}: an entry does not rebuild ({_one_line(error)}): not used")
             return None

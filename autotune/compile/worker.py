@@ -40,6 +40,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
 from autotune.system.code_owner import owner_of
+from autotune.system.death import is_shortage
 
 MEMORY_FIELDS = (
     "argument_size_in_bytes",
@@ -126,6 +127,8 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
         message = str(error)
         needed, available = memory_needed(message)
         out_of_memory = stage == "compile" and "RESOURCE_EXHAUSTED" in message
+        if short := is_shortage(error):  # of this machine, not of the device
+            out_of_memory = False
         return CompileFailure(
             **names,
             kind="oom" if out_of_memory else "failed",
@@ -139,6 +142,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             needed_bytes=needed if out_of_memory else None,
             available_bytes=available if out_of_memory else None,
             arguments=arguments,
+            transient=short,
         )
 
 
