@@ -64,18 +64,24 @@ def serve(jobs_fd: int, replies_fd: int) -> None:
     with os.fdopen(jobs_fd, "rb") as jobs, os.fdopen(replies_fd, "wb") as replies:
         for line in jobs:
             order = json.loads(line)
-            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.close(log)
-            _reset_peak_rss()
-            with open(order["job"], "rb") as file:
-                payload = file.read()
-            outcome = compile_job(payload, order["log"], functools.partial(_reply, replies))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            with open(order["outcome"], "wb") as file:
-                pickle.dump(outcome, file)
+            try:
+                log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                os.close(log)
+                _reset_peak_rss()
+                with open(order["job"], "rb") as file:
+                    payload = file.read()
+                outcome = compile_job(payload, order["log"], functools.partial(_reply, replies))
+                with contextlib.suppress(OSError):  # a disk too full for the log
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                with open(order["outcome"], "wb") as file:
+                    pickle.dump(outcome, file)
+            except OSError as error:  # the files between us and the parent: nothing about the layout
+                with contextlib.suppress(OSError):
+                    print(f"autotune: the worker cannot do its work: {error}", file=sys.stderr, flush=True)
+                os._exit(os.EX_TEMPFAIL)
             del outcome, payload
             _free()
             _reply(replies, "finished")

@@ -7,6 +7,7 @@ A death from outside does not: somebody's SIGKILL or SIGTERM, the kernel's out-o
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ RAISED = frozenset(
 """Signals that a process brings upon itself; any other was sent to it."""
 
 SHORTAGE = re.compile(
-    r"No space left on device|Disk quota exceeded|Cannot allocate memory|bad_alloc|MemoryError"
+    r"File too large|No space left on device|Disk quota exceeded|Cannot allocate memory|bad_alloc|MemoryError"
     r"|Resource temporarily unavailable|Too many open files|signal 9\b|SIGKILL"
 )
 """What a log says where this machine, not the program, was at its limit."""
 
-SHORT = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+SHORT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 """The same as errors of the system."""
 
 ATTEMPTS = 3
@@ -52,9 +53,8 @@ def death(code: int, log: Path, *, killed_for_memory: bool = False) -> Death:
     short = _says_shortage(log)
     if code >= 0:
         sent = code > 128 and code - 128 not in RAISED and code - 128 in signal.valid_signals()
-        return Death(
-            reason=f"the worker process exited with status {code}", transient=sent or short, out_of_memory=False
-        )
+        transient = sent or short or code == os.EX_TEMPFAIL
+        return Death(reason=f"the worker process exited with status {code}", transient=transient, out_of_memory=False)
     number = -code
     try:
         name = signal.Signals(number).name
