@@ -212,11 +212,8 @@ def text_with(change):
         (text_with(lambda text: text.replace("%fused", "%lost", 1)), "no such computation"),
         (text_with(lambda text: text[: len(text) // 2]), "ends in the middle|no ENTRY"),
         (text_with(lambda text: text.replace("num_partitions=2", "num_partitions=5")), "5 partitions"),
-        (
-            text_with(lambda text: text.replace("replica_groups=", "groups_of_2031=[2,2]<=x, replica_groups=@")),
-            "replica",
-        ),
-        (text_with(lambda text: text.replace("{", "", 40)), "hlo: "),
+        (text_with(lambda text: re.sub(r"replica_groups=[^ ]*,", "replica_groups=a_new_spelling,", text)), "replica"),
+        (text_with(lambda text: text.replace(" {\n", "\n")), "outside of a computation"),
         (text_with(lambda text: "not a program"), "must begin with HloModule"),
         (lambda value: {**value, "arguments": value["arguments"][:-1]}, "parameters, the step"),
         (lambda value: {**value, "memory": {}}, "its memory cannot be read"),
