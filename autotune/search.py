@@ -14,6 +14,7 @@ import numpy as np
 
 from autotune.compile.compilation import Compilation, CompileFailure, CompileJob
 from autotune.compile.compile import CompileEvent, compile_all, store_key
+from autotune.evidence import Evidence
 from autotune.hlo.memory import read_memory
 from autotune.hlo.unreadable import UnreadableProgram
 from autotune.measure.measure import Measurement, RunFailure, measure
@@ -257,15 +258,21 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
     outcomes = {job.layout: (job, outcome) for job, outcome in compiled(plan.jobs)}
     probes, failures = [], []
     for job, outcome in (outcomes[job.layout] for job in plan.jobs):  # not as they finish: sums depend on the order
-        if isinstance(outcome, Compilation):
-            outcome = evidence_or_failure(outcome, job.layout, job.target, store)
-        if isinstance(outcome, CompileFailure):
-            failures.append(outcome)
+        read = _read(outcome, job, store)
+        if isinstance(read, CompileFailure):
+            failures.append(read)
         else:
-            probes.append(probe_of(job.layout, outcome))
+            probes.append(probe_of(job.layout, read))
     probed, line = learned(probes, failures, space.target)
     space = space.priced_with(probed)
     return replace(space, notes=(*space.notes, line, *plan.notes))
+
+
+def _read(outcome: Compilation | CompileFailure, job: CompileJob, store: Store | None) -> Evidence | CompileFailure:
+    """What a compile says of its layout; a program that cannot be read is a failure too."""
+    if isinstance(outcome, CompileFailure):
+        return outcome
+    return evidence_or_failure(outcome, job.layout, job.target, store)
 
 
 def _compile(space, workload, target, count: int, compiled: _Compiler, store, outcomes: Outcomes) -> None:
@@ -278,12 +285,11 @@ def _compile(space, workload, target, count: int, compiled: _Compiler, store, ou
         attempts += len(batch)
         work = [CompileJob(workload=workload, layout=space.layout(row), target=target) for row in batch]
         for job, outcome in compiled(work):
-            if isinstance(outcome, Compilation):
-                outcome = evidence_or_failure(outcome, job.layout, target, store)
-            if isinstance(outcome, CompileFailure):
-                outcomes.failures[job.layout] = outcome
+            read = _read(outcome, job, store)
+            if isinstance(read, CompileFailure):
+                outcomes.failures[job.layout] = read
             else:
-                outcomes.evidence[job.layout] = outcome
+                outcomes.evidence[job.layout] = read
 
 
 def _compile_smaller(

@@ -240,8 +240,11 @@ class Store:
                 old = older_than_seconds is not None and now - entry.created > older_than_seconds
                 if (old or (keep_bytes is not None and left > keep_bytes)) and gone(entry.path):
                     count, size, left = count + 1, size + entry.bytes, left - entry.bytes
-        for folder, names, age in ((self._aside, _ASIDE, ABANDONED_SECONDS), (self.logs, _LOG, older_than_seconds)):
-            for path in () if age is None or os.path.islink(folder) else self._inside(folder):
+        rest = [(self._aside, _ASIDE, ABANDONED_SECONDS)]
+        if older_than_seconds is not None:
+            rest.append((self.logs, _LOG, older_than_seconds))
+        for folder, names, age in rest:
+            for path in () if os.path.islink(folder) else self._inside(folder):
                 with contextlib.suppress(OSError):
                     if names.fullmatch(path.name) and now - path.lstat().st_mtime > age:
                         gone(path)

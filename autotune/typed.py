@@ -43,8 +43,8 @@ def check_types(value: Any, hint: Any = None, where: str = "") -> None:
             raise TypeError(f"{where}: {value!r:.80} is no {origin.__name__}")
         for part in value:
             check_types(part, inside[0], where)
-    elif dataclasses.is_dataclass(hint):
-        if not isinstance(value, hint):  # type: ignore[arg-type]
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if not isinstance(value, hint):
             raise TypeError(f"{where}: {value!r:.80} is no {hint}")
         for name, one in _fields(hint).items():
             check_types(getattr(value, name), one, name)

@@ -136,7 +136,8 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
         if short := is_shortage(error):  # of this machine, not of the device
             out_of_memory = False
         return CompileFailure(
-            **names,
+            layout=names["layout"],
+            target=names["target"],
             kind="oom" if out_of_memory else "failed",
             stage=stage,
             reason=one_line(f"{type(error).__name__}: {message}"),

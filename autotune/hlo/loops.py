@@ -124,15 +124,15 @@ def evaluate(module: Module, computation: Computation, op: Op, values: Values, a
 
 
 def _evaluate(
-    module: Module, computation: Computation, op: Op, values: Values, arguments: tuple, left: list[int]
+    module: Module, computation: Computation, op: Op, values: Values, arguments: tuple, budget: list[int]
 ) -> int | None:
-    """As `evaluate`; `left` holds how many instructions may still be followed."""
-    left[0] -= 1
-    if left[0] < 0:
+    """As `evaluate`; `budget` holds how many instructions may still be followed."""
+    budget[0] -= 1
+    if budget[0] < 0:
         return None
 
     def of(index: int) -> int | None:
-        return _evaluate(module, computation, computation.operand(op, index), values, arguments, left)
+        return _evaluate(module, computation, computation.operand(op, index), values, arguments, budget)
 
     if op.opcode == "constant":
         text = op.arguments.strip("{} ")
@@ -148,7 +148,7 @@ def _evaluate(
         if source.opcode == "parameter":
             return values(index)
         if source.opcode == "tuple":
-            return _evaluate(module, computation, computation.operand(source, index), values, arguments, left)
+            return _evaluate(module, computation, computation.operand(source, index), values, arguments, budget)
         return None
     if op.opcode in _SAME:
         return of(0)
@@ -169,5 +169,5 @@ def _evaluate(
     if op.opcode in ("fusion", "call"):
         callee = module.computations[op.called()[0]]
         given = tuple(of(index) for index in range(len(op.operands)))
-        return _evaluate(module, callee, callee.root, values, given, left)
+        return _evaluate(module, callee, callee.root, values, given, budget)
     return None
