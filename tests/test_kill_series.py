@@ -1,4 +1,4 @@
-"""`scripts/kill_series.py`, one kill of each kind; the whole series takes minutes, see docs/kill_series.txt."""
+"""`scripts/kill_series.py`, one kill of each kind; the whole series takes many minutes."""
 
 import importlib
 from pathlib import Path
