@@ -15,11 +15,11 @@ def kill_series(monkeypatch):
     return importlib.import_module("kill_series")
 
 
-def test_whoever_is_killed_the_answer_is_that_of_an_undisturbed_run(kill_series):
-    done = CliRunner().invoke(kill_series.main, ["--kills", "1"])
+@pytest.mark.parametrize("victim", ["tuner", "worker", "measurer", "job"])
+def test_whoever_is_killed_the_answer_is_that_of_an_undisturbed_run(kill_series, victim):
+    done = CliRunner().invoke(kill_series.main, ["--kills", "1", "--victims", victim])
     assert done.exit_code == 0, done.output
-    for victim in kill_series.VICTIMS:
-        assert f"{victim}: 1 moments, 1 kills, 1 answers as undisturbed" in done.output
+    assert f"{victim}: 1 moments, 1 kills, 1 answers as undisturbed" in done.output
 
 
 def test_another_answer_is_seen(kill_series):
