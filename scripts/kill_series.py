@@ -105,8 +105,10 @@ def started(folder: Path, victim: str) -> Callable[[Path], list[subprocess.Popen
     def both(store: Path) -> list[subprocess.Popen]:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        job = [*WORDS, "--target", "local", "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id"]
-        return [one for index in (0, 1) for one in begin([*job, str(index)], store, JAX_NUM_CPU_DEVICES="4")]
+        # One device a process: collectives between processes of a busy machine are slow.
+        words = [*WORDS, "--layouts", "fsdp=2;data=2", "--measure", "1", "--target", "local"]
+        job = [*words, "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id"]
+        return [one for index in (0, 1) for one in begin([*job, str(index)], store, JAX_NUM_CPU_DEVICES="1")]
 
     return both
 
