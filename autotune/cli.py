@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 import traceback
 
@@ -29,6 +31,10 @@ COMMANDS = {
     "words": ("autotune.commands.words", "What the words on the screen mean."),
     "selftest": ("autotune.commands.catalogue", "The compiler versions the reader has been checked with."),
 }
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk."""
 
 
 class LazyGroup(click.Group):
@@ -81,7 +87,17 @@ def run(arguments: list[str]) -> int:
         click.echo(error.traceback, err=True, nl=False)
         click.echo(f"autotune: {' '.join(str(error).split())}", err=True)
         return 2
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            click.echo(f"autotune: {error.filename or 'the output'} cannot be written: {error.strerror}", err=True)
+            drop_stdout()
+            return 2
         traceback.print_exc()
         click.echo("autotune: the tool itself broke; the lines above say where", err=True)
         return 3
+
+
+def drop_stdout() -> None:
+    """Forget what stdout could not take: Python would try again at the exit, and end with another code."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

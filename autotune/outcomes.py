@@ -14,7 +14,11 @@ from autotune.meshes.target import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What was learned beyond prices, by layout. `notes`: doubts about it, a line each."""
+    """What was learned beyond prices, by layout.
+
+    `kept_failures`: layouts whose crash or timeout was not seen now but kept from an earlier run. `notes`: doubts about
+    what was learned, a line each.
+    """
 
     analysis: dict[Layout, Analysis]
     failures: dict[Layout, CompileFailure]
@@ -23,6 +27,7 @@ class Outcomes:
     smaller: dict[Layout, Smaller]
     neighbours: dict[Layout, Compilation | CompileFailure]
     notes: list[str] = field(default_factory=list)
+    kept_failures: set[Layout] = field(default_factory=set)
 
     def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
         if isinstance(outcome, Measurement):

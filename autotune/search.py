@@ -12,9 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from autotune.analysis.analyse import analyse
+from autotune.analysis.analyse import analysis_or_failure, unread
+from autotune.analysis.analysis import Analysis
 from autotune.compile.compilation import Candidate, Compilation, CompileFailure
 from autotune.compile.compile import CompileEvent, compile_all, store_key
+from autotune.hlo.memory_by_category import read_memory
+from autotune.hlo.unreadable import UnreadableProgram
 from autotune.measure.measure import Measurement, RunFailure, measure
 from autotune.measure.runner import runner_for
 from autotune.measure.session import measured_together, session_of
@@ -129,7 +132,7 @@ def search(
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
     outcomes = Outcomes(analysis={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
-    events = _Events(on_event)
+    events = _Events(on_event, outcomes.kept_failures)
 
     def compiled(work: Sequence[Candidate]) -> Iterable[tuple[Candidate, Compilation | CompileFailure]]:
         together = current_job() if target.attached else None
@@ -161,7 +164,7 @@ def search(
         clock.lap("compiling and reading")
         clock.laps["compilers running"] = events.busy_seconds
         if wanted:
-            _measure(workload, target, wanted, store, outcomes, events)
+            _measure(workload, target, wanted, store, outcomes, events, retry)
             clock.lap("measuring")
     except KeyboardInterrupt:
         if not report_on_interrupt:
@@ -252,11 +255,13 @@ class _Clock:
 
 
 class _Events:
-    """Passes events on, and keeps two facts: which compiles the store answered, and how long a compiler was running."""
+    """Passes events on, and keeps three facts: which compiles the store answered, which of these are a crash or a
+    timeout of an earlier run, and how long a compiler was running."""
 
-    def __init__(self, listener: Listener | None) -> None:
+    def __init__(self, listener: Listener | None, kept_failures: set[Layout]) -> None:
         self.busy_seconds = 0.0
         self.from_store: set[Layout] = set()
+        self._kept_failures = kept_failures
         self._listener = listener
         self._since: float | None = None
 
@@ -268,6 +273,8 @@ class _Events:
             self._since = now if event.running else None
             if event.kind == "stored":
                 self.from_store.add(event.job.layout)
+                if isinstance(event.outcome, CompileFailure) and event.outcome.kind in ("crash", "timeout"):
+                    self._kept_failures.add(event.job.layout)
         announce(event, self._listener)
 
 
@@ -334,13 +341,21 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
     outcomes = {job.layout: (job, outcome) for job, outcome in compiled(plan.jobs)}
     probes, failures = [], []
     for job, outcome in (outcomes[job.layout] for job in plan.jobs):  # not as they finish: sums depend on the order
-        if isinstance(outcome, Compilation):
-            probes.append(probe_of(job.layout, analyse(outcome, job.layout, job.target, store)))
+        read = _read(outcome, job, store)
+        if isinstance(read, CompileFailure):
+            failures.append(read)
         else:
-            failures.append(outcome)
+            probes.append(probe_of(job.layout, read))
     probed, line = learned(probes, failures, space.target)
     space = space.priced_with(probed)
     return replace(space, notes=(*space.notes, line, *plan.notes))
+
+
+def _read(outcome: Compilation | CompileFailure, job: Candidate, store: Store | None) -> Analysis | CompileFailure:
+    """What a compile says of its layout; a program that cannot be read is a failure too."""
+    if isinstance(outcome, CompileFailure):
+        return outcome
+    return analysis_or_failure(outcome, job.layout, job.target, store)
 
 
 def _compile(
@@ -355,10 +370,11 @@ def _compile(
         attempts += len(batch)
         work = [Candidate(workload=workload, layout=space.layout(row), target=target) for row in batch]
         for job, outcome in compiled(work):
-            if isinstance(outcome, Compilation):
-                outcomes.analysis[job.layout] = analyse(outcome, job.layout, target, store)
+            read = _read(outcome, job, store)
+            if isinstance(read, CompileFailure):
+                outcomes.failures[job.layout] = read
             else:
-                outcomes.failures[job.layout] = outcome
+                outcomes.analysis[job.layout] = read
             took = None if job.layout in events.from_store else eta.took(outcome)
             events(_layout_compiled(space, target, job.layout, count, outcomes, took, eta))
 
@@ -413,6 +429,11 @@ def _compile_smaller(
         ):
             continue
         [(_, outcome)] = compiled([Candidate(workload=workload, layout=other, target=target)])
+        if isinstance(outcome, Compilation):
+            try:
+                read_memory(outcome)
+            except UnreadableProgram as error:
+                outcome = unread(outcome, error)
         outcomes.neighbours[other] = outcome
         if isinstance(outcome, Compilation):
             outcomes.smaller[layout] = Smaller(layout=other, compilation=outcome, less=less)
@@ -427,16 +448,25 @@ def _measure(
     store: Store | None,
     outcomes: Outcomes,
     events: _Events,
+    retry: bool,
 ) -> None:
-    """Run the best compiled layouts in turns; what one earlier session measured of all of them is not run again."""
+    """Run the best compiled layouts in turns; what one earlier session measured of all of them is not run again.
+
+    A crash or timeout that is kept from an earlier run is an answer too, unless `retry`.
+    """
     best = sorted(fitting(outcomes, target), key=lambda layout: outcomes.analysis[layout].prediction.step_seconds)[
         :count
     ]
     if not best:
         return
     keys = {layout: store_key(Candidate(workload=workload, layout=layout, target=target)) for layout in best}
-    known = measured_together(store, keys) if store is not None else None
-    if known is None:
+    known = measured_together(store, keys, retry=retry) if store is not None else None
+    if known is not None:
+        crashed = [
+            one for one, ran in known.items() if isinstance(ran, RunFailure) and ran.kind in ("crash", "timeout")
+        ]
+        outcomes.kept_failures.update(crashed)
+    else:
         session = session_of(store, keys)
         if session.earlier:
             turns = sum(one.samples for one in session.earlier.values())

@@ -40,7 +40,7 @@ def reshard(plan_path: Path, folder: Path, step: int | None, out: Path | None) -
         raise ValueError(f"out {out}: is there already; name a new folder")
     # Only writing needs the devices; whether it fits can be asked before they are there.
     wanted = step_here(plan, workload) if out is not None else workload.build(plan.layout, mesh_anywhere(plan))
-    source = Checkpoints(folder)
+    source = Checkpoints(folder, read_only=True)
     good = [one for one in source.steps() if source.damage(one) is None]
     for one in source.steps():
         if one not in good:
@@ -48,6 +48,8 @@ def reshard(plan_path: Path, folder: Path, step: int | None, out: Path | None) -
     if not good or (step is not None and step not in good):
         raise ValueError(f"checkpoints {folder}: no good checkpoint" + (f" of step {step}" if step is not None else ""))
     chosen = good[0] if step is None else step
+    if not source.verified(chosen):
+        click.echo(f"checkpoint {chosen} is unverified: nobody noted its digests")
     fits = source.fits(chosen, wanted.state)
     for fit in fits:
         click.echo(f"{fit.name}  {fit.saved or '-'}  {fit.problem or f'fits, cut as {fit.sharding}'}")

@@ -7,9 +7,13 @@ devices): what step N sees depends on N alone.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -41,38 +45,68 @@ def train(plan_path: Path, text: Path, steps: int, folder: Path | None, every: i
     plan, workload = planned(plan_path)
     corpus = read_bytes(text, plan.seq, workload.transformer.vocab)
     step = step_here(plan, workload)
-    program = lower_step(step).compile(compiler_options=compiler_options(plan.layout, plan.machine().hardware))
-    store, done, state = None, 0, None
-    if folder is not None:
-        from autotune.checkpoints import Checkpoints
+    about = {
+        "seed": seed, "text": int(corpus.size), "text_sha256": hashlib.sha256(corpus.tobytes()).hexdigest(),
+        "layout": str(plan.layout), "model": plan.recipe["model"],
+    }  # fmt: skip
+    with contextlib.ExitStack() as closing:
+        store, done, state = None, 0, None
+        if folder is not None:
+            from autotune.checkpoints import Checkpoints
 
-        store = Checkpoints(folder)
-        restored = store.restore(step.state)
-        if restored is not None:
-            for line in restored.refused:
-                click.echo(line)
-            if (restored.about["seed"], restored.about["text"]) != (seed, corpus.size):
-                raise ValueError(f"checkpoints {folder}: were trained with another seed or text")
-            done, state = restored.step, restored.state
-            click.echo(f"resumed after step {done} (saved under {restored.about['layout']})")
-    if state is None:
-        state = step.initialise(seed)
-    expected = plan.figures.step_seconds
-    word = "measured" if plan.figures.measured_seconds else "compiled" if plan.figures.compiled_seconds else "priced"
-    click.echo(f"{plan.workload}: {plan.layout} on {plan.target}; the plan says {_ms(expected)} a step ({word})")
-    for number in range(done, steps):
-        batch = batch_of(corpus, number, seed, step.batch)
-        begin = time.perf_counter()
-        state, metrics = program(state, batch)
-        loss = float(metrics["loss"])
-        seconds = time.perf_counter() - begin
-        click.echo(report(plan, workload.dtype, number + 1, loss, seconds))
-        if store is not None and ((number + 1) % every == 0 or number + 1 == steps):
-            about = {"seed": seed, "text": int(corpus.size), "layout": str(plan.layout), "model": plan.recipe["model"]}
-            store.save(number + 1, state, about)
-    if store is not None:
-        store.close()
-    jax.block_until_ready(state)
+            store = Checkpoints(folder)
+            closing.callback(store.close)
+            done, state = resumed(store, step, about)
+        program = lower_step(step).compile(compiler_options=compiler_options(plan.layout, plan.machine().hardware))
+        if state is None:
+            state = step.initialise(seed)
+        expected = plan.figures.step_seconds
+        word = (
+            "measured" if plan.figures.measured_seconds else "compiled" if plan.figures.compiled_seconds else "priced"
+        )
+        click.echo(f"{plan.workload}: {plan.layout} on {plan.target}; the plan says {_ms(expected)} a step ({word})")
+        for number in range(done, steps):
+            batch = batch_of(corpus, number, seed, step.batch)
+            begin = time.perf_counter()
+            state, metrics = program(state, batch)
+            loss = float(metrics["loss"])
+            seconds = time.perf_counter() - begin
+            click.echo(report(plan, workload.dtype, number + 1, loss, seconds))
+            if store is not None and ((number + 1) % every == 0 or number + 1 == steps):
+                store.save(number + 1, state, about)
+        jax.block_until_ready(state)
+
+
+def resumed(store, step, about: Mapping[str, Any]) -> tuple[int, Any]:
+    """Steps done and the state of the newest good checkpoint, and lines that say how good it is; (0, None) without."""
+    restored = store.restore(step.state)
+    if restored is None:
+        return 0, None
+    for line in restored.refused:
+        click.echo(line)
+    check_same(store.folder, restored.about, about)
+    if not restored.verified:
+        click.echo(
+            f"checkpoint {restored.step} is unverified: nobody noted its digests, so damage to its files would not be "
+            "seen"
+        )
+    click.echo(f"resumed after step {restored.step} (saved under {restored.about['layout']})")
+    return restored.step, restored.state
+
+
+def check_same(folder: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """ValueError where a checkpoint was trained on other data: another seed, or a text of other bytes.
+
+    Checkpoints of earlier versions tell only how long their text was.
+    """
+    if saved.get("seed") != here["seed"]:
+        raise ValueError(f"checkpoints {folder}: were trained with seed {saved.get('seed')}, this is {here['seed']}")
+    if saved.get("text") != here["text"]:
+        raise ValueError(
+            f"checkpoints {folder}: were trained on a text of {saved.get('text')} bytes, this one has {here['text']}"
+        )
+    if saved.get("text_sha256", here["text_sha256"]) != here["text_sha256"]:
+        raise ValueError(f"checkpoints {folder}: were trained on another text of the same {here['text']} bytes")
 
 
 def planned(plan_path: Path):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 
 from autotune.analysis.analysis import Analysis, analysis_from_json, analysis_to_json
 from autotune.analysis.limits import ARC
 from autotune.analysis.overheads import overheads_of
-from autotune.compile.compilation import Compilation
+from autotune.compile.compilation import Compilation, CompileFailure
+from autotune.compile.log import one_line
 from autotune.hlo.memory_by_category import read_memory
 from autotune.hlo.read import read_program
+from autotune.hlo.unreadable import UnreadableProgram, reading
 from autotune.hlo.versions import unchecked
 from autotune.hlo.warnings import readable_warnings
 from autotune.meshes.collectives import Leg, legs
@@ -26,21 +29,56 @@ from autotune.system.source_digest import source_digest
 
 
 def analyse(compilation: Compilation, layout: Layout, target: Target, store: Store | None) -> Analysis:
-    """What this compilation says of `layout` on `target`; kept in the store, since reading takes a second."""
+    """What this compilation says of `layout` on `target`; kept in the store, since reading takes a second.
+
+    UnreadableProgram where the program cannot be read or replayed.
+    """
     key = _key(compilation, layout, target)
     if store is not None:
-        kept = store.get_blob(key)
+        kept = store.rebuilt(store.get_blob(key), analysis_from_json)
         if kept is not None:
-            return analysis_from_json(kept)
+            return kept
     program = program_of(compilation, layout, target)
-    analysis = analyse_program(program, compilation, layout, target)
+    with reading("the program cannot be replayed"):
+        analysis = analyse_program(program, compilation, layout, target)
+        if not math.isfinite(analysis.prediction.step_seconds):
+            raise UnreadableProgram(f"hlo: the program takes {analysis.prediction.step_seconds} s")
     if store is not None:
         store.attempt(store.put_blob, key, analysis_to_json(analysis))
     return analysis
 
 
+def analysis_or_failure(
+    compilation: Compilation, layout: Layout, target: Target, store: Store | None
+) -> Analysis | CompileFailure:
+    """As `analyse`; a program that cannot be read is a failure of its layout."""
+    try:
+        return analyse(compilation, layout, target, store)
+    except UnreadableProgram as error:
+        return unread(compilation, error)
+
+
+def unread(compilation: Compilation, error: UnreadableProgram) -> CompileFailure:
+    """The failure of a layout that compiled to a program that cannot be read."""
+    return CompileFailure(
+        layout=compilation.layout,
+        target=compilation.target,
+        kind="failed",
+        stage="read",
+        reason=one_line(f"it compiled, and its program cannot be read: {error}"),
+        last_line=None,
+        traceback=None,
+        source=None,
+        log_path=compilation.log_path,
+        seconds=compilation.compile_seconds,
+        needed_bytes=None,
+        available_bytes=None,
+        arguments=compilation.arguments,
+    )
+
+
 def program_of(compilation: Compilation, layout: Layout, target: Target) -> Program:
-    """The compiled text as a Program."""
+    """The compiled text as a Program; UnreadableProgram where it is none."""
     return read_program(
         compilation.text,
         platform=compilation.platform,

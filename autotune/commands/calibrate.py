@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from autotune.commands.options import bad_input, json_option, target_of, target_options, writable
+from autotune.commands.options import bad_input, json_option, saved, shown, target_of, target_options, writable
 from autotune.commands.run import join_job
 from autotune.system.host_memory import keep_freed_memory
 from autotune.system.whole_file import write_whole
@@ -50,16 +50,20 @@ def calibrate(target, hardware, coordinator, processes, process_id, out, as_json
     if together is not None:
         job.leave()
     text = hardware_toml(found, f"Calibrated by `autotune calibrate`: {machine.name}")
-    if out:
-        write_whole(out, text)
-        say(f"hardware file written to {out}")
+    kept = True
     if as_json:
         import dataclasses
         import json
 
         plain = {name: getattr(found, name) for name in found.__slots__ if name != "tiers"}
         plain["tiers"] = [dataclasses.asdict(tier) for tier in found.tiers]
-        click.echo(json.dumps(plain, indent=1, default=dict))
+        kept = shown(json.dumps(plain, indent=1, default=dict))
     elif not out:
-        click.echo(text)
-    return 0
+        kept = shown(text)
+    if out and saved(lambda path: write_whole(path, text), out, "--out"):
+        say(f"hardware file written to {out}")
+    elif out:
+        kept = False
+        if not as_json:
+            shown(text)  # minutes of measuring are not lost with the disk
+    return 0 if kept else 2

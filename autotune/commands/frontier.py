@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.commands.options import CRITICAL_NORMS_HELP, bad_input, critical_tokens, json_option, writable
+from autotune.commands.options import CRITICAL_NORMS_HELP, bad_input, critical_tokens, json_option, saved, writable
 
 if TYPE_CHECKING:
     from autotune.frontier.batch import Overlap
@@ -63,7 +63,7 @@ def frontier(
     picture: str | None,
     beside: str,
     as_json: bool,
-) -> None:
+) -> int:
     """How far training scales: the limits of data movement (arXiv 2411.01137).
 
     For one model size after another: the smallest cluster that trains it in time, its best mix of parallelism, its
@@ -104,39 +104,45 @@ def frontier(
     anchor = computed.linear_scaling_end or computed.last_feasible
     shape_table = equal_parameters(anchor.run, gpu, assumptions) if shapes and anchor else None
 
-    if plot is not None:
-        from autotune.frontier import plot as plots
-
-        with bad_input():
-            if picture == "utilization":
-                curves = [computed, *(curve(other, assumptions) for other in others if other.name != gpu.name)]
-                plots.utilization_picture(curves, plot)
-            elif picture == "mix":
-                plots.mix_picture(computed, plot)
-            else:
-                plots.shape_picture(gpu, assumptions, anchor.run if anchor else assumptions.run(12288), plot)
-        click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
     if as_json:
         result = row_maker.document(computed, limits, critical_batch_tokens=critical, helps=helps, shapes=shape_table)
         click.echo(json.dumps(result, allow_nan=False))
-        return
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    from autotune.frontier.screen import render
+        from autotune.frontier.screen import render
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(
-        render(
-            computed,
-            limits,
-            critical_batch_tokens=critical,
-            helps=helps,
-            shapes=shape_table,
-            width=console.width,
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=160)
+        console.print(
+            render(
+                computed,
+                limits,
+                critical_batch_tokens=critical,
+                helps=helps,
+                shapes=shape_table,
+                width=console.width,
+            )
         )
-    )
+    if plot is None:
+        return 0
+    from autotune.frontier import plot as plots
+
+    def draw(path: Path) -> None:
+        if picture == "utilization":
+            curves = [computed, *(curve(other, assumptions) for other in others if other.name != gpu.name)]
+            plots.utilization_picture(curves, path)
+        elif picture == "mix":
+            plots.mix_picture(computed, path)
+        else:
+            plots.shape_picture(gpu, assumptions, anchor.run if anchor else assumptions.run(12288), path)
+
+    with bad_input():
+        if not saved(draw, plot, "--plot"):
+            return 2
+    click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
+    return 0
 
 
 def _gpu(option: str, name: str) -> Gpu:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autotune.cli import drop_stdout
 from autotune.meshes.layout_words import words_help
+from autotune.system.whole_file import check_writable
 
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout
@@ -215,15 +217,37 @@ def writable(path: Path | None, option: str) -> None:
     if path is None:
         return
     folder = path.parent
-    if path.is_dir():
+    if os.path.isdir(path):
         raise click.UsageError(f"{option} {path}: is a folder")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise click.UsageError(f"{option} {path}: folder {folder} does not exist")
-    there = path.exists()
     try:
-        # Permissions do not tell all: a folder of /proc looks writable to root.
-        path.open("ab").close()
+        check_writable(path)
     except OSError as error:
         raise click.UsageError(f"{option} {path}: cannot be written: {error.strerror}") from None
-    if not there:
-        path.unlink()
+
+
+def saved(save: Callable[[Path], None], path: Path, option: str) -> bool:
+    """Write a result that has been shown already; where that fails, one line and False."""
+    try:
+        save(path)
+    except OSError as error:
+        click.echo(f"autotune: {option} {path}: cannot be written: {error.strerror or error}", err=True)
+        return False
+    return True
+
+
+def shown(text: str) -> bool:
+    """Print a result; where stdout cannot take it (a full disk), one line on stderr and False.
+
+    BrokenPipeError stays an exception: there the reader had enough.
+    """
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        click.echo(f"autotune: stdout cannot be written: {error.strerror or error}", err=True)
+        drop_stdout()
+        return False
+    return True

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autotune.commands.options import bad_input
+from autotune.commands.options import bad_input, saved, shown
 from autotune.commands.progress import progress
 from autotune.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     from autotune.meshes.target import Target
+    from autotune.report.report import Report
 
 
 def run_search(
@@ -37,9 +38,10 @@ def run_search(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Run `search` with these options and show its report.
+    """Run `search` with these options, show its report, then save.
 
-    Returns 0, 1 when nothing fits, or 130 after Ctrl-C: then the report says what was known by then.
+    Returns 0; 1 when nothing fits; 2 when the report or a file of it could not be written; 130 after Ctrl-C: then the
+    report says what was known by then.
     """
     from autotune.search import search
 
@@ -75,35 +77,40 @@ def run_search(
 
         leave()
     plan = report.plan_or_none
-    if out and plan:
-        plan.save(out)
+    # The report first: a disk that is full must not cost a search its answer.
+    kept = _show(report, as_json)
+    if out and plan and (kept := saved(plan.save, out, "--out") and kept) and not as_json:
+        kept = shown(f"plan written to {out}") and kept
     if html:
         from autotune.report.html import render_html
 
-        write_whole(html, render_html(report))
-    if as_json:
-        import json
-
-        from autotune.report.report import report_to_json
-
-        click.echo(json.dumps(report_to_json(report), indent=1))
-    else:
-        from rich.console import Console
-
-        from autotune.report.text import lines, render
-
-        if sys.stdout.isatty():
-            Console(highlight=False).print(render(report))
-        else:
-            click.echo("\n".join(lines(render(report))))
-        if out and plan:
-            click.echo(f"plan written to {out}")
+        kept = saved(lambda path: write_whole(path, render_html(report)), html, "--html") and kept
     if report.compilers_word:
         click.echo(f"Error: {report.compilers_word}", err=True)
     if report.interrupted:
         click.echo("autotune: interrupted; the same command goes on from here, what was compiled is kept", err=True)
         return 130
+    if not kept:
+        return 2
     return 0 if plan else 1
+
+
+def _show(report: Report, as_json: bool) -> bool:
+    """Print the report: JSON, or the screen, in colour on a terminal. False where stdout could not take it."""
+    if as_json:
+        import json
+
+        from autotune.report.report import report_to_json
+
+        return shown(json.dumps(report_to_json(report), indent=1))
+    from rich.console import Console
+
+    from autotune.report.text import lines, render
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(render(report))
+        return True
+    return shown("\n".join(lines(render(report))))
 
 
 def open_store(path: Path | None):

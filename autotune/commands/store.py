@@ -10,6 +10,7 @@ import click
 
 from autotune.commands.options import json_option, store_option, writable
 from autotune.commands.run import open_store
+from autotune.system.whole_file import descriptor_named
 
 
 @click.group()
@@ -32,7 +33,8 @@ def list_entries(store: Path | None, as_json: bool) -> None:
         return
     for one in entries:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created))
-        what = f"{one.key.get('target', '')} {one.key.get('layout', '')}".strip() or one.key.get("name", "")
+        what = f"{one.key.get('target', '')} {one.key.get('layout', '')}".strip() or str(one.key.get("name", ""))
+        what = "".join(letter if letter.isprintable() else "?" for letter in what)
         click.echo(f"{when}  {one.kind:<11} {one.bytes / 1024:8.0f} KiB  {what}")
     click.echo(f"{len(entries)} entries, {sum(one.bytes for one in entries) / 2**20:.1f} MiB")
 
@@ -43,7 +45,12 @@ def list_entries(store: Path | None, as_json: bool) -> None:
 def export(destination: Path, store: Path | None) -> None:
     """Write everything as JSON into DESTINATION, a .tar.gz."""
     writable(destination, "DESTINATION")
-    click.echo(f"{open_store(store).export(destination)} entries written to {destination}")
+    kept = open_store(store)
+    try:
+        count = kept.export(destination)
+    except OSError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(f"{count} entries written to {destination}", err=descriptor_named(destination) is not None)
 
 
 @store.command()

@@ -16,6 +16,7 @@ from autotune.commands.options import (
     fix_option,
     json_option,
     memory_option,
+    saved,
     store_option,
     writable,
 )
@@ -144,11 +145,6 @@ def sweep(
             else {}
         )  # noqa: E501
         drawn = {one.family.name: shapes_of(one.question, one.points[-1].target) for one in found} if shapes else {}
-    if plot is not None:
-        from autotune.sweep.plot import picture
-
-        picture(found, budgets, plot)
-        click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
     if as_json:
         from autotune.sweep.document import document
 
@@ -162,6 +158,12 @@ def sweep(
         if not console.is_terminal:
             console = Console(width=200, highlight=False)
         console.print(render(found, budgets, min_mfu=min_mfu, helps=helps, shapes=drawn))
+    if plot is not None:
+        from autotune.sweep.plot import picture
+
+        if not saved(lambda path: picture(found, budgets, path), plot, "--plot"):
+            return 2
+        click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
     return 0 if any(one.feasible for one in found) else 1
 
 

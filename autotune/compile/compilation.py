@@ -16,7 +16,7 @@ from autotune.workload.workload import Workload
 
 ARGUMENT_CATEGORIES = ("parameters", "optimizer_state", "batch", "other")
 FAILURES = ("oom", "failed", "crash", "timeout")
-STAGES = ("start", "build", "compile")
+STAGES = ("start", "build", "compile", "read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +82,12 @@ class CompileFailure:
 
     `kind`: "oom" (does not fit in device memory), "failed" (an error was raised), "crash" (the process died),
     "timeout" (stopped after `seconds`). `stage`: "start" (the worker process itself), "build" (the mesh, the user's
-    own code, tracing and lowering), "compile" (XLA). `last_line`: the last useful line of the log.
-    `traceback`: of an error raised while building; `source`: "file.py:line", the innermost frame of the user's code.
-    `needed_bytes`, `available_bytes`: per device, where the compiler's message gives them. `arguments`: those of the
-    step, where it was built; () otherwise.
+    own code, tracing and lowering), "compile" (XLA), "read" (it compiled, and the text of the program cannot be read).
+    `last_line`: the last useful line of the log. `traceback`: of an error raised while building; `source`:
+    "file.py:line", the innermost frame of the user's code. `needed_bytes`, `available_bytes`: per device, where the
+    compiler's message gives them. `arguments`: those of the step, where it was built; () otherwise.
+    `transient`: the worker was ended from outside, or this machine lacked memory or disk: it says nothing about the
+    layout, and is not kept. `attempts`: how often it was tried, in this run and in earlier ones that kept the failure.
     """
 
     layout: str
@@ -101,6 +103,8 @@ class CompileFailure:
     needed_bytes: int | None
     available_bytes: int | None
     arguments: tuple[Argument, ...]
+    transient: bool = False
+    attempts: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in FAILURES:

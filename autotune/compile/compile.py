@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
@@ -34,6 +34,8 @@ from autotune.compile.worker_process import WorkerProcess, readable, worker_envi
 from autotune.meshes.compiler_options import options_of
 from autotune.meshes.target import Target
 from autotune.store import Key, Store
+from autotune.system.death import ATTEMPTS, RAISED
+from autotune.system.scratch import delete_scratch, scratch_folder
 from autotune.system.source_digest import source_digest
 from autotune.system.versions import installed_versions
 
@@ -83,14 +85,18 @@ class CompileEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """What a worker needs of a job: the pickle, its names, and where its log goes."""
+    """What a worker needs of a job: the pickle, its names, and where its log goes.
+
+    `attempts`: how often earlier runs tried it, and kept that it failed.
+    """
 
     payload: bytes
     layout: str
     target: Target
     log: Path
+    attempts: int
 
-    def failure(self, *, kind: str, stage: str, reason: str, seconds: float) -> CompileFailure:
+    def failure(self, *, kind: str, stage: str, reason: str, seconds: float, transient: bool = False) -> CompileFailure:
         return CompileFailure(
             layout=self.layout,
             target=self.target.name,
@@ -105,6 +111,7 @@ class _Task:
             needed_bytes=None,
             available_bytes=None,
             arguments=(),
+            transient=transient,
         )
 
 
@@ -123,6 +130,9 @@ def compile_all(
     `timeout_seconds` is wall time of one job, from when its worker takes it up. `retry` compiles again what crashed or
     ran out of time before; without it such an answer is taken from the store (of a timeout, unless the limit is longer
     now). Errors raised while the step is built are always tried again.
+    A worker that is killed from outside, or for want of memory or disk, tells nothing of its layout: the job is tried
+    again, after the others and up to `ATTEMPTS` times, and the death is never kept in the store. After the kernel's
+    out-of-memory killer one worker fewer is started.
     `executor`: any `concurrent.futures.Executor` (of a Dask client: `client.get_executor()`); each job then becomes one
     picklable call that starts its worker where it runs. `workers` counts only the processes of this machine.
     Closing the iterator, or any exception, kills the workers.
@@ -144,13 +154,16 @@ def compile_all(
             )
 
     writable = store is not None and os.access(store.logs, os.W_OK)
-    logs = store.logs if store and writable else Path(tempfile.mkdtemp(prefix="autotune-logs-"))
+    logs = store.logs if store and writable else scratch_folder("logs")
     fresh: dict[int, _Task] = {}
     for index, job in enumerate(listed):
         known = _stored(store, job, timeout_seconds, retry) if store else None
         if known is None:
             log = logs / f"{store_key(job).digest}-{os.getpid()}-{index}.log"
-            fresh[index] = _Task(payload=_pickled(job), layout=str(job.layout), target=job.target, log=log)
+            fresh[index] = _Task(
+                payload=_pickled(job), layout=str(job.layout), target=job.target, log=log,
+                attempts=_attempts(store, job) if store else 0,
+            )  # fmt: skip
             continue
         done += 1
         tell("stored", job, known, 0.0)
@@ -162,6 +175,7 @@ def compile_all(
         happenings = _in_processes(fresh, workers, timeout_seconds)
     with contextlib.closing(happenings):
         for together in happenings:
+            told = []
             for index, outcome, seconds in together:
                 if outcome is None:
                     running += 1
@@ -169,11 +183,14 @@ def compile_all(
                     continue
                 running -= 1
                 done += 1
-                if store:
+                if isinstance(outcome, CompileFailure):
+                    outcome = replace(outcome, attempts=outcome.attempts + fresh[index].attempts)
+                if store and _tells_of_the_layout(outcome):
                     kind = "compile" if isinstance(outcome, Compilation) else "failure"
                     store.attempt(store.put, store_key(listed[index]), kind, to_json(outcome))
                 tell("finished", listed[index], outcome, seconds)
-            yield from ((listed[index], outcome) for index, outcome, _ in together if outcome is not None)
+                told.append((listed[index], outcome))
+            yield from told
 
 
 def store_key(job: Candidate) -> Key:
@@ -222,16 +239,26 @@ def _settings() -> dict[str, str]:
     return {name.upper(): str(value) for name, value in values.items() if value != SETTINGS[name] and value is not None}
 
 
+def _tells_of_the_layout(outcome: Outcome) -> bool:
+    """Whether an outcome may be kept: a compile, what the compiler said, a signal it raised, or its time limit."""
+    return isinstance(outcome, Compilation) or not outcome.transient
+
+
+def _attempts(store: Store, job: Candidate) -> int:
+    """How often earlier runs tried a job whose failure they kept."""
+    failure = store.rebuilt(store.get(store_key(job), "failure"), failure_from_json)
+    return failure.attempts if failure else 0
+
+
 def _stored(store: Store, job: Candidate, timeout_seconds: float, retry: bool) -> Outcome | None:
     """The store's answer, unless it is one to try again."""
     key = store_key(job)
-    values = store.get(key, "compile")
-    if values is not None:
-        return compilation_from_json(values)
-    values = store.get(key, "failure")
-    if values is None:
+    compilation = store.rebuilt(store.get(key, "compile"), compilation_from_json)
+    if compilation is not None:
+        return compilation
+    failure = store.rebuilt(store.get(key, "failure"), failure_from_json)
+    if failure is None or failure.transient or _was_killed(failure):
         return None
-    failure = failure_from_json(values)
     if failure.stage == "start" or (failure.stage, failure.kind) == ("build", "failed"):
         return None
     if retry and failure.kind in ("crash", "timeout"):
@@ -241,11 +268,18 @@ def _stored(store: Store, job: Candidate, timeout_seconds: float, retry: bool) -
     return failure
 
 
+def _was_killed(failure: CompileFailure) -> bool:
+    """Whether an entry of an earlier version keeps a death from outside, which it told in words alone."""
+    killed = re.search(r"killed by (SIG\w+)", failure.reason) if failure.kind == "crash" else None
+    return killed is not None and killed[1] not in {one.name for one in RAISED}
+
+
 def _in_processes(
     tasks: dict[int, _Task], workers: int, timeout_seconds: float
 ) -> Generator[list[Happening], None, None]:
     """What happens next, in worker processes of ours; a finished worker has its next job before anyone is told."""
     pending = deque(tasks)
+    attempts = dict.fromkeys(tasks, 0)
     busy: dict[WorkerProcess, int] = {}
     idle: list[WorkerProcess] = []
     settings = _settings()
@@ -266,13 +300,30 @@ def _in_processes(
                 worker = WorkerProcess(task.target, settings, task.log)
             busy[worker] = index
             worker.send(task.payload, task.log, timeout_seconds)
-            started.append((index, None, 0.0))
+            attempts[index] += 1
+            if attempts[index] == 1:
+                started.append((index, None, 0.0))
         return started
 
-    def end(worker: WorkerProcess, kind: str, reason: str) -> Happening:
+    def ended(index: int, outcome: Outcome, seconds: float) -> list[Happening]:
+        """What is told of a job that ended: nothing yet where it is to be tried again, after all others."""
+        if not isinstance(outcome, CompileFailure):
+            return [(index, outcome, seconds)]
+        if outcome.transient and attempts[index] < ATTEMPTS:
+            pending.append(index)
+            return []
+        reason = outcome.reason
+        if outcome.transient:
+            reason = one_line(f"{reason}; tried {attempts[index]} times")
+        return [(index, replace(outcome, reason=reason, attempts=attempts[index]), seconds)]
+
+    def died(worker: WorkerProcess, kind: str, reason: str, transient: bool) -> list[Happening]:
         index, seconds = busy.pop(worker), worker.seconds
         worker.kill()
-        return index, tasks[index].failure(kind=kind, stage=worker.stage, reason=reason, seconds=seconds), seconds
+        failure = tasks[index].failure(
+            kind=kind, stage=worker.stage, reason=reason, seconds=seconds, transient=transient
+        )
+        return ended(index, failure, seconds)
 
     try:
         yield start()
@@ -281,19 +332,23 @@ def _in_processes(
             for worker in readable(list(busy), seconds=0.25):
                 state = worker.receive()
                 if state == "dead":
-                    finished.append(end(worker, "crash", worker.cause_of_death()))
+                    cause = worker.cause_of_death()
+                    if cause.out_of_memory:
+                        workers = max(1, workers - 1)
+                    finished += died(worker, "crash", cause.reason, cause.transient)
                 elif state == "finished":
                     index = busy.pop(worker)
-                    finished.append((index, pickle.loads(worker.outcome_path.read_bytes()), worker.seconds))
+                    outcome, seconds = pickle.loads(worker.outcome_path.read_bytes()), worker.seconds
                     if worker.rss_bytes > RETIRE_BYTES:
                         worker.kill()
                     else:
                         idle.append(worker)
+                    finished += ended(index, outcome, seconds)
             for worker in [one for one in busy if one.overdue]:
                 limit = "without having started" if worker.stage == "start" else "the limit of one compile"
-                finished.append(end(worker, "timeout", f"stopped after {worker.seconds:.0f} s, {limit}"))
-            if finished:
-                yield finished + start()
+                finished += died(worker, "timeout", f"stopped after {worker.seconds:.0f} s, {limit}", False)
+            if happened := finished + start():
+                yield happened
     finally:
         for worker in (*busy, *idle):
             worker.kill()
@@ -314,7 +369,13 @@ def _on_executor(
                     outcome, seconds, log = future.result()
                 except Exception as error:  # the executor's own: a lost machine, a broken pool
                     reason = f"the executor lost the job: {type(error).__name__}: {error}"
-                    yield [(index, task.failure(kind="crash", stage="start", reason=reason, seconds=0.0), 0.0)]
+                    yield [
+                        (
+                            index,
+                            task.failure(kind="crash", stage="start", reason=reason, seconds=0.0, transient=True),
+                            0.0,
+                        )
+                    ]
                     continue
                 task.log.write_bytes(log)
                 yield [(index, replace(outcome, log_path=str(task.log)), seconds)]
@@ -325,11 +386,14 @@ def _on_executor(
 
 def compile_elsewhere(task: _Task, timeout_seconds: float) -> tuple[Outcome, float, bytes]:
     """One task in a worker process of the machine this is called on: (outcome, seconds, the log)."""
-    with tempfile.TemporaryDirectory(prefix="autotune-logs-") as folder:
-        here = replace(task, log=Path(folder) / task.log.name)
+    folder = scratch_folder("compile")
+    try:
+        here = replace(task, log=folder / task.log.name)
         *_, (_, outcome, seconds) = (
             last for together in _in_processes({0: here}, 1, timeout_seconds) for last in together
         )
         if outcome is None:
             raise RuntimeError("the worker gave no answer")
         return outcome, seconds, here.log.read_bytes() if here.log.exists() else b""
+    finally:
+        delete_scratch(folder)

@@ -37,6 +37,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
 from autotune.system.code_owner import owner_of
+from autotune.system.death import is_shortage
 from autotune.system.parent_death import when_parent_dies
 from autotune.system.versions import installed_versions
 
@@ -62,18 +63,24 @@ def serve(jobs_fd: int, replies_fd: int) -> None:
     with os.fdopen(jobs_fd, "rb") as jobs, os.fdopen(replies_fd, "wb") as replies:
         for line in jobs:
             order = json.loads(line)
-            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.close(log)
-            _reset_peak_rss()
-            with open(order["job"], "rb") as file:
-                payload = file.read()
-            outcome = compile_job(payload, order["log"], functools.partial(_reply, replies))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            with open(order["outcome"], "wb") as file:
-                pickle.dump(outcome, file)
+            try:
+                log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                os.close(log)
+                _reset_peak_rss()
+                with open(order["job"], "rb") as file:
+                    payload = file.read()
+                outcome = compile_job(payload, order["log"], functools.partial(_reply, replies))
+                with contextlib.suppress(OSError):  # a disk too full for the log
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                with open(order["outcome"], "wb") as file:
+                    pickle.dump(outcome, file)
+            except OSError as error:  # the files between us and the parent: nothing about the layout
+                with contextlib.suppress(OSError):
+                    print(f"autotune: the worker cannot do its work: {error}", file=sys.stderr, flush=True)
+                os._exit(os.EX_TEMPFAIL)
             del outcome, payload
             _free()
             _reply(replies, "finished")
@@ -125,8 +132,11 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
         message = str(error)
         needed, available = memory_needed(message)
         out_of_memory = stage == "compile" and "RESOURCE_EXHAUSTED" in message
+        if short := is_shortage(error):  # of this machine, not of the device
+            out_of_memory = False
         return CompileFailure(
-            **names,
+            layout=names["layout"],
+            target=names["target"],
             kind="oom" if out_of_memory else "failed",
             stage=stage,
             reason=one_line(f"{type(error).__name__}: {message}"),
@@ -138,6 +148,7 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             needed_bytes=needed if out_of_memory else None,
             available_bytes=available if out_of_memory else None,
             arguments=arguments,
+            transient=short,
         )
 
 

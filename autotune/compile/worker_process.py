@@ -6,17 +6,17 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from autotune.meshes.installed import DEVICELESS_ENVIRONMENT
 from autotune.meshes.target import Target
+from autotune.system.death import Death, death
+from autotune.system.scratch import delete_scratch, scratch_folder
 
 START_SECONDS = 300.0
 """How long a worker may take to import JAX before it counts as hung (2 s on an idle machine)."""
@@ -45,7 +45,7 @@ class WorkerProcess:
 
     def __init__(self, target: Target, settings: Mapping[str, str], log: Path) -> None:
         self.environment = worker_environment(target)
-        self.scratch = Path(tempfile.mkdtemp(prefix="autotune-compile-"))
+        self.scratch = scratch_folder("compile")
         self.log = log
         self.limit_seconds = START_SECONDS
         self.stage = "start"
@@ -70,7 +70,7 @@ class WorkerProcess:
         except BaseException:
             os.close(self._jobs)
             os.close(self.replies)
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            delete_scratch(self.scratch)
             raise
         finally:
             os.close(jobs_read)
@@ -127,15 +127,10 @@ class WorkerProcess:
             self.stage = reply["stage"]
         return "working"
 
-    def cause_of_death(self) -> str:
-        """How the process ended, in words."""
+    def cause_of_death(self) -> Death:
+        """How the process ended."""
         code = self.process.wait()
-        if code >= 0:
-            return f"the worker process exited with status {code}"
-        name = signal.Signals(-code).name
-        if _oom_kills() > self._oom_kills and -code == signal.SIGKILL:
-            return f"killed by {name}: this machine ran out of memory (the kernel's out-of-memory killer)"
-        return f"the worker process was killed by {name} ({signal.strsignal(-code)})"
+        return death(code, self.log, killed_for_memory=_oom_kills() > self._oom_kills)
 
     def kill(self) -> None:
         """End the process and everything it started; returns when it is gone."""
@@ -146,7 +141,7 @@ class WorkerProcess:
         self.process.wait()
         os.close(self._jobs)
         os.close(self.replies)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        delete_scratch(self.scratch)
 
 
 def readable(workers: list[WorkerProcess], seconds: float) -> list[WorkerProcess]:

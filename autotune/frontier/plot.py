@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from autotune.frontier.assumptions import Assumptions
 from autotune.frontier.curve import LINEAR_SHARE, Curve
@@ -15,6 +13,7 @@ from autotune.frontier.limits import RESOURCES
 from autotune.frontier.rows import Json, bindings, curve_rows, shape_row
 from autotune.frontier.run import TrainingRun, depth
 from autotune.frontier.shapes import equal_parameters, shape_map
+from autotune.picture import save_picture
 
 LIMIT_COLOURS = {
     "compute": "#4daf7c",
@@ -85,7 +84,7 @@ def utilization_picture(curves: Sequence[Curve], path: Path) -> None:
         ncols=6,
         frameon=False,
     )
-    _save(figure, path, [_flat(row) for rows in tables for row in rows])
+    save_picture(figure, [_flat(row) for rows in tables for row in rows], path)
 
 
 def mix_picture(curve: Curve, path: Path) -> None:
@@ -119,7 +118,7 @@ def mix_picture(curve: Curve, path: Path) -> None:
     below.set_ylabel("degree")
     below.set_xlabel("training FLOP")
     below.grid(alpha=0.25)
-    _save(figure, path, [_flat(row) for row in rows])
+    save_picture(figure, [_flat(row) for row in rows], path)
 
 
 def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path: Path) -> None:
@@ -192,11 +191,11 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
     right.legend(fontsize=7, loc="upper center", ncols=3)
     size = f"{anchor.active_params:.3g} parameters, {anchor.flop:.3g} FLOP".replace("e+", "e")
     right.set_title(f"{size}: deep against fat", fontsize=9)
-    _save(
+    save_picture(
         figure,
-        path,
         [{"set": "map", **_flat(shape_row(shape))} for shape in grid]
         + [{"set": "equal parameters", **_flat(shape_row(shape))} for shape in equal],
+        path,
     )
 
 
@@ -222,11 +221,3 @@ def _flat(row: Json) -> Json:
     shares = row.get("shares") or {}
     flat = {key: value for key, value in row.items() if key != "shares"}
     return flat | {f"share_{resource}": shares.get(resource) for resource in RESOURCES}
-
-
-def _save(figure: Any, path: Path, rows: Sequence[Json]) -> None:
-    figure.savefig(path, dpi=150)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

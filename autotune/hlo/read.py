@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from autotune.hlo.groups import device_grid
 from autotune.hlo.reader import Reader
 from autotune.hlo.text import read_module
+from autotune.hlo.unreadable import reading
 from autotune.meshes.layout import default_outer_factors
 from autotune.program import Memory, Program
 
@@ -21,7 +22,9 @@ def read_program(
     memory: Memory,
     dcn: Mapping[str, int] | None = None,
 ) -> Program:
-    """The program that `text` (compiled.as_text()) describes; ValueError where it is no scheduled module of that mesh.
+    """The program that `text` (compiled.as_text()) describes.
+
+    UnreadableProgram where it is no whole scheduled module of that mesh.
 
     `platform`: "tpu", "cuda" or "cpu". `mesh_shape`: axis sizes, outermost first; partition i is
     `mesh.devices.flat[i]`. `devices_per_group`: devices of one slice, NVLink domain or host. `dcn`: the factor of each
@@ -32,9 +35,10 @@ def read_program(
         devices = math.prod(mesh_shape.values())
         whole = devices % devices_per_group == 0
         dcn = default_outer_factors(mesh_shape, devices // devices_per_group) if whole else {}
-    grid = device_grid(mesh_shape, dcn, devices_per_group, module.partitions)
-    reader = Reader(module, grid, platform)
-    instructions = reader.computation(module.computations[module.entry], lambda index: None)
+    with reading("the program cannot be read"):
+        grid = device_grid(mesh_shape, dcn, devices_per_group, module.partitions)
+        reader = Reader(module, grid, platform)
+        instructions = reader.computation(module.computations[module.entry], lambda index: None)
     return Program(
         platform=platform,
         mesh_shape=dict(mesh_shape),

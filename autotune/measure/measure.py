@@ -75,12 +75,14 @@ class Measurement:
 class RunFailure:
     """A layout that could not be run: "oom", "failed" (an error was raised), "crash" (its process died), "timeout".
 
-    `phase`: "build" (the user's own code, tracing), "compile", or "run".
+    `phase`: "build" (the user's own code, tracing), "compile", or "run". `transient`: its process was ended from
+    outside, or this machine lacked memory or disk: it says nothing about the layout, and is not kept.
     """
 
     kind: str
     phase: str
     reason: str
+    transient: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("oom", "failed", "crash", "timeout"):

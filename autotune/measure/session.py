@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.measure.measure import Measurement, Outcome, from_json, to_json
+from autotune.measure.measure import Measurement, Outcome, RunFailure, from_json, to_json
 from autotune.meshes.layout import Layout
 from autotune.store import Key, Store
 
@@ -36,10 +36,14 @@ class Session:
 
     def keep_turn(self, store: Store, layout: Layout, outcome: Outcome) -> None:
         """Keep what is known of a layout while the session runs: one that is killed loses only the turn in flight."""
-        store.attempt(store.put_blob, unfinished(self.keys[layout]), self._told(outcome, finished=False))
+        if isinstance(outcome, Measurement):  # a death takes none of the turns that went before it
+            store.attempt(store.put_blob, unfinished(self.keys[layout]), self._told(outcome, finished=False))
 
     def keep(self, store: Store, outcomes: Mapping[Layout, Outcome]) -> None:
-        """Keep what came of the session."""
+        """Keep what came of the session; a transient death says nothing about its layout and is not kept."""
+        outcomes = {
+            layout: one for layout, one in outcomes.items() if not (isinstance(one, RunFailure) and one.transient)
+        }
         for layout, outcome in outcomes.items():
             store.attempt(store.add_measurement, self.keys[layout], self._told(outcome, finished=True))
         for layout, outcome in outcomes.items():
@@ -49,12 +53,16 @@ class Session:
         return {**to_json(outcome), "session": self.name, "together": self.together, "finished": finished}
 
 
-def measured_together(store: Store, keys: Mapping[Layout, Key]) -> dict[Layout, Outcome] | None:
+def measured_together(store: Store, keys: Mapping[Layout, Key], *, retry: bool) -> dict[Layout, Outcome] | None:
     """The outcomes of the latest session that measured all of these layouts; None where no session did.
 
-    Of a single layout its last measurement, whichever session it is of: it is compared with nothing.
+    Of a single layout its last measurement, whichever session it is of: it is compared with nothing. An outcome that
+    does not rebuild counts as absent, and so does a transient death, and with `retry` any crash or timeout.
     """
-    known = {layout: store.measurements(key) for layout, key in keys.items()}
+    known = {
+        layout: [value for value in store.measurements(key) if _believed(store, value, retry)]
+        for layout, key in keys.items()
+    }
     if not all(known.values()):
         return None
     if len(known) == 1:
@@ -74,7 +82,7 @@ def session_of(store: Store | None, keys: Mapping[Layout, Key]) -> Session:
     if store is None:
         return new
     found = {layout: store.get_blob(unfinished(key)) for layout, key in keys.items()}
-    begun = {layout: value for layout, value in found.items() if value is not None}
+    begun = {layout: value for layout, value in found.items() if store.rebuilt(value, _outcome) is not None and value}
     names = {value.get("session") for value in begun.values()}
     stopped = all(value.get("together") == new.together and not value.get("finished") for value in begun.values())
     if len(names) != 1 or None in names or not stopped:
@@ -87,6 +95,13 @@ def session_of(store: Store | None, keys: Mapping[Layout, Key]) -> Session:
 def unfinished(key: Key) -> str:
     """The name of the blob that keeps the turns of a layout while a session runs."""
     return f"measuring {key.digest}"
+
+
+def _believed(store: Store, value: Mapping, retry: bool) -> bool:
+    outcome = store.rebuilt(dict(value), _outcome)
+    if isinstance(outcome, RunFailure):
+        return not (outcome.transient or (retry and outcome.kind in ("crash", "timeout")))
+    return outcome is not None
 
 
 def _outcome(value: Mapping) -> Outcome:

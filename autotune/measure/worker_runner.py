@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import cloudpickle
 
@@ -20,6 +19,8 @@ from autotune.compile.log import last_useful_line
 from autotune.measure.measure import Prepared, RunFailure, Turn
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
+from autotune.system.death import ATTEMPTS, death
+from autotune.system.scratch import delete_scratch, scratch_folder
 from autotune.workload.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,8 @@ class _Worker:
 class WorkerRunner:
     """A Runner for `cpu:N`: crashes and hangs cost one worker, and every layout's state stays warm between its turns.
 
-    `jobs` workers compile at a time. A call that takes longer than `timeout_seconds` has its worker killed.
+    `jobs` workers compile at a time. A call that takes longer than `timeout_seconds` has its worker killed. A worker
+    that was ended from outside is started again, up to `ATTEMPTS` times a layout.
     """
 
     def __init__(self, workload: Workload, target: Target, *, jobs: int = 2, timeout_seconds: float = 300.0) -> None:
@@ -45,7 +47,8 @@ class WorkerRunner:
             raise ValueError(f"WorkerRunner: target={target.name} must be cpu: two processes cannot share a device")
         self.workload, self.target, self.jobs, self.timeout_seconds = workload, target, jobs, timeout_seconds
         self._workers: dict[Layout, _Worker] = {}
-        self._logs = TemporaryDirectory(prefix="autotune-measure-")
+        self._deaths: Counter[Layout] = Counter()
+        self._logs = scratch_folder("measure")
 
     def prepare(self, layouts: Sequence[Layout]) -> list[Prepared | RunFailure]:
         """Start a worker for each layout, `jobs` at a time, and wait until each has compiled and warmed up."""
@@ -62,17 +65,25 @@ class WorkerRunner:
             for pipe in ready:
                 layout = pipes[pipe]  # type: ignore[index]
                 outcomes[layout] = self._receive(layout, deadlines.pop(layout), "compile")
+                if self._again(layout, outcomes[layout]):
+                    waiting.append(layout)
             for layout in [one for one, deadline in deadlines.items() if time.monotonic() >= deadline]:
                 outcomes[layout] = self._receive(layout, deadlines.pop(layout), "compile")
         return [outcomes[layout] for layout in layouts]
 
     def turn(self, layout: Layout, steps: int) -> Turn | RunFailure:
         """One untimed step in the layout's worker, then `steps` timed ones."""
-        try:
-            self._workers[layout].pipe.send_bytes(cloudpickle.dumps(steps))
-        except OSError:
-            pass  # the worker is gone; receiving says how
-        return self._receive(layout, time.monotonic() + self.timeout_seconds, "run")
+        while True:
+            try:
+                self._workers[layout].pipe.send_bytes(cloudpickle.dumps(steps))
+            except OSError:
+                pass  # the worker is gone; receiving says how
+            outcome = self._receive(layout, time.monotonic() + self.timeout_seconds, "run")
+            if not self._again(layout, outcome):
+                return outcome
+            prepared = self.prepare([layout])[0]
+            if isinstance(prepared, RunFailure):
+                return prepared
 
     def release(self, layout: Layout) -> None:
         """End the layout's worker."""
@@ -86,11 +97,18 @@ class WorkerRunner:
         """End every worker."""
         for layout in list(self._workers):
             self.release(layout)
-        self._logs.cleanup()
+        delete_scratch(self._logs)
+
+    def _again(self, layout: Layout, outcome: Prepared | Turn | RunFailure) -> bool:
+        """Whether a layout's worker was ended from outside and has attempts left; counts them."""
+        if not isinstance(outcome, RunFailure) or not outcome.transient:
+            return False
+        self._deaths[layout] += 1
+        return self._deaths[layout] < ATTEMPTS
 
     def _start(self, layout: Layout) -> None:
         ours, theirs = Pipe()
-        log = Path(self._logs.name) / f"{len(os.listdir(self._logs.name))}.log"
+        log = self._logs / f"{len(os.listdir(self._logs))}.log"
         path = [str(ROOT), *(entry or os.getcwd() for entry in sys.path)]
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -122,12 +140,12 @@ class WorkerRunner:
                 kind="timeout", phase=phase, reason=f"stopped: did not end within {self.timeout_seconds:g} s"
             )
         except (EOFError, OSError):
-            code = worker.process.wait()
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            cause = death(worker.process.wait(), worker.log)
             failure = RunFailure(
                 kind="crash",
                 phase=phase,
-                reason=f"its process died ({how}): {last_useful_line(worker.log) or 'it said nothing'}",
+                reason=f"{cause.reason}: {last_useful_line(worker.log) or 'it said nothing'}",
+                transient=cause.transient,
             )
         self.release(layout)
         return failure

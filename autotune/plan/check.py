@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from autotune.analysis.analyse import predict, program_of
 from autotune.compile.compilation import Candidate, CompileFailure
 from autotune.compile.compile import compile_all
+from autotune.hlo.unreadable import UnreadableProgram
 from autotune.meshes.target import Target
 from autotune.plan.figures import axis_bytes_of, collectives_of
 from autotune.plan.plan import Plan
@@ -40,7 +41,7 @@ class Growth:
 
 
 class CheckFailed(Exception):
-    """The plan's layout no longer compiles."""
+    """The plan's layout no longer compiles, or compiles to a program that cannot be read."""
 
 
 def check_plan(
@@ -68,7 +69,10 @@ def check_plan(
     ((_, outcome),) = compile_all([job], workers=1, timeout_seconds=timeout_seconds, store=store)
     if isinstance(outcome, CompileFailure):
         raise CheckFailed(f"{plan.layout} does not compile any more: {outcome.reason} (log: {outcome.log_path})")
-    program = program_of(outcome, plan.layout, machine)
+    try:
+        program = program_of(outcome, plan.layout, machine)
+    except UnreadableProgram as error:
+        raise CheckFailed(f"{plan.layout} compiles, and its program cannot be read: {error}") from None
     return compare(plan, program, machine, tolerance)
 
 

@@ -92,7 +92,7 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         roomier=_roomier(space, runnable, capacity) if best else None,
         tied=_ties(runnable),
         rank_correlation=_rank_correlation(runnable),
-        notes=(*_notes(workload, target, space, runnable), *_failed(outcomes), *outcomes.notes),
+        notes=(*_notes(workload, target, space, runnable), *_failed(outcomes), *_kept(outcomes), *outcomes.notes),
         seconds=seconds,
         plan_or_none=None,
         compilers_word=_compilers_word(outcomes),
@@ -370,6 +370,15 @@ def _failed(outcomes: Outcomes) -> tuple[str, ...]:
     if outcomes.analysis or not failed:
         return ()
     return (f"none of {len(failed)} compiles went through, so the choice is by price alone; e.g. {failed[0].reason}",)
+
+
+def _kept(outcomes: Outcomes) -> tuple[str, ...]:
+    """A line where a crash or timeout was not seen now but is an answer of the store."""
+    count = len(outcomes.kept_failures)
+    if not count:
+        return ()
+    what = "1 answer is a crash or timeout" if count == 1 else f"{count} answers are crashes or timeouts"
+    return (f"{what} kept from an earlier run; --retry tries {'it' if count == 1 else 'them'} again",)
 
 
 def _sources(price: Estimate) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -389,7 +390,6 @@ def lines(renderable: RenderableType, width: int = 140) -> Iterable[str]:
     """The screen as plain lines of at most `width` columns: what goes to a file, a pipe or a golden test."""
     from rich.console import Console
 
-    console = Console(width=width, no_color=True, highlight=False, record=False, force_terminal=False)
-    with console.capture() as capture:
-        console.print(renderable)
-    return [line.rstrip() for line in capture.get().splitlines()]
+    text = io.StringIO()  # not `console.capture`, which flushes stdout
+    Console(file=text, width=width, no_color=True, highlight=False, force_terminal=False).print(renderable)
+    return [line.rstrip() for line in text.getvalue().splitlines()]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autotune.picture import save_picture
 from autotune.sweep.budget import Budget
 from autotune.sweep.document import csv_rows
 from autotune.sweep.point import Gap, Point
@@ -92,12 +92,7 @@ def picture(sweeps: Sequence[Sweep], budgets: Sequence[Budget], path: Path) -> N
         handles=[Patch(color=colour, label=limit_word(name)) for name, colour in seen.items()],
         fontsize=8, loc="outside lower center", ncols=5, frameon=False, title="limits", title_fontsize=8,
     )  # fmt: skip
-    figure.savefig(path, dpi=150)
-    rows = csv_rows(sweeps, budgets)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    save_picture(figure, csv_rows(sweeps, budgets), path)
 
 
 def colour_of(resource: str, found: Sweep) -> str:

@@ -129,6 +129,106 @@ def test_reshard_says_beforehand_whether_a_checkpoint_fits(place, undisturbed):
     )  # noqa: E501
 
 
+def test_after_kill_9_every_checkpoint_is_verified_and_a_flipped_bit_is_found(killed):
+    """The one that the next run goes on from too: its digests are there before it is."""
+    from autotune.checkpoints import Checkpoints
+
+    folder = copied(killed, "flipped")
+    store = Checkpoints(folder, read_only=True)
+    steps = store.steps()
+    assert steps and all(store.verified(step) and store.damage(step) is None for step in steps)
+    newest = folder / str(steps[0])
+    files = [path for path in newest.rglob("*") if path.is_file() and path.name != "_CHECKPOINT_METADATA"]
+    for path in sorted(files, key=lambda path: -path.stat().st_size)[:3]:
+        data = path.read_bytes()
+        for place in (0, len(data) // 3, len(data) - 1):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+            assert "was changed or cut short" in (store.damage(steps[0]) or "")
+        path.write_bytes(data)
+    assert store.damage(steps[0]) is None
+    (folder / "verified" / f"{steps[0]}.json").write_text("[]")
+    assert "its digests, cannot be read" in (store.damage(steps[0]) or "")
+    store.close()
+
+
+def test_an_unverified_checkpoint_is_said_to_be_one_and_never_noted_as_good(place, undisturbed):
+    folder = copied(place / "whole", "unverified")
+    (folder / "verified" / "8.json").unlink()
+    done = run("train", *arguments(place / "four.json", folder, STEPS + 2))
+    assert done.exit_code == 0, done.output
+    assert re.search("^checkpoint 8 is unverified: nobody noted its digests", done.stdout, re.M)
+    assert "resumed after step 8" in done.stdout
+    assert (folder / "8").is_dir() and sorted(path.name for path in (folder / "verified").iterdir()) == [
+        "10.json", "6.json"
+    ]  # fmt: skip
+    done = run("reshard", place / "four.json", folder, "--step", "8")
+    assert done.exit_code == 0 and "checkpoint 8 is unverified" in done.stdout
+
+
+def test_two_runs_cannot_save_in_one_folder(place, undisturbed):
+    from autotune.checkpoints import Checkpoints
+
+    folder = copied(place / "whole", "locked")
+    holder = (
+        "import sys; from pathlib import Path; from autotune.checkpoints import Checkpoints\n"
+        "store = Checkpoints(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holder, str(folder)]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        done = run("train", *arguments(place / "four.json", folder, STEPS + 2))
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1
+        assert f"checkpoints {folder}: another run saves there (process {process.pid} on " in done.stderr
+        Checkpoints(folder, read_only=True).close()  # to look is allowed
+        process.kill()
+    first = Checkpoints(folder)  # the kernel dropped the lock of the dead
+    with pytest.raises(ValueError, match=f"another run saves there \\(process {os.getpid()} on"):
+        Checkpoints(folder)
+    first.close()
+    Checkpoints(folder).close()
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({}, None),
+        ({"seed": 1}, "were trained with seed 1, this is 0"),
+        ({"text": 99}, "on a text of 99 bytes, this one has 100"),
+        ({"text_sha256": "another"}, "on another text of the same 100 bytes"),
+        ({"seed": None}, "with seed None"),
+        ({"text_sha256": None}, "another text"),
+    ],
+)
+def test_another_seed_or_text_is_another_run(place, saved, message):
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        check_same = importlib.import_module("train").check_same
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    here = {"seed": 0, "text": 100, "text_sha256": "this"}
+    if message is None:
+        check_same(place, {**here, **saved}, here)
+        check_same(place, {"seed": 0, "text": 100}, here)  # of a version that noted no digest of the text
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_same(place, {**here, **saved}, here)
+
+
+def test_another_text_of_equal_length_is_refused(place, undisturbed):
+    text = (place / "text").read_text()
+    (place / "other").mkdir(exist_ok=True)
+    (place / "other" / "text").write_text(text.replace("quick", "quack"))
+    folder = place / "other" / "checkpoints"
+    import shutil
+
+    shutil.copytree(place / "whole", folder)
+    done = run("train", *arguments(place / "four.json", folder, STEPS + 2))
+    assert done.exit_code == 2 and "were trained on another text of the same" in done.stderr
+    assert done.stderr.count("\n") == 1 and "step 9" not in done.stdout
+
+
 def test_a_checkpoint_whose_digests_nobody_noted_is_still_refused_when_it_cannot_be_read(place, undisturbed):
     """Killed between the end of a save and the note of its digests, then damaged."""
     folder = copied(place / "whole", "unnoted")

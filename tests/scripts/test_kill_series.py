@@ -1,0 +1,32 @@
+"""`scripts/kill_series.py`, one kill of each kind; the whole series takes many minutes."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def kill_series(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("kill_series")
+
+
+@pytest.mark.parametrize("victim", ["tuner", "worker", "measurer", "job"])
+def test_whoever_is_killed_the_answer_is_that_of_an_undisturbed_run(kill_series, victim):
+    done = CliRunner().invoke(kill_series.main, ["--kills", "1", "--victims", victim])
+    assert done.exit_code == 0, done.output
+    assert f"{victim}: 1 moments, 1 kills, 1 answers as undisturbed" in done.output
+
+
+def test_another_answer_is_seen(kill_series):
+    row = {"text": "fsdp=8", "status": "compiled", "step_seconds": {"priced": 1.0, "compiled": 2.0}, "memory": {}}
+    report = {"rows": [row], "counts": {"compiled": 1}, "notes": []}
+    for change in ({"status": "failed"}, {"step_seconds": {"priced": 1.0, "compiled": 2.5}}, {"memory": {"a": 1}}):
+        assert kill_series.told({**report, "rows": [{**row, **change}]}) != kill_series.told(report)
+    assert kill_series.told({**report, "counts": {}}) != kill_series.told(report)
+    done = CliRunner().invoke(kill_series.main, ["--victims", "nobody"])
+    assert done.exit_code == 2 and "'nobody' is not one of tuner, worker, measurer, job" in done.output
