@@ -93,6 +93,8 @@ def _answer(report: Report) -> Prose:
     step += ")"
     if best.mfu is not None:
         step += f", MFU {percent(best.mfu)}"
+        if best.mfu_causal is not None and best.mfu_causal < best.mfu:
+            step += f" ({percent(best.mfu_causal)} causal)"
     if best.tokens_per_second_per_device:
         step += f", {best.tokens_per_second_per_device:,.0f} tokens/s/device"
     return Prose(

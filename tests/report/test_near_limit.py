@@ -30,6 +30,12 @@ def report_of(model, target, batch, seq, axes, **options):
     )  # fmt: skip
 
 
+def first_lines(report) -> str:
+    """What stands before the table of layouts, line ends left out."""
+    screen = "\n".join(lines(render(report))).partition("best layouts")[0]
+    return " ".join(screen.split())
+
+
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job[0]} on {job[1]}")
 def test_a_chosen_layout_near_the_limit_names_the_best_that_is_not(job):
     model, target, batch, seq, axes = job
@@ -44,15 +50,15 @@ def test_a_chosen_layout_near_the_limit_names_the_best_that_is_not(job):
         for row in range(len(table))
         if space.legal[row] and space.peak_bytes[row] <= (1 - SPARE) * capacity
     ]
-    head = lines(render(report))[2]
+    head = first_lines(report)
     if best.peak_bytes < NEAR_CAPACITY * capacity:
         assert report.roomier is None and "may not fit" not in head
         return
     assert report.roomier.step_seconds == pytest.approx(min(roomy))
     assert report.roomier.cost_seconds == pytest.approx(min(roomy) - best.step_seconds)
     assert report.roomier.peak_bytes <= (1 - SPARE) * capacity
-    assert head.startswith("the chosen layout takes 9") and "% of the memory and may not fit" in head
-    assert str(report.roomier.layout) in " ".join(lines(render(report))[2:4])
+    assert "the chosen layout takes 9" in head and "% of the memory and may not fit" in head
+    assert str(report.roomier.layout) in head
     document = report_to_json(report)
     assert document["roomier"]["text"] == str(report.roomier.layout)
     assert document["best"]["near_capacity"]
@@ -66,7 +72,7 @@ def test_the_jobs_above_have_both_kinds():
 def test_where_no_layout_leaves_room_that_is_said():
     report = report_of(*JOBS[0], fix=("remat=dots", "fsdp=256"))
     assert report.roomier is None and report.best().peak_bytes >= NEAR_CAPACITY * report.target.hardware.capacity_bytes
-    assert "no layout of the space keeps 10 % of it free" in lines(render(report))[2]
+    assert "no layout of the space keeps 10 % of it free" in first_lines(report)
 
 
 @pytest.mark.parametrize("model, seq", [("llama3-8b", 131072), ("llama3-8b", 4096), ("mixtral-8x7b", 16384)])
@@ -95,7 +101,7 @@ def test_mfu_causal_stands_beside_mfu(tmp_path, capsys):
     assert best["mfu_causal"] < best["mfu"]
     assert run(command) == 0
     screen = capsys.readouterr().out
-    assert f"({100 * best['mfu']:.1f}, {100 * best['mfu_causal']:.1f} %)" in screen
+    assert f"MFU {100 * best['mfu']:.1f} % ({100 * best['mfu_causal']:.1f} % causal)" in screen
     assert "causal MFU leaves them out" in screen
 
 
