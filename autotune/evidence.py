@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.losses import Loss
@@ -19,7 +19,7 @@ class Evidence:
     `flops`: compiled, loops counted. `recompute_flops`: of these, what rematerialisation runs a second time.
     `improved_seconds`: the replayed time with one resource `limits.ARC` times as good.
     `losses`: what is spent for nothing, by name and line; repeated work only where the step's own FLOPs were `traced`.
-    `warnings`: the reader's and the compiler's doubts.
+    `warnings`: the reader's and the compiler's doubts. `not_understood`: `Program.not_understood`.
     """
 
     prediction: Prediction
@@ -34,6 +34,7 @@ class Evidence:
     traced: bool
     warnings: tuple[str, ...]
     log: str | None
+    not_understood: Mapping[str, int] = field(default_factory=dict)
 
 
 def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
     values["prediction"] = prediction
     values["memory"] = dataclasses.asdict(evidence.memory)
     values["improved_seconds"] = dict(evidence.improved_seconds)
+    values["not_understood"] = dict(evidence.not_understood)
     values["losses"] = [dataclasses.asdict(loss) for loss in evidence.losses]
     return values
 

@@ -122,6 +122,7 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
         traced=bool(compilation.traced_flops),
         warnings=(*readable_warnings(compilation), *program.warnings, *unchecked(compilation.versions)),
         log=compilation.log_path,
+        not_understood=program.not_understood,
     )
 
 

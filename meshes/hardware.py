@@ -73,6 +73,8 @@ class Hardware:
     `flops_per_second`: dense peak by dtype name ("bfloat16", "float16", "float32", "float8", "int8").
     `clock_hz`: what the TPU compiler's `estimated_cycles` are divided by; None off TPU.
     `capacity_bytes`: what one program may use (the compiler's or allocator's limit, not the data sheet's).
+    `host_bytes_per_second`: between the device's memory and its host's, one way, both ways at once; where a file says
+    none, the figure that jax-ml/scaling-book (tpus.md, question 3) reckons with.
     `compile_fields`: what a compiler without the device must be told. GPU: the numbers of XLA's target description;
     TPU: `chip` (libtpu's name of it), `torus_dimensions`, and `chip_config_name` where the default is not used.
     `compiler_options`: what XLA is told on this chip beside its defaults; a layout's own `xla.` options win.
@@ -96,6 +98,7 @@ class Hardware:
     hbm_efficiency: float
     launch_seconds: float
     tiers: tuple[Tier, ...]
+    host_bytes_per_second: float = 1.5e10
     compile_fields: Mapping[str, object]
     sources: Mapping[str, str]
     compiler_options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
@@ -106,7 +109,8 @@ class Hardware:
     def __post_init__(self) -> None:
         if self.platform not in ("tpu", "cuda", "cpu"):
             raise ValueError(f"Hardware {self.name}: platform={self.platform!r} must be tpu, cuda or cpu")
-        for name in ("hbm_bytes", "capacity_bytes", "hbm_bytes_per_second", "matmul_efficiency", "hbm_efficiency"):
+        for name in ("hbm_bytes", "capacity_bytes", "hbm_bytes_per_second", "matmul_efficiency", "hbm_efficiency",
+                     "host_bytes_per_second"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"Hardware {self.name}: {name}={getattr(self, name)} must be above 0")
         if not self.flops_per_second or min(self.flops_per_second.values()) <= 0:

@@ -15,7 +15,6 @@ from autotune.price.ledger import Entry, Ledger
 from autotune.price.network import CollectiveCost, Meshes
 from autotune.price.parameters import Parameters, parameters_of
 from autotune.price.work import Work
-from autotune.replay.replay import HOST_BYTES_PER_SECOND
 from autotune.table import LayoutTable
 
 if TYPE_CHECKING:
@@ -136,8 +135,8 @@ class Rows:
 
     @property
     def host_rate(self) -> float:
-        """Bytes a second between a device and its host's memory."""
-        return HOST_BYTES_PER_SECOND * self.hardware.faster.get("host", 1.0)
+        """Bytes a second between a device and its host's memory, one way."""
+        return self.hardware.host_bytes_per_second * self.hardware.faster.get("host", 1.0)
 
     def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
         """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.

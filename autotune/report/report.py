@@ -181,6 +181,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
             "elasticity": row.limit.elasticity,
             "runner_up": row.limit.runner_up,
             "margin": row.limit.margin,
+            "certain": row.limit.certain,
         }
         if row.limit
         else None,
@@ -216,6 +217,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         else None,
         "compile_seconds": evidence.compile_seconds if evidence else None,
         "warnings": list(evidence.warnings) if evidence else [],
+        "not_understood": dict(evidence.not_understood) if evidence else {},
         "log": row.log,
     }
 

@@ -175,7 +175,7 @@ def _row(
         changes=(),
         mfu=_mfu(workload, target, best) if runs else None,
         tokens_per_second_per_device=workload.tokens / best / target.devices if runs and best else None,
-        limit=binding_limit(shares) if shares else None,
+        limit=binding_limit(shares, certain=not (evidence and evidence.not_understood)) if shares else None,
         elasticities=shares or {},
         losses_seconds=_losses(workload, target, layout, evidence, price),
         log=log,

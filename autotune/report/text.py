@@ -128,7 +128,8 @@ def _limit(row: Row) -> str:
     if row.limit is None:
         return "-"
     margin = "" if row.limit.margin is None else f", +{100 * row.limit.margin:.0f} over {row.limit.runner_up}"
-    return f"{row.limit.resource} {100 * row.limit.elasticity:.0f} %{margin}"
+    doubt = "" if row.limit.certain else "not certain: "
+    return f"{doubt}{row.limit.resource} {100 * row.limit.elasticity:.0f} %{margin}"
 
 
 def _verdict(report: Report) -> Text:
@@ -147,8 +148,15 @@ def _verdict(report: Report) -> Text:
             f"rank correlation of compiled against measured times, {count} layouts: {report.rank_correlation:.2f}"
         )
     if best.limit:
+        binds = f"what binds: {best.limit.resource}; shares of the critical path: "
+        if not best.limit.certain and best.evidence:
+            found = ", ".join(f"{count} x {name}" for name, count in best.evidence.not_understood.items())
+            binds = (
+                f"what binds is not certain, since the program holds what was not understood ({found}); "
+                "shares of the critical path of what was understood: "
+            )
         lines.append(
-            f"what binds: {best.limit.resource}; shares of the critical path: "
+            binds
             + ", ".join(f"{name} {100 * share:.1f} %" for name, share in best.elasticities.items() if share >= 0.001)
         )
     gains = {name: gain for name, gain in report.prices.items() if gain >= 0.001}
