@@ -249,7 +249,7 @@ class Reader:
         return found
 
     def is_copy(self, op: Op, base: str) -> bool:
-        """Whether a copy engine does what `op` starts: a copy, a slice; on a TPU or to a host, an update in place too."""
+        """Whether a copy engine does what `op` starts: a copy, a slice, on a TPU or to a host an update in place."""
         if base == "dynamic-update-slice":
             return self.platform == "tpu" or any(shape.space == HOST for shape in op.shapes)
         return base in COPIES
