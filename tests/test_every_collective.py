@@ -7,10 +7,12 @@ chip family, with the compiler's defaults, with the options of the chip's file, 
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hlo_fixtures import NAMES, NO_MEMORY, fixture
@@ -22,6 +24,7 @@ from autotune.program import Compute, CopyStart, Done, Loop, Start, WorkStart, w
 from autotune.read_compilation import predict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import make_collective_fixtures  # noqa: E402
 from make_collective_fixtures import DEVICES, FIXTURES, FOLDER, LAYERS, ROWS, WIDTH  # noqa: E402
 
 ON_SPARSE_CORES = {
@@ -72,6 +75,14 @@ def test_bytes_of_each_collective_equal_a_hand_count(name):
     assert moved["reduce_scatter"] + moved["all_reduce"] == weights + activation
     assert moved["all_reduce"] in (activation, weights + activation)
     assert moved["all_to_all"] == moved["permute"] == activation
+
+
+def test_the_script_makes_these_programs(monkeypatch, tmp_path):
+    monkeypatch.setattr(make_collective_fixtures, "FOLDER", tmp_path)
+    with mock.patch.dict(os.environ):
+        make_collective_fixtures.main(["cpu"])
+    text = lzma.decompress((tmp_path / "cpu.txt.xz").read_bytes()).decode()
+    assert elements(read(text, "cpu:8")) == elements(program_of("cpu"))
 
 
 @pytest.mark.parametrize("name", FIXTURES)
