@@ -198,6 +198,16 @@ class Program:
         return total
 
 
+def host_traffic(program: Program) -> tuple[float, float]:
+    """Bytes that one step copies from its host's memory to a device, and back."""
+    moved = [0.0, 0.0]
+    for op, trips in walk(program.instructions):
+        if isinstance(op, CopyStart):
+            for way, end in enumerate((op.copy.from_memory, op.copy.to_memory)):
+                moved[way] += trips * op.copy.bytes * (end == "host")
+    return moved[0], moved[1]
+
+
 def by_kernel(program: Program) -> dict[str, Total]:
     """Work by class, on whatever core, in the order of KERNELS; classes without work are left out."""
     totals: dict[str, Total] = {}

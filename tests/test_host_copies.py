@@ -11,8 +11,8 @@ from autotune.hlo.read import read_program
 from autotune.meshes.hardware import hardware_names, load_hardware, scale
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
-from autotune.program import Compute, CopyStart, Done, walk
-from autotune.read_compilation import predict
+from autotune.program import Compute, CopyStart, Done, Loop, walk
+from autotune.read_compilation import predict, repeated_host_copies
 
 MIB = 2**20
 STACK, SLICE = "bf16[80,1024,1024]{2,1,0:S(5)}", "bf16[1,1024,1024]{2,1,0}"
@@ -119,6 +119,20 @@ def test_every_chip_says_its_own_rate_with_a_source(name):
     hardware = load_hardware(name)
     assert hardware.sources["host_bytes_per_second"]
     assert 1e9 < hardware.host_bytes_per_second < hardware.hbm_bytes_per_second or name == "cpu"
+
+
+def test_an_array_that_is_copied_whole_in_every_trip_is_said():
+    whole = f"  %a = {STACK.replace(':S(5)', '')} copy(%stack)"
+    once = read(f"{OPERANDS}\n{whole}\n  ROOT %o = {SLICE} copy(%host)")
+    kept = dataclasses.replace(NO_MEMORY, host_bytes=160 * MIB)
+    once = dataclasses.replace(once, memory=kept)
+    assert repeated_host_copies(once) == ()
+    loop = Loop(name="layers", trips=80, body=once.instructions)
+    (line,) = repeated_host_copies(dataclasses.replace(once, instructions=(loop,)))
+    assert line.startswith("copies from the host's memory move 12.7 GiB a step, 81 times")
+    saved = fixture("tpu7x-offload")
+    kept = dataclasses.replace(NO_MEMORY, host_bytes=saved.compilation.memory["host_temp_size_in_bytes"])
+    assert repeated_host_copies(dataclasses.replace(saved.program, memory=kept)) == ()
 
 
 def test_each_layers_input_goes_to_the_host_and_comes_back_once():
