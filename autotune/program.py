@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 KERNELS = ("matmul", "attention", "fusion", "copy", "gather", "custom_call")
 """Classes of work on the core: matmuls with what is fused to them; attention kernels; fused and unfused elementwise
@@ -65,10 +65,23 @@ class Collective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """The collective is handed to the network; `token` names it until its Done."""
+    """The collective is handed to the network; `token` names it until its Done.
+
+    `cores`: the cores beside the main one that carry it out ("sparsecore 0"); () where the network needs none.
+    """
 
     token: str
     collective: Collective
+    cores: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkStart:
+    """Work is handed to `cores` beside the main one (a TPU's "sparsecore 0"); `token` names it until its Done."""
+
+    token: str
+    work: Compute
+    cores: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +106,7 @@ class CopyStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The core waits for the collective or copy of that token; for nothing, if none of that token has started."""
+    """The core waits for the collective, copy or work of that token; for nothing, if none of that token has started."""
 
     token: str
 
@@ -107,7 +120,7 @@ class Loop:
     body: tuple[Instruction, ...]
 
 
-Instruction = Compute | Start | CopyStart | Done | Loop
+Instruction = Compute | Start | CopyStart | WorkStart | Done | Loop
 """A synchronous collective is a Start directly followed by its Done."""
 
 
@@ -160,6 +173,8 @@ class Program:
     """One compiled step, as one device runs it.
 
     `warnings`: what could not be read for certain, one line each.
+    `not_understood`: what the text holds and the instructions may lack, each with how often the text has it:
+    collectives that no walk through the program meets, custom calls of unknown FLOPs, loops of unknown trips.
     """
 
     platform: str
@@ -167,36 +182,44 @@ class Program:
     instructions: tuple[Instruction, ...]
     memory: Memory
     warnings: tuple[str, ...]
+    not_understood: Mapping[str, int] = field(default_factory=dict)
 
     def flops(self) -> float:
         """FLOPs of one step on one device, loop trips counted."""
-        return sum(trips * op.flops for op, trips in walk(self.instructions) if isinstance(op, Compute))
+        return sum(trips * work.flops for work, trips in _work(self.instructions))
 
     def hbm_bytes(self) -> float:
         """Bytes one step reads and writes in the memory of one device, asynchronous copies included."""
-        total = 0.0
+        total = sum(trips * work.hbm_bytes for work, trips in _work(self.instructions))
         for op, trips in walk(self.instructions):
-            if isinstance(op, Compute):
-                total += trips * op.hbm_bytes
-            elif isinstance(op, CopyStart):
+            if isinstance(op, CopyStart):
                 ends = (op.copy.from_memory, op.copy.to_memory)
                 total += trips * op.copy.bytes * ends.count("hbm")
         return total
 
 
-def by_kernel(program: Program) -> dict[str, Total]:
-    """Work on the core by class, in the order of KERNELS; classes without work are left out."""
-    totals: dict[str, Total] = {}
+def host_traffic(program: Program) -> tuple[float, float]:
+    """Bytes that one step copies from its host's memory to a device, and back."""
+    moved = [0.0, 0.0]
     for op, trips in walk(program.instructions):
-        if isinstance(op, Compute):
-            sofar = totals.get(op.kernel, Total())
-            totals[op.kernel] = Total(
-                count=sofar.count + trips,
-                flops=sofar.flops + trips * op.flops,
-                bytes=sofar.bytes + trips * op.hbm_bytes,
-                cycles=sofar.cycles + trips * (op.cycles or 0.0),
-                uncounted=sofar.uncounted + trips * (op.cycles is None),
-            )
+        if isinstance(op, CopyStart):
+            for way, end in enumerate((op.copy.from_memory, op.copy.to_memory)):
+                moved[way] += trips * op.copy.bytes * (end == "host")
+    return moved[0], moved[1]
+
+
+def by_kernel(program: Program) -> dict[str, Total]:
+    """Work by class, on whatever core, in the order of KERNELS; classes without work are left out."""
+    totals: dict[str, Total] = {}
+    for op, trips in _work(program.instructions):
+        sofar = totals.get(op.kernel, Total())
+        totals[op.kernel] = Total(
+            count=sofar.count + trips,
+            flops=sofar.flops + trips * op.flops,
+            bytes=sofar.bytes + trips * op.hbm_bytes,
+            cycles=sofar.cycles + trips * (op.cycles or 0.0),
+            uncounted=sofar.uncounted + trips * (op.cycles is None),
+        )
     return {kernel: totals[kernel] for kernel in KERNELS if kernel in totals}
 
 
@@ -209,6 +232,15 @@ def by_collective(program: Program) -> dict[tuple[str, tuple[str, ...]], Total]:
             sofar = totals.get(key, Total())
             totals[key] = Total(count=sofar.count + trips, bytes=sofar.bytes + trips * op.collective.payload_bytes)
     return dict(sorted(totals.items(), key=lambda item: (-item[1].bytes, item[0])))
+
+
+def _work(instructions: tuple[Instruction, ...]) -> Iterator[tuple[Compute, int]]:
+    """The work of a program, on the main core and on others, with how often one step executes it."""
+    for op, trips in walk(instructions):
+        if isinstance(op, Compute):
+            yield op, trips
+        elif isinstance(op, WorkStart):
+            yield op.work, trips
 
 
 def walk(instructions: tuple[Instruction, ...], trips: int = 1):

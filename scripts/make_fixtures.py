@@ -3,7 +3,7 @@
     python scripts/make_fixtures.py [NAME...]
 
 Each file is a compilation (text, memory analysis, arguments, versions) with the model it is of, as xz-packed JSON. The
-TPU and GPU compilers run without a device; about four minutes for all on two cores. Run it after a change of jax or
+TPU and GPU compilers run without a device; about six minutes for all on two cores. Run it after a change of jax or
 libtpu: what the reader then no longer understands, the tests show. Programs of jax 0.10 have plain names, of a later
 one its version behind.
 """
@@ -53,6 +53,7 @@ FIXTURES = {
     "v5e-slices": ("v5e:4x4*2", "data=2,dcn.data=2,fsdp=16,remat=full", "bfloat16"),
     "v5e-slices-fsdp": ("v5e:4x4*2", "fsdp=32,dcn.fsdp=2,remat=full", "bfloat16"),
     "v5e-slices-both": ("v5e:2x4*4", "data=4,dcn.data=2,fsdp=8,dcn.fsdp=2,remat=full", "bfloat16"),
+    "tpu7x-offload": ("tpu7x:2x2x1", "fsdp=8,remat=offload", "bfloat16"),
     "v5p-slices-tensor": ("v5p:2x2x2*2", "fsdp=4,dcn.fsdp=2,tensor=4,remat=full", "bfloat16"),
 }
 """Name -> (target, layout in words, dtype)."""
@@ -75,8 +76,11 @@ def main(names: list[str]) -> int:
             failed += 1
             print(f"{name}: {outcome.kind}: {outcome.reason}", file=sys.stderr)
             continue
-        # Source lines are named from the project's folder, wherever that was.
-        compilation = dataclasses.replace(outcome, text=outcome.text.replace(f"{ROOT}/", ""), log_path="")
+        # Source files are named as an installed package has them, wherever the checkout was.
+        text = outcome.text
+        for folder in ("models", "meshes"):
+            text = text.replace(f"{ROOT}/{folder}/", f"autotune/{folder}/")
+        compilation = dataclasses.replace(outcome, text=text.replace(f"{ROOT}/", ""), log_path="")
         value = {
             "model": dataclasses.asdict(MODEL),
             "batch": BATCH,

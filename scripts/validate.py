@@ -1,18 +1,26 @@
-"""Ours beside published measurements of JAX runs: `python scripts/validate.py --cases FILE... [--json]`.
+"""Ours beside published measurements of JAX runs:
+
+    python scripts/validate.py --cases FILE... [--compile] [--only ID]... [--store DIR] [--json]
 
 Prints every row, worst first, with the score of each published set. Exit 1 when a set is over its thresholds; a row
-that cannot be predicted is listed with its reason. Without --cases: all sets in tests/data/published.
+that cannot be predicted is listed with what is missing. Without --cases: the sets that have thresholds or programs.
+With --compile each row's step is compiled for its own chips; the store keeps every program as it comes, so that a run
+that was cut goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from validation.cases import read_cases
+from validation.cases import Case, Skipped, read_cases
+from validation.predict import Compiled, compile_cases, compiled_prediction
 from validation.score import Row, Score, row_of, score
+
+from autotune.store import Store
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "published"
 SETS = ("alpa_osdi22_2_4_gpu", "maxtext_tpu")
@@ -53,7 +61,9 @@ def lines(rows: list[Row], scores: list[Score]) -> list[str]:
                 else "ours: fits"
             )  # noqa: E501
         peak = (row.peak_bytes_predicted or 0.0) / 2**30
-        told.append(f"{row.id:44}{measured}{row.predicted:11.4g}{error}  {verdict:12}{peak:9.1f}")
+        ours = f"{row.predicted:11.4g}" if row.predicted is not None else f"{'-':>11}"
+        rate = "  seconds worked out from TFLOP/s" if row.measured_from == "tflops_per_device" else ""
+        told.append(f"{row.id:44}{measured}{ours}{error}  {verdict:12}{peak:9.1f}{rate}")
     told.append("")
     told.append(f"{'set':14}{'rows':>5}{'|error|':>9}{'bias':>8}{'rank':>7}{'regret':>8}{'memory':>8}{'order':>7}")
     for found in scores:
@@ -73,15 +83,52 @@ def _percent(value: float | None, width: int, *, sign: bool = False) -> str:
     return f"{100 * value:{'+' if sign else ''}{width - 1}.1f}%"
 
 
+def compiled_now(cases: Sequence[Case | Skipped], folder: Path | None) -> dict[str, Compiled]:
+    """What the compiled step of each case says, by its id.
+
+    Left out: runs of Alpa, which is another compiler, and of programs that this repository keeps.
+    """
+    store = Store(folder)
+    wanted = [
+        case
+        for case in cases
+        if isinstance(case, Case) and case.stack.name != "alpa" and compiled_prediction(case) is None
+    ]
+    found: dict[str, Compiled] = {}
+    for case, answer in compile_cases(wanted, store):
+        if isinstance(answer, str):
+            click.echo(f"{case.id}: not compiled, priced instead: {answer}", err=True)
+        else:
+            click.echo(f"{case.id}: compiled", err=True)
+            found[case.id] = answer
+    return found
+
+
 @click.command()
 @click.option("--cases", "files", type=click.Path(path_type=Path), multiple=True, help="Files of published rows.")
+@click.option("--compile", "compiles", is_flag=True, help="Compile each row's step for its chips; else it is priced.")
+@click.option("--only", multiple=True, metavar="ID", help="Only the rows of these ids.")
+@click.option("--store", "folder", type=click.Path(path_type=Path), help="Where compiled programs are kept.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of rows.")
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path))
-def main(files: tuple[Path, ...], as_json: bool, more: tuple[Path, ...]) -> None:
+def main(
+    files: tuple[Path, ...],
+    compiles: bool,
+    only: tuple[str, ...],
+    folder: Path | None,
+    as_json: bool,
+    more: tuple[Path, ...],
+) -> None:
     """Predict published measurements and compare."""
     chosen = [*files, *more] or [DATA / f"{name}.json" for name in SETS]
     try:
-        rows = [row_of(case) for path in chosen for case in read_cases(path)]
+        cases = [case for path in chosen for case in read_cases(path)]
+        unknown = set(only) - {case.id for case in cases}
+        if unknown:
+            raise ValueError(f"--only {sorted(unknown)[0]}: no row of these files has that id")
+        cases = [case for case in cases if not only or case.id in only]
+        compiled = compiled_now(cases, folder) if compiles else {}
+        rows = [row_of(case, compiled.get(case.id)) for case in cases]
     except ValueError as error:
         click.echo(str(error), err=True)
         sys.exit(2)

@@ -22,7 +22,7 @@ from autotune.meshes.hardware import Hardware, scale
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import Placement, place
 from autotune.meshes.target import Target
-from autotune.program import Collective, Compute, Program, walk
+from autotune.program import Collective, Compute, Program, host_traffic, walk
 from autotune.replay.replay import Prediction, replay
 from autotune.store import Store
 from autotune.system.source_digest import source_digest
@@ -157,8 +157,29 @@ def analyse_program(program: Program, compilation: Compilation, layout: Layout, 
         compile_seconds=compilation.compile_seconds,
         losses=overheads_of(program, compilation, layout, hardware),
         traced=bool(compilation.traced_flops),
-        warnings=(*readable_warnings(compilation), *program.warnings, *unchecked(compilation.versions)),
+        warnings=(
+            *readable_warnings(compilation),
+            *program.warnings,
+            *repeated_host_copies(program),
+            *unchecked(compilation.versions),
+        ),
         log=compilation.log_path,
+        not_understood=program.not_understood,
+    )
+
+
+REPEATED = 2.0
+"""What waits in the host's memory goes out and comes back once a step; from so many times on, the report says it."""
+
+
+def repeated_host_copies(program: Program) -> tuple[str, ...]:
+    """A line for each direction in which a step moves what it keeps in its host's memory many times over."""
+    kept = program.memory.host_bytes
+    return tuple(
+        f"copies {way} the host's memory move {moved / 2**30:.3g} GiB a step, {moved / kept:.0f} times what the "
+        "program keeps there: an array may be copied whole in every trip of a loop"
+        for way, moved in zip(("from", "to"), host_traffic(program), strict=True)
+        if kept > 0 and moved > REPEATED * kept
     )
 
 

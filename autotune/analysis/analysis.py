@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.analysis.overheads import Overhead
@@ -19,7 +19,7 @@ class Analysis:
     `flops`: compiled, loops counted. `recompute_flops`: of these, what rematerialisation runs a second time.
     `improved_seconds`: the replayed time with one resource `limits.ARC` times as good.
     `losses`: what is spent for nothing, by name and line; repeated work only where the step's own FLOPs were `traced`.
-    `warnings`: the reader's and the compiler's doubts.
+    `warnings`: the reader's and the compiler's doubts. `not_understood`: `Program.not_understood`.
     """
 
     prediction: Prediction
@@ -34,6 +34,7 @@ class Analysis:
     traced: bool
     warnings: tuple[str, ...]
     log: str | None
+    not_understood: Mapping[str, int] = field(default_factory=dict)
 
 
 def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def analysis_to_json(analysis: Analysis) -> dict[str, Any]:
     values["prediction"] = prediction
     values["memory"] = dataclasses.asdict(analysis.memory)
     values["improved_seconds"] = dict(analysis.improved_seconds)
+    values["not_understood"] = dict(analysis.not_understood)
     values["losses"] = [dataclasses.asdict(loss) for loss in analysis.losses]
     return values
 

@@ -15,12 +15,14 @@ class Limit:
 
     `elasticity`: share of the critical path, 0 to 1: 1 % more of this resource makes the step about this many per cent
     of 1 % faster. `margin`: elasticity less that of `runner_up` (None when there is no second resource).
+    `certain`: False where the program holds what the reader did not understand: something else may bind then.
     """
 
     resource: str
     elasticity: float
     runner_up: str | None
     margin: float | None
+    certain: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +47,11 @@ def elasticities(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: value / total for name, value in sorted(seconds.items(), key=lambda item: (-item[1], item[0]))}
 
 
-def binding_limit(shares: Mapping[str, float]) -> Limit | None:
-    """The limit that those elasticities name; None when there are none. Ties go to the name that sorts first."""
+def binding_limit(shares: Mapping[str, float], *, certain: bool = True) -> Limit | None:
+    """The limit that those elasticities name; None when there are none. Ties go to the name that sorts first.
+
+    `certain`: whether the elasticities are of everything that the program does.
+    """
     ranked = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
     if not ranked:
         return None
@@ -56,6 +61,7 @@ def binding_limit(shares: Mapping[str, float]) -> Limit | None:
         elasticity=ranked[0][1],
         runner_up=runner_up[0] if runner_up else None,
         margin=ranked[0][1] - runner_up[1] if runner_up else None,
+        certain=certain,
     )
 
 

@@ -2,7 +2,8 @@
 
 Counted without the padding that TPU tiles add. A fusion touches only what its result needs: a slice of a stacked
 parameter costs the slice, an update in place costs the update. Values in a TPU's vector memory (`S(1)`) or on the host
-(`S(5)`) cost no HBM traffic; bitcasts, tuples and parameters cost nothing anywhere.
+(`S(5)`) cost no HBM traffic, and bytes in the host's memory are counted apart; bitcasts, tuples and parameters cost
+nothing anywhere.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ Needs = tuple[float, ...]
 
 def op_bytes(module: Module, computation: Computation, op: Op, known: dict[str, Needs]) -> float:
     """HBM bytes of one instruction of a scheduled computation. `known` keeps the needs found per fused computation."""
+    return bytes_read(module, computation, op, known) + bytes_written(module, computation, op)
+
+
+def bytes_read(module: Module, computation: Computation, op: Op, known: dict[str, Needs], space: int = HBM) -> float:
+    """Bytes that one instruction reads in the memory `space`."""
     total = 0.0
     for index, name in enumerate(op.operands):
         source = computation.by_name[name]
         shapes = source.shapes
-        if any(shape.space != HBM for shape in shapes) or not source.bytes:
+        if any(shape.space != space for shape in shapes) or not source.bytes:
             continue
         elements = sum(shape.elements for shape in shapes)
         total += source.bytes * min(_read(module, op, computation, index, known) / max(elements, 1), 1.0)
-    return total + _written(module, computation, op)
+    return total
 
 
 def _read(module: Module, op: Op, computation: Computation, index: int, known: dict[str, Needs]) -> float:
@@ -87,18 +93,18 @@ def parameter_needs(module: Module, name: str, known: dict[str, Needs]) -> Needs
     return known[name]
 
 
-def _written(module: Module, computation: Computation, op: Op) -> float:
-    """Bytes of the result that go to HBM; of an update in place only the update."""
+def bytes_written(module: Module, computation: Computation, op: Op, space: int = HBM) -> float:
+    """Bytes of the result that go to the memory `space`; of an update in place only the update."""
     if op.opcode == "fusion":
         inner = module.computations[op.called()[0]]
         leaves = _leaves(module, inner, inner.root)
     else:
         leaves = [_update(module, computation, op)]
     if len(leaves) != len(op.shapes):
-        return float(sum(shape.bytes for shape in op.shapes if shape.space == HBM))
+        return float(sum(shape.bytes for shape in op.shapes if shape.space == space))
     total = 0.0
     for shape, leaf in zip(op.shapes, leaves, strict=True):
-        if shape.space == HBM and leaf is not False:
+        if shape.space == space and leaf is not False:
             total += shape.bytes if leaf is None else min(float(leaf), shape.bytes)
     return total
 

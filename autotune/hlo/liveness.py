@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from autotune.hlo.shape import bits, read_shapes
+from autotune.hlo.shape import bits, read_shapes, tuple_parts
 from autotune.hlo.text import Computation, Module, Op
 
 Tree = Any
@@ -217,7 +217,7 @@ class _Walk:
         return self.plain(op, operands, now)
 
     def fresh(self, type_text: str, op: Op, argument: int | None = None) -> Tree:
-        parts = _split(type_text)
+        parts = tuple_parts(type_text)
         if parts is None:
             return self.new(type_text, op, argument)
         return [self.fresh(part, op, argument) for part in parts]
@@ -349,23 +349,6 @@ def _at(tree: Tree, path: str) -> Tree:
         if step:
             tree = tree[int(step)]
     return tree
-
-
-@lru_cache(maxsize=65536)
-def _split(type_text: str) -> tuple[str, ...] | None:
-    """The parts of a tuple type; None of an array's."""
-    text = re.sub(r"/\*.*?\*/", "", type_text).strip()
-    if not text.startswith("("):
-        return None
-    parts, depth, begin = [], 0, 1
-    for position, letter in enumerate(text):
-        depth += (letter in "({[") - (letter in ")}]")
-        if (letter == "," and depth == 1) or (depth == 0 and letter == ")"):
-            parts.append(text[begin:position].strip())
-            begin = position + 1
-            if depth == 0:
-                break
-    return tuple(part for part in parts if part)
 
 
 @lru_cache(maxsize=65536)

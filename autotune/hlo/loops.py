@@ -55,8 +55,6 @@ def trip_count(module: Module, loop: Op, outside: Computation, outer: Values) ->
     start = {index: initial_value(module, loop, outside, outer, index) for index in counters}
     fixed = loop_invariants(module, loop, outside, outer)
     moving = {index for index in counters if fixed(index) is None}
-    if any(start[index] is None for index in moving):
-        return None
     state = {index: start[index] for index in moving}
     trips = 0
     while trips <= MOST_STEPS:

@@ -1,14 +1,14 @@
 """Opcodes by what they cost."""
 
 FREE = frozenset(
-    "add-dependency after-all bitcast call-done constant domain get-tuple-element opt-barrier parameter partition-id "
-    "replica-id tuple".split()
+    "add-dependency after-all bitcast constant domain get-tuple-element opt-barrier parameter partition-id replica-id "
+    "tuple".split()
 )
-"""Names for values that are already there; and the end of a SparseCore's call, which is counted where it starts."""
+"""Names for values that are already there."""
 
 KNOWN = frozenset(
     "abs acos acosh add and asin asinh atan atan2 atanh batch-norm-grad batch-norm-inference batch-norm-training "
-    "bitcast-convert broadcast call-start cbrt ceil cholesky clamp compare complex concatenate convert convolution "
+    "bitcast-convert broadcast cbrt ceil cholesky clamp compare complex concatenate convert convolution "
     "copy cosh cosine count-leading-zeros custom-call divide dot dynamic-reshape dynamic-slice dynamic-update-slice "
     "erf exponential exponential-minus-one fft floor fusion gather get-dimension-size imag iota is-finite log "
     "log-plus-one logistic map maximum minimum mulhi multiply negate not or pad popcnt power real reduce "
@@ -17,5 +17,4 @@ KNOWN = frozenset(
     "shift-right-arithmetic shift-right-logical shuffle sign sine sinh slice sort sqrt stochastic-convert subtract "
     "tan tanh topk transpose triangular-solve xor".split()
 )
-"""These run on the core (a SparseCore's calls too: it has no lane of its own here); any other is read as such too, and
-counted in the warnings."""
+"""These run on the core; any other is read as such too, and counted in the warnings."""

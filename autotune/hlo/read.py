@@ -45,4 +45,5 @@ def read_program(
         instructions=instructions,
         memory=memory,
         warnings=reader.all_warnings(),
+        not_understood=reader.not_understood(),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable
 
-from autotune.hlo.bytes import Needs, op_bytes
+from autotune.hlo.bytes import Needs, bytes_read, bytes_written, op_bytes
 from autotune.hlo.collectives import KIND_OF_OPCODE, base_opcode, read_collective, read_megascale
 from autotune.hlo.cpu_work import cpu_work
 from autotune.hlo.flops import op_work
@@ -15,9 +16,10 @@ from autotune.hlo.kernels import FREE_CALLS, target_of
 from autotune.hlo.loops import Values, loop_invariants, trip_count
 from autotune.hlo.op_flops import Work
 from autotune.hlo.opcodes import FREE, KNOWN
-from autotune.hlo.shape import MEMORIES, dtype_name
+from autotune.hlo.shape import HBM, HOST, MEMORIES, dtype_name, read_shapes, tuple_parts
 from autotune.hlo.text import Computation, Module, Op
 from autotune.hlo.tokens import Tokens, channel_token, rendezvous
+from autotune.hlo.unread import Reached
 from autotune.hlo.unreadable import UnreadableProgram
 from autotune.program import (
     Collective,
@@ -28,6 +30,7 @@ from autotune.program import (
     Instruction,
     Loop,
     Start,
+    WorkStart,
     walk,
 )
 
@@ -38,6 +41,14 @@ MOST_TRIPS = 10**9
 
 COPIES = ("copy", "slice", "dynamic-slice")
 """Opcodes whose asynchronous form only moves bytes; any other started so is work."""
+
+MOVES = (*COPIES, "dynamic-update-slice")
+"""Opcodes that only move bytes: between a device and its host they cost the core nothing."""
+
+SPARSE_CORE = "sparsecore"
+"""The thread of a TPU's SparseCores: `async_execution_thread="sparsecore"`."""
+
+_CORES = re.compile(r'"core_ids":\[([^\]]*)\]')
 
 SYNCHRONOUS = '"is_sync":true'
 """GPU collectives that are written as start and done but run on the main stream."""
@@ -54,6 +65,10 @@ class Reader:
         self.warnings: list[str] = []
         self.unknown_opcodes: Counter[str] = Counter()
         self.unknown_calls: Counter[str] = Counter()
+        self.not_read: Counter[str] = Counter()
+        self.warned_of: Counter[str] = Counter()
+        self.reached = Reached(module)
+        self.parts: dict[str, tuple[str, ...]] = {}
         self.works: dict[str, Work] = {}
         self.needs: dict[str, Needs] = {}
 
@@ -63,10 +78,20 @@ class Reader:
                    for name, count in sorted(self.unknown_opcodes.items())]  # fmt: skip
         calls = [f"custom call {name} has no known FLOPs: {count} counted by bytes alone"
                  for name, count in sorted(self.unknown_calls.items())]  # fmt: skip
-        return tuple(dict.fromkeys(self.warnings + opcodes + calls))
+        unread = [f"{name}: {count} in the program's text, in no line of its ledger"
+                  for name, count in sorted((self.not_read + self.reached.unread()).items())]  # fmt: skip
+        return tuple(dict.fromkeys(self.warnings + opcodes + calls + unread))
+
+    def not_understood(self) -> dict[str, int]:
+        """What the instructions may lack, with how often the text has it; {} where everything was read."""
+        found = self.not_read + self.warned_of + self.reached.unread()
+        found.update({f"opcode {name}": count for name, count in self.unknown_opcodes.items()})
+        found.update({f"custom call {name}": count for name, count in self.unknown_calls.items()})
+        return dict(sorted(found.items()))
 
     def computation(self, computation: Computation, values: Values) -> tuple[Instruction, ...]:
         """The instructions of a scheduled computation; `values`: what its tuple parameter is known to hold."""
+        self.reached.walked(computation)
         found: list[Instruction] = []
         for op in computation.ops:
             found += self.instruction(computation, op, values)
@@ -84,14 +109,15 @@ class Reader:
             return list(self.computation(self.module.computations[op.called()[0]], lambda index: None))
         if base in KIND_OF_OPCODE:
             return self.collective(computation, op)
-        if base == "async":
-            return self.asynchronous(computation, op)
         if opcode in ("send", "recv", "send-done", "recv-done"):
             return self.transfer(computation, op)
-        if opcode.endswith("-start") and base in KNOWN:
-            return self.copy(computation, op) if base in COPIES else self.started(computation, op, base)
-        if opcode.endswith("-done") and base in KNOWN:
-            return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
+        if opcode.endswith("-start"):
+            copies = self.is_copy(op, base)
+            return self.copy(computation, op, base) if copies else self.started(computation, op, base)
+        if opcode.endswith("-update"):
+            return []
+        if opcode.endswith("-done"):
+            return self.ends(computation, op)
         if opcode == "fusion":
             return self.fusion(computation, op)
         if opcode not in KNOWN:
@@ -102,12 +128,17 @@ class Reader:
         trips = trip_count(self.module, op, computation, values)
         if trips is None:
             self.warnings.append(f"{op.name}: its trip count cannot be read; counted once")
+            self.warned_of["loop of unknown trips"] += 1
             trips = 1
         if trips > MOST_TRIPS:
             raise UnreadableProgram(f"hlo: {op.name} is said to run {trips} times")
         body = self.module.computations[op.callee("body") or ""]
         kept = loop_invariants(self.module, op, computation, values)
         instructions = self.computation(body, kept)
+        # A condition is a comparison, which costs nothing to speak of, unless devices must agree on it.
+        asked = self.computation(self.module.computations[op.callee("condition") or ""], kept)
+        if any(isinstance(part, (Start, CopyStart, WorkStart)) for part in asked):
+            instructions = (*asked, *instructions)
         if self.platform == "cpu":
             instructions = (*instructions, _loop_trip(op.name))
         return Loop(name=op.name, trips=trips, body=instructions)
@@ -120,7 +151,7 @@ class Reader:
 
     def collective(self, computation: Computation, op: Op) -> list[Instruction]:
         if op.opcode.endswith("-done"):
-            return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
+            return self.ends(computation, op)
         collective = self.read(computation, op)
         if collective is None:
             return []
@@ -132,7 +163,13 @@ class Reader:
             return _one_by_one(start, [computation.operand(op, index).bytes for index in range(len(op.operands))])
         return [start, Done(token=start.token)]
 
+    def ends(self, computation: Computation, op: Op) -> list[Instruction]:
+        """The ends of all that the start of this `-done` began."""
+        begun = self.tokens.ended_by(computation, op)
+        return [Done(token=part) for token in begun for part in self.parts.get(token, (token,))]
+
     def read(self, computation: Computation, op: Op) -> Collective | None:
+        self.reached.collective(computation, op)
         collective = read_collective(self.module, computation, op, self.grid, self.warnings)
         if collective is None:
             self.tokens.empty.add(self.tokens.of(op.name))
@@ -141,24 +178,6 @@ class Reader:
             collective = dataclasses.replace(collective, source=source, scope=scope)
         return collective
 
-    def asynchronous(self, computation: Computation, op: Op) -> list[Instruction]:
-        """async-start, -update, -done around a computation: a collective in flight, or work counted where it starts."""
-        if op.opcode == "async-update":
-            return []
-        if op.opcode == "async-done":
-            return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
-        token = self.tokens.of(op.name)
-        inner = self.module.computations[op.called()[0]]
-        held = [found for found in inner.ops if found.opcode in KIND_OF_OPCODE]
-        collectives = [found for found in (self.read(inner, at) for at in held) if found is not None]
-        if len(collectives) > 1:
-            self.warnings.append(f"{op.name}: of its {len(collectives)} collectives the largest is counted")
-        if collectives:
-            largest = max(collectives, key=lambda collective: collective.wire_bytes)
-            return [Start(token=token, collective=largest)]
-        self.tokens.empty.add(token)
-        return list(self.computation(inner, lambda index: None)) if not held else []
-
     def transfer(self, computation: Computation, op: Op) -> list[Instruction]:
         """Megascale send and receive: in flight from the send to the end of the receive."""
         if op.opcode == "send-done" or op.opcode == "recv":
@@ -166,6 +185,7 @@ class Reader:
         if op.opcode == "recv-done":
             return [Done(token=token) for token in self.tokens.ended_by(computation, op)]
         meeting = rendezvous(op)
+        self.reached.send(meeting, op)
         receive = next(
             (o for o in computation.ops if o.opcode == "recv" and meeting and rendezvous(o) == meeting), None
         )
@@ -173,50 +193,132 @@ class Reader:
         if collective is None or meeting is None:
             self.tokens.empty.add(self.tokens.of(meeting or op.name))
             self.warnings.append(f"{op.name}: a send that is no transfer between slices is not counted")
+            self.warned_of["send that is no transfer between slices"] += 1
             return []
         source, scope = self.place(computation, op)
         collective = dataclasses.replace(collective, source=source, scope=scope)
         return [Start(token=self.tokens.of(meeting), collective=collective)]
 
-    def started(self, computation: Computation, op: Op, opcode: str) -> list[Instruction]:
-        """Work handed to another stream (`fusion-start`, jax 0.11 on GPUs), counted in full where it starts.
+    def started(self, computation: Computation, op: Op, base: str) -> list[Instruction]:
+        """Anything handed to another stream, thread or core: `async-start`, `call-start`, `fusion-start` and the like.
 
-        Its result is the root of what it calls; its own type also lists its operands. On an H100 such copies into
-        stacked arrays took as long beside matmuls as alone: they share the memory and the multiprocessors.
+        What it calls is read as any computation is. Collectives and copies in there are in flight until its `-done`,
+        and so is the work of a TPU's SparseCores. Other work is counted in full where it starts: on an H100 copies into
+        stacked arrays (`fusion-start`, jax 0.11) took as long beside matmuls as alone, since they share the memory and
+        the multiprocessors.
         """
-        self.tokens.empty.add(self.tokens.of(op.name))
-        result = self.module.computations[op.called()[0]].root.type if op.called() else op.type
-        return self.instruction(computation, dataclasses.replace(op, opcode=opcode, type=result), lambda index: None)
+        thread = op.word("async_execution_thread")
+        if thread == "host":
+            self.not_read["work on the host's processor"] += 1
+        if base in ("async", "call"):
+            inside = list(self.computation(self.module.computations[op.called()[0]], lambda index: None))
+        else:
+            parts = tuple_parts(op.type)
+            if base == "fusion":
+                result = self.module.computations[op.called()[0]].root.type
+            else:
+                result = parts[1] if parts and len(parts) > 1 else op.type
+            synchronous = dataclasses.replace(op, opcode=base, type=result)
+            inside = self.instruction(computation, synchronous, lambda index: None)
+        return self.in_flight(computation, op, inside, _sparse_cores(op) if thread == SPARSE_CORE else ())
 
-    def copy(self, computation: Computation, op: Op) -> list[Instruction]:
-        """An asynchronous copy or slice: `(target, source, flag)`, a slice `((source), target, flag)`."""
-        arrays = op.shapes
-        source, target = (arrays[0], arrays[-2]) if op.opcode != "copy-start" else (arrays[1], arrays[0])
-        memories = [MEMORIES.get(shape.space) for shape in (source, target)]
+    def in_flight(
+        self, computation: Computation, op: Op, inside: list[Instruction], cores: tuple[str, ...]
+    ) -> list[Instruction]:
+        """What `op` starts, under tokens that its `-done` ends; `cores`: the SparseCores that run it."""
         token = self.tokens.of(op.name)
-        if memories[0] is None or memories[1] is None or memories == ["vmem", "vmem"]:
+        tokens: list[str] = []
+        found: list[Instruction] = []
+        for one in inside:
+            name = f"{token}/{len(tokens)}" if tokens else token
+            if isinstance(one, Start):
+                collective = one.collective
+                if collective.source is None and collective.scope is None:
+                    source, scope = self.place(computation, op)
+                    collective = dataclasses.replace(collective, source=source, scope=scope)
+                found.append(Start(token=name, collective=collective, cores=cores or one.cores))
+            elif isinstance(one, CopyStart):
+                found.append(CopyStart(token=name, copy=one.copy))
+            elif isinstance(one, WorkStart) or (cores and isinstance(one, Compute)):
+                work, held = (one.work, one.cores) if isinstance(one, WorkStart) else (one, cores)
+                found.append(WorkStart(token=name, work=work, cores=cores or held))
+            elif isinstance(one, Done):
+                continue  # what starts inside ends where the whole does
+            else:
+                found.append(one)
+                continue
+            tokens.append(name)
+        if not tokens:
             self.tokens.empty.add(token)
+        elif len(tokens) >= len(self.parts.get(token, ())):
+            self.parts[token] = tuple(tokens)
+        return found
+
+    def is_copy(self, op: Op, base: str) -> bool:
+        """Whether a copy engine does what `op` starts: a copy, a slice, on a TPU or to a host an update in place."""
+        if base == "dynamic-update-slice":
+            return self.platform == "tpu" or any(shape.space == HOST for shape in op.shapes)
+        return base in COPIES
+
+    def copy(self, computation: Computation, op: Op, base: str) -> list[Instruction]:
+        """An asynchronous copy, slice or update in place.
+
+        Its type is `(target, source, flag)` of a copy, `((operands), target, flag)` of the others; of an update only
+        its second operand is moved.
+        """
+        parts = tuple_parts(op.type) or (op.type,)
+        target = read_shapes(parts[0] if base == "copy" or len(parts) < 2 else parts[1])[0]
+        moved = computation.operand(op, 1 if base == "dynamic-update-slice" else 0).shapes[0]
+        token = self.tokens.of(op.name)
+        copies = self.copies(computation, op, float(min(moved.bytes, target.bytes)), moved.space, target.space)
+        if not copies:
+            self.tokens.empty.add(token)
+        return [CopyStart(token=token, copy=copy) for copy in copies]
+
+    def copies(self, computation: Computation, op: Op, size: float, source: int, target: int) -> list[Copy]:
+        """The copy of `size` bytes from one memory space to another; none inside a core or of flags."""
+        ends = [MEMORIES.get(space) for space in (source, target)]
+        if ends[0] is None or ends[1] is None or ends == ["vmem", "vmem"]:
+            if HOST in (source, target):
+                self.not_read[f"{op.opcode} between the host and memory space S({source + target - HOST})"] += 1
             return []
         place, scope = self.place(computation, op)
-        copy = Copy(
-            name=op.name,
-            bytes=float(min(source.bytes, target.bytes)),
-            from_memory=memories[0],
-            to_memory=memories[1],
-            source=place,
-            scope=scope,
-        )
-        return [CopyStart(token=token, copy=copy)]
+        return [Copy(name=op.name, bytes=size, from_memory=ends[0], to_memory=ends[1], source=place, scope=scope)]
+
+    def with_the_host(self, computation: Computation, op: Op) -> list[Instruction]:
+        """What an instruction of the core itself reads from its host's memory and writes there: the core waits."""
+        if self.platform == "cpu":
+            return []
+        read = bytes_read(self.module, computation, op, self.needs, HOST)
+        written = bytes_written(self.module, computation, op, HOST)
+        if op.opcode == "dynamic-update-slice":
+            read = min(read, computation.operand(op, 1).bytes)
+        if op.opcode in MOVES and read and written:  # inside the host's memory
+            copies = self.copies(computation, op, min(read, written), HOST, HOST)
+        else:
+            copies = self.copies(computation, op, read, HOST, HBM) if read else []
+            copies += self.copies(computation, op, written, HBM, HOST) if written else []
+        found: list[Instruction] = []
+        for number, copy in enumerate(copies):
+            token = f"{op.name}/host/{number}"
+            found += [CopyStart(token=token, copy=copy), Done(token=token)]
+        return found
 
     def fusion(self, computation: Computation, op: Op) -> list[Instruction]:
         """A fusion; on TPU it may hold a collective, its start, its end, or a piece of one already in flight."""
         inner = self.module.computations[op.called()[0]]
+        self.reached.worked(op)
         held = [(place, found) for place, found in _nested(self.module, inner) if base_opcode(found) in KIND_OF_OPCODE]
         if not held:
             return self.compute(computation, op)
         marks = {target_of(found) for _, found in _nested(self.module, inner) if found.opcode == "custom-call"}
         place, found = held[0]
         token = channel_token(found)
+        chain = "AsyncCollectiveDone" in marks or inner.name.startswith("async_collective_fusion")
+        if chain or "AsyncCollectiveStart" in marks or "chain_id" in found.attributes:
+            for where, piece in held:  # each fusion of the chain shows it
+                if channel_token(piece) == token:
+                    self.reached.collective(where, piece)
         if "AsyncCollectiveDone" in marks:
             return [Done(token=token)] if token not in self.tokens.empty else []
         if "AsyncCollectiveStart" in marks:
@@ -249,14 +351,19 @@ class Reader:
     def compute(self, computation: Computation, op: Op) -> list[Instruction]:
         work = op_work(self.module, computation, op, self.works)
         self.unknown_calls.update(work.unknown)
+        self.reached.worked(op)
+        over_the_host = self.with_the_host(computation, op)
+        if over_the_host and op.opcode in MOVES:
+            return over_the_host
         moved = op_bytes(self.module, computation, op, self.needs)
         cycles = op.number("estimated_cycles")
         if cycles is not None and not 0 <= cycles < UNKNOWN_CYCLES:
             cycles = None
         if self.platform == "tpu" and not work.flops and not moved and not cycles:
-            return []
+            return over_the_host
         source, scope = self.place(computation, op)
         return [
+            *over_the_host,
             Compute(
                 name=op.name,
                 kernel=_kernel(op, work),
@@ -268,7 +375,7 @@ class Reader:
                 source=source,
                 scope=scope,
                 cpu_work=cpu_work(self.module, computation, op, work, moved) if self.platform == "cpu" else (),
-            )
+            ),
         ]
 
     def place(self, computation: Computation, op: Op) -> tuple[str | None, str | None]:
@@ -301,6 +408,13 @@ def _one_by_one(start: Start, sizes: list[int]) -> list[Instruction]:
         token = f"{start.token}/{index}" if index else start.token
         found += [Start(token=token, collective=one), Done(token=token)]
     return found
+
+
+def _sparse_cores(op: Op) -> tuple[str, ...]:
+    """The SparseCores that run a call: `"core_ids":["0","1"]`; the first where the call names none."""
+    match = _CORES.search(op.attributes)
+    numbers = re.findall(r"\d+", match[1]) if match else []
+    return tuple(f"{SPARSE_CORE} {number}" for number in numbers or ["0"])
 
 
 def _loop_trip(name: str) -> Compute:

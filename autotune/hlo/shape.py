@@ -25,7 +25,8 @@ MOST_BYTES = 2**60
 """No array is larger: figures made of larger ones would overflow."""
 
 HBM = 0
-MEMORIES = {HBM: "hbm", 1: "vmem", 5: "host"}
+HOST = 5
+MEMORIES = {HBM: "hbm", 1: "vmem", HOST: "host"}
 """Memory spaces `S(n)`: device memory is the unmarked one, on TPU 1 is the core's vector memory, 5 is the host's.
 Others (2, 4, 6) hold flags and scalars."""
 
@@ -73,6 +74,27 @@ def _shape(dtype: str, dims: str, layout: str) -> Shape:
         bytes=size,
         space=int(space[1]) if space else HBM,
     )
+
+
+@lru_cache(maxsize=65536)
+def tuple_parts(text: str) -> tuple[str, ...] | None:
+    """The parts of a tuple type as written; None of an array's type.
+
+    >>> tuple_parts("((f32[8]{0}, s32[]), f32[2]{0}, /*index=2*/u32[])")
+    ('(f32[8]{0}, s32[])', 'f32[2]{0}', 'u32[]')
+    """
+    text = re.sub(r"/\*.*?\*/", "", text).strip()
+    if not text.startswith("("):
+        return None
+    parts, depth, begin = [], 0, 1
+    for position, letter in enumerate(text):
+        depth += (letter in "({[") - (letter in ")}]")
+        if (letter == "," and depth == 1) or (depth == 0 and letter == ")"):
+            parts.append(text[begin:position].strip())
+            begin = position + 1
+            if depth == 0:
+                break
+    return tuple(part for part in parts if part)
 
 
 def bits(dtype: str) -> int:

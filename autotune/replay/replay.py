@@ -1,7 +1,9 @@
 """How long one compiled step takes: its schedule replayed, instruction by instruction, on the machine's lanes.
 
-The core is one lane; every physical set of links that a collective rides is another. Lanes serve in program order, so
-every finishing time is a maximum of sums of durations (max-plus): a faster part can never make the whole slower.
+The core is one lane. Others are every physical set of links that a collective rides, each of a TPU's SparseCores, the
+copy engine ("dma"), and the link to the host's memory in each direction ("host in", "host out"). Lanes serve in program
+order, so every finishing time is a maximum of sums of durations (max-plus): a faster part can never make the whole
+slower.
 
 Each finishing time carries along the durations it is the sum of, by term; where two paths meet, the later one is kept.
 On a tie the core's own path wins, then the lane whose name sorts first. The terms of the last finishing time therefore
@@ -18,7 +20,18 @@ import numpy as np
 
 from autotune.meshes.collectives import Leg
 from autotune.meshes.hardware import Hardware
-from autotune.program import Collective, Compute, Copy, CopyStart, Done, Instruction, Loop, Program, Start
+from autotune.program import (
+    Collective,
+    Compute,
+    Copy,
+    CopyStart,
+    Done,
+    Instruction,
+    Loop,
+    Program,
+    Start,
+    WorkStart,
+)
 from autotune.replay.op_seconds import core_seconds
 
 Term = tuple[str, str]
@@ -162,6 +175,9 @@ def _collect(instructions, legs, hardware, terms: dict[Term, int]) -> None:
         elif isinstance(instruction, CopyStart):
             _, (term, _) = copy_seconds(instruction.copy, hardware)
             terms.setdefault(term, len(terms))
+        elif isinstance(instruction, WorkStart):
+            for term, _ in core_seconds(instruction.work, hardware):
+                terms.setdefault(term, len(terms))
 
 
 def _leg_terms(collective: Collective, leg: Leg) -> tuple[tuple[Term, float], ...]:
@@ -172,11 +188,22 @@ def _leg_terms(collective: Collective, leg: Leg) -> tuple[tuple[Term, float], ..
     )
 
 
-def copy_seconds(copy: Copy, hardware: Hardware) -> tuple[str, tuple[Term, float]]:
-    """The lane of an asynchronous copy, and its seconds by term: at HBM's rate, or the host link's."""
-    if "host" in (copy.from_memory, copy.to_memory):
-        return "host", (("host", "async_copy"), copy.bytes / hardware.host_bytes_per_second)
-    return "dma", (("hbm", "async_copy"), copy.bytes / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency))
+def copy_seconds(copy: Copy, hardware: Hardware) -> tuple[tuple[str, ...], tuple[Term, float]]:
+    """The lanes of an asynchronous copy, and its seconds by term: at HBM's rate, or the host link's one way.
+
+    The link to the host carries both directions at once. A copy inside the host's memory holds both.
+    """
+    ends = (copy.from_memory, copy.to_memory)
+    if "host" in ends:
+        ways = tuple(way for way, end in zip(("host in", "host out"), ends, strict=True) if end == "host")
+        return ways, (("host", "async_copy"), copy.bytes / hardware.host_bytes_per_second)
+    rate = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
+    return ("dma",), (("hbm", "async_copy"), copy.bytes * max(ends.count("hbm"), 1) / rate)
+
+
+def work_lanes(start: WorkStart) -> tuple[str, ...]:
+    """The lanes of work beside the core: its own cores, and the memory that all asynchronous copies share."""
+    return (*start.cores, "dma")
 
 
 def axis_name(collective: Collective) -> str:
@@ -210,13 +237,16 @@ def _fold(instructions: tuple[Instruction, ...], legs, hardware, terms) -> tuple
             folded.append(_Repeat(instruction.trips, _fold(instruction.body, legs, hardware, terms)))
         elif isinstance(instruction, Start):
             ridden = tuple(
-                _Leg(leg.lanes, *_vector(_leg_terms(instruction.collective, leg), terms))
+                _Leg((*leg.lanes, *instruction.cores), *_vector(_leg_terms(instruction.collective, leg), terms))
                 for leg in legs(instruction.collective)
             )
             folded.append(_Send(instruction.token, ridden))
         elif isinstance(instruction, CopyStart):
-            lane, part = copy_seconds(instruction.copy, hardware)
-            folded.append(_Send(instruction.token, (_Leg((lane,), *_vector([part], terms)),)))
+            lanes, part = copy_seconds(instruction.copy, hardware)
+            folded.append(_Send(instruction.token, (_Leg(lanes, *_vector([part], terms)),)))
+        elif isinstance(instruction, WorkStart):
+            held = _Leg(work_lanes(instruction), *_vector(core_seconds(instruction.work, hardware), terms))
+            folded.append(_Send(instruction.token, (held,)))
         else:
             folded.append(_Wait(instruction.token))
     flush()
@@ -317,11 +347,16 @@ def _busy(program: Program, legs, hardware: Hardware, bound: str = "expected") -
         if isinstance(instruction, Compute):
             busy["core"] += trips * sum(seconds for _, seconds in core_seconds(instruction, hardware, bound))
         elif isinstance(instruction, CopyStart):
-            lane, (_, seconds) = copy_seconds(instruction.copy, hardware)
-            busy[lane] = busy.get(lane, 0.0) + trips * seconds
+            lanes, (_, seconds) = copy_seconds(instruction.copy, hardware)
+            for lane in lanes:
+                busy[lane] = busy.get(lane, 0.0) + trips * seconds
+        elif isinstance(instruction, WorkStart):
+            seconds = sum(part for _, part in core_seconds(instruction.work, hardware, bound))
+            for lane in work_lanes(instruction):
+                busy[lane] = busy.get(lane, 0.0) + trips * seconds
         else:
             for leg in legs(instruction.collective):
-                for lane in leg.lanes:
+                for lane in (*leg.lanes, *instruction.cores):
                     busy[lane] = busy.get(lane, 0.0) + trips * (leg.bytes_seconds + leg.latency_seconds)
     return busy
 
@@ -334,6 +369,8 @@ def _serial_seconds(program: Program, legs, hardware: Hardware) -> float:
             total += trips * sum(seconds for _, seconds in core_seconds(instruction, hardware, "high"))
         elif isinstance(instruction, CopyStart):
             total += trips * copy_seconds(instruction.copy, hardware)[1][1]
+        elif isinstance(instruction, WorkStart):
+            total += trips * sum(seconds for _, seconds in core_seconds(instruction.work, hardware, "high"))
         else:
             total += trips * sum(leg.bytes_seconds + leg.latency_seconds for leg in legs(instruction.collective))
     return total

@@ -221,6 +221,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
             "elasticity": row.limit.elasticity,
             "runner_up": row.limit.runner_up,
             "margin": row.limit.margin,
+            "certain": row.limit.certain,
         }
         if row.limit
         else None,
@@ -257,6 +258,7 @@ def row_to_json(report: Report, row: Row) -> dict[str, Any]:
         else None,
         "compile_seconds": analysis.compile_seconds if analysis else None,
         "warnings": list(analysis.warnings) if analysis else [],
+        "not_understood": dict(analysis.not_understood) if analysis else {},
         "log": row.log,
     }
 

@@ -191,7 +191,7 @@ def _row(
         mfu=_utilisation(model_flops(workload), workload, target, best) if runs else None,
         mfu_causal=_utilisation(causal_flops(workload), workload, target, best) if runs else None,
         tokens_per_second_per_device=workload.tokens / best / target.devices if runs and best else None,
-        limit=binding_limit(shares) if shares else None,
+        limit=binding_limit(shares, certain=not (analysis and analysis.not_understood)) if shares else None,
         elasticities=shares or {},
         losses_seconds=_losses(workload, target, layout, analysis, price),
         log=log,

@@ -110,6 +110,13 @@ def _answer(report: Report) -> Prose:
 def _binding(best: Row) -> str:
     if best.limit is None:
         return "nothing that is known"
+    if not best.limit.certain and best.analysis:
+        found = ", ".join(f"{count} x {name}" for name, count in best.analysis.not_understood.items())
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in best.elasticities.items() if share >= 0.005)
+        return (
+            f"not certain, since the program holds what was not understood ({found}); shares of the critical path of "
+            f"what was understood: {shares}"
+        )
     others = [(name, share) for name, share in best.elasticities.items() if name != best.limit.resource]
     rest = ", ".join(f"{name} {100 * share:.0f} %" for name, share in others if share >= 0.005)
     margin = "" if best.limit.margin is None else f", {100 * best.limit.margin:.0f} points more than the next"
@@ -236,7 +243,8 @@ def _limit(row: Row) -> str:
     if row.limit is None:
         return "-"
     margin = "" if row.limit.margin is None else f", +{100 * row.limit.margin:.0f} over {row.limit.runner_up}"
-    return f"{row.limit.resource} {100 * row.limit.elasticity:.0f} %{margin}"
+    doubt = "" if row.limit.certain else "not certain: "
+    return f"{doubt}{row.limit.resource} {100 * row.limit.elasticity:.0f} %{margin}"
 
 
 def _why_others_lost(ranking: Sequence[Row]) -> RenderableType | None:

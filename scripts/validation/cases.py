@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from validation import stacks
+from validation.recipes import is_recipe, read_recipe
 
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import Layout
@@ -58,6 +59,10 @@ class Case:
     """What compiled it."""
     told: Mapping[str, Any]
     """The row as it stands in the file."""
+    measured_from: str | None = "step_time_s"
+    """The field of the row that `measured_seconds` is, or is worked out from."""
+    differs: tuple[str, ...] = ()
+    """Where the step that is predicted is not quite the one that ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,7 @@ def _read(row: Any, unnamed: str) -> Case | Skipped:
         return Skipped(id=unnamed, rank_set=None, reason="it is no object")
     row = {"id": unnamed, **row}
     try:
-        return _case(row)
+        return _recipe_case(row) if is_recipe(row) else _case(row)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         return Skipped(id=str(row["id"]), rank_set=_rank_set(row), reason=reason)
@@ -127,7 +132,7 @@ def _case(row: dict) -> Case:
     dtype = next((DTYPES[name] for name in DTYPES if name in precision), None)
     if dtype is None:
         raise ValueError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
-    seconds = _seconds(row, transformer, batch, seq, devices, hardware.peak(dtype))
+    seconds, seconds_from = _seconds(row, transformer, batch, seq, devices, hardware.peak(dtype))
     if seconds is not None and not 0 < seconds < math.inf:
         raise ValueError(f"measured {seconds} s")
     if row.get("scope") == "single layer":
@@ -145,6 +150,27 @@ def _case(row: dict) -> Case:
         target=target,
         stack=stacks.ALPA if alpa else stack_of(hardware, dtype),
         told=row,
+        measured_from=seconds_from,
+    )
+
+
+def _recipe_case(row: dict) -> Case:
+    found = read_recipe(row)
+    return Case(
+        id=str(row["id"]),
+        rank_set=_rank_set(row),
+        measured_seconds=found.seconds,
+        oom=_out_of_memory(row["measured"]),
+        transformer=found.transformer,
+        batch=found.batch,
+        seq=found.seq,
+        dtype=found.dtype,
+        layout=found.layout,
+        target=found.target,
+        stack=stack_of(found.target.hardware, found.dtype),
+        told=row,
+        measured_from=found.seconds_from,
+        differs=found.differs,
     )
 
 
@@ -309,16 +335,19 @@ def _is_alpa(row: dict) -> bool:
     raise ValueError(f"not known to be a run of a JAX framework ({title}): only what XLA compiles is priced")
 
 
-def _seconds(row: dict, transformer: TransformerShape, batch: int, seq: int, devices: int, peak: float) -> float | None:
-    """Seconds of a step, as measured; from a rate of FLOPs where the row gives only that."""
+def _seconds(
+    row: dict, transformer: TransformerShape, batch: int, seq: int, devices: int, peak: float
+) -> tuple[float | None, str | None]:
+    """Seconds of a step, as measured, and the field they are from; a rate of FLOPs where the row gives only that."""
     measured = row["measured"]
     if measured.get("latency_ms") is not None:
-        return measured["latency_ms"] / 1e3
-    for place in (measured, row["derived"]):
+        return measured["latency_ms"] / 1e3, "latency_ms"
+    for name, place in (("step_time_s", measured), ("derived step_time_s", row["derived"])):
         if place.get("step_time_s") is not None:
-            return float(place["step_time_s"])
+            return float(place["step_time_s"]), name
     if measured.get("tflops_per_device") is not None:
-        return transformer.train_flops(batch, seq) / (measured["tflops_per_device"] * 1e12 * devices)
+        rate = measured["tflops_per_device"] * 1e12
+        return transformer.train_flops(batch, seq) / (rate * devices), "tflops_per_device"
     if measured.get("mfu") is not None:
-        return transformer.train_flops(batch, seq) / (measured["mfu"] * peak * devices)
-    return None
+        return transformer.train_flops(batch, seq) / (measured["mfu"] * peak * devices), "mfu"
+    return None, None

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from validation.cases import Case
 
+from autotune.analysis.analyse import analyse
+from autotune.compile.compilation import Candidate, CompileFailure
+from autotune.compile.compile import compile_all
 from autotune.price.price import Estimate, price_transformer
+from autotune.reference_workload import transformer_workload
+from autotune.store import Store
 from autotune.table import LayoutTable
+
+COMPILE_SECONDS = 3600.0
+"""The most that one compile may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
     """Our answer to one case, per device."""
 
-    seconds: float
-    """Of a step."""
+    seconds: float | None
+    """Of a step; None where the compiler finds that it does not fit."""
     peak_bytes: float
     """At the worst moment of a step."""
     fits: bool
@@ -30,8 +39,8 @@ class Predicted:
 class Compiled:
     """What a saved program of a case says, per device."""
 
-    seconds: float
-    """Of a step."""
+    seconds: float | None
+    """Of a step; None where the compiler finds that it does not fit."""
     peak_bytes: float | None
     """None where the memory of the program is not asked."""
     fits: bool | None
@@ -67,14 +76,43 @@ def compiled_prediction(case: Case) -> Compiled | None:
     return Compiled(seconds=seconds, peak_bytes=None, fits=None)
 
 
-def predict(case: Case) -> Predicted:
-    """The closed form's answer, or the compiled program's where one is at hand."""
+def compile_cases(cases: Sequence[Case], store: Store) -> Iterator[tuple[Case, Compiled | str]]:
+    """Each case with what its compiled step says, or why it did not compile; what the store has is not compiled anew.
+
+    The step is our reference step of the case's model, under the case's layout, remat and options.
+    """
+    jobs = [
+        Candidate(
+            workload=transformer_workload(case.transformer, batch=case.batch, seq=case.seq, dtype=case.dtype),
+            layout=case.layout,
+            target=case.target,
+        )
+        for case in cases
+    ]
+    for job, outcome in compile_all(jobs, workers=1, timeout_seconds=COMPILE_SECONDS, store=store):
+        case = next(case for one, case in zip(jobs, cases, strict=True) if one is job)
+        if isinstance(outcome, CompileFailure):
+            if outcome.kind == "oom":
+                needed = outcome.needed_bytes
+                yield case, Compiled(seconds=None, peak_bytes=needed, fits=False)
+            else:
+                yield case, f"{outcome.kind}: {outcome.reason}"
+            continue
+        analysis = analyse(outcome, case.layout, case.target, store)
+        peak = analysis.memory.peak_bytes
+        fits = peak <= case.target.hardware.capacity_bytes
+        yield case, Compiled(seconds=analysis.prediction.step_seconds, peak_bytes=peak, fits=fits)
+
+
+def predict(case: Case, compiled: Compiled | None = None) -> Predicted:
+    """The closed form's answer, or the compiled program's where one is given or at hand."""
     table = LayoutTable.from_layouts([case.layout])
     prices = price_transformer(case.transformer, case.batch, case.seq, case.dtype, table, case.target, case.stack)
     found = prices.estimate(0)
-    seconds, source = found.step_seconds, "priced"
+    seconds: float | None = found.step_seconds
+    source = "priced"
     peak, fits = found.peak_bytes, found.peak_bytes <= case.target.hardware.capacity_bytes
-    compiled = compiled_prediction(case)
+    compiled = compiled or compiled_prediction(case)
     if compiled is not None:
         seconds, source = compiled.seconds, "compiled"
         peak = peak if compiled.peak_bytes is None else compiled.peak_bytes

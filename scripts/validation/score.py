@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from validation.cases import Case, Skipped
-from validation.predict import predict
+from validation.predict import Compiled, predict
 
 NEAR = 0.02
 """Measurements closer than this are tied: which of two layouts is faster is not asked of them."""
@@ -29,6 +29,8 @@ class Row:
     memory: dict[str, float] | None
     source: str | None
     skipped: str | None
+    measured_from: str | None = None
+    differs: tuple[str, ...] = ()
 
     @property
     def error(self) -> float | None:
@@ -44,6 +46,7 @@ class Row:
             "rank_set": self.rank_set,
             "quantity": "step_seconds",
             "measured": self.measured,
+            "measured_from": self.measured_from,
             "predicted": self.predicted,
             "error": self.error,
             "oom_measured": self.oom_measured,
@@ -51,19 +54,20 @@ class Row:
             "peak_bytes_predicted": self.peak_bytes_predicted,
             "memory_predicted": self.memory,
             "source": self.source,
+            "differs": list(self.differs),
             "skipped": self.skipped,
         }
 
 
-def row_of(case: Case | Skipped) -> Row:
-    """Our answer to one case."""
+def row_of(case: Case | Skipped, compiled: Compiled | None = None) -> Row:
+    """Our answer to one case; `compiled`: what its compiled step says, where it was compiled now."""
     if isinstance(case, Skipped):
         return Row(
             id=case.id, group=group_of(case.id), rank_set=case.rank_set, measured=None, predicted=None,
             oom_measured=None, oom_predicted=None, peak_bytes_predicted=None, memory=None, source=None,
             skipped=case.reason,
         )  # fmt: skip
-    found = predict(case)
+    found = predict(case, compiled)
     return Row(
         id=case.id,
         group=group_of(case.id),
@@ -77,6 +81,8 @@ def row_of(case: Case | Skipped) -> Row:
         memory=dict(found.estimate.memory) if found.peak_bytes == found.estimate.peak_bytes else None,
         source=found.source,
         skipped=None,
+        measured_from=case.measured_from,
+        differs=case.differs,
     )
 
 

@@ -203,6 +203,20 @@ def test_tune_screen(report):
     same("tune.txt", "\n".join(lines(render(report))) + "\n")
 
 
+def test_no_limit_is_named_where_the_program_was_not_understood(report):
+    best = report.rows[0]
+    assert best.limit is not None and best.limit.certain and best.analysis is not None
+    found = replace(best.analysis, not_understood={"all-gather": 3, "custom call mine": 1})
+    doubtful = replace(best, analysis=found, limit=binding_limit(best.elasticities, certain=False))
+    screen = " ".join("\n".join(lines(render(replace(report, rows=(doubtful,))))).split())
+    assert "what binds: matmul" not in screen
+    assert "what binds is not certain" in screen and "3 x all-gather, 1 x custom call mine" in screen
+    document = report_to_json(replace(report, rows=(doubtful,)))["best"]
+    assert document["binding"]["certain"] is False
+    assert document["not_understood"] == {"all-gather": 3, "custom call mine": 1}
+    assert report_to_json(report)["best"]["binding"]["certain"] is True
+
+
 def test_measured_screen(report):
     best = replace(
         report.rows[0],

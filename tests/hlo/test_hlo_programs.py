@@ -9,9 +9,9 @@ from hlo_fixtures import NAMES, NO_MEMORY, fixture, saved
 
 from autotune.hlo.read import read_program
 from autotune.hlo.versions import CHECKED_VERSIONS, unchecked
-from autotune.program import Compute, CopyStart, Done, Loop, Start, by_collective, by_kernel, walk
+from autotune.program import Compute, CopyStart, Done, Loop, Start, WorkStart, by_collective, by_kernel, walk
 
-FULL = [name for name in NAMES if "remat=full" in saved(name)["layout"]]
+FULL = [name for name in NAMES if saved(name)["layout"].partition("remat=")[2].split(",")[0] in ("full", "offload")]
 KEPT = [name for name in NAMES if name not in FULL]
 
 
@@ -180,7 +180,7 @@ def test_every_start_has_its_done(name):
     instructions = fixture(name).program.instructions
     started, ended = Counter(), Counter()
     for op, trips in walk(instructions):
-        if isinstance(op, (Start, CopyStart)):
+        if isinstance(op, (Start, CopyStart, WorkStart)):
             started[op.token] += trips
         elif isinstance(op, Done):
             ended[op.token] += trips

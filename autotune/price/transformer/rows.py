@@ -138,7 +138,7 @@ class Rows:
 
     @property
     def host_rate(self) -> float:
-        """Bytes a second between a device and its host's memory."""
+        """Bytes a second between a device and its host's memory, one way."""
         return self.hardware.host_bytes_per_second
 
     def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:

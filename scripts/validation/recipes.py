@@ -1,0 +1,226 @@
+"""Published runs with their whole recipe (`jax_recipes.json`): mesh, remat, optimizer, options, as a Case.
+
+What our reference step cannot express is collected, so that a skipped row says everything that is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from autotune.meshes.layout import Layout
+from autotune.meshes.placement import default_dcn
+from autotune.meshes.target import Target, parse_target
+from autotune.meshes.transformer import TransformerShape
+
+AXES = {
+    "data": "data", "fsdp": "fsdp", "tensor": "tensor", "pipeline": "stage", "expert": "expert", "context": "context",
+}  # fmt: skip
+"""MaxText's axis -> ours."""
+
+DECODERS = ("llama2", "mistral", "mixtral", None)
+"""`decoder_block` of the models that our reference decoder is; None where a row names none."""
+
+MLPS = {("silu", "linear"): "swiglu-3mat", ("nn.silu", "linear"): "swiglu-3mat", ("gelu",): "gelu-2mat"}
+
+POLICIES = {
+    "full": "full",
+    "none": "none",
+    "minimal": "minimal",
+    "minimal_flash": "dots",
+    "minimal_with_context": "dots",
+    "save_dot_with_context_except_mlp": "attention",
+}
+"""MaxText's remat policy -> ours (`autotune/models/remat.py`)."""
+
+QUERY_KEY_VALUE = frozenset({"query_proj", "key_proj", "value_proj"})
+MLP_ARRAYS = frozenset({"mlpwi_0", "mlpwi_1", "mlpwo"})
+SAVED = {
+    frozenset(): "full",
+    QUERY_KEY_VALUE | {"context", "out_proj"}: "attention",
+    QUERY_KEY_VALUE | {"out_proj"} | MLP_ARRAYS: "minimal",
+    QUERY_KEY_VALUE | {"context", "out_proj"} | MLP_ARRAYS: "dots",
+}
+"""Arrays of a layer kept on the device, beside its input -> our policy."""
+
+SAME_ARRAY = ("qkv_proj", "mlpwi")
+"""Other names of arrays that are listed by themselves too."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a row says, in our words.
+
+    `seconds_from`: the field that `seconds` is, or is worked out from. `differs`: where our step is not quite theirs.
+    """
+
+    transformer: TransformerShape
+    batch: int
+    seq: int
+    dtype: str
+    layout: Layout
+    target: Target
+    seconds: float | None
+    seconds_from: str | None
+    differs: tuple[str, ...]
+
+
+def is_recipe(row: Mapping[str, Any]) -> bool:
+    """Whether a row has this format."""
+    return "chip" in row and "mesh" in row
+
+
+def read_recipe(row: Mapping[str, Any]) -> Recipe:
+    """The run of a row; ValueError lists what of it cannot be expressed, KeyError a field that is missing."""
+    missing: list[str] = []
+    target = _target(row)
+    transformer = _transformer(row["model"], missing)
+    layout = _layout(row, missing)
+    dtype = str(row["dtype"]).split(" ")[0]
+    if dtype not in target.hardware.flops_per_second:
+        missing.append(f"dtype {dtype} on {target.hardware.name}")
+    if not str(row["weight_dtype"]).startswith("float32"):
+        missing.append(f"weights in {row['weight_dtype']}")
+    if row.get("quantization"):
+        missing.append(f"quantization {str(row['quantization']).split(' ')[0]}")
+    _optimizer(row["optimizer"], missing)
+    if missing:
+        raise ValueError("it cannot be expressed: " + "; ".join(missing))
+    assert transformer is not None and layout is not None
+    if target.devices != layout.devices:
+        raise ValueError(f"its mesh has {layout.devices} devices, its chips {target.devices}: not fully given")
+    batch, seq = int(row["batch_sequences"]), int(row["seq"])
+    seconds, source = _seconds(row["measured"], transformer, batch, seq, target)
+    return Recipe(
+        transformer=transformer,
+        batch=batch,
+        seq=seq,
+        dtype=dtype,
+        layout=default_dcn(layout, target),
+        target=target,
+        seconds=seconds,
+        seconds_from=source,
+        differs=("its layers are not scanned, ours are",) if row.get("scan_layers") is False else (),
+    )
+
+
+def _target(row: Mapping[str, Any]) -> Target:
+    """The chips of a row, told only the options that its run was told."""
+    slices = int(row.get("slices") or 1)
+    name = str(row["chip"])
+    target = parse_target(name if slices == 1 or "h100" in name else f"{name}*{slices}")
+    return dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, compiler_options={}))
+
+
+def _transformer(model: Mapping[str, Any], missing: list[str]) -> TransformerShape | None:
+    block = model.get("decoder_block")
+    mlp = MLPS.get(tuple(model["mlp"]))
+    problems = []
+    if block not in DECODERS:
+        problems.append(f"the model's decoder_block {block}")
+    if mlp is None:
+        problems.append(f"the model's mlp {'+'.join(model['mlp'])}")
+    problems += [f"the model's {name}" for name in ("use_qk_norm", "sliding_window_size") if model.get(name)]
+    if model.get("experts") and float(model.get("capacity_factor", -1)) <= 0:
+        problems.append("experts that drop no token")
+    missing += problems
+    if problems:
+        return None
+    return TransformerShape(
+        name=str(model["name"]),
+        layers=int(model["layers"]),
+        d_model=int(model["d_model"]),
+        heads=int(model["heads"]),
+        kv_heads=int(model["kv_heads"]),
+        head_dim=int(model["head_dim"]),
+        d_ff=int(model.get("moe_d_ff") or model["d_ff"]) if model.get("experts") else int(model["d_ff"]),
+        vocab=int(model["vocab"]),
+        mlp=str(mlp),
+        experts=int(model.get("experts") or 0),
+        experts_per_token=int(model.get("experts_per_token") or 0),
+        capacity_factor=float(model.get("capacity_factor") or 1.25),
+        tied_embeddings=bool(model["tied_embeddings"]),
+    )
+
+
+def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
+    sizes = dict.fromkeys(AXES.values(), 1)
+    dcn: dict[str, int] = {}
+    problems = []
+    for name, value in row["mesh"].items():
+        match = re.fullmatch(r"(ici|dcn)_(\w+)_parallelism", name)
+        if match is None or value == 1:
+            continue
+        axis = AXES.get(match[2])
+        if axis is None:
+            problems.append(f"the mesh axis {match[2]}")
+            continue
+        sizes[axis] *= int(value)
+        if match[1] == "dcn":
+            dcn[axis] = int(value)
+    remat = _remat(row["remat"], problems)
+    missing += problems
+    if problems or remat is None:
+        return None
+    options = row.get("xla_flags") or {}
+    return Layout(
+        **sizes,
+        dcn=tuple(dcn.items()),
+        remat=remat,
+        accumulate=int(row["optimizer"].get("gradient_accumulation_steps") or 1),
+        compiler_options=tuple(sorted((name, str(value)) for name, value in options.items())),
+    )
+
+
+def _remat(told: Mapping[str, Any], problems: list[str]) -> str | None:
+    """Our policy of a row's; what is kept array by array has one only where the arrays are those of a policy."""
+    policy = str(told["policy"])
+    if policy in POLICIES:
+        return POLICIES[policy]
+    arrays = told.get("tensors")
+    if arrays is None:
+        problems.append(f"the remat policy {policy}")
+        return None
+    places = {name: place for name, place in arrays.items() if place != "remat" and name not in SAME_ARRAY}
+    carried = places.pop("decoder_layer_input", "remat")
+    if carried == "offload" and not places:
+        return "offload"
+    kept = frozenset(places)
+    if carried == "device" and set(places.values()) <= {"device"} and kept in SAVED:
+        return SAVED[kept]
+    listed = ", ".join(f"{name} {place}" for name, place in {"decoder_layer_input": carried, **places}.items())
+    problems.append(f"remat array by array ({listed})")
+    return None
+
+
+def _optimizer(told: Mapping[str, Any], missing: list[str]) -> None:
+    kind = str(told["type"]).split(" ")[0]
+    if not kind.startswith("adamw"):
+        missing.append(f"the optimizer {kind}")
+    for moment in ("mu_dtype", "nu_dtype", "grad_dtype"):
+        value = str(told.get(moment, "unset"))
+        if not value.startswith(("unset", "float32")):
+            missing.append(f"the optimizer's {moment} {value}")
+    missing += [f"the optimizer's {name}" for name in ("optimizer_memory_host_offload",) if told.get(name)]
+
+
+def _seconds(
+    measured: Mapping[str, Any], transformer: TransformerShape, batch: int, seq: int, target: Target
+) -> tuple[float | None, str | None]:
+    """Seconds of a step as measured; else from the published FLOP rate by the row's own convention.
+
+    MaxText's count is 6 x parameters x tokens and attention, in full ("NON-causal") or its causal half; some rows give
+    the rate of a chip and not of a JAX device. A rate of no stated convention gives no time.
+    """
+    if measured.get("step_time_s") is not None:
+        return float(measured["step_time_s"]), "step_time_s"
+    rate, convention = measured.get("tflops_per_device"), str(measured.get("flops_convention") or "")
+    if rate is None or "MaxText" not in convention:
+        return None, None
+    flops = transformer.train_flops(batch, seq)
+    if "causal" in convention and "non-causal" not in convention.lower():
+        flops -= 6.0 * transformer.layers * transformer.heads * transformer.head_dim * seq * batch * seq
+    units = target.devices / target.hardware.devices_per_chip if "per CHIP" in convention else target.devices
+    return flops / (float(rate) * 1e12 * units), "tflops_per_device"
