@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 
@@ -53,8 +54,19 @@ def autotune() -> None:
 
 
 def main() -> None:
-    """Run the command line; every way out has its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    """Run the command line; every way out has its exit code.
+
+    What C++ code prints on stdout (gloo does) goes to stderr: stdout is for what the command says, `--json` above all.
+    """
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    code = run(sys.argv[1:])
+    if "autotune.system.job" in sys.modules:
+        from autotune.system.job import end_process
+
+        end_process(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

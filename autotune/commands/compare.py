@@ -31,8 +31,8 @@ from autotune.commands.run import open_store, progress
 @store_option
 @json_option
 def compare(
-    first, second, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, timeout,
-    store, as_json,
+    first, second, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id,
+    join_timeout, timeout, store, as_json,
 ):  # fmt: skip
     """Two layouts side by side: where the seconds and the bytes went. FIRST and SECOND are layouts in words, or plans.
 

@@ -34,8 +34,8 @@ from autotune.commands.run import run_search
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
 @json_option
 def explain(
-    plan, layout, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, measure,
-    timeout, store, html, as_json,
+    plan, layout, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id,
+    join_timeout, measure, timeout, store, html, as_json,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -60,7 +60,7 @@ def explain(
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
         target=lambda: target_of(target, hardware),
-        job=(coordinator, processes, process_id),
+        job=(coordinator, processes, process_id, join_timeout),
         axes=None,
         layouts=layouts,
         fix=(),

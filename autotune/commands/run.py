@@ -15,13 +15,14 @@ from autotune.whole_file import write_whole
 
 if TYPE_CHECKING:
     from autotune.meshes.target import Target
+    from autotune.workload.workload import Workload
 
 
 def run_search(
     *,
     workload: Callable,
     target: Callable,
-    job: tuple[str | None, int | None, int | None],
+    job: tuple[str | None, int | None, int | None, float],
     axes,
     layouts,
     fix,
@@ -39,36 +40,34 @@ def run_search(
     """Run `search` with these options and show its report; returns 0, or 1 when nothing fits."""
     from autotune.search import search
 
-    reports = join_job(*job)
-    machine = target()
-    if compile_count:
-        require_compiler(machine)
-    train_step = workload(machine)
-    if not reports:
-        from autotune.commands.follow import follow
+    with in_job(*job) as reports:
+        machine = target()
+        if compile_count:
+            require_compiler(machine)
+        train_step = workload(machine)
+        require_same(machine, train_step)
+        if not reports:
+            from autotune.commands.follow import follow
 
-        return follow(train_step, machine)
-    store = open_store(store_path)
-    with progress() as on_event, bad_input():
-        report = search(
-            train_step,
-            machine,
-            axes=axes,
-            layouts=layouts,
-            fix=fix,
-            compile_count=compile_count,
-            measure_count=measure_count,
-            probe=probe,
-            jobs=jobs,
-            timeout_seconds=timeout_seconds,
-            retry=retry,
-            store=store,
-            on_event=on_event,
-        )
-    if job != (None, None, None):
-        from autotune.system.job import leave
-
-        leave()
+            return follow(train_step, machine)
+        store = open_store(store_path)
+        with progress() as on_event, bad_input():
+            report = search(
+                train_step,
+                machine,
+                axes=axes,
+                layouts=layouts,
+                fix=fix,
+                compile_count=compile_count,
+                measure_count=measure_count,
+                probe=probe,
+                jobs=jobs,
+                timeout_seconds=timeout_seconds,
+                retry=retry,
+                store=store,
+                on_event=on_event,
+            )
+        leave_job()
     plan = report.plan_or_none
     if out and plan:
         plan.save(out)
@@ -117,17 +116,96 @@ def require_compiler(target: Target) -> None:
         raise click.UsageError(problem)
 
 
-def join_job(coordinator: str | None, processes: int | None, process_id: int | None) -> bool:
-    """Join the multi-process job that the flags name; True in the one process that reports."""
+def require_same(target: Target, workload: Workload | None) -> None:
+    """In a job: refuse processes whose machine or train step is another, in one line and in all of them."""
+    from autotune.system.job import current
+
+    job = current()
+    if job is None:
+        return
+    chip = target.hardware.name
+    values = {"target": f"{target.name} ({target.groups} x {'x'.join(map(str, target.shape))} of {chip})"}
+    if workload is not None:
+        values |= {"workload": workload.name, "workload fingerprint": workload.fingerprint}
+    with bad_input():
+        job.require_same(values)
+
+
+def leave_job() -> None:
+    """End the job, if there is one: the other processes go home."""
+    from autotune.system.job import leave
+
+    leave()
+
+
+PROCESS_0_ONLY = ("out", "html", "as_json", "store")
+"""Options that may differ between the processes of a job: only process 0 reports and keeps."""
+OF_THE_PROCESS = ("coordinator", "processes", "process_id", "join_timeout")
+INPUT_FILES = ("plan", "hardware")
+"""Options that name a file to read: its text must be the same in all processes, not its path."""
+COMPARED_PACKAGES = ("autotune-jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax", "numpy")
+
+
+@contextmanager
+def in_job(
+    coordinator: str | None, processes: int | None, process_id: int | None, join_timeout: float
+) -> Iterator[bool]:
+    """The multi-process job that the flags name, joined; yields True in the one process that reports.
+
+    Without the flags there is no job, and this process reports. An error inside is told to the other processes, which
+    end as well. The report, after `leave_job`, is no longer the job's.
+    """
     given = (coordinator, processes, process_id)
     if all(value is None for value in given):
-        return True
+        yield True
+        return
     if any(value is None for value in given):
         raise click.UsageError("--coordinator, --processes and --process-id belong together")
-    from autotune.system.job import join
+    from autotune.system.job import current, join
 
     with bad_input():
-        return join(coordinator, processes, process_id)
+        reports = join(coordinator, processes, process_id, runs=what_runs(), seconds=join_timeout)
+    try:
+        yield reports
+    except BaseException as error:
+        job = current()
+        if job is not None:
+            job.fail(*_last_words(error))
+        raise
+
+
+def what_runs() -> dict[str, str]:
+    """What must be the same in all processes of a job: the command, its options, and the versions of its packages."""
+    import hashlib
+    import platform
+
+    from autotune.plan.plan import installed_versions
+
+    context = click.get_current_context()
+    runs = {"command": str(context.info_name)}
+    for option in context.command.params:
+        name = str(option.name)
+        value = context.params.get(name)
+        if name in (*PROCESS_0_ONLY, *OF_THE_PROCESS):
+            continue
+        shown = str(option.opts[0]) if isinstance(option, click.Option) else name.upper()
+        if name in INPUT_FILES and value is not None and Path(value).is_file():
+            value = "a file of sha256 " + hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
+        runs[shown] = "not given" if value is None or value == () else str(value)
+    return runs | {"python": platform.python_version()} | installed_versions(COMPARED_PACKAGES)
+
+
+def _last_words(error: BaseException) -> tuple[str, int]:
+    """What the other processes of a job say when this one ends with that error, and their exit code."""
+    from autotune.user_code import UserCodeError
+
+    if isinstance(error, click.ClickException):
+        return " ".join(error.format_message().split()), 2
+    if isinstance(error, UserCodeError):
+        return " ".join(str(error).split()), 2
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return "it was interrupted", 130
+    return " ".join(f"{type(error).__name__}: {error}".split()), 3
 
 
 @contextmanager

@@ -56,8 +56,9 @@ from autotune.commands.run import run_search
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
 @json_option
 def tune(
-    model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, axes, layouts, fix,
-    compile_count, measure_count, probe, jobs, timeout, retry, store, out, html, as_json,
+    model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id,
+    join_timeout, axes, layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html,
+    as_json,
 ):  # fmt: skip
     """Choose the mesh and layout of a train step on a target, and say which limit binds.
 
@@ -78,7 +79,7 @@ def tune(
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
         target=lambda: target_of(target, hardware),
-        job=(coordinator, processes, process_id),
+        job=(coordinator, processes, process_id, join_timeout),
         axes=names,
         layouts=layouts_of(layouts),
         fix=fix,
