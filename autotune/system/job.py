@@ -28,9 +28,11 @@ from autotune.system.rendezvous import (
     NoJob,
     Place,
     difference,
+    listen,
     meet,
     parse_coordinator,
     port_beside,
+    reason,
 )
 
 LOST = 3
@@ -251,6 +253,8 @@ def join(
             raise ValueError(f"process-id: {process_id} must be from 0 to {processes - 1}")
         _current = _met(host, port_beside(port), processes, process_id, runs or {}, seconds, say)
         relay = Relay(host, port) if process_id else None
+        if process_id == 0:
+            _require_free(port)
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -310,6 +314,17 @@ def _met(host, port, processes, process_id, runs, seconds, say) -> Job | None:
     except LostEarly as error:
         say(f"{error}; process {process_id} ends")
         raise SystemExit(LOST) from None
+
+
+def _require_free(port: int) -> None:
+    """ValueError in all processes when process 0 cannot have the coordinator's port: JAX's runtime would crash."""
+    try:
+        listen("", port).close()
+    except OSError as error:
+        line = f"coordinator: process 0 cannot listen on port {port}: {reason(error)}; give --coordinator another port"
+        if _current is not None:
+            _current.fail(line, BAD_INPUT)
+        raise NoJob(line) from None
 
 
 def _told_by_jax(process_id: int) -> tuple[str, int]:

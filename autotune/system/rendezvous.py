@@ -104,7 +104,7 @@ def meet(place: Place) -> tuple[dict[int, Connection], Doorkeeper | None]:
     if place.process_id:
         return {0: _knock(place)}, None
     try:
-        listener = _listen(place.host, place.port)
+        listener = listen(place.host, place.port)
     except OSError as error:
         raise NoJob(_why_not_listening(place, error)) from None
     try:
@@ -332,7 +332,7 @@ def _connected(place: Place, why: str) -> tuple[Connection | None, str]:
     try:
         connected = socket.create_connection((place.host, place.port), timeout=5.0)
     except OSError as error:
-        return None, (error.strerror or str(error)).lower()
+        return None, reason(error)
     # A port in the range that the kernel gives to outgoing connections can be connected to itself.
     if connected.getsockname() == connected.getpeername():
         connected.close()
@@ -390,6 +390,15 @@ def _hear(connection: Connection, place: Place, until: float) -> Connection | No
     return None
 
 
+def reason(error: OSError) -> str:
+    """What the system says, without the address that Python adds.
+
+    >>> reason(OSError(98, "Address already in use (while ...)"))
+    'address already in use'
+    """
+    return (os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)).lower()
+
+
 def here() -> str:
     """This process, so that a user finds it.
 
@@ -428,14 +437,14 @@ def _await_end(connection: Connection, until: float) -> None:
         return
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listener on every interface of this host, as JAX's own; on the loopback alone where the host is that.
+def listen(host: str, port: int) -> socket.socket:
+    """A listener on every interface of this host, as JAX's own; on the loopback alone where `host` is that.
 
     OSError when the port is taken, or the host is not known here.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host else []
     loopback = [one for one in found if ipaddress.ip_address(str(one[4][0]).split("%")[0]).is_loopback]
-    if len(loopback) == len(found):
+    if found and len(loopback) == len(found):
         first = min(loopback, key=lambda one: one[0] != socket.AF_INET)
         return socket.create_server(first[4][:2], family=first[0], backlog=STRANGERS)
     if socket.has_dualstack_ipv6():
@@ -455,6 +464,4 @@ def _why_not_listening(place: Place, error: OSError) -> str:
         except LostEarly:
             pass
         return f"coordinator: {beside} is used by another program; give --coordinator another port"
-    return (
-        f"coordinator: process 0 cannot listen on {place.address}, {beside}: {(error.strerror or str(error)).lower()}"
-    )
+    return f"coordinator: process 0 cannot listen on {place.address}, {beside}: {reason(error)}"

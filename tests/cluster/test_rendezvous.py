@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from autotune.system.connection import MESSAGE_BYTES
-from autotune.system.rendezvous import NoJob, Place, meet, parse_coordinator, port_beside
+from autotune.system.rendezvous import NoJob, Place, listen, meet, parse_coordinator, port_beside
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
@@ -222,6 +222,16 @@ def test_the_same_words_for_another_program(tool, tmp_path):
     for one in tool(({}, {}), ({}, {"cwd": str(other)})).ended():
         assert one.code == 2 and one.stdout == "", one
         assert "process 1: workload fingerprint is " in one.last, one
+
+
+def test_the_coordinators_own_port_is_taken(tool, port):
+    with listen("", port):
+        first, second = tool(({}, {}), ({}, {})).ended()
+    said = (
+        f"coordinator: process 0 cannot listen on port {port}: address already in use; give --coordinator another port"
+    )
+    assert first.code == 2 and first.last == f"autotune: {said}", first
+    assert second.code == 2 and f"process 0 of 2 ended: {said}" in second.last, second
 
 
 def test_what_goes_wrong_in_one_process_is_said_in_all(tool, tmp_path):
