@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autotune.meshes.layout_words import words_help
-from autotune.system.rendezvous import JOIN_SECONDS
+from autotune.system.place import JOIN_SECONDS
 
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout

@@ -38,9 +38,10 @@ def run_search(
     as_json: bool,
 ) -> int:
     """Run `search` with these options and show its report; returns 0, or 1 when nothing fits."""
-    from autotune.search import search
-
     with in_job(*job) as reports:
+        # Not before: the processes of a job meet first, and this import takes a while.
+        from autotune.search import search
+
         machine = target()
         if compile_count:
             require_compiler(machine)
@@ -163,9 +164,9 @@ def in_job(
         raise click.UsageError("--coordinator, --processes and --process-id belong together")
     from autotune.system.job import current, join
 
-    with bad_input():
-        reports = join(coordinator, processes, process_id, runs=what_runs(), seconds=join_timeout)
     try:
+        with bad_input():
+            reports = join(coordinator, processes, process_id, runs=what_runs(), seconds=join_timeout)
         yield reports
     except BaseException as error:
         job = current()

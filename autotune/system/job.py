@@ -20,20 +20,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.system.connection import Connection, NotAMessage
-from autotune.system.relay import Relay
-from autotune.system.rendezvous import (
+from autotune.system.gathering import Doorkeeper, listen
+from autotune.system.place import (
     JOIN_SECONDS,
-    Doorkeeper,
     LostEarly,
     NoJob,
     Place,
     difference,
-    listen,
-    meet,
     parse_coordinator,
     port_beside,
     reason,
 )
+from autotune.system.relay import Relay
+from autotune.system.rendezvous import meet
 
 LOST = 3
 """Exit code of a process whose job lost another one."""

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from autotune.system.connection import MESSAGE_BYTES
-from autotune.system.rendezvous import NoJob, Place, listen, meet, parse_coordinator, port_beside
+from autotune.system.gathering import listen
+from autotune.system.place import NoJob, Place, parse_coordinator, port_beside
+from autotune.system.rendezvous import meet
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
@@ -268,11 +270,11 @@ def test_each_process_names_the_one_that_is_lost(tool, tmp_path, victim):
 def test_a_process_that_is_stopped_is_lost(tmp_path, port):
     code = """
 import sys, time
-from autotune.system import job, rendezvous
+from autotune.system import job, place, rendezvous
 job.BEAT_SECONDS, job.SILENCE_SECONDS = 0.2, 2.0
-place = rendezvous.Place(host="127.0.0.1", port={port}, processes=2, process_id=int(sys.argv[1]), runs={{}},
+mine = place.Place(host="127.0.0.1", port={port}, processes=2, process_id=int(sys.argv[1]), runs={{}},
                          seconds=60.0, say=print)
-one = job.Job(place.process_id, 2, *rendezvous.meet(place))
+one = job.Job(mine.process_id, 2, *rendezvous.meet(mine))
 print("met", file=sys.stderr, flush=True)
 time.sleep(100)
 """
