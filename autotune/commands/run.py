@@ -192,7 +192,8 @@ def what_runs() -> dict[str, str]:
         shown = str(option.opts[0]) if isinstance(option, click.Option) else name.upper()
         if name in INPUT_FILES and value is not None and Path(value).is_file():
             value = "a file of sha256 " + hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
-        runs[shown] = "not given" if value is None or value == () else str(value)
+        given = value if isinstance(value, tuple) else () if value is None else (value,)
+        runs[shown] = " ".join(map(str, given)) or "not given"
     return runs | {"python": platform.python_version()} | installed_versions(COMPARED_PACKAGES)
 
 

@@ -177,6 +177,7 @@ def test_one_killed_while_the_others_are_awaited_is_named(tool):
         ({"--target": "cpu:2"}, "--target is cpu:2, in process 0 it is local"),
         ({"--layouts": "fsdp=2"}, "--layouts is fsdp=2, in process 0 it is data=2"),
         ({"--processes": "3"}, "--processes is 3, in process 0 it is 2"),
+        ({"--fix": "zero=1"}, "--fix is zero=1, in process 0 it is not given"),
         ({"--timeout": "77"}, "--timeout is 77.0, in process 0 it is 900.0"),
     ],
 )
