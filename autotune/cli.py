@@ -14,6 +14,7 @@ import traceback
 
 import click
 
+from autotune.system.quiet import quiet_start
 from autotune.user_code import UserCodeError
 
 COMMANDS = {
@@ -61,7 +62,28 @@ def autotune() -> None:
 
 def main() -> None:
     """Run the command line; every way out has its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    _own_streams()
+    quiet_start()
+    code = run(sys.argv[1:])
+    if "autotune.system.job" in sys.modules:
+        from autotune.system.job import end_process
+
+        end_process(code)
+    sys.exit(code)
+
+
+def _own_streams() -> None:
+    """stdout and stderr of Python get descriptors of their own; what C++ code writes on stdout goes to stderr.
+
+    stdout is for what the command says, `--json` above all. What the command says on stderr is not held back while
+    start-up noise is (`autotune.system.quiet`).
+    """
+    if sys.stdout is None or sys.stderr is None:
+        return  # started with one of them closed
+    out, err = os.dup(1), os.dup(2)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(out, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    sys.stderr = os.fdopen(err, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)
 
 
 def run(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from autotune.price.changes_that_fit import price_one, scaled_peak
 from autotune.price.priced_space import PricedSpace, price_space, why_illegal
 from autotune.probes.choose import learned, probing
 from autotune.probes.fit import probe_of
+from autotune.report.comparison import Comparison
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
 from autotune.search_events import EarlyAnswer, LayoutCompiled, LayoutMeasured, Listener, SearchEvent, announce
@@ -89,12 +91,32 @@ def tune(
     )
 
 
-def explain(workload: Workload, target: Target | str, layout: Layout | str, **options) -> Report:
-    """The same report for one layout, without a search."""
+def explain(workload: Workload, target: Target | str, layout: Layout | str, **options: Any) -> Report:
+    """The same report for one layout ("fsdp=8,remat=full" or a Layout), without a search.
+
+    `options`: `measure`, `jobs`, `store`, `executor` and `on_event`, as of `tune`. ValueError as there.
+    """
     from autotune.meshes.layout import parse_layout
 
     chosen = parse_layout(layout) if isinstance(layout, str) else layout
     return tune(workload, target, layouts=(chosen,), compile=1, probe=False, **options)
+
+
+def compare(
+    workload: Workload, target: Target | str, first: Layout | str, second: Layout | str, **options: Any
+) -> Comparison:
+    """Two layouts of `workload` on `target` side by side, both compiled: where the seconds and the bytes went.
+
+    A layout is a Layout, or words ("fsdp=8,remat=full"). `options`: `jobs`, `store`, `executor` and `on_event`, as of
+    `tune`. ValueError names what is wrong with the input.
+    """
+    from autotune.meshes.layout import parse_layout
+
+    machine = parse_target(target) if isinstance(target, str) else target
+    pair = [default_dcn(parse_layout(one) if isinstance(one, str) else one, machine) for one in (first, second)]
+    report = tune(workload, machine, layouts=pair, compile=2, measure=0, probe=False, **options)
+    rows = {row.layout: row for row in report.rows}
+    return Comparison(report=report, first=rows[pair[0]], second=rows[pair[1]])
 
 
 def search(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +23,13 @@ class UserCodeError(Exception):
 
 @contextmanager
 def user_code(doing: str) -> Iterator[None]:
-    """Inside, only the user's code runs: what it raises becomes a UserCodeError.
+    """Inside, only the user's code runs: what it raises becomes a UserCodeError, what it prints goes to stderr.
 
     Not so a ValueError of our own borders (wrong rules for `Workload`): it is input, and one line says what is wrong.
     """
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     except UserCodeError:
         raise
     except ValueError as error:

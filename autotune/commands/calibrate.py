@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from autotune.commands.options import bad_input, json_option, saved, shown, target_of, target_options, writable
-from autotune.commands.run import join_job
+from autotune.commands.run import in_job, leave_job, require_same
 from autotune.system.host_memory import keep_freed_memory
 from autotune.system.whole_file import write_whole
 
@@ -16,7 +16,7 @@ from autotune.system.whole_file import write_whole
 @target_options
 @click.option("--out", type=click.Path(path_type=Path), help="Write the hardware file here (TOML) [print it].")
 @json_option
-def calibrate(target, hardware, coordinator, processes, process_id, out, as_json):
+def calibrate(target, hardware, coordinator, processes, process_id, join_timeout, out, as_json):
     """Measure matmul rates, memory bandwidth, launches and every collective; write them as a hardware file.
 
     \b
@@ -25,30 +25,31 @@ def calibrate(target, hardware, coordinator, processes, process_id, out, as_json
     """
     writable(out, "--out")
     keep_freed_memory()
-    leads = join_job(coordinator, processes, process_id)
-    machine = target_of(target or "local", hardware)
-    if not machine.measurable:
-        raise click.UsageError(f"--target {machine.name}: has no devices here; only local and cpu:N can be measured")
     from autotune.calibrate.calibrate import calibrate as measured
     from autotune.calibrate.hardware_file import hardware_toml
     from autotune.calibrate.together import calibrate_together
     from autotune.commands.follow import follow
     from autotune.system import job
 
-    if not leads:
-        return follow(None, machine)
-
     def say(line: str) -> None:
         click.echo(line, err=True)
 
-    together = job.current()
-    with bad_input():
-        if together is None:
-            found = measured(machine, on_progress=say)
-        else:
-            found = calibrate_together(together, machine, on_progress=say)
-    if together is not None:
-        job.leave()
+    with in_job(coordinator, processes, process_id, join_timeout) as leads:
+        machine = target_of(target or "local", hardware)
+        if not machine.measurable:
+            raise click.UsageError(
+                f"--target {machine.name}: has no devices here; only local and cpu:N can be measured"
+            )
+        require_same(machine, None)
+        if not leads:
+            return follow(None, machine)
+        together = job.current()
+        with bad_input():
+            if together is None:
+                found = measured(machine, on_progress=say)
+            else:
+                found = calibrate_together(together, machine, on_progress=say)
+        leave_job()
     text = hardware_toml(found, f"Calibrated by `autotune calibrate`: {machine.name}")
     kept = True
     if as_json:

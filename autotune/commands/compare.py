@@ -38,7 +38,7 @@ from autotune.commands.run import open_store
 @json_option
 def compare(
     first, second, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, timeout, store, as_json, quiet,
+    process_id, join_timeout, timeout, store, as_json, quiet,
 ):  # fmt: skip
     """Two layouts side by side: where the seconds and the bytes went. FIRST and SECOND are layouts in words, or plans.
 

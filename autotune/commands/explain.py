@@ -40,7 +40,7 @@ from autotune.commands.run import run_search
 @json_option
 def explain(
     plan, layout, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, measure, timeout, store, html, as_json, quiet,
+    process_id, join_timeout, measure, timeout, store, html, as_json, quiet,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -65,7 +65,7 @@ def explain(
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
         target=lambda: target_of(target, hardware, memory_fraction),
-        job=(coordinator, processes, process_id),
+        job=(coordinator, processes, process_id, join_timeout),
         axes=None,
         layouts=layouts,
         fix=(),

@@ -12,6 +12,7 @@ import click
 
 from autotune.cli import drop_stdout
 from autotune.meshes.layout_words import words_help
+from autotune.system.place import JOIN_SECONDS
 from autotune.system.whole_file import check_writable
 
 if TYPE_CHECKING:
@@ -46,14 +47,25 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--target, --hardware and the multi-process flags."""
+    """--target, --hardware, and the flags of jobs of several processes."""
     for option in reversed(
         (
             click.option("--target", help="v5e:16x16, v5p:4x4x4*2, h100:8x8, cpu:8, local (`autotune targets`)."),
             click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML)."),
-            click.option("--coordinator", metavar="HOST:PORT", help="Multi-process jobs: where process 0 listens."),
+            click.option(
+                "--coordinator",
+                metavar="HOST:PORT",
+                help="Multi-process jobs: where process 0 listens; also on the port after it.",
+            ),
             click.option("--processes", type=int, help="Multi-process jobs: how many."),
             click.option("--process-id", type=int, help="Multi-process jobs: which one this is."),
+            click.option(
+                "--join-timeout",
+                type=float,
+                default=JOIN_SECONDS,
+                show_default=True,
+                help="Multi-process jobs: seconds to wait for the others.",
+            ),
         )
     ):
         command = option(command)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,14 @@ from autotune.system.whole_file import write_whole
 if TYPE_CHECKING:
     from autotune.meshes.target import Target
     from autotune.report.report import Report
+    from autotune.workload.workload import Workload
 
 
 def run_search(
     *,
     workload: Callable,
     target: Callable,
-    job: tuple[str | None, int | None, int | None],
+    job: tuple[str | None, int | None, int | None, float],
     axes,
     layouts,
     fix,
@@ -43,39 +45,38 @@ def run_search(
     Returns 0; 1 when nothing fits; 2 when the report or a file of it could not be written; 130 after Ctrl-C: then the
     report says what was known by then.
     """
-    from autotune.search import search
+    with in_job(*job) as reports:
+        # Not before: the processes of a job meet first, and this import takes a while.
+        from autotune.search import search
 
-    reports = join_job(*job)
-    machine = target()
-    if compile_count:
-        require_compiler(machine)
-    train_step = workload(machine)
-    if not reports:
-        from autotune.commands.follow import follow
+        machine = target()
+        if compile_count:
+            require_compiler(machine)
+        train_step = workload(machine)
+        require_same(machine, train_step)
+        if not reports:
+            from autotune.commands.follow import follow
 
-        return follow(train_step, machine)
-    store = open_store(store_path)
-    with progress(quiet) as on_event, bad_input():
-        report = search(
-            train_step,
-            machine,
-            axes=axes,
-            layouts=layouts,
-            fix=fix,
-            compile_count=compile_count,
-            measure_count=measure_count,
-            probe=probe,
-            jobs=jobs,
-            timeout_seconds=timeout_seconds,
-            retry=retry,
-            store=store,
-            on_event=on_event,
-            report_on_interrupt=True,
-        )
-    if job != (None, None, None):
-        from autotune.system.job import leave
-
-        leave()
+            return follow(train_step, machine)
+        store = open_store(store_path)
+        with progress(quiet) as on_event, bad_input():
+            report = search(
+                train_step,
+                machine,
+                axes=axes,
+                layouts=layouts,
+                fix=fix,
+                compile_count=compile_count,
+                measure_count=measure_count,
+                probe=probe,
+                jobs=jobs,
+                timeout_seconds=timeout_seconds,
+                retry=retry,
+                store=store,
+                on_event=on_event,
+                report_on_interrupt=True,
+            )
+        leave_job()
     plan = report.plan_or_none
     # The report first: a disk that is full must not cost a search its answer.
     kept = _show(report, as_json)
@@ -132,14 +133,94 @@ def require_compiler(target: Target) -> None:
         raise click.UsageError(problem)
 
 
-def join_job(coordinator: str | None, processes: int | None, process_id: int | None) -> bool:
-    """Join the multi-process job that the flags name; True in the one process that reports."""
+def require_same(target: Target, workload: Workload | None) -> None:
+    """In a job: refuse processes whose machine or train step is another, in one line and in all of them."""
+    from autotune.system.job import current
+
+    job = current()
+    if job is None:
+        return
+    chip = target.hardware.name
+    values = {"target": f"{target.name} ({target.groups} x {'x'.join(map(str, target.shape))} of {chip})"}
+    if workload is not None:
+        values |= {"workload": workload.name, "workload fingerprint": workload.fingerprint}
+    with bad_input():
+        job.require_same(values)
+
+
+def leave_job() -> None:
+    """End the job, if there is one: the other processes go home."""
+    from autotune.system.job import leave
+
+    leave()
+
+
+PROCESS_0_ONLY = ("out", "html", "as_json", "store", "quiet")
+"""Options that may differ between the processes of a job: only process 0 reports and keeps."""
+OF_THE_PROCESS = ("coordinator", "processes", "process_id", "join_timeout")
+INPUT_FILES = ("plan", "hardware")
+"""Options that name a file to read: its text must be the same in all processes, not its path."""
+COMPARED_PACKAGES = ("autotune-jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax", "numpy")
+
+
+@contextmanager
+def in_job(
+    coordinator: str | None, processes: int | None, process_id: int | None, join_timeout: float
+) -> Iterator[bool]:
+    """The multi-process job that the flags name, joined; yields True in the one process that reports.
+
+    Without the flags there is no job, and this process reports. An error inside is told to the other processes, which
+    end as well. The report, after `leave_job`, is no longer the job's.
+    """
     given = (coordinator, processes, process_id)
     if all(value is None for value in given):
-        return True
+        yield True
+        return
     if any(value is None for value in given):
         raise click.UsageError("--coordinator, --processes and --process-id belong together")
-    from autotune.system.job import join
+    from autotune.system.job import current, join
 
-    with bad_input():
-        return join(coordinator, processes, process_id)
+    try:
+        with bad_input():
+            reports = join(coordinator, processes, process_id, runs=what_runs(), seconds=join_timeout)
+        yield reports
+    except BaseException as error:
+        job = current()
+        if job is not None:
+            job.fail(*_last_words(error))
+        raise
+
+
+def what_runs() -> dict[str, str]:
+    """What must be the same in all processes of a job: the command, its options, and the versions of its packages."""
+    import hashlib
+    import platform
+
+    from autotune.system.versions import installed_versions
+
+    context = click.get_current_context()
+    runs = {"command": str(context.info_name)}
+    for option in context.command.params:
+        name = str(option.name)
+        value = context.params.get(name)
+        if name in (*PROCESS_0_ONLY, *OF_THE_PROCESS):
+            continue
+        shown = str(option.opts[0]) if isinstance(option, click.Option) else name.upper()
+        if name in INPUT_FILES and value is not None and Path(value).is_file():
+            value = "a file of sha256 " + hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
+        given = value if isinstance(value, tuple) else () if value is None else (value,)
+        runs[shown] = " ".join(map(str, given)) or "not given"
+    return runs | {"python": platform.python_version()} | installed_versions(COMPARED_PACKAGES)
+
+
+def _last_words(error: BaseException) -> tuple[str, int]:
+    """What the other processes of a job say when this one ends with that error, and their exit code."""
+    from autotune.user_code import UserCodeError
+
+    if isinstance(error, click.ClickException):
+        return " ".join(error.format_message().split()), 2
+    if isinstance(error, UserCodeError):
+        return " ".join(str(error).split()), 2
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return "it was interrupted", 130
+    return " ".join(f"{type(error).__name__}: {error}".split()), 3

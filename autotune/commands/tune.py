@@ -60,8 +60,9 @@ from autotune.commands.run import run_search
 @quiet_option
 @json_option
 def tune(
-    model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes, process_id, axes,
-    layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html, as_json, quiet,
+    model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes, process_id,
+    join_timeout, axes, layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html,
+    as_json, quiet,
 ):  # fmt: skip
     """Choose the mesh and layout of a train step on a target, and say which limit binds.
 
@@ -82,7 +83,7 @@ def tune(
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
         target=lambda: target_of(target, hardware, memory_fraction),
-        job=(coordinator, processes, process_id),
+        job=(coordinator, processes, process_id, join_timeout),
         axes=names,
         layouts=layouts_of(layouts),
         fix=fix,

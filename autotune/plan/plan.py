@@ -10,23 +10,27 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import Layout, layout_to_json
 from autotune.meshes.target import Target, with_memory_fraction
 from autotune.partition import Partition
 from autotune.plan.figures import FIGURES, Figures
+from autotune.shown import Shown
 from autotune.system.versions import installed_versions
 from autotune.system.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 SCHEMA = 1
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
 """Packages whose versions decide what a plan is worth."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Plan(Shown):
     """`target`, `hardware`, `shape`, `groups`, `memory_fraction`: the machine it was made for, as `Target` has them.
 
     `device_order`: for each place of the mesh (in `layout.order`, last axis fastest) which device of the machine sits
@@ -130,6 +134,20 @@ class Plan:
         if self.memory_fraction is not None:
             values["memory_fraction"] = self.memory_fraction
         return json.dumps(values, indent=1)
+
+    def headline(self) -> str:
+        """Layout, job, machine, step time and its source, in one line."""
+        from autotune.plan.screen import plan_headline
+
+        return plan_headline(self)
+
+    def screen(self) -> RenderableType:
+        """What the plan says, a line each."""
+        from rich.text import Text
+
+        from autotune.plan.screen import plan_lines
+
+        return Text("\n".join(plan_lines(self)))
 
     def save(self, path: Path | str) -> None:
         """Write aside, then rename: a reader sees the old file or the whole new one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,7 +12,29 @@ from rich.text import Text
 
 from autotune.replay.replay import CollectiveTotal
 from autotune.report.report import Report, Row, row_to_json
+from autotune.shown import Shown
 from autotune.units import bytes_text, seconds_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Comparison(Shown):
+    """Two layouts of one search, side by side. `report`: that search; `first`, `second`: rows of it."""
+
+    report: Report
+    first: Row
+    second: Row
+
+    def headline(self) -> str:
+        """Both layouts with their times, in one line."""
+        return f"{self.first.headline()} | {self.second.headline()}"
+
+    def screen(self) -> RenderableType:
+        """The screen of `autotune compare`."""
+        return render_comparison(self.report, self.first, self.second)
+
+    def to_json(self) -> str:
+        """The document of `autotune compare --json`, as text."""
+        return json.dumps(comparison_to_json(self.report, self.first, self.second), indent=1)
 
 
 def seconds_by_resource(first: Row, second: Row) -> dict[str, tuple[float, float]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.analysis.analysis import Analysis
 from autotune.analysis.limits import KeptOut, Limit
@@ -17,6 +18,10 @@ from autotune.plan.plan import Plan
 from autotune.price.changes_that_fit import Change
 from autotune.price.price import Estimate
 from autotune.row_status import RowStatus
+from autotune.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class NoPlanFits(Exception):
@@ -27,7 +32,7 @@ class NoPlanFits(Exception):
         self.report = report
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Row:
     """One layout and all that is known of it; what was not done is None.
 
@@ -63,6 +68,18 @@ class Row:
         if self.analysis is not None:
             return self.analysis.prediction.step_seconds
         return self.price.step_seconds if self.price else None
+
+    def headline(self) -> str:
+        """The layout, its time with the source, and what binds; why not, where it cannot run."""
+        from autotune.units import seconds_text
+
+        if not self.status.can_run:
+            return f"{self.layout}, {self.status}: {' '.join(str(self.reason).split())[:200]}"
+        binds = f", binds: {self.limit.resource}" if self.limit else ""
+        return f"{self.layout}, {seconds_text(self.step_seconds)} a step ({self.status}){binds}"
+
+    def __repr__(self) -> str:
+        return f"<Row {self.headline()}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +119,8 @@ class Roomier:
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Report(Shown):
     """Every layout of the space, listed or counted: `counts` by final status adds up to the space.
 
     `compilers_word`: where every compile failed, for another reason than memory, that in one line: then there is no
@@ -154,6 +171,33 @@ class Report:
         if self.plan_or_none is None:
             raise NoPlanFits(self)
         return self.plan_or_none
+
+    def headline(self) -> str:
+        """The answer in one line: what was asked, the chosen layout, its time with the source, and what binds."""
+        asked = f"{self.workload} on {self.target.name}"
+        if self.compilers_word:
+            answer = "no plan: every compile failed"
+        elif not self.ranked:
+            answer = "nothing fits"
+        else:
+            answer = self.ranked[0].headline()
+        return f"{asked}: {answer}; {sum(self.counts.values()):,} layouts"
+
+    def screen(self) -> RenderableType:
+        """The whole screen of `autotune tune`."""
+        from autotune.report.text import render
+
+        return render(self)
+
+    def to_html(self) -> str:
+        """The page of `autotune tune --html`."""
+        from autotune.report.html import render_html
+
+        return render_html(self)
+
+    def to_json(self) -> str:
+        """The document of `autotune tune --json`, as text."""
+        return json.dumps(report_to_json(self), indent=1)
 
 
 NEAR_CAPACITY = 0.95

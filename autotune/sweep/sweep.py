@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from autotune.analysis.analysis import Analysis
 from autotune.analysis.limits import elasticities
+from autotune.shown import Shown
 from autotune.sweep.point import Gap, Point, Question, limit_of, point_at, rates
 from autotune.sweep.sizes import Family
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SWEEP_WIDTH = 200
+"""Columns of a sweep's text, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +47,8 @@ def loss_name(point: Point | Gap) -> str:
     return limit_of({**point.shares, "matmul": 0.0}, point.arcs).resource
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Sweep(Shown):
     """Points and gaps of one kind of machine, sizes rising. `skipped`: chip counts the machine does not come in.
 
     `unconfirmed`: chips -> why the compiler would not take the layout of that point.
@@ -55,6 +64,32 @@ class Sweep:
     def feasible(self) -> tuple[Point, ...]:
         """Sizes at which some layout runs."""
         return tuple(point for point in self.points if isinstance(point, Point))
+
+    def headline(self) -> str:
+        """Workload, machine, sizes, and the layout at the largest of them that some layout fits."""
+        asked = f"{self.question.workload.name} on {self.family.name}, {len(self.points)} sizes"
+        if not self.feasible:
+            return f"{asked}: nothing fits"
+        last = self.feasible[-1]
+        return f"{asked}: at {last.chips:,} chips {last.layout}, {last.step_seconds:.4g} s a step ({last.source})"
+
+    def screen(self) -> RenderableType:
+        """The screen of `autotune sweep`."""
+        from autotune.sweep.budget import Budget
+        from autotune.sweep.screen import render
+
+        return render([self], [Budget()], min_mfu=None, helps={}, shapes={})
+
+    def text(self, width: int = SWEEP_WIDTH) -> str:
+        """As of `Shown`; its table has ten columns."""
+        return Shown.text(self, width)
+
+    def to_json(self) -> str:
+        """The document of `autotune sweep --json`, as text."""
+        from autotune.sweep.budget import Budget
+        from autotune.sweep.document import document
+
+        return json.dumps(document([self], [Budget()], min_mfu=None, helps={}, shapes={}), allow_nan=False)
 
     @property
     def limit_changes(self) -> tuple[LimitChange, ...]:
