@@ -15,6 +15,7 @@ import traceback
 import click
 
 from autotune.system.quiet import quiet_start
+from autotune.system.stdout import drop_stdout
 from autotune.user_code import UserCodeError
 
 COMMANDS = {
@@ -117,9 +118,3 @@ def run(arguments: list[str]) -> int:
         traceback.print_exc()
         click.echo("autotune: the tool itself broke; the lines above say where", err=True)
         return 3
-
-
-def drop_stdout() -> None:
-    """Forget what stdout could not take: Python would try again at the exit, and end with another code."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())

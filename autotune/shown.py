@@ -27,7 +27,7 @@ class Shown:
 
     def text(self, width: int = WIDTH) -> str:
         """The whole result as plain text of at most `width` columns."""
-        from autotune.report.text import lines
+        from autotune.tables import lines
 
         return "\n".join(lines(self.screen(), width))
 

@@ -6,7 +6,8 @@ be shown do not fit side by side, each row becomes a record: its name or layout 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -189,3 +190,10 @@ def share_bar(share: float, width: int = 10) -> str:
     eighths = round(max(0.0, min(share, 1.0)) * width * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)
+
+
+def lines(renderable: RenderableType, width: int = 140) -> Iterable[str]:
+    """The screen as plain lines of at most `width` columns: what goes to a file, a pipe or a golden test."""
+    text = io.StringIO()  # not `console.capture`, which flushes stdout
+    Console(file=text, width=width, no_color=True, highlight=False, force_terminal=False).print(renderable)
+    return [line.rstrip() for line in text.getvalue().splitlines()]

@@ -3,8 +3,8 @@
     python scripts/make_collective_fixtures.py [NAME...]
 
 The step says its collectives itself (`shard_map`), so what each moves is known by hand: see
-`tests/test_every_collective.py`. Each file is the text of the compiled module, xz-packed. The TPU and GPU compilers run
-without a device; each program takes seconds.
+`tests/hlo/test_every_collective.py`. Each file is the text of the compiled module, xz-packed. The TPU and GPU compilers
+run without a device; each program takes seconds.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def compare(
     if as_json:
         click.echo(json.dumps(comparison_to_json(report, *rows), indent=1))
     else:
-        from autotune.report.text import lines
+        from autotune.tables import lines
 
         click.echo("\n".join(lines(render_comparison(report, *rows))))
     return 0 if all(row.analysis for row in rows) else 1

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autotune.cli import drop_stdout
 from autotune.meshes.layout_words import words_help
 from autotune.system.place import JOIN_SECONDS
+from autotune.system.stdout import drop_stdout
 from autotune.system.whole_file import check_writable
 
 if TYPE_CHECKING:

@@ -106,7 +106,8 @@ def _show(report: Report, as_json: bool) -> bool:
         return shown(json.dumps(report_to_json(report), indent=1))
     from rich.console import Console
 
-    from autotune.report.text import lines, render
+    from autotune.report.text import render
+    from autotune.tables import lines
 
     if sys.stdout.isatty():
         Console(highlight=False).print(render(report))

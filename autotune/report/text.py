@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -100,7 +99,7 @@ def _answer(report: Report) -> Prose:
     return Prose(
         f"chosen: {best.layout}\n"
         f"step: {step}\n"
-        f"what binds: {_binding(best)}\n"
+        f"what binds{_binding(best)}\n"
         f"memory: {_memory_left(report, best)}\n"
         f"what would help: {_helps(report)}",
         first_style="bold green",
@@ -109,18 +108,18 @@ def _answer(report: Report) -> Prose:
 
 def _binding(best: Row) -> str:
     if best.limit is None:
-        return "nothing that is known"
+        return ": nothing that is known"
     if not best.limit.certain and best.analysis:
         found = ", ".join(f"{count} x {name}" for name, count in best.analysis.not_understood.items())
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in best.elasticities.items() if share >= 0.005)
         return (
-            f"not certain, since the program holds what was not understood ({found}); shares of the critical path of "
-            f"what was understood: {shares}"
+            f" is not certain, since the program holds what was not understood ({found}); shares of the critical path "
+            f"of what was understood: {shares}"
         )
     others = [(name, share) for name, share in best.elasticities.items() if name != best.limit.resource]
     rest = ", ".join(f"{name} {100 * share:.0f} %" for name, share in others if share >= 0.005)
     margin = "" if best.limit.margin is None else f", {100 * best.limit.margin:.0f} points more than the next"
-    return f"{best.limit.resource}, {100 * best.limit.elasticity:.0f} % of the critical path{margin}" + (
+    return f": {best.limit.resource}, {100 * best.limit.elasticity:.0f} % of the critical path{margin}" + (
         f" ({rest})" if rest else ""
     )
 
@@ -394,12 +393,3 @@ def _counted(rows: Sequence[Row], omitted: Sequence[Omitted]) -> list[Omitted]:
 
 def _notes(report: Report) -> Prose | None:
     return Prose("\n".join(f"note: {note}" for note in report.notes)) if report.notes else None
-
-
-def lines(renderable: RenderableType, width: int = 140) -> Iterable[str]:
-    """The screen as plain lines of at most `width` columns: what goes to a file, a pipe or a golden test."""
-    from rich.console import Console
-
-    text = io.StringIO()  # not `console.capture`, which flushes stdout
-    Console(file=text, width=width, no_color=True, highlight=False, force_terminal=False).print(renderable)
-    return [line.rstrip() for line in text.getvalue().splitlines()]

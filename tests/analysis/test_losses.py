@@ -19,8 +19,9 @@ from autotune.meshes.layout import parse_layout
 from autotune.program import Collective, Compute, Done, Loop, Memory, Program, Start
 from autotune.reference_workload import reference_workload
 from autotune.report.report import report_to_json
-from autotune.report.text import lines, render
+from autotune.report.text import render
 from autotune.search import explain, tune
+from autotune.tables import lines
 from autotune.workload.workload import Workload
 
 BATCH, WIDTH, SLICES = 64, 256, 2

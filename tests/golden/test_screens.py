@@ -20,8 +20,9 @@ from autotune.replay.replay import CollectiveTotal, Prediction
 from autotune.report.comparison import render_comparison
 from autotune.report.html import render_html
 from autotune.report.report import Omitted, Report, Roomier, Row, report_to_json
-from autotune.report.text import lines, render
+from autotune.report.text import render
 from autotune.row_status import RowStatus
+from autotune.tables import lines
 
 HERE = Path(__file__).parent
 GIB = 2**30

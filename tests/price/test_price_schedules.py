@@ -12,11 +12,12 @@ from autotune.price.priced_space import price_space
 from autotune.price.transformer.pipeline_schedules import REFERENCE, as_published, most_waiting, waiting_microbatches
 from autotune.reference_workload import reference_workload
 from autotune.report.report import report_to_json
-from autotune.report.text import lines, render
+from autotune.report.text import render
 from autotune.search import search, shortlist
 from autotune.space import enumerate_layouts
 from autotune.sweep.fastest import fastest
 from autotune.table import LayoutTable
+from autotune.tables import lines
 
 GIB = 2**30
 

@@ -11,9 +11,10 @@ from autotune.meshes.target import parse_target
 from autotune.price.priced_space import price_space
 from autotune.reference_workload import reference_workload
 from autotune.report.report import NEAR_CAPACITY, SPARE, report_to_json
-from autotune.report.text import lines, render
+from autotune.report.text import render
 from autotune.search import search
 from autotune.space import enumerate_layouts
+from autotune.tables import lines
 
 JOBS = [
     ("llama3-8b", "v5e:16x16", 256, 4096, ("fsdp", "tensor")),

@@ -12,10 +12,11 @@ from autotune.meshes.target import parse_target
 from autotune.reference_workload import reference_workload
 from autotune.report.html import render_html
 from autotune.report.report import report_to_json
-from autotune.report.text import lines, render
+from autotune.report.text import render
 from autotune.row_status import RowStatus
 from autotune.search import search
 from autotune.space import enumerate_layouts
+from autotune.tables import lines
 
 STATUS = [status.value for status in RowStatus]
 
