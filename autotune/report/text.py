@@ -247,10 +247,18 @@ def _limit(row: Row) -> str:
 
 
 def _why_others_lost(ranking: Sequence[Row]) -> RenderableType | None:
-    losers = [row for row in ranking[1:] if row.reason]
-    if not losers:
+    """Each loser with its reason; losers with one reason in common are counted after the first."""
+    by_reason: dict[str, list[Row]] = {}
+    for row in ranking[1:]:
+        if row.reason:
+            by_reason.setdefault(row.reason, []).append(row)
+    if not by_reason:
         return None
-    return Prose("why the others lost:\n" + "\n".join(f"  {row.layout}: {row.reason}" for row in losers))
+    lines = [
+        f"  {rows[0].layout}" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "") + f": {reason}"
+        for reason, rows in by_reason.items()
+    ]
+    return Prose("why the others lost:\n" + "\n".join(lines))
 
 
 def _ledger(row: Row) -> RenderableType:

@@ -1,15 +1,24 @@
 """Every command that the README shows is run here, as it stands or with less work; a new one must be added."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from autotune.cli import run
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+NAMES = ("scaling.md", "reading_a_report.md", "commands.md", "accuracy.md")
+PAGES = {"README.md": README} | {name: (ROOT / "docs" / name).read_text() for name in NAMES}
+"""The pages whose commands are run here."""
+
 LESS = {
+    "autotune tune --model llama3-8b --target h100:2x8 --batch 64 --seq 4096 --compile 3": ("--compile", "1"),
     "autotune tune --model llama3-8b --target v5e:16x16 --batch 256 --seq 4096 --out plan.json": ("--compile", "1"),
     "autotune tune --model tiny --target cpu:8 --batch 16 --seq 64 --axes data,fsdp,tensor --compile 4 --measure 3": (
         "--compile", "2", "--measure", "2",
@@ -34,7 +43,7 @@ RUN_ELSEWHERE = ("python3 -m venv", ". .venv/bin/activate", "pip install", "pyth
 
 
 def shown() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    blocks = [block for page in PAGES.values() for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)]
     lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")]
     return [line for line in lines if line and not line.startswith(RUN_ELSEWHERE)]
 
@@ -61,7 +70,34 @@ def test_quick_command(command, capsys):
     screen = capsys.readouterr().out
     for words in QUICK[command]:
         assert words in screen, words
-    assert all(words in README for words in QUICK[command])
+    assert all(words in "".join(PAGES.values()) for words in QUICK[command])
+
+
+def test_the_python_block_runs_as_it_stands(tmp_path):
+    [block] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    environment = {**os.environ, "AUTOTUNE_STORE": str(tmp_path / "store"), "JAX_PLATFORMS": "cpu"}
+    check = "\nassert all(leaf.sharding.mesh.size == 8 for leaf in jax.tree.leaves(state)), state\n"
+    done = subprocess.run(
+        [sys.executable, "-c", block + check],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "chosen: " in done.stdout and "note: guessed: params/up" in done.stdout
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 175 and len(README.split()) <= 1500
+
+
+def test_links_of_the_pages_lead_to_files():
+    for name, page in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for link in re.findall(r"\]\(([^)#]+)\)", page):
+            assert link.startswith("http") or (folder / link).is_file(), f"{name}: {link}"
 
 
 def test_every_subcommand_is_in_the_table():
@@ -69,11 +105,12 @@ def test_every_subcommand_is_in_the_table():
 
     for name in COMMANDS:
         assert re.search(rf"`(?:autotune )?{name}\b", README), name
+        assert re.search(rf"`autotune {name}\b", PAGES["commands.md"]), name
 
 
 def test_folders_named_in_the_map_exist():
     root = Path(__file__).parents[2]
-    table = README.split("## Where things are")[1].split("\n\n")[1]
+    table = (root / "docs" / "development.md").read_text().split("## Where things are")[1].split("\n\n")[1]
     named = [name for name in re.findall(r"`([\w./]+?)/?`", table) if "." not in name]
     assert {"meshes", "models", "autotune", "scripts", "tests"} <= set(named)
     inside = [path.name for path in (root / "autotune").iterdir() if path.is_dir() and not path.name.startswith("_")]
