@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from autotune.meshes.layout import AXES
 from autotune.partition import LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition
 from autotune.workload.guess import describe, guess_names
+from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
+from autotune.workload.roles import roles_of
 from autotune.workload.step import Adapted, Builder, adapt, trace
 from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, nbytes, notes
 
@@ -37,17 +39,81 @@ def plain_fields(
     mesh_axes: Mapping[str, str] | None = None,
     parameters: Callable[[Any], Any] | None = None,
     explicit: bool = False,
+    batch_axes: Mapping[str, int | None] | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
     """Everything `Workload.of` wants, from what the user has."""
-    adapted = adapt(step, state, batch, explicit)
+    own = _own_axes(mesh_axes)
+    return fields_of(
+        adapt(step, state, batch, explicit),
+        name or name_of(step),
+        rules=rules,
+        logical_rules=logical_rules,
+        own=own,
+        parameters=parameters,
+        explicit=explicit,
+        batch_axes=batch_axes or {},
+    )
+
+
+def call_fields(
+    step: Callable[..., Any],
+    arguments: Sequence[Any],
+    named: Mapping[str, Any],
+    batch: Any,
+    *,
+    rules: Sequence[tuple[str, Any]] = (),
+    logical_rules: Any = (),
+    mesh_axes: Mapping[str, str] | None = None,
+    parameters: Callable[[Any], Any] | None = None,
+    explicit: bool | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """The same from one call of the step as its own loop makes it."""
+    own = _own_axes(mesh_axes)
+    handed = hand_over(step, arguments, named, batch, explicit, tuple(own))
+    fields = fields_of(
+        handed.adapted,
+        name or name_of(step),
+        rules=rules,
+        logical_rules=logical_rules,
+        own=own,
+        parameters=parameters,
+        explicit=handed.explicit,
+        batch_axes=batch_axes or {},
+    )
+    return fields | {"guesses": (*handed.notes, *fields["guesses"])}
+
+
+def name_of(step: Callable[..., Any]) -> str:
+    """What a step is called."""
+    return str(getattr(step, "__name__", type(step).__name__))
+
+
+def _own_axes(mesh_axes: Mapping[str, str] | None) -> dict[str, str]:
     own = dict(mesh_axes or {})
     for one, ours in own.items():
         if ours not in AXES:
             raise ValueError(f"mesh_axes: {one!r} is given as {ours!r}, which is not one of {', '.join(AXES)}")
+    return own
+
+
+def fields_of(
+    adapted: Adapted,
+    name: str,
+    *,
+    rules: Sequence[tuple[str, Any]],
+    logical_rules: Any,
+    own: dict[str, str],
+    parameters: Callable[[Any], Any] | None,
+    explicit: bool,
+    batch_axes: Mapping[str, int | None],
+) -> dict[str, Any]:
+    """Everything `Workload.of` wants, of a step in our shape."""
     closed = trace(adapted, explicit, tuple(own))
     leaves = leaves_of(adapted.state)
-    roles = roles_of(leaves, adapted, parameters)
+    roles, said_of_roles = roles_of(closed.jaxpr, adapted.state, leaves, parameters)
     naming = Naming(own, logical_rules)
     said = match_rules(rules, leaves)
     for path, (node, array) in leaves.items():
@@ -56,10 +122,10 @@ def plain_fields(
             said[path] = names
     named = {path: tuple(naming.own(one) for one in names) for path, names in said.items()}
     named = naming.settle(named, roles, mesh_axis_names(closed.jaxpr))
-    guesses = list(naming.notes)
+    guesses = [*said_of_roles, *naming.notes]
     shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
     guessed: dict[str, tuple[Name, ...]] = {}
-    mine = [path for path, role in roles.items() if role == "parameters"]
+    mine = [path for path, role in roles.items() if role in ("parameters", "frozen")]
     if not any(path in named for path in mine):
         order = {path: index for index, path in enumerate(leaves)}
         batch_inputs = range(len(leaves), len(closed.jaxpr.invars))
@@ -87,7 +153,7 @@ def plain_fields(
     sequences, seq = tokens_of(jax.tree.leaves(adapted.batch))
     builder = Builder(adapted=adapted, partition=partition)
     return {
-        "name": name or getattr(step, "__name__", type(step).__name__),
+        "name": name,
         "build": builder,
         "sequences": sequences,
         "seq": seq,
@@ -169,7 +235,7 @@ class Naming:
         cutting = {
             part
             for path, names in named.items()
-            if roles[path] == "parameters"
+            if roles[path] in ("parameters", "frozen")
             for name in names
             for part in (name if isinstance(name, tuple) else (name,))
         }
@@ -199,45 +265,6 @@ class Naming:
             if word not in names and word in taken:
                 names[word] = f"{word}_"
         return {ours: said for ours, said in names.items() if ours != said}
-
-
-def roles_of(
-    leaves: Mapping[str, tuple[Any, Any]], adapted: Adapted, parameters: Callable[[Any], Any] | None
-) -> dict[str, str]:
-    """What each array of the state is: by `parameters(state)` if given, else by NNX's types or by the usual names."""
-    from flax import nnx
-
-    if parameters is not None:
-        try:
-            chosen = {id(leaf) for leaf in jax.tree.leaves(parameters(adapted.state))}
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"parameters: the function finds none in the state: {error!r}") from None
-        mine = {path for path, (_, array) in leaves.items() if id(array) in chosen}
-    else:
-        mine = {path for path, (node, _) in leaves.items() if isinstance(node, nnx.Param)}
-        mine = mine or _under(leaves, ("params", "model", "weights")) or _under(leaves, ("0",))
-        usual = re.compile(r"(^|/)(opt|mu|nu|momentum|ema|step|count|rng|key)")
-        mine = mine or {path for path in leaves if not usual.search(path)}
-    if not mine:
-        raise ValueError("workload: no parameters found in the state; say parameters=lambda state: ...")
-    shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
-    roles = {}
-    for path, (_, array) in leaves.items():
-        if path in mine:
-            roles[path] = "parameters"
-        else:
-            key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-            roles[path] = "other" if key or math.prod(shapes[path]) <= 1 else "optimizer"
-    return roles
-
-
-def _under(leaves: Mapping[str, Any], words: tuple[str, ...]) -> set[str]:
-    """Paths whose first or second part is one of these words."""
-    for depth in (0, 1):
-        found = {path for path in leaves if len(parts := path.split("/")) > depth and parts[depth] in words}
-        if found:
-            return found
-    return set()
 
 
 def parameter_of(path: str, shapes: Mapping[str, tuple[int, ...]], parameters: Sequence[str]) -> str | None:

@@ -1,0 +1,230 @@
+"""What each array of a user's state is, from the trace of the step and not from its name.
+
+A *parameter* reaches the loss and comes back changed by an update that depends on the loss's gradient. A *frozen* array
+reaches the loss and comes back as it was: it has no gradient, no reduction and no moments. A *mutable* array changes
+without a gradient of its own: batch statistics, a cache, a teacher that follows the parameters. What only meets updates
+is *optimizer* state. Counters and random keys are *other*.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from autotune.workload.flow import Flow, flow_of
+from autotune.workload.leaves import is_box, path_of
+from autotune.workload.trace import nbytes
+
+ROLES = ("parameters", "frozen", "mutable", "optimizer", "other")
+
+MEANING = {
+    "parameters": "reach the loss and come back changed by its gradient",
+    "frozen": "reach the loss and come back as they were: no gradient, no moments",
+    "mutable": "change without a gradient of their own",
+    "optimizer": "meet only the updates",
+}
+
+
+def roles_of(
+    jaxpr: Any,
+    state: Any,
+    leaves: Mapping[str, tuple[Any, Any]],
+    parameters: Callable[[Any], Any] | None,
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(path -> one of ROLES, what is to be said about it).
+
+    `jaxpr`: of the step, its first inputs and outputs being the leaves of the state, in the order of `leaves`.
+    `parameters(state)`, where given, picks the parameters; those that the trace gives back untouched are frozen.
+    ValueError where it finds none, or where no array of the state can be a parameter.
+    """
+    flow = flow_of(jaxpr)
+    paths = list(leaves)
+    evidence = _Evidence(flow, len(paths))
+    optax_made = _under_optax(state)
+    found = {
+        path: _role(evidence, index, leaves[path][1], path in optax_made) for index, path in enumerate(paths)
+    }
+    if parameters is not None:
+        return _told(found, evidence, state, leaves, parameters), ()
+    if not evidence.differentiated:
+        return _undifferentiated(found, evidence, leaves)
+    usual = usual_parameters(leaves)
+    weights = {path for path, role in found.items() if role in ("parameters", "frozen")}
+    trained = {path for path, role in found.items() if role == "parameters"}
+    if not trained and not weights:
+        raise ValueError("workload: no parameters found in the state; say parameters=lambda state: ...")
+    said = [*_describe(found, leaves, "parameters")] if usual != trained else []
+    said += [line for role in ("frozen", "mutable") for line in _describe(found, leaves, role)]
+    return found, tuple(said)
+
+
+class _Evidence:
+    """What the dataflow says of each array of the state, by its place among the inputs.
+
+    `changed`: it comes back as another array. `reaches`: the loss is computed from it (without a gradient: any result).
+    `meets_updates`: the new state is computed from it. `by_gradient`: what it becomes is computed from the loss's
+    gradient, and not only by way of what another array of the loss has become: so does a teacher follow the parameters.
+    """
+
+    def __init__(self, flow: Flow, count: int) -> None:
+        ins, outs = flow.inputs[:count], flow.outputs[:count]
+        self.differentiated = bool(flow.backward)
+        self.changed = [one != other for one, other in zip(ins, outs, strict=True)]
+        results = flow.forward | flow.backward if self.differentiated else set(flow.outputs) - set(flow.inputs)
+        reached = flow.above(results)
+        self.reaches = [node in reached for node in ins]
+        new = [out for out, changed in zip(outs, self.changed, strict=True) if changed]
+        updates = flow.above(new)
+        self.meets_updates = [node in updates for node in ins]
+        stops = {out for out, changed, reach in zip(outs, self.changed, self.reaches, strict=True) if changed and reach}
+        by_gradient = flow.by_gradient(stops)
+        self.by_gradient = [changed and by_gradient[out] for out, changed in zip(outs, self.changed, strict=True)]
+
+
+def _role(evidence: _Evidence, index: int, array: Any, optax_made: bool) -> str:
+    key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) or is_legacy_key(array)
+    if key:
+        return "other"
+    reaches, changed = evidence.reaches[index], evidence.changed[index]
+    by_gradient = evidence.by_gradient[index]
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    if evidence.differentiated and floating and reaches and by_gradient:
+        return "parameters"
+    if math.prod(array.shape) <= 1:
+        return "other"
+    if optax_made:
+        return "optimizer"
+    if reaches:
+        return "mutable" if changed else "frozen"
+    if changed:
+        return "optimizer" if by_gradient else "mutable"
+    return "optimizer" if evidence.meets_updates[index] else "other"
+
+
+def is_legacy_key(array: Any) -> bool:
+    """Whether it has the shape of a random key of the old kind (`jax.random.PRNGKey`)."""
+    return array.dtype == jnp.uint32 and tuple(array.shape) == (2,)
+
+
+def _told(
+    found: dict[str, str],
+    evidence: _Evidence,
+    state: Any,
+    leaves: Mapping[str, tuple[Any, Any]],
+    parameters: Callable[[Any], Any],
+) -> dict[str, str]:
+    try:
+        chosen = {id(leaf) for leaf in jax.tree.leaves(parameters(state))}
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"parameters: the function finds none in the state: {error!r}") from None
+    mine = {path for path, (_, array) in leaves.items() if id(array) in chosen}
+    if not mine:
+        raise ValueError("parameters: the function finds none of the state's arrays")
+    told = {}
+    for index, (path, role) in enumerate(found.items()):
+        if path in mine:
+            told[path] = "parameters" if evidence.changed[index] or not evidence.differentiated else "frozen"
+        else:
+            told[path] = "optimizer" if role == "parameters" else role
+    return told
+
+
+def _undifferentiated(
+    found: dict[str, str], evidence: _Evidence, leaves: Mapping[str, tuple[Any, Any]]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Roles of a step without a gradient of `jax.grad`: an evaluation, a decoding step, or gradients made by hand."""
+    changed = {path for path, one in zip(found, evidence.changed, strict=True) if one}
+    usual = usual_parameters(leaves)
+    trained = usual & changed
+    if not trained:
+        return found, tuple(line for role in ("frozen", "mutable") for line in _describe(found, leaves, role))
+    roles = {}
+    for path, role in found.items():
+        if path in usual:
+            roles[path] = "parameters" if path in changed else "frozen"
+        else:
+            roles[path] = role if role == "other" else "optimizer"
+    return roles, ("the trace holds no gradient of jax.grad: " + line for line in _describe(roles, leaves, "parameters"))
+
+
+def usual_parameters(leaves: Mapping[str, tuple[Any, Any]]) -> set[str]:
+    """The paths of the parameters by NNX's types or by the usual names."""
+    mine = {path for path, (node, _) in leaves.items() if isinstance(node, nnx.Param)}
+    mine = mine or _under(leaves, ("params", "model", "weights")) or _under(leaves, ("0",))
+    usual = re.compile(r"(^|/)(opt|mu|nu|momentum|ema|step|count|rng|key)")
+    return mine or {path for path in leaves if not usual.search(path)}
+
+
+def _under(leaves: Mapping[str, Any], words: tuple[str, ...]) -> set[str]:
+    """Paths whose first or second part is one of these words."""
+    for depth in (0, 1):
+        found = {path for path in leaves if len(parts := path.split("/")) > depth and parts[depth] in words}
+        if found:
+            return found
+    return set()
+
+
+def _under_optax(state: Any) -> set[str]:
+    """The paths of all arrays inside a state of optax's own."""
+    found: set[str] = set()
+
+    def is_optax(node: Any) -> bool:
+        return type(node).__module__.split(".")[0] == "optax" and isinstance(node, tuple)
+
+    for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_optax)[0]:
+        if is_optax(node):
+            inside = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_box)[0]
+            found |= {path_of((*path, *inner)) for inner, _ in inside}
+    return found
+
+
+def _bytes(count: int) -> str:
+    """A count of bytes as people say it: "1.5 GiB"."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"
+
+
+LISTED = 3
+"""Groups of arrays of one role said one by one, largest first."""
+
+
+def _describe(roles: Mapping[str, str], leaves: Mapping[str, tuple[Any, Any]], role: str) -> Iterable[str]:
+    mine = [path for path, one in roles.items() if one == role]
+    if not mine:
+        return
+    size = {path: nbytes(leaves[path][1]) for path in mine}
+    groups: dict[str, list[str]] = {}
+    for path in mine:
+        groups.setdefault(_group(path, mine, roles), []).append(path)
+    ranked = sorted(groups.items(), key=lambda one: -sum(size[path] for path in one[1]))
+    shown = ", ".join(
+        f"{group or 'the state'} ({len(paths)} array{'s' if len(paths) > 1 else ''}, "
+        f"{_bytes(sum(size[path] for path in paths))})"
+        for group, paths in ranked[:LISTED]
+    )
+    more = f" and {len(ranked) - LISTED} more" if len(ranked) > LISTED else ""
+    named = {"parameters": "parameters", "frozen": "frozen", "mutable": "mutable state", "optimizer": "optimizer state"}
+    yield (
+        f"roles from the trace: {shown}{more} {'is' if len(mine) == 1 else 'are'} {named[role]} ({MEANING[role]}); "
+        "pin the parameters with parameters=lambda state: ..."
+    )
+
+
+def _group(path: str, mine: Sequence[str], roles: Mapping[str, str]) -> str:
+    """The shortest beginning of a path under which all arrays have its role."""
+    parts = path.split("/")
+    for count in range(1, len(parts)):
+        start = "/".join(parts[:count])
+        if all(one in mine for one in roles if one == start or one.startswith(start + "/")):
+            return start
+    return path
