@@ -128,6 +128,8 @@ def evidence_of_program(program: Program, compilation: Compilation, layout: Layo
 def _key(compilation: Compilation, layout: Layout, target: Target) -> str:
     digest = hashlib.sha256(compilation.text.encode())
     digest.update(f"{layout}|{target}|{_reader()}|{compilation.traced_flops}".encode())
+    # One program can be two workloads: memory by category depends on what each argument is to the user.
+    digest.update("|".join(argument.category for argument in compilation.arguments).encode())
     return f"evidence-{digest.hexdigest()[:40]}"
 
 

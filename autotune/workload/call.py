@@ -98,7 +98,7 @@ class PureCall:
         arguments, named = jax.tree.map(fill, self.skeleton)
         with user_code("the step"):
             result = self._bound()(*arguments, **named)
-        states = nnx.split(tuple(objects))[1] if objects else {}
+        states = nnx.state(tuple(objects)) if objects else {}
         first = _first(self.objects)
         after = [
             _substate(states, which) if which is not None and index in first else None
@@ -194,6 +194,11 @@ class Split:
         for which, state in zip(self.call.objects, after, strict=True):
             if which is not None and state is not None and jax.tree.leaves(state):
                 nnx.update(self.made[which], state)
+
+
+def is_hole(leaf: Any) -> bool:
+    """Whether an array or an NNX object stood here."""
+    return isinstance(leaf, _Hole)
 
 
 def is_object(node: Any) -> bool:
@@ -403,9 +408,7 @@ def names_of(step: Callable[..., Any], arguments: tuple[Any, ...], named: Mappin
             for name, place in places_of(step, arguments, named).items()}  # fmt: skip
 
 
-def places_of(
-    step: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]
-) -> dict[str, int | str]:
+def places_of(step: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, int | str]:
     """Name -> position or keyword of each argument of a call; without a signature positions are names."""
     try:
         signature = inspect.signature(inside_jit(step))

@@ -8,7 +8,7 @@ differentiated, `transpose(jvp(...))` its backward pass. The marks of a call hol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,17 @@ PASSED_ON = (
 )
 """Operations that give back the value they take."""
 
-ZERO_STAYS = ("convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "neg", "transpose", "mul", "div", "copy")
+ZERO_STAYS = (
+    "convert_element_type",
+    "broadcast_in_dim",
+    "reshape",
+    "squeeze",
+    "neg",
+    "transpose",
+    "mul",
+    "div",
+    "copy",
+)
 """Operations of which the result is zero where their first operand is (`mul`: any operand)."""
 
 
@@ -204,6 +214,30 @@ def _scan(flow: Flow, equation: Any, ins: list[int], forward: bool, backward: bo
         else:
             outs.append(flow.node(var.aval, (result,), forward, backward))
     return outs
+
+
+def fed_by(flow: Flow) -> Callable[[int], set[int]]:
+    """For an output of the flow: the inputs from which it is computed otherwise than through the loss."""
+    places = {node: index for index, node in enumerate(flow.inputs)}
+    marked = flow.forward | flow.backward
+    known: dict[int, set[int]] = {}
+
+    def fed(output: int) -> set[int]:
+        if output not in known:
+            first = flow.outputs[output]
+            seen, waiting = {first}, [first]
+            while waiting:
+                node = waiting.pop()
+                if node in marked:
+                    continue
+                for source in flow.sources[node]:
+                    if source not in seen:
+                        seen.add(source)
+                        waiting.append(source)
+            known[output] = {places[node] for node in seen if node in places}
+        return known[output]
+
+    return fed
 
 
 def called(equation: Any) -> Any | None:

@@ -10,9 +10,9 @@ import jax
 
 from autotune.user_code import UserCodeError
 from autotune.workload.call import Fit, PureCall, Split, abstract_parts, fit_call, names_of, places_of
-from autotune.workload.flow import flow_of
+from autotune.workload.flow import fed_by, flow_of
 from autotune.workload.leaves import path_of
-from autotune.workload.returned import fed_by, find_returned
+from autotune.workload.returned import find_returned
 from autotune.workload.step import Adapted, abstract, tracing
 
 
@@ -90,7 +90,9 @@ def hand_over(
         raise ValueError("of_call: no argument beside the batch holds arrays; the step has no state")
     notes = list(fit.notes)
     if explicit:
-        notes.append("the step is traced with Explicit mesh axes: with Auto axes its trace fails; pin it with explicit=True")
+        notes.append(
+            "the step is traced with Explicit mesh axes: with Auto axes its trace fails; pin it with explicit=True"
+        )
     return HandedOver(adapted=adapted, explicit=explicit, notes=tuple(notes))
 
 

@@ -83,9 +83,7 @@ def annotated(node: Any, array: Any) -> tuple[Name, ...] | None:
     else:
         given = getattr(array, "sharding", None)
     if isinstance(given, NamedSharding):
-        given = given.spec
-        if not any(given):
-            return None
+        given = given.spec  # P() too says something: whole on every device
     if not isinstance(given, (tuple, list, PartitionSpec)):
         return None
     local: dict[str, Any] = {}

@@ -8,8 +8,6 @@ from typing import Any
 
 import jax
 
-from autotune.workload.flow import Flow
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Node:
@@ -65,30 +63,6 @@ def find_returned(arguments: Mapping[str, Any], result: Any, fed: Callable[[int]
         search(whole)
         start += len(whole.shapes)
     return found
-
-
-def fed_by(flow: Flow) -> Callable[[int], set[int]]:
-    """For an output of the flow: the inputs from which it is computed otherwise than through the loss."""
-    places = {node: index for index, node in enumerate(flow.inputs)}
-    marked = flow.forward | flow.backward
-    known: dict[int, set[int]] = {}
-
-    def fed(output: int) -> set[int]:
-        if output not in known:
-            first = flow.outputs[output]
-            seen, waiting = {first}, [first]
-            while waiting:
-                node = waiting.pop()
-                if node in marked:
-                    continue
-                for source in flow.sources[node]:
-                    if source not in seen:
-                        seen.add(source)
-                        waiting.append(source)
-            known[output] = {places[node] for node in seen if node in places}
-        return known[output]
-
-    return fed
 
 
 def _follows(node: _Node, one: _Node, fed: Callable[[int], set[int]] | None) -> bool:

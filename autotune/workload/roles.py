@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from autotune.workload.flow import Flow, flow_of
+from autotune.workload.flow import Flow, fed_by, flow_of
 from autotune.workload.leaves import is_box, path_of
 from autotune.workload.trace import nbytes
 
@@ -47,44 +47,47 @@ def roles_of(
     paths = list(leaves)
     evidence = _Evidence(flow, len(paths))
     optax_made = _under_optax(state)
-    found = {
-        path: _role(evidence, index, leaves[path][1], path in optax_made) for index, path in enumerate(paths)
-    }
+    found = {path: _role(evidence, index, leaves[path][1], path in optax_made) for index, path in enumerate(paths)}
     if parameters is not None:
-        return _told(found, evidence, state, leaves, parameters), ()
+        told = _told(found, evidence, state, leaves, parameters)
+        return told, tuple(line for role in ("frozen", "mutable") for line in _describe(told, leaves, state, role))
     if not evidence.differentiated:
-        return _undifferentiated(found, evidence, leaves)
-    usual = usual_parameters(leaves)
+        return _undifferentiated(found, evidence, state, leaves)
+    usual = usual_parameters(leaves)[0]
     weights = {path for path, role in found.items() if role in ("parameters", "frozen")}
     trained = {path for path, role in found.items() if role == "parameters"}
     if not trained and not weights:
         raise ValueError("workload: no parameters found in the state; say parameters=lambda state: ...")
-    said = [*_describe(found, leaves, "parameters")] if usual != trained else []
-    said += [line for role in ("frozen", "mutable") for line in _describe(found, leaves, role)]
-    return found, tuple(said)
+    said = ("parameters", "frozen", "mutable") if usual != trained else ("frozen", "mutable")
+    return found, tuple(line for role in said for line in _describe(found, leaves, state, role))
 
 
 class _Evidence:
     """What the dataflow says of each array of the state, by its place among the inputs.
 
-    `changed`: it comes back as another array. `reaches`: the loss is computed from it (without a gradient: any result).
-    `meets_updates`: the new state is computed from it. `by_gradient`: what it becomes is computed from the loss's
-    gradient, and not only by way of what another array of the loss has become: so does a teacher follow the parameters.
+    `changed`: it comes back as another array. `reaches`: the loss is computed from it (in a step without a gradient:
+    what it returns beside the state). `meets_updates`: the new state is computed from it. `by_gradient`: what it becomes
+    is computed from the loss's gradient; for an array that reaches the loss, not only by way of what another such array
+    has become: so does a teacher follow the parameters.
     """
 
     def __init__(self, flow: Flow, count: int) -> None:
         ins, outs = flow.inputs[:count], flow.outputs[:count]
         self.differentiated = bool(flow.backward)
         self.changed = [one != other for one, other in zip(ins, outs, strict=True)]
-        results = flow.forward | flow.backward if self.differentiated else set(flow.outputs) - set(flow.inputs)
+        other = set(flow.outputs[count:]) - set(flow.inputs) or set(flow.outputs) - set(flow.inputs)
+        results = flow.forward | flow.backward if self.differentiated else other
         reached = flow.above(results)
         self.reaches = [node in reached for node in ins]
         new = [out for out, changed in zip(outs, self.changed, strict=True) if changed]
         updates = flow.above(new)
         self.meets_updates = [node in updates for node in ins]
         stops = {out for out, changed, reach in zip(outs, self.changed, self.reaches, strict=True) if changed and reach}
-        by_gradient = flow.by_gradient(stops)
-        self.by_gradient = [changed and by_gradient[out] for out, changed in zip(outs, self.changed, strict=True)]
+        own, any_way = flow.by_gradient(stops), flow.by_gradient(set())
+        self.by_gradient = [
+            changed and (own if reach else any_way)[out]
+            for out, changed, reach in zip(outs, self.changed, self.reaches, strict=True)
+        ]
 
 
 def _role(evidence: _Evidence, index: int, array: Any, optax_made: bool) -> str:
@@ -136,29 +139,37 @@ def _told(
 
 
 def _undifferentiated(
-    found: dict[str, str], evidence: _Evidence, leaves: Mapping[str, tuple[Any, Any]]
+    found: dict[str, str], evidence: _Evidence, state: Any, leaves: Mapping[str, tuple[Any, Any]]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Roles of a step without a gradient of `jax.grad`: an evaluation, a decoding step, or gradients made by hand."""
-    changed = {path for path, one in zip(found, evidence.changed, strict=True) if one}
-    usual = usual_parameters(leaves)
-    trained = usual & changed
-    if not trained:
-        return found, tuple(line for role in ("frozen", "mutable") for line in _describe(found, leaves, role))
+    """Roles of a step without a gradient of `jax.grad`: an evaluation, a decoding step, or gradients made by hand.
+
+    Of the last only the usual names tell the parameters, and that they change and reach what the step returns.
+    """
+    usual, named = usual_parameters(leaves)
+    trained = {
+        path
+        for path, changed, reaches in zip(found, evidence.changed, evidence.reaches, strict=True)
+        if path in usual and changed and reaches
+    }
+    if not trained or (not named and "frozen" in found.values()):
+        said = [line for role in ("frozen", "mutable") for line in _describe(found, leaves, state, role)]
+        return found, tuple(said)
     roles = {}
     for path, role in found.items():
-        if path in usual:
-            roles[path] = "parameters" if path in changed else "frozen"
+        if path in trained:
+            roles[path] = "parameters"
         else:
-            roles[path] = role if role == "other" else "optimizer"
-    return roles, ("the trace holds no gradient of jax.grad: " + line for line in _describe(roles, leaves, "parameters"))
+            roles[path] = role if role in ("other", "frozen") else "optimizer"
+    why = "the trace holds no gradient of jax.grad, so the parameters are told by their names; "
+    return roles, tuple(why + line for line in _describe(roles, leaves, state, "parameters"))
 
 
-def usual_parameters(leaves: Mapping[str, tuple[Any, Any]]) -> set[str]:
-    """The paths of the parameters by NNX's types or by the usual names."""
+def usual_parameters(leaves: Mapping[str, tuple[Any, Any]]) -> tuple[set[str], bool]:
+    """(the paths of the parameters by NNX's types or by the usual names, whether any type or name says so)."""
     mine = {path for path, (node, _) in leaves.items() if isinstance(node, nnx.Param)}
     mine = mine or _under(leaves, ("params", "model", "weights")) or _under(leaves, ("0",))
     usual = re.compile(r"(^|/)(opt|mu|nu|momentum|ema|step|count|rng|key)")
-    return mine or {path for path in leaves if not usual.search(path)}
+    return mine or {path for path in leaves if not usual.search(path)}, bool(mine)
 
 
 def _under(leaves: Mapping[str, Any], words: tuple[str, ...]) -> set[str]:
@@ -184,7 +195,7 @@ def _under_optax(state: Any) -> set[str]:
     return found
 
 
-def _bytes(count: int) -> str:
+def size_text(count: int) -> str:
     """A count of bytes as people say it: "1.5 GiB"."""
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
@@ -197,34 +208,77 @@ def _bytes(count: int) -> str:
 LISTED = 3
 """Groups of arrays of one role said one by one, largest first."""
 
+NAMES = {
+    "parameters": "parameters",
+    "frozen": "frozen weights",
+    "mutable": "mutable state",
+    "optimizer": "optimizer state",
+}
 
-def _describe(roles: Mapping[str, str], leaves: Mapping[str, tuple[Any, Any]], role: str) -> Iterable[str]:
-    mine = [path for path, one in roles.items() if one == role]
-    if not mine:
+
+def _describe(roles: Mapping[str, str], leaves: Mapping[str, tuple[Any, Any]], state: Any, role: str) -> Iterable[str]:
+    size = {path: nbytes(array) for path, (_, array) in leaves.items()}
+    ranked = _groups(roles, role, size)
+    if not ranked:
         return
-    size = {path: nbytes(leaves[path][1]) for path in mine}
-    groups: dict[str, list[str]] = {}
-    for path in mine:
-        groups.setdefault(_group(path, mine, roles), []).append(path)
-    ranked = sorted(groups.items(), key=lambda one: -sum(size[path] for path in one[1]))
     shown = ", ".join(
         f"{group or 'the state'} ({len(paths)} array{'s' if len(paths) > 1 else ''}, "
-        f"{_bytes(sum(size[path] for path in paths))})"
+        f"{size_text(sum(size[path] for path in paths))})"
         for group, paths in ranked[:LISTED]
     )
     more = f" and {len(ranked) - LISTED} more" if len(ranked) > LISTED else ""
-    named = {"parameters": "parameters", "frozen": "frozen", "mutable": "mutable state", "optimizer": "optimizer state"}
-    yield (
-        f"roles from the trace: {shown}{more} {'is' if len(mine) == 1 else 'are'} {named[role]} ({MEANING[role]}); "
-        "pin the parameters with parameters=lambda state: ..."
-    )
+    pin = _picker(_groups(roles, "parameters", size), state)
+    yield f"{NAMES[role]} by the trace: {shown}{more}, which {MEANING[role]}; pin it with parameters={pin}"
 
 
-def _group(path: str, mine: Sequence[str], roles: Mapping[str, str]) -> str:
-    """The shortest beginning of a path under which all arrays have its role."""
-    parts = path.split("/")
-    for count in range(1, len(parts)):
-        start = "/".join(parts[:count])
-        if all(one in mine for one in roles if one == start or one.startswith(start + "/")):
-            return start
-    return path
+def _groups(roles: Mapping[str, str], role: str, size: Mapping[str, int]) -> list[tuple[str, list[str]]]:
+    """The arrays of a role by the shortest beginning of their paths under which all arrays have it, largest first."""
+    inside: dict[str, set[str]] = {}
+    for path, one in roles.items():
+        parts = path.split("/")
+        for count in range(1, len(parts) + 1):
+            inside.setdefault("/".join(parts[:count]), set()).add(one)
+    groups: dict[str, list[str]] = {}
+    for path in (path for path, one in roles.items() if one == role):
+        parts = path.split("/")
+        starts = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        groups.setdefault(next((start for start in starts if inside[start] == {role}), path), []).append(path)
+    return sorted(groups.items(), key=lambda one: -sum(size[path] for path in one[1]))
+
+
+def _picker(groups: Sequence[tuple[str, list[str]]], state: Any) -> str:
+    """The Python that picks these groups out of the state: "lambda state: state['params']"."""
+    if not groups or len(groups) > LISTED:
+        return "lambda state: ..."
+    keys = {path_of(path): path for path, _ in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_box)[0]}
+    words = []
+    for group, paths in groups:
+        path = keys.get(paths[0])
+        if path is None:
+            return "lambda state: ..."
+        depth = group.count("/") + 1 if group else 0
+        words.append("state" + jax.tree_util.keystr(path[:depth]))
+    return "lambda state: " + (words[0] if len(words) == 1 else f"({', '.join(words)})")
+
+
+def twins_of(jaxpr: Any, leaves: Mapping[str, tuple[Any, Any]], roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """For each array of the optimizer and each mutable one: the parameters of its shape that it goes with, by the trace.
+
+    A moment is what a parameter's new value is computed from; an average of a parameter is computed from it.
+    """
+    flow = flow_of(jaxpr)
+    fed = fed_by(flow)
+    paths = list(leaves)
+    shapes = [tuple(leaves[path][1].shape) for path in paths]
+    weights: dict[tuple[int, ...], list[int]] = {}
+    for index, path in enumerate(paths):
+        if roles[path] in ("parameters", "frozen"):
+            weights.setdefault(shapes[index], []).append(index)
+    found = {}
+    for index, path in enumerate(paths):
+        if roles[path] not in ("optimizer", "mutable") or math.prod(shapes[index]) <= 1:
+            continue
+        mine = [one for one in weights.get(shapes[index], ()) if index in fed(one)]
+        mine = mine or [one for one in weights.get(shapes[index], ()) if one in fed(index)]
+        found[path] = tuple(paths[one] for one in mine)
+    return found
