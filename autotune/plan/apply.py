@@ -31,7 +31,7 @@ from autotune.workload.call import (
     places_of,
 )
 from autotune.workload.flow import fed_by, flow_of
-from autotune.workload.leaves import is_array, leaves_of, map_leaves
+from autotune.workload.leaves import is_array, leaves_of, map_leaves, same_structure
 from autotune.workload.returned import find_returned
 from autotune.workload.step import flax_rules, partition_spec
 
@@ -222,10 +222,9 @@ def alike(one: PureCall, other: PureCall) -> bool:
     """Whether two calls differ in nothing but their arrays: then they are one program."""
     if one is other:
         return True
-    left, right = (jax.tree.flatten(call.skeleton) for call in (one, other))
-    if left[1] != right[1] or one.objects != other.objects:
+    if not same_structure(one.skeleton, other.skeleton) or one.objects != other.objects:
         return False
-    for mine, theirs in zip(left[0], right[0], strict=True):
+    for mine, theirs in zip(jax.tree.leaves(one.skeleton), jax.tree.leaves(other.skeleton), strict=True):
         if mine is theirs or (is_hole(mine) and is_hole(theirs)):
             continue
         if type(mine) is not type(theirs) or not bool(mine == theirs):

@@ -242,7 +242,7 @@ def split_call(
 
     skeleton = (
         tuple(taken(index, one) for index, one in enumerate(arguments)),
-        {name: taken(name, one) for name, one in named.items()},
+        {name: taken(name, named[name]) for name in sorted(named)},  # as JAX walks a dict: holes are counted so
     )
     graph = None
     if made:

@@ -8,7 +8,7 @@ differentiated, `transpose(jvp(...))` its backward pass. The marks of a call hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,12 +75,13 @@ class Flow:
             self.truth.add(made)
         return made
 
-    def above(self, nodes: Iterable[int]) -> set[int]:
-        """These nodes and all that they are computed from."""
+    def above(self, nodes: Iterable[int], stops: Container[int] = ()) -> set[int]:
+        """These nodes and all that they are computed from; nothing is followed past one of `stops`."""
         found = set(nodes)
         waiting = list(found)
         while waiting:
-            for source in self.sources[waiting.pop()]:
+            node = waiting.pop()
+            for source in self.sources[node] if node not in stops else ():
                 if source not in found:
                     found.add(source)
                     waiting.append(source)
@@ -193,7 +194,7 @@ def _is_zero(flow: Flow, name: str, ins: list[int]) -> bool:
 
 
 def _scan(flow: Flow, equation: Any, ins: list[int], forward: bool, backward: bool) -> list[int]:
-    """One turn of a loop. A carry that a turn passes on, and a stack that it gives back slice by slice, are untouched."""
+    """One turn of a loop. A carry that it passes on, and a stack that it gives back slice by slice, are untouched."""
     body = equation.params["jaxpr"].jaxpr
     # What is scanned over loses a dimension inside; how jax counts constants and carries depends on its version.
     stacked = [_rank(outer) > _rank(inner) for outer, inner in zip(equation.invars, body.invars, strict=True)]
@@ -224,17 +225,8 @@ def fed_by(flow: Flow) -> Callable[[int], set[int]]:
 
     def fed(output: int) -> set[int]:
         if output not in known:
-            first = flow.outputs[output]
-            seen, waiting = {first}, [first]
-            while waiting:
-                node = waiting.pop()
-                if node in marked:
-                    continue
-                for source in flow.sources[node]:
-                    if source not in seen:
-                        seen.add(source)
-                        waiting.append(source)
-            known[output] = {places[node] for node in seen if node in places}
+            above = flow.above([flow.outputs[output]], marked)
+            known[output] = {places[node] for node in above if node in places}
         return known[output]
 
     return fed

@@ -11,7 +11,7 @@ import jax
 from autotune.user_code import UserCodeError
 from autotune.workload.call import Fit, PureCall, Split, abstract_parts, fit_call, names_of, places_of
 from autotune.workload.flow import fed_by, flow_of
-from autotune.workload.leaves import path_of
+from autotune.workload.leaves import path_of, same_structure
 from autotune.workload.returned import find_returned
 from autotune.workload.step import Adapted, abstract, tracing
 
@@ -162,7 +162,7 @@ def _returned(
     for part, new in zip(split.parts, after, strict=True):
         count = len(jax.tree.leaves(part))
         if new is not None:
-            if jax.tree.structure(part) != jax.tree.structure(new):
+            if not same_structure(part, new):
                 raise ValueError(f"of_call: {_changed(part, new)}")
             in_place |= {first + index: output + index for index in range(count)}
             output += count

@@ -377,10 +377,11 @@ def stay_whole(partition: Partition, leaves: Mapping[str, tuple[Any, Any]]) -> l
             names = tuple("fsdp" if index == shape.index(max(shape)) else None for index in range(len(shape)))
             rules.append(f"(r'{rule_for(paths, partition.state)}$', {names!r})")
     first = ranked[0][0]
+    held = size_text(sum(size[path] for path in whole))
+    largest = f"{first or 'the state'} {list(partition.state[first].shape)} ({partition.state[first].role})"
     return [
-        f"{len(whole)} array{'s' * (len(whole) > 1)} of the state stay whole on every device: {size_text(sum(size[path] for path in whole))}, "
-        f"{100 * share:.0f} % of its bytes, the largest {first or 'the state'} {list(partition.state[first].shape)} "
-        f"({partition.state[first].role}); cut them with rules=[{', '.join(rules)}]"
+        f"{len(whole)} array{'s' * (len(whole) > 1)} of the state stay whole on every device: {held}, "
+        f"{100 * share:.0f} % of its bytes, the largest {largest}; cut them with rules=[{', '.join(rules)}]"
     ]
 
 

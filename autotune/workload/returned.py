@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from autotune.workload.leaves import same_structure
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Node:
@@ -45,9 +47,7 @@ def find_returned(arguments: Mapping[str, Any], result: Any, fed: Callable[[int]
         candidates = [
             one
             for one in by_shapes.get(node.shapes, ())
-            if not taken & set(one.leaves)
-            and jax.tree.structure(one.tree) == jax.tree.structure(node.tree)
-            and _follows(node, one, fed)
+            if not taken & set(one.leaves) and same_structure(one.tree, node.tree) and _follows(node, one, fed)
         ]
         if candidates:
             best = min(candidates, key=lambda one: (one.name != node.name, _sources(one, fed), one.start))

@@ -66,9 +66,9 @@ class _Evidence:
     """What the dataflow says of each array of the state, by its place among the inputs.
 
     `changed`: it comes back as another array. `reaches`: the loss is computed from it (in a step without a gradient:
-    what it returns beside the state). `meets_updates`: the new state is computed from it. `by_gradient`: what it becomes
-    is computed from the loss's gradient; for an array that reaches the loss, not only by way of what another such array
-    has become: so does a teacher follow the parameters.
+    what it returns beside the state). `meets_updates`: the new state is computed from it. `by_gradient`: the loss's
+    gradient is in what it becomes; for an array that reaches the loss, not only by way of what another such array has
+    become: so does a teacher follow the parameters.
     """
 
     def __init__(self, flow: Flow, count: int) -> None:
@@ -76,14 +76,17 @@ class _Evidence:
         self.differentiated = bool(flow.backward)
         self.changed = [one != other for one, other in zip(ins, outs, strict=True)]
         other = set(flow.outputs[count:]) - set(flow.inputs) or set(flow.outputs) - set(flow.inputs)
-        results = flow.forward | flow.backward if self.differentiated else other
-        reached = flow.above(results)
+        marked = flow.forward | flow.backward
+        any_way = flow.by_gradient(set())
+        # What has been updated can reach a second loss (a critic, that of its actor): the moments do not so reach it.
+        updated = {node for node, one in enumerate(any_way) if one and node not in marked}
+        reached = flow.above(marked, updated) if self.differentiated else flow.above(other)
         self.reaches = [node in reached for node in ins]
         new = [out for out, changed in zip(outs, self.changed, strict=True) if changed]
         updates = flow.above(new)
         self.meets_updates = [node in updates for node in ins]
         stops = {out for out, changed, reach in zip(outs, self.changed, self.reaches, strict=True) if changed and reach}
-        own, any_way = flow.by_gradient(stops), flow.by_gradient(set())
+        own = flow.by_gradient(stops)
         self.by_gradient = [
             changed and (own if reach else any_way)[out]
             for out, changed, reach in zip(outs, self.changed, self.reaches, strict=True)
@@ -262,7 +265,7 @@ def _picker(groups: Sequence[tuple[str, list[str]]], state: Any) -> str:
 
 
 def twins_of(jaxpr: Any, leaves: Mapping[str, tuple[Any, Any]], roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """For each array of the optimizer and each mutable one: the parameters of its shape that it goes with, by the trace.
+    """For each array of the optimizer and each mutable one: the parameters of its shape that it goes with.
 
     A moment is what a parameter's new value is computed from; an average of a parameter is computed from it.
     """
