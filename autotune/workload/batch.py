@@ -9,16 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from autotune.workload.dimensions import dimensions_of
+from autotune.workload.dimensions import Dimensions
 from autotune.workload.roles import is_legacy_key
 
 
 def batch_dimensions(
-    leaves: Mapping[str, Any], said: Mapping[str, int | None], jaxpr: Any, first: int
+    leaves: Mapping[str, Any],
+    said: Mapping[str, int | None],
+    dimensions: tuple[Dimensions, list[tuple[int, ...]]],
+    first: int,
 ) -> tuple[dict[str, int | None], tuple[str, ...]]:
     """(path -> the dimension of that array that is the batch, None for an array that has none; what was decided).
 
-    `leaves`: path -> array; they are the inputs of the `jaxpr` from number `first` on. `said`: what the user says.
+    `leaves`: path -> array; they are the inputs of the jaxpr from number `first` on, whose `dimensions` are
+    `dimensions_of` it. `said`: what the user says.
     Random keys and plain numbers are no batch. Of the others the largest is, along its first dimension, and with it
     every array of which the first dimension is the same as its own: by the trace, or by its size.
     ValueError for a path that is none, a dimension that an array does not have, and where no array is left.
@@ -37,7 +41,7 @@ def batch_dimensions(
     if free:
         main = max(cut or free, key=lambda path: math.prod(leaves[path].shape))
         at = found.get(main) or 0
-        axes, inputs = dimensions_of(jaxpr)
+        axes, inputs = dimensions
         own = dict(zip(leaves, inputs[first:], strict=False))
         of_main = [axes.axis(dimension) for dimension in own[main]]
         size = leaves[main].shape[at]

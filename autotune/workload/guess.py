@@ -8,18 +8,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.partition import Name
-from autotune.workload.dimensions import dimensions_of
+from autotune.workload.dimensions import Dimensions
 
 LISTED = 8
 """Guesses said one by one; the rest is counted."""
 
 
 def guess_names(
-    jaxpr: Any, parameters: Mapping[str, int], batch: Mapping[int, int], mutable: Mapping[str, int] | None = None
+    dimensions: tuple[Dimensions, list[tuple[int, ...]]],
+    shapes: Mapping[str, tuple[int, ...]],
+    parameters: Mapping[str, int],
+    batch: Mapping[int, int],
+    mutable: Mapping[str, int],
 ) -> dict[str, tuple[Name, ...]]:
     """Mesh axes for each dimension of each parameter, and of each `mutable` array that has any.
 
-    `parameters`, `mutable`: path -> which input of the jaxpr it is; `batch`: input -> its dimension that is the batch.
+    `dimensions`: those of the step's jaxpr (`dimensions_of`); `shapes`: path -> shape. `parameters`, `mutable`: path
+    -> which input of the jaxpr it is; `batch`: input -> its dimension that is the batch.
     A mutable array (a cache) is cut where the batch is, and along the axis that its parameters have on `tensor`.
 
     Cutting an axis saves the matmuls along it and costs a reduction of every matmul result that was summed over it.
@@ -27,7 +32,7 @@ def guess_names(
     transformer these are MLP width, heads and vocabulary (as in Megatron-LM, arXiv 1909.08053). `fsdp` cuts the
     largest dimension left of every matrix.
     """
-    found, inputs = dimensions_of(jaxpr)
+    found, inputs = dimensions
     axis = found.axis
     data = {axis(dimension) for index, at in batch.items() for dimension in inputs[index][at : at + 2]}
     stacked = {axis(dimension) for dimension in found.stacked}
@@ -41,7 +46,6 @@ def guess_names(
         for one in summed - result:
             reduced[one] = reduced.get(one, 0.0) + contraction.result_elements
     arrays = {path: [axis(dimension) for dimension in inputs[index]] for path, index in parameters.items()}
-    shapes = {path: jaxpr.invars[index].aval.shape for path, index in parameters.items()}
     candidates = {one for axes in arrays.values() for one in axes} & saved.keys() - data - stacked
     chosen: set[int] = set()
     for one in sorted(candidates, key=lambda one: (-saved[one] / max(reduced.get(one, 0.0), 1.0), one)):
@@ -57,7 +61,7 @@ def guess_names(
             cut[max(free, key=lambda index: (axes[index] in saved, shapes[path][index], -index))] = "fsdp"
         names[path] = tuple(cut)
     rows = {axis(inputs[index][at]) for index, at in batch.items()}
-    for path, index in (mutable or {}).items():
+    for path, index in mutable.items():
         axes = [axis(dimension) for dimension in inputs[index]]
         kept = ["batch" if one in rows else "tensor" if one in chosen else None for one in axes]
         once: list[Name] = [one if one is None or kept.index(one) == place else None for place, one in enumerate(kept)]

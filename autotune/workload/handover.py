@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from autotune.user_code import UserCodeError
 from autotune.workload.call import Fit, PureCall, Split, abstract_parts, fit_call, names_of, places_of
@@ -43,10 +44,40 @@ class CallStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallJaxpr:
+    """The jaxpr of a call with its inputs as (state, batch) and its outputs as (state, metrics): a second trace of
+    `CallStep` would say the same. It has what `jax.extend.core.ClosedJaxpr` has for a reader."""
+
+    closed: Any
+    invars: tuple[Any, ...]
+    outvars: tuple[Any, ...]
+
+    @property
+    def jaxpr(self) -> CallJaxpr:
+        return self
+
+    @property
+    def eqns(self) -> Any:
+        return self.closed.jaxpr.eqns
+
+    @property
+    def consts(self) -> Any:
+        return self.closed.consts
+
+    def __str__(self) -> str:
+        places = {var: index for index, var in enumerate(self.closed.jaxpr.invars)}
+        order = [places[var] for var in self.invars]
+        made = {id(var): index for index, var in enumerate(self.closed.jaxpr.outvars)}
+        new = [made.get(id(var), "as it was") for var in self.outvars]
+        return f"{self.closed}\n{order} -> {new}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
-    """A call in the tuner's shape, whether its mesh axes are Explicit, and what is to be said of it."""
+    """A call in the tuner's shape, its trace, whether its mesh axes are Explicit, and what is to be said of it."""
 
     adapted: Adapted
+    closed: CallJaxpr
     explicit: bool
     notes: tuple[str, ...]
 
@@ -76,7 +107,13 @@ def hand_over(
         if not jax.tree.leaves(tree):
             raise ValueError(f"of_call: batch={name!r} holds no arrays; arguments: {', '.join(places)}")
     state = {name: tree for name, tree in trees.items() if name not in chosen}
-    returned = _returned(split, places, state, closed, shapes)
+    returned, inputs = _returned(split, places, state, closed, shapes)
+    made = closed.jaxpr.outvars
+    read = [closed.jaxpr.invars[index] for index in jax.tree.leaves({name: inputs[name] for name in state})]
+    new = [var if place is None else made[place] for var, place in zip(read, returned, strict=True)]
+    metrics = [var for index, var in enumerate(made) if index not in set(returned)]
+    data_inputs = inputs[chosen[0]] if len(chosen) == 1 else {name: inputs[name] for name in chosen}
+    rows = [closed.jaxpr.invars[index] for index in jax.tree.leaves(data_inputs)]
     placed = _by_name(split, places, abstract(split.parts))
     whole_batch = {name: placed[name] for name in chosen}
     adapted = Adapted(
@@ -93,7 +130,8 @@ def hand_over(
         notes.append(
             "the step is traced with Explicit mesh axes: with Auto axes its trace fails; pin it with explicit=True"
         )
-    return HandedOver(adapted=adapted, explicit=explicit, notes=tuple(notes))
+    ordered = CallJaxpr(closed=closed, invars=(*read, *rows), outvars=(*new, *metrics))
+    return HandedOver(adapted=adapted, closed=ordered, explicit=explicit, notes=tuple(notes))
 
 
 def batch_names(batch: Any, places: Mapping[str, int | str], given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -146,8 +184,9 @@ def _by_name(split: Split, places: Mapping[str, int | str], parts: list[Any]) ->
 
 def _returned(
     split: Split, places: Mapping[str, int | str], state: Mapping[str, Any], closed: Any, shapes: Any
-) -> tuple[int | None, ...]:
-    """For each leaf of the state, in JAX's own order, the output of the call that is its new value.
+) -> tuple[tuple[int | None, ...], dict[str, Any]]:
+    """(for each leaf of the state, in JAX's own order, the output of the call that is its new value; the arguments by
+    name with the number of its input in place of each array).
 
     What NNX objects hold is where the call left it; the rest is looked for in what the step returns.
     """
@@ -164,6 +203,14 @@ def _returned(
         if new is not None:
             if not same_structure(part, new):
                 raise ValueError(f"of_call: {_changed(part, new)}")
+            for (path, old), now in zip(
+                jax.tree_util.tree_flatten_with_path(part)[0], jax.tree.leaves(new), strict=True
+            ):
+                if np.shape(old) != now.shape or getattr(old, "dtype", now.dtype) != now.dtype:
+                    raise ValueError(
+                        f"of_call: the step turns {path_of(path)} from {old.dtype}{list(old.shape)} into "
+                        f"{now.dtype}{list(now.shape)}; a state must keep its shapes"
+                    )
             in_place |= {first + index: output + index for index in range(count)}
             output += count
         first += count
@@ -175,7 +222,7 @@ def _returned(
         lambda leaf: {place_of[index] for index in fed(leaf) if index in place_of} - objects,
     )
     new_of = {order[place]: leaf for place, leaf in found.items()} | in_place
-    return tuple(new_of.get(index) for index in jax.tree.leaves({name: inputs[name] for name in state}))
+    return tuple(new_of.get(index) for index in jax.tree.leaves({name: inputs[name] for name in state})), inputs
 
 
 def _changed(before: Any, after: Any) -> str:

@@ -14,6 +14,8 @@ import jax
 from autotune.meshes.layout import AXES
 from autotune.partition import LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition
 from autotune.workload.batch import batch_dimensions, tokens_of
+from autotune.workload.dimensions import dimensions_of
+from autotune.workload.flow import flow_of
 from autotune.workload.guess import describe, guess_names, rule_for
 from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
@@ -59,6 +61,7 @@ def plain_fields(
         parameters=parameters,
         explicit=explicit,
         batch_axes=batch_axes or {},
+        closed=None,
     )
 
 
@@ -88,6 +91,7 @@ def call_fields(
         parameters=parameters,
         explicit=handed.explicit,
         batch_axes=batch_axes or {},
+        closed=handed.closed,
     )
     return fields | {"guesses": (*handed.notes, *fields["guesses"])}
 
@@ -115,11 +119,13 @@ def fields_of(
     parameters: Callable[[Any], Any] | None,
     explicit: bool,
     batch_axes: Mapping[str, int | None],
+    closed: Any,
 ) -> dict[str, Any]:
-    """Everything `Workload.of` wants, of a step in our shape."""
-    closed = trace(adapted, explicit, tuple(own))
+    """Everything `Workload.of` wants, of a step in our shape; `closed`: its jaxpr, None where it is to be traced."""
+    closed = trace(adapted, explicit, tuple(own)) if closed is None else closed
     leaves = leaves_of(adapted.state)
-    roles, said_of_roles = roles_of(closed.jaxpr, adapted.state, leaves, parameters)
+    flow = flow_of(closed.jaxpr)
+    roles, said_of_roles = roles_of(flow, adapted.state, leaves, parameters)
     naming = Naming(own, logical_rules)
     said = match_rules(rules, leaves)
     for path, (node, array) in leaves.items():
@@ -129,21 +135,22 @@ def fields_of(
     named = {path: tuple(naming.own(one) for one in names) for path, names in said.items()}
     named = naming.settle(named, roles, mesh_axis_names(closed.jaxpr))
     said_of_batch = leaves_of(adapted.batch)
+    axes = dimensions_of(closed.jaxpr)
     dimensions, notes_of_batch = batch_dimensions(
-        {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, closed.jaxpr, len(leaves)
+        {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves)
     )
     guesses = [*said_of_roles, *naming.notes, *notes_of_batch]
     shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
     guessed: dict[str, tuple[Name, ...]] = {}
     mine = [path for path, role in roles.items() if role in ("parameters", "frozen")]
-    twins = twins_of(closed.jaxpr, leaves, roles)
+    twins = twins_of(flow, leaves, roles)
     order = {path: index for index, path in enumerate(leaves)}
     rows = {len(leaves) + index: axis for index, axis in enumerate(dimensions.values()) if axis is not None}
     moving = {path: order[path] for path, role in roles.items()
               if role == "mutable" and path not in named and not twins.get(path)}  # fmt: skip
     bare = not any(path in named for path in mine)
     if bare or moving:
-        guessed = guess_names(closed.jaxpr, {path: order[path] for path in mine if bare}, rows, moving)
+        guessed = guess_names(axes, shapes, {path: order[path] for path in mine if bare}, rows, moving)
         guesses += describe(guessed, shapes)
     untold = [] if bare else _untold(mine, named, leaves)
     state_leaves = {}

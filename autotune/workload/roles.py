@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from autotune.workload.flow import Flow, fed_by, flow_of
+from autotune.workload.flow import Flow, fed_by
 from autotune.workload.leaves import is_box, path_of
 from autotune.workload.trace import nbytes
 
@@ -32,18 +32,17 @@ MEANING = {
 
 
 def roles_of(
-    jaxpr: Any,
+    flow: Flow,
     state: Any,
     leaves: Mapping[str, tuple[Any, Any]],
     parameters: Callable[[Any], Any] | None,
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """(path -> one of ROLES, what is to be said about it).
 
-    `jaxpr`: of the step, its first inputs and outputs being the leaves of the state, in the order of `leaves`.
+    `flow`: of the step, its first inputs and outputs being the leaves of the state, in the order of `leaves`.
     `parameters(state)`, where given, picks the parameters; those that the trace gives back untouched are frozen.
     ValueError where it finds none, or where no array of the state can be a parameter.
     """
-    flow = flow_of(jaxpr)
     paths = list(leaves)
     evidence = _Evidence(flow, len(paths))
     optax_made = _under_optax(state)
@@ -264,12 +263,11 @@ def _picker(groups: Sequence[tuple[str, list[str]]], state: Any) -> str:
     return "lambda state: " + (words[0] if len(words) == 1 else f"({', '.join(words)})")
 
 
-def twins_of(jaxpr: Any, leaves: Mapping[str, tuple[Any, Any]], roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def twins_of(flow: Flow, leaves: Mapping[str, tuple[Any, Any]], roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """For each array of the optimizer and each mutable one: the parameters of its shape that it goes with.
 
     A moment is what a parameter's new value is computed from; an average of a parameter is computed from it.
     """
-    flow = flow_of(jaxpr)
     fed = fed_by(flow)
     paths = list(leaves)
     shapes = [tuple(leaves[path][1].shape) for path in paths]
