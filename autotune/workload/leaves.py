@@ -89,7 +89,10 @@ def annotated(node: Any, array: Any) -> tuple[Name, ...] | None:
     else:
         given = getattr(array, "sharding", None)
     if isinstance(given, NamedSharding):
-        given = given.spec  # P() too says something: whole on every device
+        # P() too says something: whole on every device. On a mesh of one device nothing else can be said.
+        if not any(given.spec) and given.mesh.size == 1:
+            return None
+        given = given.spec
     if not isinstance(given, (tuple, list, PartitionSpec)):
         return None
     local: dict[str, Any] = {}
