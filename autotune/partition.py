@@ -45,7 +45,8 @@ MESH_NAMES = {
 class Leaf:
     """One array: a name for each dimension, its global shape, and what it is.
 
-    `role`: "parameters", "optimizer", "batch", or "other". `guessed`: nobody named its dimensions, so an axis that does
+    `role`: "batch", or one of `autotune.workload.roles`: "parameters" (trained), "frozen", "mutable", "optimizer",
+    "other". `guessed`: nobody named its dimensions, so an axis that does
     not divide is left out instead of refused.
     """
 
@@ -74,7 +75,7 @@ class Partition:
         if path in self.state and self.state[path].shape == shape:
             return self.state[path]
         found = [leaf for full, leaf in self.state.items() if full.endswith("/" + path) and leaf.shape == shape]
-        first = [leaf for leaf in found if leaf.role == "parameters"] or found
+        first = [leaf for leaf in found if leaf.role in ("parameters", "frozen")] or found
         return first[0] if first and all(leaf.names == first[0].names for leaf in first) else None
 
     def cut(self, leaf: Leaf, layout: Layout) -> tuple[tuple[str, ...], ...]:
@@ -102,6 +103,11 @@ class Partition:
                     cut[index] = (*cut[index], "data")
                     break
         return tuple(cut)
+
+    def can_cut(self, leaf: Leaf) -> bool:
+        """Whether some axis cuts that array."""
+        rules = dict(self.rules)
+        return any(_axes(name, rules) and extent > 1 for name, extent in zip(leaf.names, leaf.shape, strict=True))
 
     def problem(self, layout: Layout) -> str | None:
         """Why that layout cannot be: the first dimension that its axes do not divide; None if all divide."""

@@ -1,7 +1,8 @@
 """Figures of speed, each beside a baseline measured in the same run: `python scripts/bench.py NAME [--json]`.
 
 price: layouts a second, against pricing one at a time. frontier: the limits model, against its plain form.
-startup: `autotune --help`, against importing jax. tune: the main job cold and again, against its compiles.
+startup: `autotune --help`, against importing jax. handover: a 4B model's step as a workload, against one trace of it.
+tune: the main job cold and again, against its compiles.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 
 import click
 
-NAMES = ("price", "tune", "frontier", "startup")
+NAMES = ("price", "tune", "frontier", "startup", "handover")
 
 
 @click.command()

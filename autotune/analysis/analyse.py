@@ -187,4 +187,6 @@ def _key(compilation: Compilation, layout: Layout, target: Target) -> str:
     digest = hashlib.sha256(compilation.text.encode())
     source = source_digest("autotune.analysis.analyse")
     digest.update(f"{layout}|{target}|{source}|{compilation.traced_flops}".encode())
+    # One program can be two workloads: memory by category depends on what each argument is to the user.
+    digest.update("|".join(argument.category for argument in compilation.arguments).encode())
     return f"analysis-{digest.hexdigest()[:40]}"

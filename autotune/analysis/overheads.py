@@ -156,7 +156,8 @@ def resharded(compilation: Compilation) -> list[Overhead]:
 
 def replicated(arguments: tuple[Argument, ...], devices: int) -> list[Overhead]:
     """Large parameters and optimizer state that every device holds whole."""
-    state = [one for one in arguments if one.category in ("parameters", "optimizer_state") and one.memory_kind is None]
+    held = ("parameters", "frozen", "optimizer_state")
+    state = [one for one in arguments if one.category in held and one.memory_kind is None]
     least = NOTABLE * sum(one.bytes for one in state)
     return [
         Overhead(

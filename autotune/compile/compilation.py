@@ -14,7 +14,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.workload.workload import Workload
 
-ARGUMENT_CATEGORIES = ("parameters", "optimizer_state", "batch", "other")
+ARGUMENT_CATEGORIES = ("parameters", "frozen", "optimizer_state", "batch", "other")
 FAILURES = ("oom", "failed", "crash", "timeout")
 STAGES = ("start", "build", "compile", "read")
 
@@ -32,7 +32,8 @@ class Candidate:
 class Argument:
     """One array the step takes. Arguments stand in the order of the entry computation's parameters.
 
-    `name` is its path in (state, batch); `category` one of `ARGUMENT_CATEGORIES` ("other": counters and random keys).
+    `name` is its path in (state, batch); `category` one of `ARGUMENT_CATEGORIES` ("frozen":
+    weights without a gradient; "other": counters, random keys, batch statistics, caches).
     `shape` and `bytes` are of one device's shard, unpadded; `global_shape` is before sharding; `spec` names the mesh
     axes of each dimension; `memory_kind` is "pinned_host" for what lives in host memory, None for the device's own.
     """

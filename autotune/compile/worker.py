@@ -189,16 +189,18 @@ def compilation_of(
 
 def arguments_of(step: Any) -> tuple[Argument, ...]:
     """What the step takes, leaf by leaf in the order in which `jax.jit` flattens (state, batch)."""
-    parameters = {id(leaf) for leaf in jax.tree.leaves(step.parameters(step.state))}
+    told: dict[int, str] = {}
+    for category, pick in (("other", step.mutable), ("frozen", step.frozen), ("parameters", step.parameters)):
+        told |= {id(leaf): category for leaf in jax.tree.leaves(pick(step.state))}
     leaves = jax.tree_util.tree_flatten_with_path((step.state, step.batch))[0]
-    return tuple(_argument(path, leaf, id(leaf) in parameters) for path, leaf in leaves)
+    return tuple(_argument(path, leaf, told.get(id(leaf))) for path, leaf in leaves)
 
 
-def _argument(path: tuple[Any, ...], leaf: Any, is_parameter: bool) -> Argument:
+def _argument(path: tuple[Any, ...], leaf: Any, told: str | None) -> Argument:
     if path[0].idx == 1:
         category = "batch"
-    elif is_parameter:
-        category = "parameters"
+    elif told is not None:
+        category = told
     elif jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) or not leaf.shape:
         category = "other"
     else:

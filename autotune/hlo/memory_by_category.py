@@ -19,6 +19,8 @@ from autotune.hlo.unreadable import UnreadableProgram, reading
 from autotune.program import Buffer, Memory
 
 MEMORY_CATEGORIES = ("parameters", "optimizer_state", "gradients", "activations", "logits", "workspace")
+WEIGHTS = ("parameters", "frozen")
+"""Categories of arguments that are weights; frozen ones have no gradients."""
 LARGEST = 12
 BACKWARD = "transpose("
 RECOMPUTED = ("rematted_computation", "checkpoint")
@@ -44,7 +46,8 @@ def peak_bytes(compilation: Compilation) -> int:
 def read_memory(compilation: Compilation) -> Memory:
     """The memory of one device while the program runs, attributed.
 
-    `by_category` adds up to the peak. parameters, optimizer_state: the step's arguments of that kind. gradients:
+    `by_category` adds up to the peak. parameters, optimizer_state: the step's arguments of that kind, frozen weights
+    among the parameters. gradients:
     written in the backward pass in the shape of a parameter, sharded, gathered, or of one layer. activations: made in
     the forward pass and read in the backward, and what the backward recomputes. logits: one dimension is the
     vocabulary. workspace: all else, the batch and gathered or cast copies of parameters too.
@@ -92,7 +95,9 @@ def _read_memory(compilation: Compilation) -> Memory:
 
 def category_of(argument: Argument) -> str:
     """What an argument of the step counts as, one of MEMORY_CATEGORIES."""
-    return argument.category if argument.category in ("parameters", "optimizer_state") else "workspace"
+    if argument.category in WEIGHTS:
+        return "parameters"
+    return "optimizer_state" if argument.category == "optimizer_state" else "workspace"
 
 
 def described(argument: Argument, size: int) -> Buffer:
@@ -135,11 +140,10 @@ class _Judge:
 
     def __init__(self, lives: Liveness, arguments: tuple[Argument, ...]) -> None:
         self.lives = lives
-        parameters = [argument for argument in arguments if argument.category == "parameters"]
-        self.parameter_shapes = {shape for argument in parameters for shape in _forms(argument)}
-        self.parameter_arguments = {
-            index for index, argument in enumerate(arguments) if argument.category == "parameters"
-        }
+        parameters = [argument for argument in arguments if argument.category in WEIGHTS]
+        trained = [argument for argument in parameters if argument.category == "parameters"]
+        self.parameter_shapes = {shape for argument in trained for shape in _forms(argument)}
+        self.parameter_arguments = {index for index, argument in enumerate(arguments) if argument.category in WEIGHTS}
         self.vocabulary = {
             extent
             for argument in parameters

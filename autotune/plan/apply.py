@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core.spmd import logical_axis_rules
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -19,7 +21,20 @@ from autotune.meshes.topology import position
 from autotune.partition import BATCH_AXES, Leaf
 from autotune.plan.plan import Plan
 from autotune.workload.adapt import flax_rules, partition_spec
-from autotune.workload.leaves import is_array, leaves_of, map_leaves
+from autotune.workload.call import (
+    NUMBERS,
+    Fit,
+    PureCall,
+    Split,
+    abstract_parts,
+    donated,
+    fit_call,
+    is_hole,
+    places_of,
+)
+from autotune.workload.flow import fed_by, flow_of
+from autotune.workload.leaves import is_array, leaves_of, map_leaves, same_structure
+from autotune.workload.returned import find_returned
 
 
 def mesh(plan: Plan, devices: Sequence[Any] | None = None) -> Mesh:
@@ -101,46 +116,190 @@ def batch_shardings(plan: Plan, batch: Any, on: Mesh | None) -> Any:
     return map_leaves(place, batch)
 
 
-def jit(plan: Plan, step: Callable[..., Any], on: Mesh | None, options: dict[str, Any]) -> Callable[..., Any]:
+def jit(plan: Plan, step: Callable[..., Any], on: Mesh | None, options: dict[str, Any]) -> PlannedStep:
     """The step jitted under the plan's mesh, Flax rules and compiler options."""
     on = on if on is not None else mesh(plan)
     machine, platform = plan.machine().hardware, on.devices.flat[0].platform
     if machine.platform != {"gpu": "cuda"}.get(platform, platform):  # tried out on other devices
         machine = dataclasses.replace(machine, compiler_options={})
-    chosen = compiler_options(plan.layout, machine)
-    programs: dict[Any, Callable[..., Any]] = {}
-
-    @functools.wraps(step)
-    def call(*arguments: Any, **named: Any) -> Any:
-        with use(plan, on):
-            kind = jax.tree.structure((arguments, named))
-            if kind not in programs:
-                given = {"out_shardings": returned(step, arguments, named), **options}
-                programs[kind] = jax.jit(step, compiler_options=chosen or None, **given)
-            return programs[kind](*arguments, **named)
-
-    return call
+    return PlannedStep(plan, step, on, options, compiler_options(plan.layout, machine))
 
 
-def returned(step: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Shardings of what a step returns: a part built like one of its arguments stays where that one was.
+class PlannedStep:
+    """A step under a plan, called as the user calls it.
+
+    Static arguments, NNX objects and plain numbers are found out at the first call, and the program is made. Arrays
+    that live elsewhere are brought to where the plan wants them; those on the plan's devices stay where they are.
+    """
+
+    def __init__(
+        self, plan: Plan, step: Callable[..., Any], on: Mesh, options: dict[str, Any], chosen: dict[str, Any]
+    ) -> None:
+        functools.update_wrapper(self, step, updated=())
+        self._plan, self._step, self._on, self._chosen = plan, step, on, chosen
+        self._options = dict(options)
+        self._static = _static_arguments(step, self._options)
+        self._fits: dict[Any, Fit] = {}
+        self._programs: list[tuple[PureCall, Any]] = []
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """What the step returns; NNX objects among the arguments are changed in place, as the step changes them."""
+        with use(self._plan, self._on):
+            split, program, call = self._prepare(arguments, named)
+            filled = split.filled(self._placed(split, arguments, named))
+            result, after = program(*filled[0], **filled[1])
+            split.update(after)
+            return call.result(result, split.made)
+
+    def lower(self, *arguments: Any, **named: Any) -> Any:
+        """`jax.stages.Lowered` of the program that such a call runs; shapes do for arrays."""
+        with use(self._plan, self._on):
+            split, program, _ = self._prepare(arguments, named)
+            filled = split.filled(self._placed(split, arguments, named))
+            return program.lower(*filled[0], **filled[1])
+
+    def _prepare(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Split, Any, PureCall]:
+        """The call taken apart, its program, and the pure call that the program was made of."""
+        key = (len(arguments), tuple(named))
+        if key not in self._fits:
+            self._fits[key], split, closed, shapes = fit_call(self._step, arguments, named, self._static)
+        else:
+            split, closed, shapes = self._fits[key].split(arguments, named), None, None
+        known = next(((program, call) for call, program in self._programs if alike(call, split.call)), None)
+        if known is not None:
+            return split, *known
+        if closed is None:
+            parts = abstract_parts(split.parts)
+            closed, shapes = jax.make_jaxpr(split.call, return_shape=True)(parts)
+        program = self._program(split, arguments, named, closed, shapes)
+        self._programs.append((split.call, program))
+        return split, program, split.call
+
+    def _program(self, split: Split, arguments: Any, named: Any, closed: Any, shapes: Any) -> Any:
+        call, places = split.call, self._placed(split, arguments, named, only_shapes=True)
+
+        def pure(*arrays: Any, **more: Any) -> Any:
+            return call(call.parts_of((arrays, more)))
+
+        pure.__name__ = pure.__qualname__ = getattr(self._step, "__name__", "step")
+        given = {"out_shardings": returned(places, closed, shapes), **self._options}
+        if not {"donate_argnums", "donate_argnames"} & self._options.keys():
+            given["donate_argnums"] = _donated(split, len(arguments), closed)
+        return jax.jit(pure, compiler_options=self._chosen or None, **given)
+
+    def _placed(self, split: Split, arguments: Any, named: Any, only_shapes: bool = False) -> list[Any]:
+        """The parts of the call where the plan wants them; `only_shapes`: as shapes that say where."""
+        names = places_of(self._step, arguments, named)
+        by_place = {place: name for name, place in names.items()}
+        devices = set(self._on.devices.flat)
+        near = all(device.process_index == jax.process_index() for device in devices)
+
+        def place(path: str, leaf: Any) -> Any:
+            if isinstance(leaf, NUMBERS):
+                if not only_shapes:
+                    return leaf
+                leaf = jax.eval_shape(lambda: jnp.asarray(leaf))
+            there = getattr(leaf, "sharding", None)
+            here = there is not None and set(there.device_set) == devices
+            shape_only = only_shapes or isinstance(leaf, jax.ShapeDtypeStruct)
+            if not here and (near or shape_only):
+                top, argument, *inside = path.split("/")
+                key = int(argument) if top == "0" else argument
+                there = _home(self._plan, self._on, by_place[key], key, "/".join(inside), leaf)
+            if shape_only:
+                weak = bool(getattr(leaf, "weak_type", False))
+                return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=there, weak_type=weak)
+            return leaf if here or not near else jax.device_put(leaf, there)
+
+        return split.call.parts_of(map_leaves(place, split.filled(split.parts)))
+
+
+def alike(one: PureCall, other: PureCall) -> bool:
+    """Whether two calls differ in nothing but their arrays: then they are one program."""
+    if one is other:
+        return True
+    if not same_structure(one.skeleton, other.skeleton) or one.objects != other.objects:
+        return False
+    for mine, theirs in zip(jax.tree.leaves(one.skeleton), jax.tree.leaves(other.skeleton), strict=True):
+        if mine is theirs or (is_hole(mine) and is_hole(theirs)):
+            continue
+        if type(mine) is not type(theirs) or not bool(mine == theirs):
+            return False
+    return bool(one.graph == other.graph)
+
+
+def _static_arguments(step: Callable[..., Any], options: dict[str, Any]) -> frozenset[int | str]:
+    """The arguments that the options of `jax.jit` call static, by position and by name; they are taken out of them."""
+    found: set[int | str] = set()
+    for word in ("static_argnums", "static_argnames"):
+        given = options.pop(word, ())
+        found |= {given} if isinstance(given, (int, str)) else set(given or ())
+    try:
+        names = list(inspect.signature(step).parameters)
+    except (TypeError, ValueError):
+        return frozenset(found)
+    for one in list(found):
+        if isinstance(one, int):
+            at = one + len(names) if one < 0 else one
+            found |= {at, names[at]} if at < len(names) else {at}
+        elif one in names:
+            found.add(names.index(one))
+    return frozenset(found)
+
+
+def _donated(split: Split, positional: int, closed: Any) -> tuple[int, ...]:
+    """The positions of the arguments that the user's own jit takes over whole."""
+    numbers = iter(range(len(closed.jaxpr.invars)))
+    arguments, _ = split.filled(jax.tree.map(lambda leaf: next(numbers), split.parts))
+    taken = donated(closed.jaxpr)
+    return tuple(
+        position for position in range(positional)
+        if (leaves := jax.tree.leaves(arguments[position])) and set(leaves) <= taken
+    )  # fmt: skip
+
+
+def _home(plan: Plan, on: Mesh, name: str, place: int | str, inside: str, leaf: Any) -> NamedSharding:
+    """Where the plan wants an array of a call: of its state, else of its batch, else whole on every device."""
+    whole = NamedSharding(on, PartitionSpec())
+    shape = tuple(np.shape(leaf))
+    if plan.partition is None:
+        state = placed(reference_step(plan, on).state)
+        found = state.get(inside) or _ending(state, inside, shape)
+        return found[1] if found is not None and found[0] == shape else batch_shardings(plan, leaf, on)
+    paths = ["/".join(part for part in (str(one), inside) if part) for one in (name, place)]
+    for path in (*paths, inside):
+        known = plan.partition.state.get(path)
+        if known is not None and known.shape == shape:
+            return NamedSharding(on, partition_spec(plan.partition, known, plan.layout))
+    for path in (inside, *paths):
+        known = plan.partition.batch.get(path)
+        if known is not None and len(known.shape) == len(shape):
+            here = dataclasses.replace(known, shape=shape)
+            return NamedSharding(on, partition_spec(plan.partition, here, plan.layout))
+    known = plan.partition.find(inside, shape) if inside else None
+    return NamedSharding(on, partition_spec(plan.partition, known, plan.layout)) if known is not None else whole
+
+
+def returned(places: list[Any], closed: Any, shapes: Any) -> Any:
+    """Shardings of what a call gives: the new value of an argument's array stays where the old one was.
 
     Left to itself the compiler gives a new state back as it came about: under ZeRO the parameters would come back cut
-    like the optimizer's state, and the next step would be another program.
+    like the optimizer's state, and the next step would be another program. `places`: for each part of the call its
+    shapes with their shardings.
     """
-    places = {}
-    for argument in (*arguments, *named.values()):
-        if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(argument)):
-            shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), argument)
-            places[str(shapes)] = jax.tree.map(lambda leaf: leaf.sharding, argument)
-
-    def place(part: Any) -> Any:
-        return places.get(str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), part)))
-
-    result = jax.eval_shape(step, *arguments, **named)
-    if type(result) is tuple and place(result) is None:
-        return tuple(place(part) for part in result)
-    return place(result)
+    result, after = shapes
+    where = [leaf.sharding for leaf in jax.tree.leaves(places)]
+    found = find_returned(
+        {str(index): part for index, part in enumerate(places)}, result, fed_by(flow_of(closed.jaxpr))
+    )
+    old = {new: index for index, new in found.items()}
+    numbers = iter(range(len(jax.tree.leaves(result))))
+    of_result = jax.tree.map(lambda leaf: where[old[number]] if (number := next(numbers)) in old else None, result)
+    of_objects = [
+        None if new is None else jax.tree.map(lambda leaf: leaf.sharding, part)
+        for part, new in zip(places, after, strict=True)
+    ]
+    return of_result, of_objects
 
 
 @contextlib.contextmanager

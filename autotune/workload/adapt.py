@@ -252,7 +252,6 @@ class Builder:
             lambda path, leaf: _placed(leaf, self.partition.batch[path], self.partition, layout, mesh),
             self.adapted.batch,
         )
-        chosen = [index for index, one in enumerate(self.partition.state.values()) if one.role == "parameters"]
         return Step(
             function=_WithRules(function=self.adapted.function, rules=flax_rules(self.partition, layout)),
             mesh=mesh,
@@ -260,8 +259,22 @@ class Builder:
             batch=batch,
             initialise=lambda seed: _initial(self.adapted, self.partition, state, seed),
             make_batch=_random(batch, 1.0),
-            parameters=lambda tree: [jax.tree.leaves(tree)[index] for index in chosen],
+            parameters=_OfRole(partition=self.partition, role="parameters"),
+            frozen=_OfRole(partition=self.partition, role="frozen"),
+            mutable=_OfRole(partition=self.partition, role="mutable"),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfRole:
+    """Picks the arrays of one role out of a state."""
+
+    partition: Partition
+    role: str
+
+    def __call__(self, state: Any) -> list[Any]:
+        roles = [leaf.role for leaf in self.partition.state.values()]
+        return [leaf for leaf, role in zip(jax.tree.leaves(state), roles, strict=True) if role == self.role]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
@@ -321,10 +334,11 @@ def _initial(adapted: Adapted, partition: Partition, state: Any, seed: int) -> A
         with user_code("making the state"), jax.set_mesh(leaves[0].sharding.mesh):
             return jax.tree.unflatten(structure, flat())
     roles = [leaf.role for leaf in partition.state.values()]
-    chosen = [leaf for leaf, role in zip(leaves, roles, strict=True) if role == "parameters"]
-    made = iter(_random(chosen, 0.02)(seed))
-    zeros = iter(_zeros([leaf for leaf, role in zip(leaves, roles, strict=True) if role != "parameters"]))
-    return jax.tree.unflatten(structure, [next(made if role == "parameters" else zeros) for role in roles])
+    weights = [role in ("parameters", "frozen") for role in roles]
+    chosen = [leaf for leaf, weight in zip(leaves, weights, strict=True) if weight]
+    made = iter(_random(chosen, 0.02)(seed) if chosen else ())
+    zeros = iter(_zeros([leaf for leaf, weight in zip(leaves, weights, strict=True) if not weight]))
+    return jax.tree.unflatten(structure, [next(made if weight else zeros) for weight in weights])
 
 
 def _zeros(leaves: list[Any]) -> list[Any]:
@@ -396,6 +410,7 @@ def _spreads(step: Callable[..., Any], parts: int) -> bool:
         raise ValueError(
             f"workload: the step takes {len(needed)} arguments; it must take (state, batch)"
             + (f", or the {parts} parts of the state and then the batch" if parts > 1 else "")
+            + "; Workload.of_call(step, args=(...), batch=...) takes any call"
         )
     return False
 

@@ -10,18 +10,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from autotune.meshes.layout import AXES
 from autotune.partition import LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition
 from autotune.workload.adapt import Adapted, Builder, adapt, trace
-from autotune.workload.guess import describe, guess_names
+from autotune.workload.batch import batch_dimensions, tokens_of
+from autotune.workload.dimensions import dimensions_of
+from autotune.workload.flow import flow_of
+from autotune.workload.guess import describe, guess_names, rule_for
+from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
+from autotune.workload.roles import roles_of, size_text, twins_of
 from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, nbytes, notes
 
 FIXED = {"remat": "none", "accumulate": "1", "stage": "1", "sequence_parallel": "1", "context_attention": "gather",
          "offload": "none"}  # fmt: skip
 """What a step that was not built from the layout cannot change."""
+
+WHOLE_BYTES_SHARE = 0.05
+"""Arrays that stay whole on every device are worth a word when they hold more of the state than this."""
+
+LARGEST_WHOLE = 3
+"""Kinds of such arrays for which a rule is shown."""
 
 UNTOLD_BYTES_SHARE = 0.01
 """Arrays without annotation are worth a word when they hold more of the parameters than this."""
@@ -37,17 +47,85 @@ def plain_fields(
     mesh_axes: Mapping[str, str] | None = None,
     parameters: Callable[[Any], Any] | None = None,
     explicit: bool = False,
+    batch_axes: Mapping[str, int | None] | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
     """Everything `Workload.of` wants, from what the user has."""
-    adapted = adapt(step, state, batch, explicit)
+    own = _own_axes(mesh_axes)
+    return fields_of(
+        adapt(step, state, batch, explicit),
+        name or name_of(step),
+        rules=rules,
+        logical_rules=logical_rules,
+        own=own,
+        parameters=parameters,
+        explicit=explicit,
+        batch_axes=batch_axes or {},
+        closed=None,
+    )
+
+
+def call_fields(
+    step: Callable[..., Any],
+    arguments: Sequence[Any],
+    named: Mapping[str, Any],
+    batch: Any,
+    *,
+    rules: Sequence[tuple[str, Any]] = (),
+    logical_rules: Any = (),
+    mesh_axes: Mapping[str, str] | None = None,
+    parameters: Callable[[Any], Any] | None = None,
+    explicit: bool | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """The same from one call of the step as its own loop makes it."""
+    own = _own_axes(mesh_axes)
+    handed = hand_over(step, arguments, named, batch, explicit, tuple(own))
+    fields = fields_of(
+        handed.adapted,
+        name or name_of(step),
+        rules=rules,
+        logical_rules=logical_rules,
+        own=own,
+        parameters=parameters,
+        explicit=handed.explicit,
+        batch_axes=batch_axes or {},
+        closed=handed.closed,
+    )
+    return fields | {"guesses": (*handed.notes, *fields["guesses"])}
+
+
+def name_of(step: Callable[..., Any]) -> str:
+    """What a step is called."""
+    return str(getattr(step, "__name__", type(step).__name__))
+
+
+def _own_axes(mesh_axes: Mapping[str, str] | None) -> dict[str, str]:
     own = dict(mesh_axes or {})
     for one, ours in own.items():
         if ours not in AXES:
             raise ValueError(f"mesh_axes: {one!r} is given as {ours!r}, which is not one of {', '.join(AXES)}")
-    closed = trace(adapted, explicit, tuple(own))
+    return own
+
+
+def fields_of(
+    adapted: Adapted,
+    name: str,
+    *,
+    rules: Sequence[tuple[str, Any]],
+    logical_rules: Any,
+    own: dict[str, str],
+    parameters: Callable[[Any], Any] | None,
+    explicit: bool,
+    batch_axes: Mapping[str, int | None],
+    closed: Any,
+) -> dict[str, Any]:
+    """Everything `Workload.of` wants, of a step in our shape; `closed`: its jaxpr, None where it is to be traced."""
+    closed = trace(adapted, explicit, tuple(own)) if closed is None else closed
     leaves = leaves_of(adapted.state)
-    roles = roles_of(leaves, adapted, parameters)
+    flow = flow_of(closed.jaxpr)
+    roles, said_of_roles = roles_of(flow, adapted.state, leaves, parameters)
     naming = Naming(own, logical_rules)
     said = match_rules(rules, leaves)
     for path, (node, array) in leaves.items():
@@ -56,38 +134,52 @@ def plain_fields(
             said[path] = names
     named = {path: tuple(naming.own(one) for one in names) for path, names in said.items()}
     named = naming.settle(named, roles, mesh_axis_names(closed.jaxpr))
-    guesses = list(naming.notes)
+    said_of_batch = leaves_of(adapted.batch)
+    axes = dimensions_of(closed.jaxpr)
+    dimensions, notes_of_batch = batch_dimensions(
+        {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves)
+    )
+    guesses = [*said_of_roles, *naming.notes, *notes_of_batch]
     shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
     guessed: dict[str, tuple[Name, ...]] = {}
-    mine = [path for path, role in roles.items() if role == "parameters"]
-    if not any(path in named for path in mine):
-        order = {path: index for index, path in enumerate(leaves)}
-        batch_inputs = range(len(leaves), len(closed.jaxpr.invars))
-        guessed = guess_names(closed.jaxpr, {path: order[path] for path in mine}, list(batch_inputs))
+    mine = [path for path, role in roles.items() if role in ("parameters", "frozen")]
+    twins = twins_of(flow, leaves, roles)
+    order = {path: index for index, path in enumerate(leaves)}
+    rows = {len(leaves) + index: axis for index, axis in enumerate(dimensions.values()) if axis is not None}
+    moving = {path: order[path] for path, role in roles.items()
+              if role == "mutable" and path not in named and not twins.get(path)}  # fmt: skip
+    bare = not any(path in named for path in mine)
+    if bare or moving:
+        guessed = guess_names(axes, shapes, {path: order[path] for path in mine if bare}, rows, moving)
         guesses += describe(guessed, shapes)
-    else:
-        guesses += _untold(mine, named, leaves)
+    untold = [] if bare else _untold(mine, named, leaves)
     state_leaves = {}
     for path, role in roles.items():
-        names = named.get(path, guessed.get(path))
-        twin = parameter_of(path, shapes, mine) if names is None and role == "optimizer" else path
+        names = named.get(path)
+        twin: str | None = path
+        if names is None and role in ("optimizer", "mutable"):
+            twin = _twin(path, twins.get(path, ()), shapes, mine, named | guessed)
         if names is None and twin is not None:
             names = named.get(twin, guessed.get(twin))
+        if names is None and path in guessed:
+            names, twin = guessed[path], path
         state_leaves[path] = Leaf(
             names=names or (None,) * len(shapes[path]), shape=shapes[path], role=role, guessed=twin in guessed
         )
     context = "context" in naming.used
     batch_leaves = {
-        path: _batch_leaf(node, array, naming, context) for path, (node, array) in leaves_of(adapted.batch).items()
+        path: _batch_leaf(node, array, naming, context, dimensions[path], path in batch_axes)
+        for path, (node, array) in said_of_batch.items()
     }
     partition = Partition(
         state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit
     )
+    guesses += stay_whole(partition, leaves) or untold
     traced = summarise(closed.jaxpr, leaves, roles, adapted)
-    sequences, seq = tokens_of(jax.tree.leaves(adapted.batch))
+    sequences, seq = tokens_of([(array, dimensions[path]) for path, (_, array) in said_of_batch.items()])
     builder = Builder(adapted=adapted, partition=partition)
     return {
-        "name": name or getattr(step, "__name__", type(step).__name__),
+        "name": name,
         "build": builder,
         "sequences": sequences,
         "seq": seq,
@@ -169,7 +261,7 @@ class Naming:
         cutting = {
             part
             for path, names in named.items()
-            if roles[path] == "parameters"
+            if roles[path] in ("parameters", "frozen")
             for name in names
             for part in (name if isinstance(name, tuple) else (name,))
         }
@@ -201,43 +293,21 @@ class Naming:
         return {ours: said for ours, said in names.items() if ours != said}
 
 
-def roles_of(
-    leaves: Mapping[str, tuple[Any, Any]], adapted: Adapted, parameters: Callable[[Any], Any] | None
-) -> dict[str, str]:
-    """What each array of the state is: by `parameters(state)` if given, else by NNX's types or by the usual names."""
-    from flax import nnx
-
-    if parameters is not None:
-        try:
-            chosen = {id(leaf) for leaf in jax.tree.leaves(parameters(adapted.state))}
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"parameters: the function finds none in the state: {error!r}") from None
-        mine = {path for path, (_, array) in leaves.items() if id(array) in chosen}
-    else:
-        mine = {path for path, (node, _) in leaves.items() if isinstance(node, nnx.Param)}
-        mine = mine or _under(leaves, ("params", "model", "weights")) or _under(leaves, ("0",))
-        usual = re.compile(r"(^|/)(opt|mu|nu|momentum|ema|step|count|rng|key)")
-        mine = mine or {path for path in leaves if not usual.search(path)}
-    if not mine:
-        raise ValueError("workload: no parameters found in the state; say parameters=lambda state: ...")
-    shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
-    roles = {}
-    for path, (_, array) in leaves.items():
-        if path in mine:
-            roles[path] = "parameters"
-        else:
-            key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-            roles[path] = "other" if key or math.prod(shapes[path]) <= 1 else "optimizer"
-    return roles
-
-
-def _under(leaves: Mapping[str, Any], words: tuple[str, ...]) -> set[str]:
-    """Paths whose first or second part is one of these words."""
-    for depth in (0, 1):
-        found = {path for path in leaves if len(parts := path.split("/")) > depth and parts[depth] in words}
-        if found:
-            return found
-    return set()
+def _twin(
+    path: str,
+    twins: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    parameters: Sequence[str],
+    names: Mapping[str, tuple[Name, ...]],
+) -> str | None:
+    """The parameter like which an array of the optimizer is cut: the one that the trace shows, or of several the one
+    that the paths show, or any where all are cut alike."""
+    if len(twins) == 1:
+        return twins[0]
+    by_path = parameter_of(path, shapes, parameters)
+    if by_path is None and twins and len({names.get(one) for one in twins}) == 1:
+        return twins[0]
+    return by_path
 
 
 def parameter_of(path: str, shapes: Mapping[str, tuple[int, ...]], parameters: Sequence[str]) -> str | None:
@@ -254,12 +324,17 @@ def parameter_of(path: str, shapes: Mapping[str, tuple[int, ...]], parameters: S
 
 def summarise(jaxpr: Any, leaves: Mapping[str, tuple[Any, Any]], roles: Mapping[str, str], adapted: Adapted) -> Traced:
     """The trace in figures."""
-    bytes_of = {path: nbytes(array) for path, (_, array) in leaves.items()}
+
+    def held(wanted: str) -> int:
+        return sum(nbytes(leaves[path][1]) for path, role in roles.items() if role == wanted)
+
     return Traced(
         dots=tuple(dots(jaxpr)),
         parameters=sum(math.prod(leaves[path][1].shape) for path, role in roles.items() if role == "parameters"),
-        parameter_bytes=sum(bytes_of[path] for path, role in roles.items() if role == "parameters"),
-        optimizer_bytes=sum(bytes_of[path] for path, role in roles.items() if role == "optimizer"),
+        parameter_bytes=held("parameters"),
+        frozen_bytes=held("frozen"),
+        mutable_bytes=held("mutable"),
+        optimizer_bytes=held("optimizer"),
         batch_bytes=sum(nbytes(leaf) for leaf in jax.tree.leaves(adapted.batch)),
         activation_bytes=activation_bytes(jaxpr),
         notes=notes(jaxpr),
@@ -276,25 +351,45 @@ def fingerprint(closed: Any, adapted: Adapted, partition: Partition) -> str:
     return hashlib.sha256((text + rest).encode()).hexdigest()[:32]
 
 
-def tokens_of(batch: Sequence[Any]) -> tuple[int, int]:
-    """(sequences, tokens of one): of whole numbers in two dimensions or more, or of vectors in three, the first two;
-    of anything else as many examples of one token as its first dimension."""
-    for array in sorted(batch, key=lambda one: -math.prod(one.shape)):
-        whole_numbers = jnp.issubdtype(array.dtype, jnp.integer)
-        if len(array.shape) == 3 or (whole_numbers and len(array.shape) == 2):
-            return array.shape[0], array.shape[1]
-    return next((array.shape[0] for array in batch if array.shape), 1), 1
-
-
-def _batch_leaf(node: Any, array: Any, naming: Naming, context: bool) -> Leaf:
-    names = annotated(node, array)
-    rank = len(array.shape)
+def _batch_leaf(node: Any, array: Any, naming: Naming, context: bool, axis: int | None, told: bool) -> Leaf:
+    names = None if told else annotated(node, array)
+    shape = tuple(array.shape)
     if names is None:
-        named: tuple[Name, ...] = ("batch", "length" if context else None)[:rank]
-        named = (*named, *(None,) * (rank - len(named)))
-    else:
-        named = tuple(naming.own(name) for name in names)
-    return Leaf(names=named, shape=tuple(array.shape), role="batch", guessed=False)
+        named: list[Name] = [None] * len(shape)
+        if axis is not None:
+            named[axis] = "batch"
+            if context and axis + 1 < len(shape):
+                named[axis + 1] = "length"
+        return Leaf(names=tuple(named), shape=shape, role="batch", guessed=False)
+    return Leaf(names=tuple(naming.own(name) for name in names), shape=shape, role="batch", guessed=False)
+
+
+def stay_whole(partition: Partition, leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """A word about arrays of the state that no axis cuts, where they hold more of it than `WHOLE_BYTES_SHARE`, with the
+    rules that would cut the largest along their longest dimension."""
+    size = {path: nbytes(array) for path, (_, array) in leaves.items()}
+    whole = [path for path, leaf in partition.state.items() if not partition.can_cut(leaf)]
+    share = sum(size[path] for path in whole) / max(sum(size.values()), 1)
+    if share <= WHOLE_BYTES_SHARE:
+        return []
+    alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for path in whole:
+        kind = "/".join("N" if part.isdigit() else part for part in path.split("/"))
+        alike.setdefault((kind, partition.state[path].shape), []).append(path)
+    ranked = sorted(alike.values(), key=lambda paths: -sum(size[path] for path in paths))
+    rules = []
+    for paths in ranked[:LARGEST_WHOLE]:
+        shape = partition.state[paths[0]].shape
+        if len(shape) and max(shape) > 1:
+            names = tuple("fsdp" if index == shape.index(max(shape)) else None for index in range(len(shape)))
+            rules.append(f"(r'{rule_for(paths, partition.state)}$', {names!r})")
+    first = ranked[0][0]
+    held = size_text(sum(size[path] for path in whole))
+    largest = f"{first or 'the state'} {list(partition.state[first].shape)} ({partition.state[first].role})"
+    return [
+        f"{len(whole)} array{'s' * (len(whole) > 1)} of the state stay whole on every device: {held}, "
+        f"{100 * share:.0f} % of its bytes, the largest {largest}; cut them with rules=[{', '.join(rules)}]"
+    ]
 
 
 def _untold(mine: list[str], named: Mapping[str, Any], leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:

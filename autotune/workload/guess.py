@@ -8,25 +8,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.partition import Name
-from autotune.workload.dimensions import dimensions_of
+from autotune.workload.dimensions import Dimensions
 
 LISTED = 8
 """Guesses said one by one; the rest is counted."""
 
 
-def guess_names(jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int]) -> dict[str, tuple[Name, ...]]:
-    """Mesh axes for each dimension of each parameter.
+def guess_names(
+    dimensions: tuple[Dimensions, list[tuple[int, ...]]],
+    shapes: Mapping[str, tuple[int, ...]],
+    parameters: Mapping[str, int],
+    batch: Mapping[int, int],
+    mutable: Mapping[str, int],
+) -> dict[str, tuple[Name, ...]]:
+    """Mesh axes for each dimension of each parameter, and of each `mutable` array that has any.
 
-    `parameters`: path -> which input of the jaxpr it is; `batch`: the inputs whose first dimension is the batch.
+    `dimensions`: those of the step's jaxpr (`dimensions_of`); `shapes`: path -> shape. `parameters`, `mutable`: path
+    -> which input of the jaxpr it is; `batch`: input -> its dimension that is the batch.
+    A mutable array (a cache) is cut where the batch is, and along the axis that its parameters have on `tensor`.
 
     Cutting an axis saves the matmuls along it and costs a reduction of every matmul result that was summed over it.
     Axes with the most FLOPs saved per element reduced go to `tensor`, as long as no parameter is cut twice: in a
     transformer these are MLP width, heads and vocabulary (as in Megatron-LM, arXiv 1909.08053). `fsdp` cuts the
     largest dimension left of every matrix.
     """
-    found, inputs = dimensions_of(jaxpr)
+    found, inputs = dimensions
     axis = found.axis
-    data = {axis(dimension) for index in batch for dimension in inputs[index][:2]}
+    data = {axis(dimension) for index, at in batch.items() for dimension in inputs[index][at : at + 2]}
     stacked = {axis(dimension) for dimension in found.stacked}
     saved: dict[int, float] = {}
     reduced: dict[int, float] = {}
@@ -38,7 +46,6 @@ def guess_names(jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int])
         for one in summed - result:
             reduced[one] = reduced.get(one, 0.0) + contraction.result_elements
     arrays = {path: [axis(dimension) for dimension in inputs[index]] for path, index in parameters.items()}
-    shapes = {path: jaxpr.invars[index].aval.shape for path, index in parameters.items()}
     candidates = {one for axes in arrays.values() for one in axes} & saved.keys() - data - stacked
     chosen: set[int] = set()
     for one in sorted(candidates, key=lambda one: (-saved[one] / max(reduced.get(one, 0.0), 1.0), one)):
@@ -53,6 +60,13 @@ def guess_names(jaxpr: Any, parameters: Mapping[str, int], batch: Sequence[int])
             # A dimension that some matmul sums over, rather than one that is only looked up (a vocabulary).
             cut[max(free, key=lambda index: (axes[index] in saved, shapes[path][index], -index))] = "fsdp"
         names[path] = tuple(cut)
+    rows = {axis(inputs[index][at]) for index, at in batch.items()}
+    for path, index in mutable.items():
+        axes = [axis(dimension) for dimension in inputs[index]]
+        kept = ["batch" if one in rows else "tensor" if one in chosen else None for one in axes]
+        once: list[Name] = [one if one is None or kept.index(one) == place else None for place, one in enumerate(kept)]
+        if any(once):
+            names[path] = tuple(once)
     return names
 
 
@@ -66,7 +80,7 @@ def describe(names: Mapping[str, tuple[Name, ...]], shapes: Mapping[str, tuple[i
     lines = []
     for kind, cut, shape in ranked[:LISTED]:
         paths = alike[kind, cut, shape]
-        rule = _rule(paths, names)
+        rule = rule_for(paths, names)
         more = f" and {len(paths) - 1} like it" if len(paths) > 1 else ""
         lines.append(
             f"guessed: {paths[0]}{more}, {list(shape)}, cut over {_words(cut)}; pin with rules=[(r'{rule}$', {cut!r})]"
@@ -77,7 +91,7 @@ def describe(names: Mapping[str, tuple[Name, ...]], shapes: Mapping[str, tuple[i
     return tuple(lines)
 
 
-def _rule(paths: Sequence[str], known: Mapping[str, Any]) -> str:
+def rule_for(paths: Sequence[str], known: Mapping[str, Any]) -> str:
     """A regex for these paths and, of the known ones, no others: numbers that differ are any number, or these."""
     columns = [sorted(set(column)) for column in zip(*(path.split("/") for path in paths), strict=True)]
     rule = "/".join(re.escape(one[0]) if len(one) == 1 else r"\d+" for one in columns)

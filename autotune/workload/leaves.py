@@ -34,6 +34,12 @@ def arrays_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, tree)
 
 
+def same_structure(one: Any, other: Any) -> bool:
+    """Whether two trees are built alike, what their nodes carry beside arrays included."""
+    structure: Any = jax.tree.structure(one)
+    return bool(structure == jax.tree.structure(other))
+
+
 def path_of(path: tuple[Any, ...]) -> str:
     """A JAX key path in words, the box's own key left out: "params/Dense_0/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -83,9 +89,10 @@ def annotated(node: Any, array: Any) -> tuple[Name, ...] | None:
     else:
         given = getattr(array, "sharding", None)
     if isinstance(given, NamedSharding):
-        given = given.spec
-        if not any(given):
+        # P() too says something: whole on every device. On a mesh of one device nothing else can be said.
+        if not any(given.spec) and given.mesh.size == 1:
             return None
+        given = given.spec
     if not isinstance(given, (tuple, list, PartitionSpec)):
         return None
     local: dict[str, Any] = {}

@@ -34,7 +34,8 @@ class Dot:
 class Traced:
     """The step before sharding; everything is of the whole mesh and of one step.
 
-    `parameter_bytes` and `optimizer_bytes` are of the state's leaves, `batch_bytes` of the batch's.
+    `parameter_bytes`, `frozen_bytes`, `mutable_bytes` and `optimizer_bytes` are of the state's leaves of that role
+    (`autotune.workload.roles`), `batch_bytes` of the batch's. `parameters` counts those that are trained.
     `activation_bytes`: the most that is alive at once between inputs and outputs if nothing were fused: an upper bound.
     `notes`: what could not be counted.
     """
@@ -42,6 +43,8 @@ class Traced:
     dots: tuple[Dot, ...]
     parameters: int
     parameter_bytes: int
+    frozen_bytes: int
+    mutable_bytes: int
     optimizer_bytes: int
     batch_bytes: int
     activation_bytes: int

@@ -55,6 +55,7 @@ class Workload:
         mesh_axes: Mapping[str, str] | None = None,
         parameters: Callable[[Any], Any] | None = None,
         explicit: bool = False,
+        batch_axes: Mapping[str, int | None] | None = None,
         name: str | None = None,
     ) -> None:
         """A workload from your own `step(state, batch) -> (state, metrics)`; see docs of the arguments below.
@@ -67,14 +68,53 @@ class Workload:
         `mesh_axes`: what your own mesh axes are, where their names do not say: {"mdl": "tensor"}.
         `parameters`: picks the parameters out of the state, where their place does not say.
         `explicit`: the step is written for Explicit mesh axes.
+        `batch_axes`: path of an array of the batch -> which of its dimensions is the batch, None for an array that has
+        none (a random key, a table of constants): {"tokens": 1, "rng": None}.
         """
         from autotune.workload.from_function import plain_fields
 
         fields = plain_fields(
             step, state, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes, parameters=parameters,
-            explicit=explicit, name=name,
+            explicit=explicit, batch_axes=batch_axes, name=name,
         )  # fmt: skip
         self._set(transformer=None, recipe={}, **fields)
+
+    @classmethod
+    def of_call(
+        cls,
+        step: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        batch: Any,
+        batch_axes: Mapping[str, int | None] | None = None,
+        rules: Sequence[tuple[str, Any]] = (),
+        logical_rules: Any = (),
+        mesh_axes: Mapping[str, str] | None = None,
+        parameters: Callable[[Any], Any] | None = None,
+        explicit: bool | None = None,
+        name: str | None = None,
+    ) -> Workload:
+        """A workload from one call of your step, `step(*args, **kwargs)`, as your own loop makes it.
+
+        `args`, `kwargs`: arrays or shapes (`jax.eval_shape`, `nnx.eval_shape`), NNX objects, numbers, config objects
+        and functions, in any order. What is no array is static; a plain number is, where the step takes no other.
+        `batch`: which of the arguments is the batch: its position, its name, the object itself, or a tuple of these.
+        The new state is found in what the step returns, whole or in parts, or in the NNX objects that it changes.
+        `rules`, `logical_rules`, `mesh_axes`, `batch_axes`, `name`: as the constructor takes them; paths begin with the
+        name of the argument ("state/params/kernel"), those of the batch do not. `parameters`: picks the parameters out
+        of a dict of the arguments by name. `explicit`: whether the mesh axes are Explicit; None: found out.
+        ValueError in one line for what cannot be such a call, UserCodeError for what the step itself raises.
+        """
+        from autotune.workload.from_function import call_fields
+
+        workload = object.__new__(cls)
+        fields = call_fields(
+            step, args, kwargs or {}, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes,
+            parameters=parameters, explicit=explicit, batch_axes=batch_axes, name=name,
+        )  # fmt: skip
+        workload._set(transformer=None, recipe={}, **fields)
+        return workload
 
     @classmethod
     def of(

@@ -45,6 +45,12 @@ def test_help_does_not_import_jax(bench):
     assert figures["help_over_import_jax"] < 1
 
 
+def test_a_4b_model_is_handed_over_in_seconds(bench):
+    figures = bench("handover")
+    assert figures["parameters"] > 4e9
+    assert figures["handover_cpu_seconds"] < 15 and figures["handover_over_one_trace"] > 1
+
+
 def test_tune_again_answers_the_same(bench, little_effort):
     figures = bench("tune", *SMALL)
     assert figures["same_answer"] and figures["compiled"] == 1

@@ -51,12 +51,18 @@ arXiv 2205.05198)."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Bytes a device of each row: `weights` and `state` (optimizer) as kept; `gathered` over fsdp and `repeated` along
-    each axis that leaves weights whole, as one device holds them there."""
+    """Bytes a device of each row: trained `weights`, `frozen` ones, `mutable` arrays and `state` (optimizer) as kept;
+    weights `gathered` over fsdp and `repeated` along each axis that leaves them whole, as one device holds them there.
+
+    Frozen weights are gathered as the others are (`frozen_gathered`); they have no gradients to hold or to reduce.
+    """
 
     weights: np.ndarray
+    frozen: np.ndarray
+    mutable: np.ndarray
     state: np.ndarray
     gathered: np.ndarray
+    frozen_gathered: np.ndarray
     repeated: dict[str, np.ndarray]
 
 
@@ -90,20 +96,35 @@ class TracedPricer:
         """Rows that use the same axes cut every array along the same ones: each such set of axes is asked once."""
         traced = self.workload.traced
         assert traced is not None, "a workload without a transformer is traced"
+        role_bytes = {
+            "parameters": traced.parameter_bytes,
+            "frozen": traced.frozen_bytes,
+            "mutable": traced.mutable_bytes,
+            "optimizer": traced.optimizer_bytes,
+        }
         rows = len(table)
         size = {name: getattr(table, name).astype(np.float64) for name in AXES}
         found = Shares(
-            weights=np.zeros(rows), state=np.zeros(rows), gathered=np.zeros(rows),
+            weights=np.zeros(rows), frozen=np.zeros(rows), mutable=np.zeros(rows), state=np.zeros(rows),
+            gathered=np.zeros(rows), frozen_gathered=np.zeros(rows),
             repeated={axis: np.zeros(rows) for axis in ("data", "context", "expert")},
         )  # fmt: skip
         first, used = unique_rows([(getattr(table, name) > 1).astype(np.int64) for name in AXES] + [table.zero])
         for group, row in enumerate(first):
             members = np.flatnonzero(used == group)
             for role, axes, share in _cuts(self.workload.partition, table.layout(int(row))):
-                whole = share * (traced.parameter_bytes if role == "parameters" else traced.optimizer_bytes)
+                whole = share * role_bytes[role]
                 each = whole / math.prod((size[axis][members] for axis in axes), start=np.ones(len(members)))
                 if role == "optimizer":
                     found.state[members] += each
+                    continue
+                if role == "mutable":
+                    found.mutable[members] += each
+                    continue
+                if role == "frozen":
+                    found.frozen[members] += each
+                    if "fsdp" in axes:
+                        found.frozen_gathered[members] += each * size["fsdp"][members]
                     continue
                 found.weights[members] += each
                 if "fsdp" in axes:
@@ -147,7 +168,9 @@ class _Chunk:
         self.passes = table.accumulate * table.microbatches
         shares = prepared.shares
         self.weights, self.state = shares.weights[rows], shares.state[rows]
+        self.frozen, self.mutable = shares.frozen[rows], shares.mutable[rows]
         self.gathered = shares.gathered[rows] / self.size["stage"]
+        self.frozen_gathered = shares.frozen_gathered[rows] / self.size["stage"]
         self.repeated = {axis: repeated[rows] / self.size["stage"] for axis, repeated in shares.repeated.items()}
         self.activations = traced.activation_bytes / (self.pieces * self.size["tensor"] * self.size["stage"])
         self.core = np.zeros(len(table))
@@ -254,7 +277,7 @@ class _Chunk:
         passes = self.passes
         moved = [(axis, "all_reduce", repeated, passes) for axis, repeated in self.repeated.items()]
         moved += [
-            ("fsdp", "all_gather", self.gathered, 2.0 * passes),
+            ("fsdp", "all_gather", self.gathered + self.frozen_gathered, 2.0 * passes),
             ("fsdp", "reduce_scatter", self.gathered, passes),
         ]
         reduced = REDUCED_SHARE * self.left / (self.pieces * self.size["stage"] * passes)
@@ -272,18 +295,18 @@ class _Chunk:
             held = self.either({zero: laws.held_bytes for zero, laws in probed.laws.items()})
             held = held * self.chosen(probed, lambda one: {"": one.held_bytes})
             # In the probes activations are the most; where they have fallen below them, gradients are still held.
-            activations, batch = np.maximum(held - gradients, 0.0), np.zeros(len(self.table))
+            activations, workspace = np.maximum(held - gradients, 0.0), np.zeros(len(self.table))
         else:
             kept = np.where(self.table.remat >= REMAT.index("full"), KEPT_BY_FULL_REMAT, 1.0)
             activations = self.activations * kept / self.table.accumulate
-            batch = self.traced.batch_bytes / self.pieces
+            workspace = self.traced.batch_bytes / self.pieces + self.mutable / stages
         return {
-            "parameters": self.weights / stages,
+            "parameters": self.weights / stages + self.frozen / stages,
             "gradients": gradients,
             "optimizer_state": self.state / stages,
             "activations": activations,
             "logits": np.zeros(len(self.table)),
-            "workspace": batch,
+            "workspace": workspace,
         }
 
 
@@ -296,7 +319,7 @@ def _cuts(partition: Partition | None, layout) -> list[tuple[str, tuple[str, ...
     elements: dict[tuple[str, tuple[str, ...]], int] = {}
     totals: dict[str, int] = {}
     for leaf in partition.state.values():
-        if leaf.role in ("parameters", "optimizer"):
+        if leaf.role in ("parameters", "frozen", "mutable", "optimizer"):
             axes = tuple(axis for dimension in partition.cut(leaf, layout) for axis in dimension)
             count = math.prod(leaf.shape)
             elements[leaf.role, axes] = elements.get((leaf.role, axes), 0) + count
