@@ -39,8 +39,9 @@ WITH_JAX = (
     "autotune.measure.local_runner", "autotune.measure.worker",
     "autotune.meshes.sharding",
     "autotune.plan.apply",
-    "autotune.workload.adapt", "autotune.workload.dimensions", "autotune.workload.from_function",
-    "autotune.workload.leaves", "autotune.workload.trace",
+    "autotune.workload.adapt", "autotune.workload.batch", "autotune.workload.call", "autotune.workload.dimensions",
+    "autotune.workload.flow", "autotune.workload.from_function", "autotune.workload.handover",
+    "autotune.workload.leaves", "autotune.workload.returned", "autotune.workload.roles", "autotune.workload.trace",
 )  # fmt: skip
 """Packages and modules that import JAX or Flax when they are loaded. All others must not: a price needs no JAX."""
 
