@@ -14,14 +14,13 @@ import os
 import pickle
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-
-import cloudpickle
 
 from autotune.compile.compilation import (
     Compilation,
@@ -33,6 +32,7 @@ from autotune.compile.compilation import (
 )
 from autotune.compile.log import last_useful_line, one_line
 from autotune.compile.process import WorkerProcess, readable, worker_environment
+from autotune.compile.sent import CannotBeSent, packed
 from autotune.meshes.compiler_options import options_of
 from autotune.meshes.target import Target
 from autotune.store import Key, Store
@@ -143,15 +143,34 @@ def compile_all(
     writable = store is not None and os.access(store.logs, os.W_OK)
     logs = store.logs if store and writable else Path(tempfile.mkdtemp(prefix="autotune-logs-"))
     fresh: dict[int, _Task] = {}
+    here: dict[int, Callable[[], Outcome]] = {}
     for index, job in enumerate(listed):
         known = _stored(store, job, timeout_seconds, retry) if store else None
         if known is None:
             log = logs / f"{store_key(job).digest}-{os.getpid()}-{index}.log"
-            fresh[index] = _Task(payload=_pickled(job), layout=str(job.layout), target=job.target, log=log)
+            try:
+                payload = packed(job)
+            except CannotBeSent as error:
+                here[index] = _compiler_here(job, log, str(error), remote=executor is not None)
+                continue
+            fresh[index] = _Task(payload=payload, layout=str(job.layout), target=job.target, log=log)
             continue
         done += 1
         tell("stored", job, known, 0.0)
         yield job, known
+
+    for index, compile_here in here.items():
+        running += 1
+        tell("started", listed[index], None, 0.0)
+        begin = time.monotonic()
+        outcome = compile_here()
+        running -= 1
+        done += 1
+        if store:
+            kind = "compile" if isinstance(outcome, Compilation) else "failure"
+            store.attempt(store.put, store_key(listed[index]), kind, to_json(outcome))
+        tell("finished", listed[index], outcome, time.monotonic() - begin)
+        yield listed[index], outcome
 
     if executor:
         happenings = _on_executor(fresh, executor, timeout_seconds)
@@ -211,11 +230,44 @@ def _versions(platform: str) -> dict[str, str]:
     return versions
 
 
-def _pickled(job: CompileJob) -> bytes:
-    try:
-        return cloudpickle.dumps(job)
-    except Exception as error:
-        raise ValueError(f"workload {job.workload.name}: cannot be sent to a worker process: {error}") from error
+def _compiler_here(job: CompileJob, log: Path, why: str, remote: bool) -> Callable[[], Outcome]:
+    """Compiles in this process what cannot be sent to a worker; ValueError where this process cannot either.
+
+    A crash of the compiler would end this process, and no time limit holds.
+    """
+    from autotune.compile.worker import compile_job
+
+    devices = None
+    if job.target.platform == "cpu" and not job.target.attached:
+        import jax
+
+        devices = len(jax.devices("cpu"))
+    if remote or (devices is not None and devices < job.target.devices):
+        raise ValueError(
+            f"workload {job.workload.name}: {why}; make that object inside the function of Workload.from_builder, which "
+            "runs in the worker"
+            + (f" (this process has {devices} CPU devices, so it cannot compile for {job.target.name} itself: set "
+               f"jax_num_cpu_devices={job.target.devices} before JAX starts)" if devices is not None else "")
+        )  # fmt: skip
+
+    def compile_here() -> Outcome:
+        added = {
+            name: value
+            for name, value in worker_environment(job.target).items()
+            if name not in os.environ and not name.startswith("JAX_")
+        }
+        os.environ.update(added)
+        try:
+            outcome = compile_job(job, str(log), lambda stage: None)
+        finally:
+            for name in added:
+                del os.environ[name]
+        note = f"compiled in this process: {why}"
+        if isinstance(outcome, Compilation):
+            return replace(outcome, warnings=(*outcome.warnings, note))
+        return outcome
+
+    return compile_here
 
 
 def _settings() -> dict[str, str]:

@@ -28,18 +28,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import jax
 
 from autotune.compile.compilation import Argument, Compilation, CompileFailure, CompileJob
 from autotune.compile.log import memory_needed, one_line, warnings_in
 from autotune.compile.lower import REFUSED, compile_step, trace_step
+from autotune.compile.sent import unpacked
 from autotune.compile.traced_sources import flops_by_source
 from autotune.meshes.compiler_options import options_to_read
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of
 from autotune.system.code_owner import owner_of
+from autotune.workload.workload import Workload
 
 MEMORY_FIELDS = (
     "argument_size_in_bytes",
@@ -80,8 +81,12 @@ def serve(jobs_fd: int, replies_fd: int) -> None:
             _reply(replies, "finished")
 
 
-def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> Compilation | CompileFailure:
-    """Build, lower and compile a cloudpickled CompileJob in this process; every Python error becomes a failure.
+def compile_job(
+    payload: bytes | CompileJob, log_path: str, enter: Callable[[str], None]
+) -> Compilation | CompileFailure:
+    """Build, lower and compile a CompileJob in this process; every Python error becomes a failure.
+
+    A packed job is one of another process: its step is compared with the trace made there.
 
     `enter` is told each stage ("build", "compile") as it begins, so that a crash can say in which it came.
     """
@@ -91,11 +96,13 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
     stage = "build"
     enter(stage)
     try:
-        job: CompileJob = cloudpickle.loads(payload)
+        job: CompileJob = payload if isinstance(payload, CompileJob) else unpacked(payload)
         names = {"layout": str(job.layout), "target": job.target.name}
         target = job.target
         if target.platform == "tpu":  # attached chips belong to the process that runs on them, never to a compiler's
             target = replace(target, attached=False)
+        if not isinstance(payload, CompileJob):
+            check_program(job.workload)
         mesh = mesh_of(job.layout, target)
         step = job.workload.build(job.layout, mesh)
         arguments = arguments_of(step)
@@ -140,6 +147,20 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             available_bytes=available if out_of_memory else None,
             arguments=arguments,
         )
+
+
+_CHECKED: set[str] = set()
+
+
+def check_program(workload: Workload) -> None:
+    """Raise AnotherProgram when the step, traced in this process, is not the one the workload was made from.
+
+    Once per process and workload. Steps that the tool builds itself have nothing to compare.
+    """
+    check = getattr(workload.build, "check", None)
+    if check is not None and workload.fingerprint not in _CHECKED:
+        check()
+        _CHECKED.add(workload.fingerprint)
 
 
 def compilation_of(

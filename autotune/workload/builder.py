@@ -16,6 +16,7 @@ from autotune.meshes.step import Step
 from autotune.system.code_owner import owner_of
 from autotune.user_code import user_code
 from autotune.workload.plain import FIXED, plain_fields
+from autotune.workload.same_program import AnotherProgram, Operation
 from autotune.workload.step import adapt, trace
 
 PIPELINE = ("stage", "microbatches", "schedule", "virtual_stages")
@@ -42,7 +43,12 @@ def builder_fields(
     fixed = {word: value for word, value in FIXED.items() if word not in read and word not in (axes or ())}
     if "stage" in axes and not read & {"schedule", "virtual_stages"}:
         fixed["virtual_stages"] = "1"  # else circular schedules would be priced that the step does not run
-    build = _MeshBuilder(builder=builder) if with_mesh else _LayoutBuilder(builder=builder, options=options)
+    traced: tuple[Operation, ...] = fields["build"].operations
+    build: _MeshBuilder | _LayoutBuilder = (
+        _MeshBuilder(builder=builder, operations=traced)
+        if with_mesh
+        else _LayoutBuilder(builder=builder, options=options, operations=traced)
+    )
     return fields | {
         "name": name or getattr(builder, "__name__", "step"),
         "build": build,
@@ -99,6 +105,11 @@ _WORDS = frozenset(field.name for field in dataclasses.fields(Layout))
 class _LayoutBuilder:
     builder: Callable[[Layout], Any]
     options: dict[str, Any]
+    operations: tuple[Operation, ...]
+
+    def check(self) -> None:
+        """As `Builder.check`, of the step for one device."""
+        _same(_fields(_call(self.builder, Layout()), self.options), self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         return _fields(_call(self.builder, layout), self.options)["build"](layout, mesh)
@@ -107,9 +118,21 @@ class _LayoutBuilder:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _MeshBuilder:
     builder: Callable[[Layout, Any], Step]
+    operations: tuple[Operation, ...]
+
+    def check(self) -> None:
+        """As `Builder.check`, of the step for one device."""
+        _same(_step_fields(_call(self.builder, Layout(), _one_device())), self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         return _checked(_call(self.builder, layout, mesh))
+
+
+def _same(fields: dict[str, Any], expected: tuple[Operation, ...]) -> None:
+    build = fields["build"]
+    if build.operations != expected:
+        dataclasses.replace(build, operations=expected).check()
+        raise AnotherProgram("the worker process traces another program each time the step is traced")
 
 
 def _call(builder: Callable[..., Any], *arguments: Any) -> Any:

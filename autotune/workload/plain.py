@@ -16,6 +16,7 @@ from autotune.meshes.layout import AXES
 from autotune.partition import LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition
 from autotune.workload.guess import describe, guess_names
 from autotune.workload.leaves import annotated, leaves_of, match_rules
+from autotune.workload.same_program import operations
 from autotune.workload.step import Adapted, Builder, adapt, trace
 from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, nbytes, notes
 
@@ -85,7 +86,7 @@ def plain_fields(
     )
     traced = summarise(closed.jaxpr, leaves, roles, adapted)
     sequences, seq = tokens_of(jax.tree.leaves(adapted.batch))
-    builder = Builder(adapted=adapted, partition=partition)
+    builder = Builder(adapted=adapted, partition=partition, mesh_axes=tuple(own), operations=operations(closed))
     return {
         "name": name or getattr(step, "__name__", type(step).__name__),
         "build": builder,
@@ -268,8 +269,9 @@ def summarise(jaxpr: Any, leaves: Mapping[str, tuple[Any, Any]], roles: Mapping[
 
 def fingerprint(closed: Any, adapted: Adapted, partition: Partition) -> str:
     """Of the traced program, its shapes and the names of their dimensions; the same on every machine."""
-    # Functions print with their address in this process.
-    text = re.sub(r"0x[0-9a-f]+", "", str(closed))
+    # Functions print with their address in this process. What was stored before a worker compared its trace with this
+    # one may be another program: hence the first words.
+    text = "compared in the worker: " + re.sub(r"0x[0-9a-f]+", "", str(closed))
     constants = [(str(one.dtype), one.shape) for one in closed.consts if hasattr(one, "dtype")]
     shapes = [(str(leaf.dtype), leaf.shape) for leaf in jax.tree.leaves((adapted.state, adapted.batch))]
     rest = json.dumps([constants, shapes, partition.to_json()], sort_keys=True, default=str)

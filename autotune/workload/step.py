@@ -19,6 +19,7 @@ from autotune.meshes.step import Step
 from autotune.partition import MESH_NAMES, Leaf, Partition
 from autotune.user_code import user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
+from autotune.workload.same_program import Operation, compare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +239,15 @@ class Builder:
 
     adapted: Adapted
     partition: Partition
+    mesh_axes: tuple[str, ...] = ()
+    operations: tuple[Operation, ...] = ()
+
+    def check(self) -> None:
+        """Trace the step here and compare: raises AnotherProgram unless it is the one the workload was made from.
+
+        `operations`: those of that trace, under a mesh with the user's own `mesh_axes` beside ours.
+        """
+        compare(trace(self.adapted, self.partition.explicit, self.mesh_axes), self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         problem = self.partition.problem(layout)
