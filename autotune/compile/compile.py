@@ -244,8 +244,8 @@ def _compiler_here(job: CompileJob, log: Path, why: str, remote: bool) -> Callab
         devices = len(jax.devices("cpu"))
     if remote or (devices is not None and devices < job.target.devices):
         raise ValueError(
-            f"workload {job.workload.name}: {why}; make that object inside the function of Workload.from_builder, which "
-            "runs in the worker"
+            f"workload {job.workload.name}: {why}; make that object inside the function of Workload.from_builder, "
+            "which runs in the worker"
             + (f" (this process has {devices} CPU devices, so it cannot compile for {job.target.name} itself: set "
                f"jax_num_cpu_devices={job.target.devices} before JAX starts)" if devices is not None else "")
         )  # fmt: skip

@@ -35,6 +35,7 @@ from autotune.compile.log import memory_needed, one_line, warnings_in
 from autotune.compile.lower import REFUSED, compile_step, trace_step
 from autotune.compile.sent import unpacked
 from autotune.compile.traced_sources import flops_by_source
+from autotune.mesh_context import mesh_set
 from autotune.meshes.compiler_options import options_to_read
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
@@ -106,7 +107,7 @@ def compile_job(
         mesh = mesh_of(job.layout, target)
         step = job.workload.build(job.layout, mesh)
         arguments = arguments_of(step)
-        with jax.set_mesh(mesh):
+        with mesh_set(mesh):
             traced = trace_step(step)
             lowered = traced.lower()
         stage = "compile"

@@ -14,6 +14,7 @@ from flax import nnx
 from flax.core.spmd import logical_axis_rules
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from autotune.mesh_context import mesh_set
 from autotune.meshes.layout import OUTERMOST_FIRST, Layout
 from autotune.meshes.step import Step
 from autotune.partition import MESH_NAMES, Leaf, Partition
@@ -328,7 +329,7 @@ def _initial(adapted: Adapted, partition: Partition, state: Any, seed: int) -> A
         make = adapted.initialise
         # As a list: made anew, a tree can differ in what it carries beside its arrays (the functions of a TrainState).
         flat = jax.jit(lambda: jax.tree.leaves(make()), out_shardings=[leaf.sharding for leaf in leaves])
-        with user_code("making the state"), jax.set_mesh(leaves[0].sharding.mesh):
+        with user_code("making the state"), mesh_set(leaves[0].sharding.mesh):
             return jax.tree.unflatten(structure, flat())
     roles = [leaf.role for leaf in partition.state.values()]
     chosen = [leaf for leaf, role in zip(leaves, roles, strict=True) if role == "parameters"]
@@ -365,7 +366,7 @@ def _random(tree: Any, scale: float) -> Callable[[int], Any]:
     program = jax.jit(draw, out_shardings=[leaf.sharding for leaf in leaves])
 
     def make(seed: int) -> Any:
-        with jax.set_mesh(leaves[0].sharding.mesh):
+        with mesh_set(leaves[0].sharding.mesh):
             return jax.tree.unflatten(structure, program(jax.random.key(seed)))
 
     return make
