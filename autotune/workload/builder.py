@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST, Layout
 from autotune.meshes.step import Step
 from autotune.system.code_owner import owner_of
-from autotune.user_code import user_code
+from autotune.user_code import UserCodeError, user_code
 from autotune.workload.plain import FIXED, plain_fields
 from autotune.workload.same_program import AnotherProgram, Operation
 from autotune.workload.step import adapt, trace
@@ -35,7 +37,7 @@ def builder_fields(
         fields = _step_fields(_call(builder, layout, _one_device()))
     else:
         fields = _fields(_call(builder, layout), options)
-    read = layout.read
+    read = layout.read & _depended(builder, options, with_mesh, layout.read)
     if "stage" in read:
         read = read | (set(PIPELINE) if with_mesh else _read_with_stages(builder, options))
     if axes is None:
@@ -68,6 +70,51 @@ def takes_mesh(builder: Callable[..., Any]) -> bool:
     if len(needed) not in (1, 2):
         raise ValueError(f"from_builder: the builder takes {len(needed)} arguments, not (layout) or (layout, mesh)")
     return len(needed) == 2
+
+
+OTHER_WORDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "remat": ({}, {"remat": "full"}),
+    "accumulate": ({}, {"accumulate": 2}),
+    "stage": ({}, {"stage": 2, "microbatches": 2, "schedule": "gpipe"}),
+    "sequence_parallel": ({"tensor": 2, "sequence_parallel": False}, {"tensor": 2, "sequence_parallel": True}),
+    "context_attention": (
+        {"context": 2, "context_attention": "gather"},
+        {"context": 2, "context_attention": "ring"},
+    ),
+}
+"""For a word, two layouts that differ in it alone (or in what it cannot do without): does the step differ?"""
+
+
+def _depended(builder: Callable[..., Any], options: dict[str, Any], with_mesh: bool, read: set[str]) -> set[str]:
+    """The words of `read` on which the step depends: its traces differ where that word does.
+
+    Reading alone says little: a builder that prints its layout reads every word. A layout that the builder refuses
+    counts as another step; so does a word without a pair of layouts to compare.
+    """
+    found: dict[str, str | None] = {}
+
+    def traced(words: dict[str, Any]) -> str | None:
+        layout = Layout(**words)
+        if str(words) not in found:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # it has said once what it prints
+                    fields = (
+                        _step_fields(_call(builder, layout, _one_device()))
+                        if with_mesh
+                        else _fields(_call(builder, layout), options)
+                    )
+                found[str(words)] = fields["fingerprint"]
+            except (UserCodeError, ValueError, NameError):  # of the user's code: an axis that one device does not have
+                found[str(words)] = None
+        return found[str(words)]
+
+    kept = set(read)
+    for word, (one, other) in OTHER_WORDS.items():
+        if word in read:
+            first, second = traced(one), traced(other)
+            if first is not None and first == second:
+                kept.remove(word)
+    return kept
 
 
 def _read_with_stages(builder: Callable[..., Any], options: dict[str, Any]) -> set[str]:
