@@ -48,7 +48,7 @@ def keeps(layout):
 def test_a_builder_that_only_reads_searches_what_a_quiet_one_does(builder):
     loud, silent = Workload.from_builder(builder), Workload.from_builder(quiet)
     assert loud.axes == silent.axes
-    words = ("remat", "accumulate", "stage", "sequence_parallel", "context_attention")
+    words = ("remat", "accumulate", "offload", "stage", "sequence_parallel", "context_attention")
     assert {word: loud.fixed.get(word) for word in words} == {word: silent.fixed.get(word) for word in words}
 
 
