@@ -163,14 +163,14 @@ def compile_all(
         running += 1
         tell("started", listed[index], None, 0.0)
         begin = time.monotonic()
-        outcome = compile_here()
+        made = compile_here()
         running -= 1
         done += 1
         if store:
-            kind = "compile" if isinstance(outcome, Compilation) else "failure"
-            store.attempt(store.put, store_key(listed[index]), kind, to_json(outcome))
-        tell("finished", listed[index], outcome, time.monotonic() - begin)
-        yield listed[index], outcome
+            kind = "compile" if isinstance(made, Compilation) else "failure"
+            store.attempt(store.put, store_key(listed[index]), kind, to_json(made))
+        tell("finished", listed[index], made, time.monotonic() - begin)
+        yield listed[index], made
 
     if executor:
         happenings = _on_executor(fresh, executor, timeout_seconds)
