@@ -13,13 +13,12 @@ import os
 import pickle
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import cloudpickle
 
 from autotune.compile.compilation import (
     Candidate,
@@ -30,6 +29,7 @@ from autotune.compile.compilation import (
     to_json,
 )
 from autotune.compile.log import last_useful_line, one_line
+from autotune.compile.sent import CannotBeSent, packed
 from autotune.compile.worker_process import WorkerProcess, readable, worker_environment
 from autotune.meshes.compiler_options import options_of
 from autotune.meshes.target import Target
@@ -156,18 +156,37 @@ def compile_all(
     writable = store is not None and os.access(store.logs, os.W_OK)
     logs = store.logs if store and writable else scratch_folder("logs")
     fresh: dict[int, _Task] = {}
+    here: dict[int, Callable[[], Outcome]] = {}
     for index, job in enumerate(listed):
         known = _stored(store, job, timeout_seconds, retry) if store else None
         if known is None:
             log = logs / f"{store_key(job).digest}-{os.getpid()}-{index}.log"
+            try:
+                payload = packed(job)
+            except CannotBeSent as error:
+                here[index] = _compiler_here(job, log, str(error), remote=executor is not None)
+                continue
             fresh[index] = _Task(
-                payload=_pickled(job), layout=str(job.layout), target=job.target, log=log,
+                payload=payload, layout=str(job.layout), target=job.target, log=log,
                 attempts=_attempts(store, job) if store else 0,
             )  # fmt: skip
             continue
         done += 1
         tell("stored", job, known, 0.0)
         yield job, known
+
+    for index, compile_here in here.items():
+        running += 1
+        tell("started", listed[index], None, 0.0)
+        begin = time.monotonic()
+        made = compile_here()
+        running -= 1
+        done += 1
+        if store and _tells_of_the_layout(made):
+            kind = "compile" if isinstance(made, Compilation) else "failure"
+            store.attempt(store.put, store_key(listed[index]), kind, to_json(made))
+        tell("finished", listed[index], made, time.monotonic() - begin)
+        yield listed[index], made
 
     if executor:
         happenings = _on_executor(fresh, executor, timeout_seconds)
@@ -223,11 +242,44 @@ def store_key(job: Candidate) -> Key:
     )
 
 
-def _pickled(job: Candidate) -> bytes:
-    try:
-        return cloudpickle.dumps(job)
-    except Exception as error:
-        raise ValueError(f"workload {job.workload.name}: cannot be sent to a worker process: {error}") from error
+def _compiler_here(job: Candidate, log: Path, why: str, remote: bool) -> Callable[[], Outcome]:
+    """Compiles in this process what cannot be sent to a worker; ValueError where this process cannot either.
+
+    A crash of the compiler would end this process, and no time limit holds.
+    """
+    from autotune.compile.worker import compile_job
+
+    devices = None
+    if job.target.platform == "cpu" and not job.target.attached:
+        import jax
+
+        devices = len(jax.devices("cpu"))
+    if remote or (devices is not None and devices < job.target.devices):
+        raise ValueError(
+            f"workload {job.workload.name}: {why}; make that object inside the function of Workload.from_builder, "
+            "which runs in the worker"
+            + (f" (this process has {devices} CPU devices, so it cannot compile for {job.target.name} itself: set "
+               f"jax_num_cpu_devices={job.target.devices} before JAX starts)" if devices is not None else "")
+        )  # fmt: skip
+
+    def compile_here() -> Outcome:
+        added = {
+            name: value
+            for name, value in worker_environment(job.target).items()
+            if name not in os.environ and not name.startswith("JAX_")
+        }
+        os.environ.update(added)
+        try:
+            outcome = compile_job(job, str(log), lambda stage: None)
+        finally:
+            for name in added:
+                del os.environ[name]
+        note = f"compiled in this process: {why}"
+        if isinstance(outcome, Compilation):
+            return replace(outcome, warnings=(*outcome.warnings, note))
+        return outcome
+
+    return compile_here
 
 
 def _settings() -> dict[str, str]:

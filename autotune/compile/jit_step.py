@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from autotune.mesh_context import mesh_set
 from autotune.meshes.compiler_options import refused_option, without_options
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import Layout
@@ -15,7 +16,7 @@ from autotune.meshes.step import Step
 
 def trace_step(step: Step) -> jax.stages.Traced:
     """The step traced for its mesh: state donated, and given back under the shardings it came with."""
-    with jax.set_mesh(step.mesh):
+    with mesh_set(step.mesh):
         # keep_unused: so that the entry parameters are exactly the leaves of (state, batch), in order.
         jitted = jax.jit(
             step.function,
@@ -28,7 +29,7 @@ def trace_step(step: Step) -> jax.stages.Traced:
 
 def lower_step(step: Step) -> jax.stages.Lowered:
     """The step traced and lowered for its mesh."""
-    with jax.set_mesh(step.mesh):
+    with mesh_set(step.mesh):
         return trace_step(step).lower()
 
 

@@ -25,13 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import jax
 
 from autotune.compile.compilation import Argument, Candidate, Compilation, CompileFailure
 from autotune.compile.flops_by_line import flops_by_source
 from autotune.compile.jit_step import REFUSED, compile_step, trace_step
 from autotune.compile.log import memory_needed, one_line, warnings_in
+from autotune.compile.sent import unpacked
+from autotune.mesh_context import mesh_set
 from autotune.meshes.compiler_options import options_to_read
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
@@ -40,6 +41,7 @@ from autotune.system.code_owner import owner_of
 from autotune.system.death import is_shortage
 from autotune.system.parent_death import when_parent_dies
 from autotune.system.versions import installed_versions
+from autotune.workload.workload import Workload
 
 MEMORY_FIELDS = (
     "argument_size_in_bytes",
@@ -86,8 +88,12 @@ def serve(jobs_fd: int, replies_fd: int) -> None:
             _reply(replies, "finished")
 
 
-def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> Compilation | CompileFailure:
-    """Build, lower and compile a cloudpickled Candidate in this process; every Python error becomes a failure.
+def compile_job(
+    payload: bytes | Candidate, log_path: str, enter: Callable[[str], None]
+) -> Compilation | CompileFailure:
+    """Build, lower and compile a Candidate in this process; every Python error becomes a failure.
+
+    A packed job is one of another process: its step is compared with the trace made there.
 
     `enter` is told each stage ("build", "compile") as it begins, so that a crash can say in which it came.
     """
@@ -97,15 +103,17 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
     stage = "build"
     enter(stage)
     try:
-        job: Candidate = cloudpickle.loads(payload)
+        job: Candidate = payload if isinstance(payload, Candidate) else unpacked(payload)
         names = {"layout": str(job.layout), "target": job.target.name}
         target = job.target
         if target.platform == "tpu":  # attached chips belong to the process that runs on them, never to a compiler's
             target = replace(target, attached=False)
+        if not isinstance(payload, Candidate):
+            check_program(job.workload)
         mesh = mesh_of(job.layout, target)
         step = job.workload.build(job.layout, mesh)
         arguments = arguments_of(step)
-        with jax.set_mesh(mesh):
+        with mesh_set(mesh):
             traced = trace_step(step)
             lowered = traced.lower()
         stage = "compile"
@@ -150,6 +158,20 @@ def compile_job(payload: bytes, log_path: str, enter: Callable[[str], None]) -> 
             arguments=arguments,
             transient=short,
         )
+
+
+_CHECKED: set[str] = set()
+
+
+def check_program(workload: Workload) -> None:
+    """Raise AnotherProgram when the step, traced in this process, is not the one the workload was made from.
+
+    Once per process and workload. Steps that the tool builds itself have nothing to compare.
+    """
+    check = getattr(workload.build, "check", None)
+    if check is not None and workload.fingerprint not in _CHECKED:
+        check()
+        _CHECKED.add(workload.fingerprint)
 
 
 def compilation_of(

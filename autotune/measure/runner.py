@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autotune.compile.sent import CannotBeSent, packed
 from autotune.measure.measure import Runner
 from autotune.measure.worker_runner import WorkerRunner
 from autotune.meshes.target import Target
@@ -13,15 +14,24 @@ def runner_for(workload: Workload, target: Target, *, jobs: int = 2, timeout_sec
     """The Runner of a measurable target.
 
     In a job of several processes all of them run each layout together. Attached devices are run from this process,
-    which holds them: an accelerator cannot be shared with a worker. Simulated CPU devices get a worker per layout.
+    which holds them: an accelerator cannot be shared with a worker; so is a step that cannot be sent to one. Simulated
+    CPU devices get a worker per layout.
     """
     job = current()
     if job is not None:
         from autotune.measure.agreed_runner import AgreedRunner
 
         return AgreedRunner(job, workload, target, timeout_seconds=timeout_seconds)
-    if target.attached:
+    if target.attached or not _can_be_sent(workload):
         from autotune.measure.local_runner import LocalRunner
 
         return LocalRunner(workload, target, timeout_seconds=timeout_seconds)
     return WorkerRunner(workload, target, jobs=jobs, timeout_seconds=timeout_seconds)
+
+
+def _can_be_sent(workload: Workload) -> bool:
+    try:
+        packed(workload)
+    except CannotBeSent:
+        return False
+    return True

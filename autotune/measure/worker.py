@@ -21,9 +21,10 @@ def main() -> None:
     pipe = Connection(handle)
     jax.config.update("jax_num_cpu_devices", cloudpickle.loads(pipe.recv_bytes()))
     # Imported after the number of devices is fixed, and before the user's own modules.
+    from autotune.compile.sent import unpacked
     from autotune.measure.local_runner import LocalRunner
 
-    workload, target, layout = cloudpickle.loads(pipe.recv_bytes())
+    workload, target, layout = unpacked(pipe.recv_bytes())
     # The parent is the one who times us out.
     runner = LocalRunner(workload, target, timeout_seconds=None, resident=True)
     pipe.send_bytes(cloudpickle.dumps(runner.prepare([layout])[0]))

@@ -16,6 +16,7 @@ from pathlib import Path
 import cloudpickle
 
 from autotune.compile.log import last_useful_line
+from autotune.compile.sent import packed
 from autotune.measure.measure import Prepared, RunFailure, Turn
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
@@ -24,6 +25,8 @@ from autotune.system.scratch import delete_scratch, scratch_folder
 from autotune.workload.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
+
+WORKER = "import sys; sys.path[:] = {path!r}; from autotune.measure.worker import main; main()"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,21 +112,23 @@ class WorkerRunner:
     def _start(self, layout: Layout) -> None:
         ours, theirs = Pipe()
         log = self._logs / f"{len(os.listdir(self._logs))}.log"
-        path = [str(ROOT), *(entry or os.getcwd() for entry in sys.path)]
+        # The user's path as it is: a `models` of theirs comes before one that lies beside this package.
+        path = [*(entry or os.getcwd() for entry in sys.path)]
+        code = WORKER.format(path=path if str(ROOT) in path else [*path, str(ROOT)])
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "autotune.measure.worker", str(theirs.fileno())],
+                [sys.executable, "-c", code, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(path)},
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
             )
         theirs.close()
         self._workers[layout] = _Worker(process=process, pipe=ours, log=log)
         try:
             ours.send_bytes(cloudpickle.dumps(self.target.devices))
-            ours.send_bytes(cloudpickle.dumps((self.workload, self.target, layout)))
+            ours.send_bytes(packed((self.workload, self.target, layout)))
         except OSError:
             pass  # the worker died already; receiving says how
 

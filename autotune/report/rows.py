@@ -129,6 +129,9 @@ def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes
         word = RowStatus.OOM
         over = (peak - target.hardware.capacity_bytes) / 2**30
         reason = f"compiled peak {peak / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"
+    elif run_failure is not None and run_failure.phase != "run" and run_failure.kind != "oom":
+        # What broke is the measuring, before the first step: the compiled figures still hold.
+        word, reason = RowStatus.COMPILED, f"not measured: {run_failure.phase}: {run_failure.reason}"
     elif run_failure is not None:
         word = RowStatus.of_failure(run_failure.kind)
         reason = f"{run_failure.phase}: {run_failure.reason}"

@@ -14,11 +14,13 @@ from flax import nnx
 from flax.core.spmd import logical_axis_rules
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from autotune.mesh_context import mesh_set
 from autotune.meshes.layout import OUTERMOST_FIRST, Layout
 from autotune.meshes.step import Step
 from autotune.partition import MESH_NAMES, Leaf, Partition
 from autotune.user_code import user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
+from autotune.workload.same_program import Operation, compare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +240,15 @@ class Builder:
 
     adapted: Adapted
     partition: Partition
+    mesh_axes: tuple[str, ...] = ()
+    operations: tuple[Operation, ...] = ()
+
+    def check(self) -> None:
+        """Trace the step here and compare: raises AnotherProgram unless it is the one the workload was made from.
+
+        `operations`: those of that trace, under a mesh with the user's own `mesh_axes` beside ours.
+        """
+        compare(trace(self.adapted, self.partition.explicit, self.mesh_axes), self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         problem = self.partition.problem(layout)
@@ -331,7 +342,7 @@ def _initial(adapted: Adapted, partition: Partition, state: Any, seed: int) -> A
         make = adapted.initialise
         # As a list: made anew, a tree can differ in what it carries beside its arrays (the functions of a TrainState).
         flat = jax.jit(lambda: jax.tree.leaves(make()), out_shardings=[leaf.sharding for leaf in leaves])
-        with user_code("making the state"), jax.set_mesh(leaves[0].sharding.mesh):
+        with user_code("making the state"), mesh_set(leaves[0].sharding.mesh):
             return jax.tree.unflatten(structure, flat())
     roles = [leaf.role for leaf in partition.state.values()]
     weights = [role in ("parameters", "frozen") for role in roles]
@@ -369,7 +380,7 @@ def _random(tree: Any, scale: float) -> Callable[[int], Any]:
     program = jax.jit(draw, out_shardings=[leaf.sharding for leaf in leaves])
 
     def make(seed: int) -> Any:
-        with jax.set_mesh(leaves[0].sharding.mesh):
+        with mesh_set(leaves[0].sharding.mesh):
             return jax.tree.unflatten(structure, program(jax.random.key(seed)))
 
     return make

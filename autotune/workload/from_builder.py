@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +16,10 @@ from typing import Any
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST, Layout
 from autotune.meshes.step import Step
 from autotune.system.code_owner import owner_of
-from autotune.user_code import user_code
+from autotune.user_code import UserCodeError, user_code
 from autotune.workload.adapt import adapt, trace
 from autotune.workload.from_function import FIXED, plain_fields
+from autotune.workload.same_program import AnotherProgram, Operation
 
 PIPELINE = ("stage", "microbatches", "schedule", "virtual_stages")
 
@@ -34,7 +37,7 @@ def builder_fields(
         fields = _step_fields(_call(builder, layout, _one_device()))
     else:
         fields = _fields(_call(builder, layout), options)
-    read = layout.read
+    read = layout.read & _depended(builder, options, with_mesh, layout.read)
     if "stage" in read:
         read = read | (set(PIPELINE) if with_mesh else _read_with_stages(builder, options))
     if axes is None:
@@ -42,7 +45,12 @@ def builder_fields(
     fixed = {word: value for word, value in FIXED.items() if word not in read and word not in (axes or ())}
     if "stage" in axes and not read & {"schedule", "virtual_stages"}:
         fixed["virtual_stages"] = "1"  # else circular schedules would be priced that the step does not run
-    build = _MeshBuilder(builder=builder) if with_mesh else _LayoutBuilder(builder=builder, options=options)
+    traced: tuple[Operation, ...] = fields["build"].operations
+    build: _MeshBuilder | _LayoutBuilder = (
+        _MeshBuilder(builder=builder, operations=traced)
+        if with_mesh
+        else _LayoutBuilder(builder=builder, options=options, operations=traced)
+    )
     return fields | {
         "name": name or getattr(builder, "__name__", "step"),
         "build": build,
@@ -62,6 +70,53 @@ def takes_mesh(builder: Callable[..., Any]) -> bool:
     if len(needed) not in (1, 2):
         raise ValueError(f"from_builder: the builder takes {len(needed)} arguments, not (layout) or (layout, mesh)")
     return len(needed) == 2
+
+
+OTHER_WORDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "remat": ({}, {"remat": "full"}),
+    "accumulate": ({}, {"accumulate": 2}),
+    "offload": ({}, {"offload": "optimizer"}),
+    "stage": ({}, {"stage": 2, "microbatches": 2, "schedule": "gpipe"}),
+    "sequence_parallel": ({"tensor": 2, "sequence_parallel": False}, {"tensor": 2, "sequence_parallel": True}),
+    "context_attention": (
+        {"context": 2, "context_attention": "gather"},
+        {"context": 2, "context_attention": "ring"},
+    ),
+}
+"""For a word, two layouts that differ in it alone (or in what it cannot do without): does the step differ?"""
+
+
+def _depended(builder: Callable[..., Any], options: dict[str, Any], with_mesh: bool, read: set[str]) -> set[str]:
+    """The words of `read` on which the step depends: its traces differ where that word does.
+
+    Reading alone says little: a builder that prints its layout reads every word. A layout that the builder refuses
+    counts as another step; so does a word without a pair of layouts to compare.
+    """
+    found: dict[str, str | None] = {}
+
+    def traced(words: dict[str, Any]) -> str | None:
+        layout = Layout(**words)
+        if str(words) not in found:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # it has said once what it prints
+                    fields = (
+                        _step_fields(_call(builder, layout, _one_device()))
+                        if with_mesh
+                        else _fields(_call(builder, layout), options)
+                    )
+                found[str(words)] = fields["fingerprint"]
+            except (UserCodeError, ValueError, NameError):  # of the user's code: an axis that one device does not have
+                found[str(words)] = None
+        return found[str(words)]
+
+    kept = set(read)
+    for word, (one, other) in OTHER_WORDS.items():
+        # A finished Step says where its arrays live in their shardings, which its trace does not show.
+        if word in read and not (with_mesh and word == "offload"):
+            first, second = traced(one), traced(other)
+            if first is not None and first == second:
+                kept.remove(word)
+    return kept
 
 
 def _read_with_stages(builder: Callable[..., Any], options: dict[str, Any]) -> set[str]:
@@ -99,6 +154,11 @@ _WORDS = frozenset(field.name for field in dataclasses.fields(Layout))
 class _LayoutBuilder:
     builder: Callable[[Layout], Any]
     options: dict[str, Any]
+    operations: tuple[Operation, ...]
+
+    def check(self) -> None:
+        """As `Builder.check`, of the step for one device."""
+        _same(_fields(_call(self.builder, Layout()), self.options), self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         return _fields(_call(self.builder, layout), self.options)["build"](layout, mesh)
@@ -107,9 +167,21 @@ class _LayoutBuilder:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _MeshBuilder:
     builder: Callable[[Layout, Any], Step]
+    operations: tuple[Operation, ...]
+
+    def check(self) -> None:
+        """As `Builder.check`, of the step for one device."""
+        _same(_step_fields(_call(self.builder, Layout(), _one_device())), self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         return _checked(_call(self.builder, layout, mesh))
+
+
+def _same(fields: dict[str, Any], expected: tuple[Operation, ...]) -> None:
+    build = fields["build"]
+    if build.operations != expected:
+        dataclasses.replace(build, operations=expected).check()
+        raise AnotherProgram("the worker process traces another program each time the step is traced")
 
 
 def _call(builder: Callable[..., Any], *arguments: Any) -> Any:

@@ -21,6 +21,7 @@ from autotune.workload.guess import describe, guess_names, rule_for
 from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
 from autotune.workload.roles import roles_of, size_text, twins_of
+from autotune.workload.same_program import operations
 from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, nbytes, notes
 
 FIXED = {"remat": "none", "accumulate": "1", "stage": "1", "sequence_parallel": "1", "context_attention": "gather",
@@ -122,7 +123,9 @@ def fields_of(
     closed: Any,
 ) -> dict[str, Any]:
     """Everything `Workload.of` wants, of a step in our shape; `closed`: its jaxpr, None where it is to be traced."""
-    closed = trace(adapted, explicit, tuple(own)) if closed is None else closed
+    # A worker compares its trace of `adapted` with the same trace made here.
+    compared = trace(adapted, explicit, tuple(own))
+    closed = compared if closed is None else closed
     leaves = leaves_of(adapted.state)
     flow = flow_of(closed.jaxpr)
     roles, said_of_roles = roles_of(flow, adapted.state, leaves, parameters)
@@ -177,7 +180,7 @@ def fields_of(
     guesses += stay_whole(partition, leaves) or untold
     traced = summarise(closed.jaxpr, leaves, roles, adapted)
     sequences, seq = tokens_of([(array, dimensions[path]) for path, (_, array) in said_of_batch.items()])
-    builder = Builder(adapted=adapted, partition=partition)
+    builder = Builder(adapted=adapted, partition=partition, mesh_axes=tuple(own), operations=operations(compared))
     return {
         "name": name,
         "build": builder,
@@ -343,8 +346,9 @@ def summarise(jaxpr: Any, leaves: Mapping[str, tuple[Any, Any]], roles: Mapping[
 
 def fingerprint(closed: Any, adapted: Adapted, partition: Partition) -> str:
     """Of the traced program, its shapes and the names of their dimensions; the same on every machine."""
-    # Functions print with their address in this process.
-    text = re.sub(r"0x[0-9a-f]+", "", str(closed))
+    # Functions print with their address in this process. What was stored before a worker compared its trace with this
+    # one may be another program: hence the first words.
+    text = "compared in the worker: " + re.sub(r"0x[0-9a-f]+", "", str(closed))
     constants = [(str(one.dtype), one.shape) for one in closed.consts if hasattr(one, "dtype")]
     shapes = [(str(leaf.dtype), leaf.shape) for leaf in jax.tree.leaves((adapted.state, adapted.batch))]
     rest = json.dumps([constants, shapes, partition.to_json()], sort_keys=True, default=str)

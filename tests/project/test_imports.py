@@ -11,7 +11,7 @@ import autotune.models
 LAYERS = (
     ("system", "tables", "units"),
     ("meshes",),
-    ("user_code", "partition", "program", "row_status", "table", "store", "typed", "picture", "shown"),
+    ("mesh_context", "user_code", "partition", "program", "row_status", "table", "store", "typed", "picture", "shown"),
     ("models", "frontier", "efficiency", "space", "workload"),
     ("compile", "replay", "checkpoints"),
     ("hlo", "measure"),
@@ -37,11 +37,13 @@ WITH_JAX = (
     "autotune.checkpoints",
     "autotune.compile.jit_step", "autotune.compile.worker",
     "autotune.measure.local_runner", "autotune.measure.worker",
+    "autotune.mesh_context",
     "autotune.meshes.sharding",
     "autotune.plan.apply",
     "autotune.workload.adapt", "autotune.workload.batch", "autotune.workload.call", "autotune.workload.dimensions",
     "autotune.workload.flow", "autotune.workload.from_function", "autotune.workload.handover",
-    "autotune.workload.leaves", "autotune.workload.returned", "autotune.workload.roles", "autotune.workload.trace",
+    "autotune.workload.leaves", "autotune.workload.returned", "autotune.workload.roles",
+    "autotune.workload.same_program", "autotune.workload.trace",
 )  # fmt: skip
 """Packages and modules that import JAX or Flax when they are loaded. All others must not: a price needs no JAX."""
 
