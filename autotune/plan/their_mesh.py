@@ -18,15 +18,6 @@ from autotune.meshes.route import Factor, merge, ring_links
 from autotune.meshes.target import Target
 from autotune.plan.plan import Plan
 
-DEVICE_KINDS = {
-    "v4": "TPU v4",
-    "v5e": "TPU v5 lite",
-    "v5p": "TPU v5",
-    "v6e": "TPU v6 lite",
-    "tpu7x": "TPU7x",
-}
-"""Name of the chip for libtpu -> `jax.Device.device_kind`."""
-
 RINGS = {"hybrid_ring_64x4": (2, 2), "hybrid_ring_32x8": (2, 4)}
 """MaxText's `custom_mesh` of a 16x16 slice -> the block of chips of one inner ring (maxtext_utils.py,
 reshape_mesh_to_rings)."""
@@ -59,12 +50,13 @@ class Built:
 def devices_by_id(target: Target) -> list[Device]:
     """The devices of a TPU target in the order of `jax.devices()`: first coordinate fastest, slice by slice."""
     shape = (*target.shape, *(1,) * (3 - len(target.shape)))
-    cores, chip = target.hardware.devices_per_chip, str(target.hardware.compile_fields["chip"])
+    # The first name of the hardware file is what the compiler's own topology of the chip calls its devices.
+    cores, kind = target.hardware.devices_per_chip, target.hardware.device_kinds[0]
     places = itertools.product(range(target.groups), *(range(extent) for extent in shape), range(cores))
     found = []
     for index, (group, x, y, z, core) in enumerate(places):
         number = ((z * shape[1] + y) * shape[0] + x) * cores + core
-        found.append(Device(index, group * 100_000 + number, (x, y, z), core, group, DEVICE_KINDS[chip]))
+        found.append(Device(index, group * 100_000 + number, (x, y, z), core, group, kind))
     return sorted(found, key=lambda device: device.id)
 
 
