@@ -101,7 +101,6 @@ def _ending(known: dict[str, tuple[tuple[int, ...], NamedSharding]], path: str, 
 def batch_shardings(plan: Plan, batch: Any, on: Mesh | None) -> Any:
     """NamedShardings of a batch: as the plan's own batch where path and rank agree, else along the first dimension."""
     on = on if on is not None else mesh(plan)
-    own = plan.partition.mesh_names if plan.partition else {}
     reference = placed(reference_step(plan, on).batch) if "model" in plan.recipe and plan.partition is None else {}
 
     def place(path: str, leaf: Any) -> NamedSharding:
@@ -111,10 +110,16 @@ def batch_shardings(plan: Plan, batch: Any, on: Mesh | None) -> Any:
         if plan.partition is not None and known is not None and len(known.shape) == np.ndim(leaf):
             here = Leaf(names=known.names, shape=np.shape(leaf), role="batch", guessed=False)
             return NamedSharding(on, partition_spec(plan.partition, here, plan.layout))
-        cut = tuple(own.get(axis, axis) for axis in BATCH_AXES if plan.layout.axes[axis] > 1)
-        return NamedSharding(on, PartitionSpec(cut or None) if np.ndim(leaf) else PartitionSpec())
+        return _by_sequence(plan, on, leaf)
 
     return map_leaves(place, batch)
+
+
+def _by_sequence(plan: Plan, on: Mesh, leaf: Any) -> NamedSharding:
+    """The first dimension cut over the mesh axes that the batch is cut over."""
+    own = plan.partition.mesh_names if plan.partition else {}
+    cut = tuple(own.get(axis, axis) for axis in BATCH_AXES if plan.layout.axes[axis] > 1)
+    return NamedSharding(on, PartitionSpec(cut or None) if np.ndim(leaf) else PartitionSpec())
 
 
 def jit(plan: Plan, step: Callable[..., Any], on: Mesh | None, options: dict[str, Any]) -> PlannedStep:
@@ -140,6 +145,8 @@ class PlannedStep:
         self._plan, self._step, self._on, self._chosen = plan, step, on, chosen
         self._options = dict(options)
         self._static = _static_arguments(step, self._options)
+        self._devices = set(on.devices.flat)
+        self._near = all(device.process_index == jax.process_index() for device in self._devices)
         self._fits: dict[Any, Fit] = {}
         self._programs: list[tuple[PureCall, Any]] = []
 
@@ -177,7 +184,7 @@ class PlannedStep:
         return split, program, split.call
 
     def _program(self, split: Split, arguments: Any, named: Any, closed: Any, shapes: Any) -> Any:
-        call, places = split.call, self._placed(split, arguments, named, only_shapes=True)
+        call, places = split.call, self._shapes(split, arguments, named)
 
         def pure(*arrays: Any, **more: Any) -> Any:
             return call(call.parts_of((arrays, more)))
@@ -188,31 +195,73 @@ class PlannedStep:
             given["donate_argnums"] = _donated(split, len(arguments), closed)
         return jax.jit(pure, compiler_options=self._chosen or None, **given)
 
-    def _placed(self, split: Split, arguments: Any, named: Any, only_shapes: bool = False) -> list[Any]:
-        """The parts of the call where the plan wants them; `only_shapes`: as shapes that say where."""
-        names = places_of(self._step, arguments, named)
-        by_place = {place: name for name, place in names.items()}
-        devices = set(self._on.devices.flat)
-        near = all(device.process_index == jax.process_index() for device in devices)
+    def _placed(self, split: Split, arguments: Any, named: Any) -> list[Any]:
+        """The parts of the call where the plan wants them. A shape says so; an array of several processes stays."""
 
-        def place(path: str, leaf: Any) -> Any:
+        def stays(leaf: Any) -> bool:
+            if isinstance(leaf, NUMBERS) or self._is_here(leaf):
+                return True
+            return not self._near and not isinstance(leaf, jax.ShapeDtypeStruct)
+
+        if all(stays(leaf) for leaf in jax.tree.leaves(split.parts)):
+            return split.parts
+
+        def place(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
+            if stays(leaf):
+                return leaf
+            return wanted if isinstance(leaf, jax.ShapeDtypeStruct) else jax.device_put(leaf, wanted.sharding)
+
+        return jax.tree.map(place, split.parts, self._shapes(split, arguments, named))
+
+    def _is_here(self, leaf: Any) -> bool:
+        """Whether an array or a shape lives on the plan's devices."""
+        there = getattr(leaf, "sharding", None)
+        return there is not None and (getattr(there, "mesh", None) is self._on or there.device_set == self._devices)
+
+    def _shapes(self, split: Split, arguments: Any, named: Any) -> list[Any]:
+        """The parts of the call as shapes that say where the plan wants each array."""
+        names = {place: name for name, place in places_of(self._step, arguments, named).items()}
+
+        def place(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
             if isinstance(leaf, NUMBERS):
-                if not only_shapes:
-                    return leaf
                 leaf = jax.eval_shape(lambda: jnp.asarray(leaf))
-            there = getattr(leaf, "sharding", None)
-            here = there is not None and set(there.device_set) == devices
-            shape_only = only_shapes or isinstance(leaf, jax.ShapeDtypeStruct)
-            if not here and (near or shape_only):
+            there = leaf.sharding if self._is_here(leaf) else None
+            if there is None:
                 top, argument, *inside = path.split("/")
                 key = int(argument) if top == "0" else argument
-                there = _home(self._plan, self._on, by_place[key], key, "/".join(inside), leaf)
-            if shape_only:
-                weak = bool(getattr(leaf, "weak_type", False))
-                return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=there, weak_type=weak)
-            return leaf if here or not near else jax.device_put(leaf, there)
+                there = self._sharding(names[key], key, "/".join(inside), leaf)
+            weak = bool(getattr(leaf, "weak_type", False))
+            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=there, weak_type=weak)
 
         return split.call.parts_of(map_leaves(place, split.filled(split.parts)))
+
+    @functools.cached_property
+    def _reference_state(self) -> dict[str, tuple[tuple[int, ...], NamedSharding]]:
+        return placed(reference_step(self._plan, self._on).state)
+
+    def _sharding(self, name: str, place: int | str, inside: str, leaf: Any) -> NamedSharding:
+        """Where the plan wants an array of a call: of its state, else of its batch, else whole on every device.
+
+        `name`, `place`: the argument that holds the array. `inside`: the array's path in that argument.
+        """
+        plan, on, shape = self._plan, self._on, tuple(np.shape(leaf))
+        if plan.partition is None:
+            found = self._reference_state.get(inside) or _ending(self._reference_state, inside, shape)
+            return found[1] if found is not None and found[0] == shape else _by_sequence(plan, on, leaf)
+        paths = ["/".join(part for part in (str(one), inside) if part) for one in (name, place)]
+        for path in (*paths, inside):
+            known = plan.partition.state.get(path)
+            if known is not None and known.shape == shape:
+                return NamedSharding(on, partition_spec(plan.partition, known, plan.layout))
+        for path in (inside, *paths):
+            known = plan.partition.batch.get(path)
+            if known is not None and len(known.shape) == len(shape):
+                here = dataclasses.replace(known, shape=shape)
+                return NamedSharding(on, partition_spec(plan.partition, here, plan.layout))
+        known = plan.partition.find(inside, shape) if inside else None
+        if known is not None:
+            return NamedSharding(on, partition_spec(plan.partition, known, plan.layout))
+        return NamedSharding(on, PartitionSpec())
 
 
 def alike(one: PureCall, other: PureCall) -> bool:
@@ -257,28 +306,6 @@ def _donated(split: Split, positional: int, closed: Any) -> tuple[int, ...]:
         position for position in range(positional)
         if (leaves := jax.tree.leaves(arguments[position])) and set(leaves) <= taken
     )  # fmt: skip
-
-
-def _home(plan: Plan, on: Mesh, name: str, place: int | str, inside: str, leaf: Any) -> NamedSharding:
-    """Where the plan wants an array of a call: of its state, else of its batch, else whole on every device."""
-    whole = NamedSharding(on, PartitionSpec())
-    shape = tuple(np.shape(leaf))
-    if plan.partition is None:
-        state = placed(reference_step(plan, on).state)
-        found = state.get(inside) or _ending(state, inside, shape)
-        return found[1] if found is not None and found[0] == shape else batch_shardings(plan, leaf, on)
-    paths = ["/".join(part for part in (str(one), inside) if part) for one in (name, place)]
-    for path in (*paths, inside):
-        known = plan.partition.state.get(path)
-        if known is not None and known.shape == shape:
-            return NamedSharding(on, partition_spec(plan.partition, known, plan.layout))
-    for path in (inside, *paths):
-        known = plan.partition.batch.get(path)
-        if known is not None and len(known.shape) == len(shape):
-            here = dataclasses.replace(known, shape=shape)
-            return NamedSharding(on, partition_spec(plan.partition, here, plan.layout))
-    known = plan.partition.find(inside, shape) if inside else None
-    return NamedSharding(on, partition_spec(plan.partition, known, plan.layout)) if known is not None else whole
 
 
 def returned(places: list[Any], closed: Any, shapes: Any) -> Any:
