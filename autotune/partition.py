@@ -62,6 +62,7 @@ class Partition:
 
     `rules`: logical name -> mesh axes, in order of precedence. `mesh_names`: our mesh axis -> what the step itself
     calls it ("tensor" -> "tp"), where that differs. `explicit`: the step is written for Explicit mesh axes.
+    `mesh_context`: where the step finds the mesh that is set (`autotune.mesh_context.CONTEXTS`).
     """
 
     state: Mapping[str, Leaf]
@@ -69,6 +70,7 @@ class Partition:
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     mesh_names: Mapping[str, str]
     explicit: bool
+    mesh_context: str = "both"
 
     def find(self, path: str, shape: tuple[int, ...]) -> Leaf | None:
         """The state's array at that path, or at a path that ends so (a tree that is a part of the state)."""
@@ -141,6 +143,7 @@ class Partition:
             "rules": [[name, list(axes)] for name, axes in self.rules],
             "mesh_names": dict(self.mesh_names),
             "explicit": self.explicit,
+            **({"mesh_context": self.mesh_context} if self.mesh_context != "both" else {}),
             "state": {path: _leaf_json(leaf) for path, leaf in self.state.items()},
             "batch": {path: _leaf_json(leaf) for path, leaf in self.batch.items()},
         }
@@ -152,6 +155,7 @@ def partition_from_json(values: Mapping[str, Any]) -> Partition:
         rules=tuple((name, tuple(axes)) for name, axes in values["rules"]),
         mesh_names=dict(values["mesh_names"]),
         explicit=bool(values["explicit"]),
+        mesh_context=str(values.get("mesh_context", "both")),
         state={path: _leaf(leaf) for path, leaf in values["state"].items()},
         batch={path: _leaf(leaf) for path, leaf in values["batch"].items()},
     )

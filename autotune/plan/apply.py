@@ -15,7 +15,7 @@ import numpy as np
 from flax.core.spmd import logical_axis_rules
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from autotune.mesh_context import mesh_set
+from autotune.mesh_context import BOTH, mesh_set
 from autotune.meshes.compiler_options import compiler_options
 from autotune.meshes.hardware import hardware_of_kind
 from autotune.meshes.topology import position
@@ -335,5 +335,6 @@ def use(plan: Plan, on: Mesh | None) -> Iterator[Mesh]:
     """The plan's mesh and the meaning of its logical axes, set."""
     on = on if on is not None else mesh(plan)
     rules = flax_rules(plan.partition, plan.layout) if plan.partition else ()
-    with mesh_set(on), logical_axis_rules(rules) if rules else contextlib.nullcontext():
+    context = plan.partition.mesh_context if plan.partition else BOTH
+    with mesh_set(on, context), logical_axis_rules(rules) if rules else contextlib.nullcontext():
         yield on

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.core.spmd import logical_axis_rules
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from autotune.mesh_context import mesh_set
-from autotune.meshes.layout import OUTERMOST_FIRST, Layout
+from autotune.mesh_context import BOTH, mesh_set
+from autotune.meshes.layout import Layout
 from autotune.meshes.step import Step
-from autotune.partition import MESH_NAMES, Leaf, Partition
+from autotune.partition import Leaf, Partition
 from autotune.user_code import user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
 from autotune.workload.same_program import Operation, compare
+from autotune.workload.tracing import tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,28 +196,30 @@ def abstract(tree: Any) -> Any:
             return leaf
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             sharding = getattr(leaf, "sharding", None)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding if _named(sharding) else None)
+            weak = bool(getattr(leaf, "weak_type", False))
+            placed = sharding if _named(sharding) else None
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed, weak_type=weak)
         return jax.eval_shape(lambda: jnp.asarray(leaf))
 
     return jax.tree.map(shape, tree)
 
 
-@contextlib.contextmanager
-def tracing(explicit: bool, names: tuple[str, ...] = (), stages: int = 1) -> Iterator[None]:
-    """A mesh that has every axis name a step may use, of one device but for `stages`, so that any step can be traced
-    without devices."""
-    every = tuple(dict.fromkeys((*OUTERMOST_FIRST, *MESH_NAMES, *names)))
-    kind = AxisType.Explicit if explicit else AxisType.Auto
-    sizes = tuple(stages if MESH_NAMES.get(name) == "stage" else 1 for name in every)
-    with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, every, axis_types=(kind,) * len(every))):
-        yield
+def trace(
+    adapted: Adapted,
+    explicit: bool,
+    names: Sequence[str],
+    sizes: Mapping[str, int] | None = None,
+    context: str = BOTH,
+) -> Any:
+    """The ClosedJaxpr of the step under a mesh (`tracing`); checks that the new state is built like the old one."""
+    with tracing(explicit, names, sizes, context):
+        return traced(adapted)
 
 
-def trace(adapted: Adapted, explicit: bool, names: tuple[str, ...], stages: int = 1) -> Any:
-    """The ClosedJaxpr of the step; checks that the new state is built like the old one."""
+def traced(adapted: Adapted) -> Any:
+    """The same under the mesh that is set."""
     state, batch = unplaced(adapted.state), unplaced(adapted.batch)
-    with tracing(explicit, names, stages):
-        closed, out = jax.make_jaxpr(adapted.function, return_shape=True)(state, batch)
+    closed, out = jax.make_jaxpr(adapted.function, return_shape=True)(state, batch)
     for (path, old), new in zip(
         jax.tree_util.tree_flatten_with_path(adapted.state)[0], jax.tree.leaves(out[0]), strict=True
     ):
@@ -248,7 +250,8 @@ class Builder:
 
         `operations`: those of that trace, under a mesh with the user's own `mesh_axes` beside ours.
         """
-        compare(trace(self.adapted, self.partition.explicit, self.mesh_axes), self.operations)
+        found = trace(self.adapted, self.partition.explicit, self.mesh_axes, context=self.partition.mesh_context)
+        compare(found, self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         problem = self.partition.problem(layout)
@@ -273,6 +276,7 @@ class Builder:
             parameters=_OfRole(partition=self.partition, role="parameters"),
             frozen=_OfRole(partition=self.partition, role="frozen"),
             mutable=_OfRole(partition=self.partition, role="mutable"),
+            mesh_context=self.partition.mesh_context,
         )
 
 
@@ -342,7 +346,7 @@ def _initial(adapted: Adapted, partition: Partition, state: Any, seed: int) -> A
         make = adapted.initialise
         # As a list: made anew, a tree can differ in what it carries beside its arrays (the functions of a TrainState).
         flat = jax.jit(lambda: jax.tree.leaves(make()), out_shardings=[leaf.sharding for leaf in leaves])
-        with user_code("making the state"), mesh_set(leaves[0].sharding.mesh):
+        with user_code("making the state"), mesh_set(leaves[0].sharding.mesh, partition.mesh_context):
             return jax.tree.unflatten(structure, flat())
     roles = [leaf.role for leaf in partition.state.values()]
     weights = [role in ("parameters", "frozen") for role in roles]

@@ -13,16 +13,18 @@ import jax
 
 from autotune.meshes.layout import AXES
 from autotune.partition import LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition
-from autotune.workload.adapt import Adapted, Builder, adapt, trace
+from autotune.workload.adapt import Adapted, Builder, adapt, traced
 from autotune.workload.batch import batch_dimensions, tokens_of
 from autotune.workload.dimensions import dimensions_of
 from autotune.workload.flow import flow_of
 from autotune.workload.guess import describe, guess_names, rule_for
 from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
+from autotune.workload.pinned import own_meshes
 from autotune.workload.roles import roles_of, size_text, twins_of
 from autotune.workload.same_program import operations
 from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, nbytes, notes
+from autotune.workload.tracing import first_that_traces
 
 FIXED = {"remat": "none", "accumulate": "1", "stage": "1", "sequence_parallel": "1", "context_attention": "gather",
          "offload": "none"}  # fmt: skip
@@ -50,20 +52,26 @@ def plain_fields(
     explicit: bool = False,
     batch_axes: Mapping[str, int | None] | None = None,
     name: str | None = None,
+    mesh: Any = None,
 ) -> dict[str, Any]:
-    """Everything `Workload.of` wants, from what the user has."""
+    """Everything `Workload.of` wants, from what the user has; `mesh`: the one for which the step was built, if any."""
     own = _own_axes(mesh_axes)
-    return fields_of(
-        adapt(step, state, batch, explicit),
+    adapted = adapt(step, state, batch, explicit)
+    found = first_that_traces(lambda: traced(adapted), (explicit,), tuple(own))
+    fields = fields_of(
+        adapted,
         name or name_of(step),
         rules=rules,
         logical_rules=logical_rules,
         own=own,
         parameters=parameters,
         explicit=explicit,
+        mesh_context=found.context,
         batch_axes=batch_axes or {},
-        closed=None,
+        closed=found.made,
+        mesh=mesh,
     )
+    return fields | {"guesses": (*found.notes(), *fields["guesses"])}
 
 
 def call_fields(
@@ -91,8 +99,10 @@ def call_fields(
         own=own,
         parameters=parameters,
         explicit=handed.explicit,
+        mesh_context=handed.context,
         batch_axes=batch_axes or {},
         closed=handed.closed,
+        mesh=None,
     )
     return fields | {"guesses": (*handed.notes, *fields["guesses"])}
 
@@ -119,13 +129,16 @@ def fields_of(
     own: dict[str, str],
     parameters: Callable[[Any], Any] | None,
     explicit: bool,
+    mesh_context: str,
     batch_axes: Mapping[str, int | None],
     closed: Any,
+    mesh: Any,
 ) -> dict[str, Any]:
-    """Everything `Workload.of` wants, of a step in our shape; `closed`: its jaxpr, None where it is to be traced."""
-    # A worker compares its trace of `adapted` with the same trace made here.
-    compared = trace(adapted, explicit, tuple(own))
-    closed = compared if closed is None else closed
+    """Everything `Workload.of` wants, of a step in our shape.
+
+    `closed`: its jaxpr, traced with the mesh in `mesh_context`. `mesh`: the one that the step was built for; any other in
+    it is the user's own.
+    """
     leaves = leaves_of(adapted.state)
     flow = flow_of(closed.jaxpr)
     roles, said_of_roles = roles_of(flow, adapted.state, leaves, parameters)
@@ -142,7 +155,7 @@ def fields_of(
     dimensions, notes_of_batch = batch_dimensions(
         {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves)
     )
-    guesses = [*said_of_roles, *naming.notes, *notes_of_batch]
+    guesses = [*own_meshes(closed.jaxpr, mesh), *said_of_roles, *naming.notes, *notes_of_batch]
     shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
     guessed: dict[str, tuple[Name, ...]] = {}
     mine = [path for path, role in roles.items() if role in ("parameters", "frozen")]
@@ -175,24 +188,25 @@ def fields_of(
         for path, (node, array) in said_of_batch.items()
     }
     partition = Partition(
-        state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit
-    )
+        state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit,
+        mesh_context=mesh_context,
+    )  # fmt: skip
     guesses += stay_whole(partition, leaves) or untold
-    traced = summarise(closed.jaxpr, leaves, roles, adapted)
+    figures = summarise(closed.jaxpr, leaves, roles, adapted)
     sequences, seq = tokens_of([(array, dimensions[path]) for path, (_, array) in said_of_batch.items()])
-    builder = Builder(adapted=adapted, partition=partition, mesh_axes=tuple(own), operations=operations(compared))
+    builder = Builder(adapted=adapted, partition=partition, mesh_axes=tuple(own), operations=operations(closed))
     return {
         "name": name,
         "build": builder,
         "sequences": sequences,
         "seq": seq,
-        "dtype": traced.dtype or "float32",
+        "dtype": figures.dtype or "float32",
         "axes": partition.axes(),
         # What changes NNX objects in place cannot be told where to leave them: ZeRO's parameters would drift.
         "fixed": FIXED | ({"zero": "0"} if adapted.in_place else {}),
         "fingerprint": fingerprint(closed, adapted, partition),
-        "guesses": (*guesses, *traced.notes),
-        "traced": traced,
+        "guesses": (*guesses, *figures.notes),
+        "traced": figures,
         "partition": partition,
     }
 
