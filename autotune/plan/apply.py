@@ -21,7 +21,7 @@ from autotune.meshes.hardware import hardware_of_kind
 from autotune.meshes.topology import position
 from autotune.partition import BATCH_AXES, Leaf
 from autotune.plan.plan import Plan
-from autotune.workload.adapt import flax_rules, partition_spec
+from autotune.workload.adapt import flax_rules, partition_spec, renamed
 from autotune.workload.call import (
     NUMBERS,
     Fit,
@@ -48,11 +48,10 @@ def mesh(plan: Plan, devices: Sequence[Any] | None = None) -> Mesh:
             f"plan: made for {plan.devices} devices of {plan.hardware} ({plan.target}); "
             f"here are {len(found)} of {' and '.join(kinds) or 'nothing'}"
         )
+    axes = tuple(plan.layout.mesh_shape)
     placed = np.array(found, dtype=object)[list(plan.device_order)].reshape(tuple(plan.layout.mesh_shape.values()))
-    own = plan.partition.mesh_names if plan.partition else {}
-    kind = AxisType.Explicit if plan.partition and plan.partition.explicit else AxisType.Auto
-    axes = tuple(own.get(axis, axis) for axis in plan.layout.mesh_shape)
-    return Mesh(placed, axes, axis_types=(kind,) * len(axes))
+    on = Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
+    return renamed(on, plan.partition) if plan.partition else on
 
 
 def shardings(plan: Plan, tree: Any, on: Mesh | None) -> Any:

@@ -14,9 +14,9 @@ from flax.core.spmd import logical_axis_rules
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from autotune.mesh_context import BOTH, mesh_set
-from autotune.meshes.layout import Layout
+from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
-from autotune.partition import Leaf, Partition
+from autotune.partition import Leaf, Name, Partition, extra_name
 from autotune.user_code import user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
 from autotune.workload.same_program import Operation, compare
@@ -317,21 +317,48 @@ def flax_rules(partition: Partition, layout: Layout) -> tuple[tuple[str, Any], .
 
 
 def renamed(mesh: Any, partition: Partition) -> Any:
-    """The same devices under the names that the step itself uses."""
+    """The same devices under the names that the step itself uses, with its further axes of size 1."""
     kind = AxisType.Explicit if partition.explicit else AxisType.Auto
-    names = tuple(partition.mesh_names.get(name, name) for name in mesh.axis_names)
+    names = own_names(mesh.axis_names, partition)
     if names == mesh.axis_names and all(one == kind for one in mesh.axis_types):
         return mesh
-    return Mesh(mesh.devices, names, axis_types=(kind,) * len(names))
+    shape = (*mesh.devices.shape, *(1 for _ in names[len(mesh.axis_names) :]))
+    return Mesh(mesh.devices.reshape(shape), names, axis_types=(kind,) * len(names))
+
+
+def own_names(axes: Sequence[str], partition: Partition) -> tuple[str, ...]:
+    """The step's own names of our mesh axes, and of its further axes after them."""
+    return (*(partition.mesh_names.get(name, name) for name in axes), *partition.extra_axes)
 
 
 def partition_spec(partition: Partition, leaf: Leaf, layout: Layout) -> PartitionSpec:
     """The cut of one array in the mesh's own names."""
     parts = []
-    for axes in partition.cut(leaf, layout):
-        own = tuple(partition.mesh_names.get(axis, axis) for axis in axes)
+    for name, axes in zip(leaf.names, partition.cut(leaf, layout), strict=True):
+        own = _own_axes(partition, leaf, name, axes)
         parts.append(own[0] if len(own) == 1 else own or None)
     return PartitionSpec(*parts)
+
+
+def _own_axes(partition: Partition, leaf: Leaf, name: Name, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The own names of the axes that cut one dimension.
+
+    With Explicit axes ("y", "z") and "y" are two types though "z" has size 1: a dimension that was named so keeps all
+    of its axes. One that nobody named by its axes has all of each kind.
+    """
+    if not axes:
+        return ()
+    said = name if isinstance(name, tuple) else (name,)
+    extra = {extra_name(own): own for own in partition.extra_axes}
+    by_axes = not leaf.guessed and all(part in AXES or part in extra for part in said)
+    if by_axes and len(said) > 1 and (partition.explicit or extra):
+        return tuple(extra.get(str(part)) or partition.mesh_names.get(str(part), str(part)) for part in said)
+    found: list[str] = []
+    for axis in axes:
+        found.append(partition.mesh_names.get(axis, axis))
+        if not by_axes:
+            found += [own for own, kind in partition.extra_axes.items() if kind == axis]
+    return tuple(found)
 
 
 def _placed(leaf: Any, named: Leaf, partition: Partition, layout: Layout, mesh: Any) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,9 @@
 """Steps with meshes and constraints of their own: what they need is found in the trace, or said with what to write."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_steps as small
@@ -10,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import autotune
 from autotune.mesh_context import BOTH, NEW, NONE, OLD, mesh_set
 from autotune.meshes.layout import parse_layout
+from autotune.meshes.target import parse_target
 from autotune.plan.read import plan_from_json
 from autotune.user_code import UserCodeError
 
@@ -175,3 +179,193 @@ def test_a_step_that_fails_in_every_context_has_its_own_error():
 def test_a_context_that_is_none_is_refused():
     with pytest.raises(ValueError, match="context='all' must be one of both, old, new, none"), mesh_set(None, "all"):
         pass
+
+
+def explicit_step(rows, columns):
+    """A step that names these axes for the batch and for the hidden width."""
+
+    def step(weights, batch):
+        def forward(weights, batch):
+            h = jnp.einsum("bi,ih->bh", batch, weights["up"], out_sharding=P(rows, columns))
+            return jnp.einsum("bh,ho->bo", jax.nn.relu(h), weights["down"], out_sharding=P(rows, None))
+
+        return updated(weights, batch, forward)
+
+    return step
+
+
+def by_tensor(axis):
+    return [("up$", (None, axis)), ("down$", (axis, None))]
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "axes", "left_out"),
+    [
+        (explicit_step("data", "tensor"), {}, ("data", "tensor"), ("fsdp",)),
+        (explicit_step("fsdp", "tensor"), {"rules": [("up$", ("fsdp", "tensor"))]}, ("fsdp", "tensor"), ("data",)),
+        (explicit_step(("data", "fsdp"), "tensor"), {}, ("data", "fsdp", "tensor"), ()),
+    ],
+)
+def test_an_axis_that_an_explicit_step_refuses_leaves_the_space_with_its_reason(step, options, axes, left_out):
+    workload = workload_of(step, explicit=True, **options)
+    assert workload.axes == axes
+    for axis in left_out:
+        reason = workload.problem(parse_layout(f"{axis}=8"))
+        assert reason.startswith(f"{axis}=8: the step does not trace with "), reason
+        assert "incompatible" in reason or "sharding" in reason.lower()
+        assert any(one.startswith(f"{axis} is left out of the search: ") for one in workload.guesses)
+        with pytest.raises(ValueError, match=f"makes no use of '{axis}': the step does not trace"):
+            autotune.tune(workload, "cpu:8", axes=(axis,), compile=0)
+    alone = losses(jax.jit(lambda weights, batch: updated(weights, batch, plain)))
+    for layout in (f"{axes[0]}=8", ",".join(f"{axis}={4 if axis == axes[0] else 2}" for axis in axes[:2])):
+        np.testing.assert_allclose(losses(plan_of(workload, layout).jit(step)), alone, rtol=1e-4)
+
+
+def test_every_layout_of_an_explicit_step_compiles():
+    report = autotune.tune(
+        workload_of(explicit_step("data", "tensor"), explicit=True), "cpu:8", compile=4, measure=0, probe=False, jobs=1
+    )
+    assert "failed" not in report.counts and report.counts["compiled"] == 4
+
+
+@pytest.mark.parametrize(
+    ("rules", "axes"),
+    [
+        (by_tensor("tensor"), ("data", "tensor")),
+        ([("up$", (None, None)), ("down$", (None, None))], ("data",)),
+        ([("up$", ("fsdp", None)), ("down$", (None, "fsdp"))], ("data", "fsdp")),
+    ],
+)
+def test_an_axis_along_which_nothing_but_the_batch_is_cut_is_data_and_nothing_else(rules, axes):
+    workload = workload_of(lambda weights, batch: updated(weights, batch, plain), rules=rules)
+    assert workload.axes == axes
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (explicit_step("x", ("y", "z")), {"rules": by_tensor(("y", "z"))}),
+        (explicit_step("x", ("y", "z")), {}),
+        (explicit_step("x", "y"), {"rules": by_tensor("y")}),
+        (explicit_step(("x", "z"), "y"), {"mesh_axes": {"x": "data", "z": "data", "y": "tensor"}}),
+    ],
+)
+def test_two_axes_of_the_users_own_may_be_of_one_kind(step, options):
+    workload = workload_of(step, **({"mesh_axes": {"x": "data", "y": "tensor", "z": "tensor"}} | options))
+    assert workload.axes == ("data", "tensor")
+    assert any("'z'" in one and "has size 1" in one for one in workload.guesses)
+    plan = plan_from_json(plan_of(workload, "data=2,tensor=4").to_json())
+    assert dict(plan.mesh().shape) | {"x": 2, "y": 4, "z": 1} == dict(plan.mesh().shape)
+    alone = losses(jax.jit(lambda weights, batch: updated(weights, batch, plain)))
+    np.testing.assert_allclose(losses(plan.jit(step)), alone, rtol=1e-4)
+
+
+def test_the_layouts_of_two_axes_of_one_kind_compile():
+    step = explicit_step("x", ("y", "z"))
+    workload = workload_of(step, mesh_axes={"x": "data", "y": "tensor", "z": "tensor"})
+    report = autotune.tune(workload, "cpu:8", compile=2, measure=0, probe=False, jobs=1)
+    assert "failed" not in report.counts and report.counts["compiled"] == 2
+
+
+def constrained(*names):
+    def step(weights, batch):
+        return updated(weights, jax.lax.with_sharding_constraint(batch, P(names)), plain)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("step", "names"),
+    [
+        (explicit_step("x", ("y", "z")), ("x", "y", "z")),
+        (constrained("rows"), ("rows",)),
+        (constrained("data", "replicas"), ("replicas",)),
+    ],
+)
+def test_axes_that_nobody_explained_are_asked_for_all_at_once_by_the_users_names(step, names):
+    with pytest.raises(ValueError, match="which we do not know; say what") as caught:
+        workload_of(step)
+    message = str(caught.value)
+    assert ", ".join(map(repr, names)) in message and ", ".join(f"{one!r}: ..." for one in names) in message
+    assert "replicate" not in message and "\n" not in message
+
+
+def test_no_message_lists_the_axes_of_the_tracing_mesh():
+    def step(weights, batch):
+        raise ValueError(str(jax.sharding.get_abstract_mesh()) + str(old_mesh().axis_names))
+
+    with pytest.raises(UserCodeError) as caught:
+        workload_of(step)
+    assert "dp_fsdp" not in str(caught.value) + caught.value.traceback
+    assert "the axes of the tracing mesh" in str(caught.value)
+
+
+def small_memory(capacity_bytes):
+    target = parse_target("cpu:8")
+    return dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, capacity_bytes=capacity_bytes))
+
+
+def test_nothing_fits_is_said_after_a_compile_only():
+    """Of many results that are fused away the trace counts all."""
+
+    def forward(weights, batch):
+        h = batch @ weights["up"]
+        return jax.nn.relu(sum(jnp.sin(h * factor) for factor in range(1, 25))) @ weights["down"]
+
+    workload = workload_of(lambda weights, batch: updated(weights, batch, forward))
+    priced = autotune.tune(workload, "cpu:8", compile=0, probe=False)
+    least = min(row.peak_bytes for row in priced.rows if row.peak_bytes is not None)
+    for share in (0.86, 0.6):
+        target = small_memory(int(least * share))
+        report = autotune.tune(workload, target, compile=1, measure=0, probe=False, jobs=1)
+        assert report.best().status == "compiled"
+        assert report.best().peak_bytes <= target.hardware.capacity_bytes
+    blind = autotune.tune(workload, target, compile=0, probe=False)
+    assert blind.plan_or_none is None
+    assert any("no layout fits by the trace alone" in one for one in blind.notes)
+    hopeless = autotune.tune(workload, small_memory(1000), compile=1, measure=0, probe=False, jobs=1)
+    assert hopeless.plan_or_none is None and any(row.analysis is not None for row in hopeless.rows)
+
+
+def by_platform(weights, batch):
+    return updated(weights, batch * (1.0 if jax.devices()[0].platform == "tpu" else 2.0), plain)
+
+
+def by_count(weights, batch):
+    return updated(weights, batch * jax.device_count(), plain)
+
+
+def by_backend(weights, batch):
+    return updated(weights, batch + (jax.default_backend() == "tpu"), plain)
+
+
+@pytest.mark.parametrize(
+    ("step", "word"),
+    [(by_platform, "jax.devices()"), (by_count, "jax.device_count()"), (by_backend, "jax.default_backend()")],
+)
+def test_a_step_that_asks_for_the_devices_of_this_machine_is_said_to(step, word):
+    [note] = [one for one in workload_of(step).guesses if one.startswith("the step asks ")]
+    assert f"{word} at {__file__}:{step.__code__.co_firstlineno + 1}" in note
+    assert "of this machine (cpu)" in note
+    assert jax.devices.__module__ != "autotune.workload.devices_asked" and not hasattr(jax.devices, "__wrapped__")
+
+
+@pytest.mark.parametrize("template", ["encoderblock_{}/kernel", "blocks_{}/w", "h/{}/kernel", "stage{}_block/kernel"])
+def test_layers_whose_names_hold_a_number_are_one_guess(template):
+    paths = [template.format(number) for number in range(3)]
+    weights = {path: jax.ShapeDtypeStruct((32, 32), jnp.float32) for path in paths}
+
+    def forward(weights, batch):
+        for path in paths:
+            batch = batch + jax.nn.relu(batch @ weights[path])
+        return batch
+
+    def step(weights, batch):
+        return updated(weights, batch, forward)
+
+    workload = autotune.Workload.of_call(step, (weights, ROWS), batch=1)
+    [guess] = [one for one in workload.guesses if one.startswith("guessed")]
+    assert "and 2 like it" in guess
+    rule = guess.split("rules=[(r'")[1].split("'")[0]
+    pinned = autotune.Workload.of_call(step, (weights, ROWS), batch=1, rules=[(rule, (None, "tensor"))])
+    assert {leaf.names for leaf in pinned.partition.state.values()} == {(None, "tensor")}
