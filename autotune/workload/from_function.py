@@ -23,6 +23,7 @@ from autotune.workload.flow import flow_of
 from autotune.workload.guess import describe, guess_names, kind_of, rule_for
 from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
+from autotune.workload.logical_names import Held, constraints_of, explain_names, held_away, names_heard, rules_asked
 from autotune.workload.pinned import own_meshes
 from autotune.workload.roles import roles_of, size_text, twins_of
 from autotune.workload.same_program import operations
@@ -60,7 +61,7 @@ def plain_fields(
     """Everything `Workload.of` wants, from what the user has; `mesh`: the one for which the step was built, if any."""
     own = _own_axes(mesh_axes)
     adapted = adapt(step, state, batch, explicit)
-    with devices_asked() as asked:
+    with devices_asked() as asked, rules_asked() as looked:
         found = first_that_traces(lambda: traced(adapted), (explicit,), tuple(own))
     fields = fields_of(
         adapted,
@@ -74,6 +75,7 @@ def plain_fields(
         batch_axes=batch_axes or {},
         closed=found.made,
         mesh=mesh,
+        logical=looked(),
     )
     return fields | {"guesses": (*found.notes(), *fields["guesses"], *notes_on(asked))}
 
@@ -94,7 +96,7 @@ def call_fields(
 ) -> dict[str, Any]:
     """The same from one call of the step as its own loop makes it."""
     own = _own_axes(mesh_axes)
-    with devices_asked() as asked:
+    with devices_asked() as asked, rules_asked() as looked:
         handed = hand_over(step, arguments, named, batch, explicit, tuple(own))
     fields = fields_of(
         handed.adapted,
@@ -108,6 +110,7 @@ def call_fields(
         batch_axes=batch_axes or {},
         closed=handed.closed,
         mesh=None,
+        logical=looked(),
     )
     return fields | {"guesses": (*handed.notes, *fields["guesses"], *notes_on(asked))}
 
@@ -138,11 +141,12 @@ def fields_of(
     batch_axes: Mapping[str, int | None],
     closed: Any,
     mesh: Any,
+    logical: bool,
 ) -> dict[str, Any]:
     """Everything `Workload.of` wants, of a step in our shape.
 
     `closed`: its jaxpr, traced with the mesh in `mesh_context`. `mesh`: the one that the step was built for; any other
-    in it is the user's own.
+    in it is the user's own. `logical`: whether Flax asked for the meaning of logical names in that trace.
     """
     leaves = leaves_of(adapted.state)
     flow = flow_of(closed.jaxpr)
@@ -160,13 +164,18 @@ def fields_of(
     dimensions, notes_of_batch = batch_dimensions(
         {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves)
     )
+    rows = {len(leaves) + index: axis for index, axis in enumerate(dimensions.values()) if axis is not None}
+    constraining, heard = (
+        names_heard(adapted, explicit, tuple(own), mesh_context) if logical else (closed, {})
+    )  # fmt: skip
+    held = constraints_of(constraining, heard, rows)
+    naming.explain(held, tuple(heard))
     guesses = [*own_meshes(closed.jaxpr, mesh), *said_of_roles, *naming.notes, *notes_of_batch]
     shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
     guessed: dict[str, tuple[Name, ...]] = {}
     mine = [path for path, role in roles.items() if role in ("parameters", "frozen")]
     twins = twins_of(flow, leaves, roles)
     order = {path: index for index, path in enumerate(leaves)}
-    rows = {len(leaves) + index: axis for index, axis in enumerate(dimensions.values()) if axis is not None}
     moving = {path: order[path] for path, role in roles.items()
               if role == "mutable" and path not in named and not twins.get(path)}  # fmt: skip
     bare = not any(path in named for path in mine)
@@ -208,6 +217,8 @@ def fields_of(
         partition = dataclasses.replace(partition, unusable=alone | failing)
         guesses += [f"{axis} is left out of the search: {why}" for axis, why in partition.unusable.items()]
     guesses += stay_whole(partition, leaves) or untold
+    if not explicit:
+        guesses += held_away(held, naming.axes_of, _rows_cut(partition))
     figures = summarise(closed.jaxpr, leaves, roles, adapted)
     sequences, seq = tokens_of([(array, dimensions[path]) for path, (_, array) in said_of_batch.items()])
     builder = Builder(adapted=adapted, partition=partition, mesh_axes=tuple(own), operations=operations(closed))
@@ -326,6 +337,20 @@ class Naming:
                            for one, axes in self.rules)  # fmt: skip
         return {path: tuple(moved(name) for name in names) for path, names in named.items()}
 
+    def explain(self, held: Sequence[Held], names: Sequence[str]) -> None:
+        """Rules for logical names of constraints that stand for the batch; a note on every one that no rule knows."""
+        made, notes = explain_names(held, names, dict(self.rules))
+        self.rules = (*self.rules, *made.items())
+        self.notes += [note for note in notes if note not in self.notes]
+
+    def axes_of(self, name: str) -> tuple[str, ...]:
+        """Our mesh axes of a name in a constraint: a logical axis, or a mesh axis in the user's words."""
+        rules = dict(self.rules)
+        ours = self.mesh_axes.get(name) or next((axis for said, axis in self.used.items() if said == name), None)
+        if ours is None and name not in rules:
+            ours = MESH_NAMES.get(name)
+        return (ours,) if ours is not None else rules.get(name, ())
+
     def mesh_names(self) -> dict[str, str]:
         """Our axis -> the step's own name, where that differs; an unused word of ours that it took is moved aside."""
         names = {ours: said for said, ours in self.used.items()}
@@ -393,6 +418,15 @@ def fingerprint(closed: Any, adapted: Adapted, partition: Partition) -> str:
     shapes = [(str(leaf.dtype), leaf.shape) for leaf in jax.tree.leaves((adapted.state, adapted.batch))]
     rest = json.dumps([constants, shapes, partition.to_json()], sort_keys=True, default=str)
     return hashlib.sha256((text + rest).encode()).hexdigest()[:32]
+
+
+def _rows_cut(partition: Partition) -> tuple[str, ...]:
+    """The mesh axes of the search along which the batch is cut."""
+    rules = dict(partition.rules)
+    named = {one for leaf in partition.batch.values() for name in leaf.names
+             for one in (name if isinstance(name, tuple) else (name,)) if one is not None}  # fmt: skip
+    cut = {axis for name in named for axis in rules.get(name, (name,))}
+    return tuple(axis for axis in partition.axes() if axis in cut and axis in BATCH_AXES)
 
 
 def _rows_named(jaxpr: Any, naming: Naming) -> Name:

@@ -40,15 +40,24 @@ class TracedDevice:
 
 @contextlib.contextmanager
 def tracing(
-    explicit: bool, names: Sequence[str] = (), sizes: Mapping[str, int] | None = None, context: str = BOTH
+    explicit: bool,
+    names: Sequence[str] = (),
+    sizes: Mapping[str, int] | None = None,
+    context: str = BOTH,
+    spare: Sequence[str] = (),
 ) -> Iterator[None]:
-    """A mesh of every axis name that a step may use, `names` among them, each of size 1 but for `sizes`."""
+    """A mesh of every axis name that a step may use, `names` among them, each of size 1 but for `sizes`.
+
+    `spare`: further axes, which only the new context has: NumPy, and so a mesh of devices, ends at 32 dimensions.
+    """
     every = tuple(dict.fromkeys((*OUTERMOST_FIRST, *MESH_NAMES, *names)))
-    kinds = (AxisType.Explicit if explicit else AxisType.Auto,) * len(every)
+    kind = AxisType.Explicit if explicit else AxisType.Auto
     shape = tuple((sizes or {}).get(name, 1) for name in every)
     devices = np.array([TracedDevice(index) for index in range(math.prod(shape))], dtype=object).reshape(shape)
-    mesh = Mesh(devices, every, axis_types=kinds)
-    with mesh_set(mesh, context, abstract=AbstractMesh(shape, every, axis_types=kinds)):
+    mesh = Mesh(devices, every, axis_types=(kind,) * len(every))
+    wide = (*every, *spare)
+    abstract = AbstractMesh((*shape, *(1 for _ in spare)), wide, axis_types=(kind,) * len(wide))
+    with mesh_set(mesh, context, abstract=abstract):
         yield
 
 

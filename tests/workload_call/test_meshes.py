@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_steps as small
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import autotune
+from autotune.compile.jit_step import lower_step
 from autotune.mesh_context import BOTH, NEW, NONE, OLD, mesh_set
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
+from autotune.meshes.topology import mesh_of
 from autotune.plan.read import plan_from_json
 from autotune.user_code import UserCodeError
 
@@ -369,3 +372,75 @@ def test_layers_whose_names_hold_a_number_are_one_guess(template):
     rule = guess.split("rules=[(r'")[1].split("'")[0]
     pinned = autotune.Workload.of_call(step, (weights, ROWS), batch=1, rules=[(rule, (None, "tensor"))])
     assert {leaf.names for leaf in pinned.partition.state.values()} == {(None, "tensor")}
+
+
+def with_names(*names, jitted=False):
+    """A step with a logical constraint on the hidden layer."""
+
+    def forward(weights, batch):
+        h = nn.with_logical_constraint(batch @ weights["up"], names)
+        return jax.nn.relu(h) @ weights["down"]
+
+    def step(weights, batch):
+        return updated(weights, batch, forward)
+
+    return jax.jit(step) if jitted else step
+
+
+@pytest.mark.parametrize(
+    ("names", "jitted", "rows", "unknown"),
+    [
+        (("act_batch", "act_emb"), False, "act_batch", ["act_emb"]),  # the name says it
+        (("B", "hidden_act"), False, "B", ["hidden_act"]),  # the dimension says it
+        (("decoder_batch", "mlp"), True, "decoder_batch", []),  # inside the step's own jit
+        (("batch", "mlp"), False, None, []),
+    ],
+)
+def test_logical_names_that_no_rule_explains_are_said_and_those_of_the_batch_taken_for_it(names, jitted, rows, unknown):
+    step = with_names(*names, jitted=jitted)
+    workload = workload_of(step)
+    said = [one for one in workload.guesses if one.startswith("logical axis")]
+    assert len(said) == (rows is not None) + len(unknown)
+    if rows is not None:
+        assert dict(workload.partition.rules)[rows] == ("data", "fsdp", "expert")
+        assert any(f"{rows!r}" in one and "was taken for the batch" in one and "test_meshes.py:" in one for one in said)
+    for name in unknown:
+        assert any(f"pin it with logical_rules={{{name!r}: 'tensor'}}" in one for one in said)
+        assert not [
+            one for one in workload_of(step, logical_rules={name: None}).guesses if f"logical axis {name!r}" in one
+        ]
+    assert not [one for one in workload.guesses if "hold the batch away" in one]
+    mesh = mesh_of(parse_layout("data=8"), parse_target("cpu:8"))
+    built = workload.build(parse_layout("data=8"), mesh)
+    text = lower_step(built).as_text()
+    assert "sharding_constraint" in text or "@Sharding" in text
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "axis"),
+    [
+        (with_names("act_batch", None), {"logical_rules": {"act_batch": "data"}}, "fsdp"),
+        (with_names("rows", "mlp"), {"logical_rules": {"rows": None}}, "data and fsdp"),
+        (constrained("data"), {}, "fsdp"),
+    ],
+)
+def test_a_constraint_that_holds_the_batch_away_from_an_axis_is_said(step, options, axis):
+    [note] = [one for one in workload_of(step, **options).guesses if "hold the batch away" in one]
+    assert f"hold the batch away from {axis}, along which the batch is cut" in note
+    assert "test_meshes.py:" in note and "dimension 0 of [64, " in note
+
+
+@pytest.mark.parametrize("step", [constrained("data", "fsdp"), with_names("batch", None), constrained("fsdp", "data")])
+def test_a_constraint_that_leaves_the_batch_where_it_is_is_not_said(step):
+    assert not [one for one in workload_of(step).guesses if "hold the batch away" in one]
+
+
+def test_a_second_trace_is_made_only_where_flax_asks_for_rules():
+    traces = []
+
+    def step(weights, batch):
+        traces.append(1)
+        return updated(weights, batch, plain)
+
+    workload_of(step)
+    assert len(traces) == 1
