@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def axes_that_fail(adapted: Adapted, partition: Partition, names: Sequence[str])
     """
     failed = {}
     for axis in partition.axes():
-        layout = Layout(**{axis: SIZE})
+        layout = dataclasses.replace(Layout(), **{axis: SIZE})  # type: ignore[arg-type]
         if partition.problem(layout) is not None:
             continue
         own = partition.mesh_names.get(axis, axis)

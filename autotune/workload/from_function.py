@@ -243,7 +243,7 @@ class Naming:
 
     def __init__(self, mesh_axes: Mapping[str, str], logical_rules: Any) -> None:
         self.mesh_axes = mesh_axes
-        first = {ours: own for own, ours in reversed(mesh_axes.items())}
+        first = {ours: own for own, ours in reversed(list(mesh_axes.items()))}
         self.extra = {own: ours for own, ours in mesh_axes.items() if first[ours] != own}
         self.notes: list[str] = []
         self.used: dict[str, str] = {}
