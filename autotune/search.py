@@ -31,7 +31,7 @@ from autotune.probes.fit import probe_of
 from autotune.read_compilation import evidence_of
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
-from autotune.space import complete, enumerate_layouts, parse_fix
+from autotune.space import check_axes, complete, enumerate_layouts, parse_fix
 from autotune.store import Key, Store
 from autotune.system.job import current as current_job
 from autotune.table import LayoutTable
@@ -200,6 +200,7 @@ def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Lay
                 raise ValueError(f"layout {layout}: {problem}")
         return LayoutTable.from_layouts(completed), completed
     wanted = axes if axes is not None else workload.axes
+    check_axes(wanted)
     useless = [name for name in wanted if name not in workload.axes]
     if useless:
         raise ValueError(

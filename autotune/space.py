@@ -10,11 +10,13 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST, SCHEDULES, Layout, layout_from_words
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
@@ -55,20 +57,35 @@ def parse_fix(texts: tuple[str, ...]) -> dict[str, str]:
     """`--fix tensor=8 --fix remat=full,zero=1` as words; ValueError names the word that no layout has."""
     words: dict[str, str] = {}
     for text in texts:
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            key, equals, value = part.partition("=")
-            if not equals:
-                raise ValueError(f"fix: {part!r} must be written name=value")
-            words[key.strip()] = value.strip()
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if text and not parts:
+            raise ValueError("fix: names nothing; write e.g. tensor=8")
+        for part in parts:
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not value:
+                raise ValueError(f"fix: {short(part)} must be written name=value")
+            if key in words:
+                raise ValueError(f"fix: {one_line(key)} is given twice")
+            words[key] = value
     pipeline = {"stage", *PIPELINE_WORDS}
     probe = {key: value for key, value in words.items() if key not in pipeline and not key.startswith("dcn.")}
     layout_from_words(probe)
     for key in words.keys() & pipeline:
         layout_from_words({"stage": "2", "schedule": "gpipe"} | ({} if words[key] == "1" else {key: words[key]}))
     for key, value in words.items():
-        if key.startswith("dcn.") and (key[4:] not in AXES or not value.isdigit() or value == "0"):
-            raise ValueError(f"fix: {key}={value} must name a mesh axis and a whole number")
+        if key.startswith("dcn.") and (key[4:] not in AXES or not re.fullmatch("0*[1-9][0-9]{0,6}", value)):
+            raise ValueError(f"fix: {one_line(key)}={one_line(value)} must name a mesh axis and a whole number")
     return words
+
+
+def check_axes(axes: Sequence[str]) -> None:
+    """ValueError unless these are mesh axes, each named once."""
+    for name in axes:
+        if name not in AXES:
+            close = did_you_mean(name, AXES)
+            raise ValueError(f"axes: {short(name)} is not a mesh axis{close}; axes: {', '.join(AXES)}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axes: {max(axes, key=list(axes).count)!r} is named twice")
 
 
 def enumerate_layouts(
@@ -80,9 +97,7 @@ def enumerate_layouts(
     that `autotune.meshes.layout_words` says are searched.
     ValueError when a pinned axis cannot be had.
     """
-    unknown = [name for name in axes if name not in AXES]
-    if unknown:
-        raise ValueError(f"axes: {unknown[0]!r} is not a mesh axis; axes: {', '.join(AXES)}")
+    check_axes(axes)
     meshes = meshes_over(target, axes, fixed)
     if not meshes["data"].size:
         listed = ", ".join(f"{key}={value}" for key, value in fixed.items()) or "none"

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from autotune.meshes.dtypes import ALIASES
+from autotune.meshes.fields import Fields, one_line, read_text, short
+from autotune.meshes.xla_options import why_not_of_a_file
 
 FILES = Path(__file__).parent / "hardware_files"
 
@@ -151,8 +159,8 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     >>> scale(load_hardware("v5e"), "network:fsdp@ici", 2).tier("ici").bytes_per_second
     90000000000.0
     """
-    if not factor > 0:
-        raise ValueError(f"scale: factor={factor} must be above 0")
+    if not 0 < factor <= 1e12:
+        raise ValueError(f"scale: factor={factor} must be above 0 and at most 1e12")
     peaks = {dtype: rate * factor for dtype, rate in hardware.flops_per_second.items()}
     quicker = tuple(
         dataclasses.replace(
@@ -217,34 +225,179 @@ def load_hardware(name: str) -> Hardware:
 
 def read_hardware(path: Path) -> Hardware:
     """Read one hardware file; ValueError naming file, field and rule when it is not a whole description."""
+    where = f"hardware file {one_line(path)}"
     try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"hardware file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"hardware file {path}: not TOML: {error}") from None
+        table = tomllib.loads(read_text(path, "hardware file"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where}: not TOML: {one_line(error)}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not TOML of ours: nested too deeply") from None
     sources: dict[str, str] = {}
+    holds_for: dict[str, str] = {}
+    plain = Fields(where, _plain(where, table, Hardware, "", sources, holds_for))
+    values = plain.values
+    _check_numbers(plain, NUMBERS)
+    for name in FILE_TABLES:
+        if name in values:
+            _check_table(plain.inside(name), name)
+    platform = plain.text("platform", ("tpu", "cuda", "cpu"))
+    plain.text("name")
+    plain.whole("devices_per_chip", 1, 64)
+    if not plain("flops_per_second", dict):
+        raise ValueError(f"{where}: flops_per_second names no dtype; write e.g. bfloat16 = 1.97e14")
+    if platform == "tpu" and values.get("clock_hz") is None:
+        raise ValueError(f"{where}: clock_hz is missing; the cycles of the TPU compiler are divided by it")
+    _check_compile_fields(Fields(where, values.get("compile_fields", {}), "compile_fields."), platform)
+    _check_options(where, values.get("compiler_options", {}), holds_for)
+    tiers = [_tier(where, number, tier, sources) for number, tier in enumerate(plain.listed("tiers", dict))]
+    names = [tier.name for tier in tiers]
+    least = 3 if values["devices_per_chip"] > 1 else 2
+    if len(tiers) < least:
+        raise ValueError(
+            f"{where}: tiers names {len(tiers)}; write {least}, the innermost first and the outermost last"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: tiers names {short(max(names, key=names.count))} twice")
+    whole = {"clock_hz": None, "compile_fields": {}, "option_holds_for": holds_for, **values}
     try:
-        options = table.get("compiler_options", {})
-        holds_for = {name: one["holds_for"] for name, one in options.items()
-                     if isinstance(one, dict) and "holds_for" in one}  # fmt: skip
-        plain = {"option_holds_for": holds_for} | _values(table, "", sources)
-        tiers = tuple(Tier(**tier) for tier in plain.pop("tiers"))
-        return Hardware(**{"clock_hz": None, "compile_fields": {}, **plain}, tiers=tiers, sources=sources)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"hardware file {path}: {error}") from None
+        return Hardware(**{**whole, "tiers": tuple(tiers), "sources": sources})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {one_line(error)}") from None
 
 
-def _values(node: object, path: str, sources: dict[str, str]):
-    """Strip `{value, source}` tables down to their values, keeping each source under its dotted path."""
-    if isinstance(node, list):
-        return [_values(item, f"{path}{item.get('name', index)}." if isinstance(item, dict) else path, sources)
-                for index, item in enumerate(node)]  # fmt: skip
+RATE, SECONDS, FACTOR = (0.0, 1e30, True), (0.0, 3600.0, False), (0.0, 1e6, True)
+"""(least, largest, whether the number must be above the least) of figures of one kind."""
+
+NUMBERS = {
+    "matmul_efficiency": (0.0, 1.0, True),
+    "hbm_efficiency": (0.0, 1.0, True),
+    "clock_hz": RATE,
+    "hbm_bytes": RATE,
+    "capacity_bytes": RATE,
+    "hbm_bytes_per_second": RATE,
+    "launch_seconds": SECONDS,
+}
+TIER_NUMBERS = {
+    "bytes_per_second": RATE,
+    "latency_seconds": SECONDS,
+    "launch_seconds": SECONDS,
+    "wait_per_doubling": (0.0, 100.0, False),
+}
+FILE_TABLES = {"flops_per_second": RATE, "op_seconds": SECONDS, "faster": FACTOR}
+TIER_TABLES = {"bytes_factor": FACTOR, "launch_factor": (0.0, 1e6, False), "least_seconds": SECONDS}
+OPTIONAL = ("clock_hz", "wait_per_doubling")
+
+FIGURE = ("value", "source", "others", "why", "holds_for")
+"""What the table of one figure may say."""
+
+TPU_FIELDS = ("chip", "torus_dimensions", "chip_config_name")
+GPU_NUMBERS = ("core_count", "fpus_per_core", "clock_rate_ghz", "memory_bandwidth", "l2_cache_size",
+               "shared_memory_per_block", "shared_memory_per_block_optin", "shared_memory_per_core",
+               "threads_per_core_limit")  # fmt: skip
+
+
+def _check_numbers(plain: Fields, numbers: Mapping[str, tuple[float, float, bool]]) -> None:
+    for name, (low, high, above) in numbers.items():
+        if name in plain.values or name not in OPTIONAL:
+            plain.number(name, low, high, above=above)
+
+
+def _check_table(table: Fields, name: str) -> None:
+    low, high, above = (FILE_TABLES | TIER_TABLES)[name]
+    if name == "flops_per_second":
+        table.only(tuple(ALIASES))
+    for key in table.values:
+        table.number(key, low, high, above=above)
+
+
+def _tier(where: str, number: int, values: Mapping[str, Any], sources: dict[str, str]) -> Tier:
+    """One `[[tiers]]` table; its figures' sources are kept under its name."""
+    label = values.get("name")
+    path = f"tiers.{label if isinstance(label, str) and label.isprintable() else number}."
+    plain = Fields(where, _plain(where, values, Tier, path, sources, {}), path)
+    plain.text("name")
+    plain.text("kind")
+    _check_numbers(plain, TIER_NUMBERS)
+    for name in TIER_TABLES:
+        if name in plain.values:
+            _check_table(plain.inside(name), name)
+    try:
+        return Tier(**plain.values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {one_line(error)}") from None
+
+
+def _check_compile_fields(fields: Fields, platform: str) -> None:
+    """What the compiler is told of a chip that is not here: numbers, and names that end no line and close no quote."""
+    for name, value in fields.values.items():
+        if isinstance(value, str) and ('"' in value or "\\" in value or not value.isprintable()):
+            raise fields.error(name, "must be a text of printable characters without quotes")
+        if not isinstance(value, int | float | str) or isinstance(value, bool):
+            raise fields.error(name, "must be a number or a text")
+    if platform == "tpu":
+        fields.only(TPU_FIELDS)
+        fields.text("chip")
+        fields.whole("torus_dimensions", 2, 3)
+    elif platform == "cuda":
+        fields.only(("name", "cuda_compute_capability", *GPU_NUMBERS))
+        fields.text("name")
+        if not re.fullmatch(r"\d{1,3}\.\d{1,3}", fields.text("cuda_compute_capability")):
+            raise fields.error("cuda_compute_capability", "must be written MAJOR.MINOR, e.g. 9.0")
+        for name in GPU_NUMBERS:
+            fields.number(name, 0.0, 1e18, above=True)
+
+
+def _check_options(where: str, options: Mapping[str, Any], holds_for: Mapping[str, str]) -> None:
+    for name, value in options.items():
+        problem = why_not_of_a_file(name, value)
+        if problem:
+            raise ValueError(f"{where}: compiler_options.{one_line(name)}={short(value)}: {problem}")
+    for name, requirement in holds_for.items():
+        try:
+            Requirement(requirement)
+        except InvalidRequirement:
+            rule = 'must be written as a requirement, e.g. "libtpu<0.0.48"'
+            raise ValueError(f"{where}: compiler_options.{name}: holds_for={short(requirement)} {rule}") from None
+
+
+def _plain(
+    where: str, table: Mapping[str, Any], kind: type, path: str, sources: dict[str, str], holds_for: dict[str, str]
+) -> dict[str, Any]:
+    """The fields of a table with every figure's `{value, source}` stripped down to its value; each source is kept under
+    its dotted path, and what an option holds for under the option's name."""
+    specs = {spec.name: str(spec.type) for spec in dataclasses.fields(kind) if spec.name != "sources"}
+    Fields(where, table, path).only(tuple(specs))
+    found: dict[str, Any] = {}
+    for name, node in table.items():
+        if name == "tiers":
+            found[name] = node
+        elif specs[name].startswith("Mapping"):
+            inside = Fields(where, table, path).inside(name)
+            found[name] = {
+                key: _figure(
+                    where, f"{inside.path}{key}", one, sources, holds_for if name == "compiler_options" else {}
+                )
+                for key, one in inside.values.items()
+            }
+        else:
+            found[name] = _figure(where, f"{path}{name}", node, sources, {})
+    return found
+
+
+def _figure(where: str, path: str, node: Any, sources: dict[str, str], holds_for: dict[str, str]) -> Any:
+    """The value of a figure that is given bare or as a table with its source."""
     if not isinstance(node, dict):
         return node
-    if "value" in node:
-        others = "".join(f"; {other['source']} says {other['value']:g}" for other in node.get("others", ()))
-        why = f" (chosen: {node['why']})" if "why" in node else ""
-        sources[path.rstrip(".")] = f"{node['source']}{others}{why}"
-        return node["value"]
-    return {key: _values(value, f"{path}{key}.", sources) for key, value in node.items()}
+    inside = Fields(where, node, f"{path}.")
+    inside.only(FIGURE)
+    if "value" not in node:
+        raise ValueError(f"{where}: {path} has no value; write value = NUMBER beside its source")
+    others = [Fields(where, other, f"{path}.others.") for other in node.get("others", ()) if isinstance(other, dict)]
+    if len(others) < len(inside.listed("others", dict) if "others" in node else ()):
+        raise inside.error("others", "must be a list of tables with value and source")
+    told = "".join(f"; {one.text('source')} says {one.number('value', -1e30, 1e30):g}" for one in others)
+    why = f" (chosen: {inside.text('why')})" if "why" in node else ""
+    sources[path] = f"{inside.text('source')}{told}{why}"
+    if "holds_for" in node:
+        holds_for[path.rpartition(".")[2]] = inside.text("holds_for")
+    return node["value"]

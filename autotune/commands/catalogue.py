@@ -17,8 +17,12 @@ def targets(name: str | None, as_json: bool) -> None:
     """The hardware it knows; with NAME, every figure of one chip and where it is from."""
     from autotune.commands.options import bad_input
     from autotune.meshes.hardware import hardware_names, load_hardware
+    from autotune.meshes.target import as_written_here, check_chip
 
     with bad_input():
+        if name is not None:
+            asked, name = name, as_written_here(name).partition(":")[0]
+            check_chip(asked, name)
         chips = [load_hardware(chip) for chip in ([name] if name else hardware_names())]
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(chip) for chip in chips], indent=1))

@@ -8,16 +8,15 @@ from pathlib import Path
 import click
 
 from autotune.commands.options import bad_input, json_option, recipe_of, target_of, workload_of
+from autotune.commands.values import PATH, TIMEOUT, Number
 
 
 @click.command()
-@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("plan", type=PATH)
 @click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own step, for a plan made from Python.")
-@click.option("--tolerance", type=click.FloatRange(0), default=0.02, show_default=True, help="Growth that passes.")
-@click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML).")
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
-)  # noqa: E501
+@click.option("--tolerance", type=Number(0, 1e6), default=0.02, show_default=True, help="Growth that passes.")
+@click.option("--hardware", type=PATH, help="A hardware file of your own (TOML).")
+@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")  # noqa: E501
 @json_option
 def check(
     plan: Path, workload: str | None, tolerance: float, hardware: Path | None, timeout: float, as_json: bool

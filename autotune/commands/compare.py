@@ -18,6 +18,7 @@ from autotune.commands.options import (
     workload_options,
 )
 from autotune.commands.run import open_store, progress
+from autotune.commands.values import TIMEOUT
 
 
 @click.command()
@@ -25,9 +26,7 @@ from autotune.commands.run import open_store, progress
 @click.argument("second")
 @workload_options
 @target_options
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
-)
+@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
 @store_option
 @json_option
 def compare(

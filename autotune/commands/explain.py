@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from autotune.commands.options import (
@@ -19,19 +17,18 @@ from autotune.commands.options import (
     writable,
 )
 from autotune.commands.run import run_search
+from autotune.commands.values import PATH, TIMEOUT
 
 
 @click.command()
-@click.argument("plan", required=False, type=click.Path(path_type=Path))
+@click.argument("plan", required=False, type=PATH)
 @click.option("--layout", help="The layout in words, e.g. fsdp=64,tensor=4,remat=full.")
 @workload_options
 @target_options
 @click.option("--measure/--no-measure", default=None, help="Run it too [where devices exist].")
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
-)
+@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
 @store_option
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@click.option("--html", type=PATH, help="Write the report here as one HTML page.")
 @json_option
 def explain(
     plan, layout, model, workload, batch, seq, dtype, target, hardware, coordinator, processes, process_id, measure,

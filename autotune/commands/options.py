@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autotune.commands.values import BATCH, PATH, PROCESS
+from autotune.meshes.fields import one_line
 from autotune.meshes.layout_words import words_help
 
 if TYPE_CHECKING:
@@ -33,9 +35,12 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape."),
             click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own: a function or a Workload."),
-            click.option("--batch", type=int, help="Sequences in one step, over all devices."),
-            click.option("--seq", type=int, help="Tokens in one sequence."),
-            click.option("--dtype", default=None, help="Compute dtype; default bfloat16 (float16 on V100)."),
+            click.option("--batch", type=BATCH, help="Sequences in one step, over all devices."),
+            click.option("--seq", type=BATCH, help="Tokens in one sequence."),
+            click.option(
+                "--dtype",
+                help="Compute dtype: bfloat16 (bf16), float16, float32; default bfloat16 (float16 on V100).",
+            ),
         )
     ):
         command = option(command)
@@ -47,10 +52,10 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         (
             click.option("--target", help="v5e:16x16, v5p:4x4x4*2, h100:8x8, cpu:8, local (`autotune targets`)."),
-            click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML)."),
+            click.option("--hardware", type=PATH, help="A hardware file of your own (TOML)."),
             click.option("--coordinator", metavar="HOST:PORT", help="Multi-process jobs: where process 0 listens."),
-            click.option("--processes", type=int, help="Multi-process jobs: how many."),
-            click.option("--process-id", type=int, help="Multi-process jobs: which one this is."),
+            click.option("--processes", type=PROCESS, help="Multi-process jobs: how many."),
+            click.option("--process-id", type=PROCESS, help="Multi-process jobs: which one this is."),
         )
     ):
         command = option(command)
@@ -60,15 +65,18 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def fix_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--fix."""
     return click.option(
-        "--fix", multiple=True, metavar="NAME=VALUE", help=f"Pin one word of the layout, e.g. tensor=8. {words_help()}"
+        "--fix",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help=f"Pin one word of the layout, e.g. tensor=8. {words_help()}",
     )(command)
 
 
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--store."""
-    return click.option(
-        "--store", type=click.Path(path_type=Path), help="Where compiles and measurements are kept [~/.cache/autotune]."
-    )(command)
+    return click.option("--store", type=PATH, help="Where compiles and measurements are kept [~/.cache/autotune].")(
+        command
+    )
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +95,7 @@ def target_of(target: str | None, hardware: Path | None) -> Target:
         raise click.UsageError("--target is missing; write e.g. --target v5e:16x16 (`autotune targets` lists them)")
     with bad_input():
         chip = read_hardware(hardware) if hardware else None
-        if target == "local":
+        if target.strip().lower() == "local":
             from autotune.meshes.topology import local_target
 
             return local_target(chip)
@@ -100,20 +108,23 @@ def workload_of(
     """The workload that the flags name: a reference model, or the user's own function."""
     if bool(model) == bool(workload):
         raise click.UsageError("give one of --model and --workload")
-    for name, value in (("--batch", batch), ("--seq", seq)):
-        if value is not None and value < 1:
-            raise click.UsageError(f"{name}={value} must be 1 or more")
     with bad_input():
         if workload:
+            for name, value in (("--batch", batch), ("--seq", seq), ("--dtype", dtype)):
+                if value is not None:
+                    raise click.UsageError(f"{name} does not go with --workload: your step has its own batch and shape")
             from autotune.workload.load import load_workload
 
             return load_workload(workload)
+        from autotune.meshes.dtypes import dtype_of
         from autotune.preset import preset_workload
 
         if batch is None or seq is None:
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
         assert model is not None
-        return preset_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
+        kind = dtype_of(dtype) if dtype else default_dtype(target)
+        target.hardware.peak(kind)
+        return preset_workload(model, batch=batch, seq=seq, dtype=kind)
 
 
 def recipe_of(plan: Plan, path: Path, workload: str | None) -> dict[str, Any]:
@@ -184,14 +195,14 @@ def writable(path: Path | None, option: str) -> None:
         return
     folder = path.parent
     if path.is_dir():
-        raise click.UsageError(f"{option} {path}: is a folder")
+        raise click.UsageError(f"{option} {one_line(path)}: is a folder")
     if not folder.is_dir():
-        raise click.UsageError(f"{option} {path}: folder {folder} does not exist")
+        raise click.UsageError(f"{option} {one_line(path)}: folder {one_line(folder)} does not exist")
     there = path.exists()
     try:
         # Permissions do not tell all: a folder of /proc looks writable to root.
         path.open("ab").close()
     except OSError as error:
-        raise click.UsageError(f"{option} {path}: cannot be written: {error.strerror}") from None
+        raise click.UsageError(f"{option} {one_line(path)}: cannot be written: {error.strerror}") from None
     if not there:
         path.unlink()
