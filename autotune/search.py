@@ -19,6 +19,7 @@ from autotune.measure.measure import from_json as measurement_from_json
 from autotune.measure.measure import to_json as measurement_to_json
 from autotune.measure.runner import runner_for
 from autotune.memory_use import BY_BATCH, Smaller, failed_use
+from autotune.meshes.fields import one_line
 from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
@@ -273,7 +274,20 @@ def _compile(space, workload, target, count: int, compiled: _Compiler, store, ou
             if isinstance(outcome, Compilation):
                 outcomes.evidence[job.layout] = evidence_of(outcome, job.layout, target, store)
             else:
+                _check_options(job.layout, target, outcome)
                 outcomes.failures[job.layout] = outcome
+
+
+def _check_options(layout: Layout, target: Target, failure: CompileFailure) -> None:
+    """ValueError where the compiler refuses an option that the layout itself gives."""
+    for name, value in layout.compiler_options:
+        told = name in failure.reason and (
+            "No such compile option" in failure.reason or "not a valid" in failure.reason
+        )
+        if told:
+            raise ValueError(
+                f"layout {layout}: xla.{name}={value}: the compiler of {target.name} says: {one_line(failure.reason)}"
+            )
 
 
 def _compile_smaller(

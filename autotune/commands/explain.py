@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from autotune.commands.options import (
+    asked_of,
     bad_input,
     json_option,
     layouts_of,
-    recipe_of,
     store_option,
     target_of,
     target_options,
@@ -36,6 +36,8 @@ def explain(
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
+    A flag beside a plan wins over what the plan says. A plan's own function is imported where --workload repeats it.
+
     \b
     autotune explain --layout fsdp=64,tensor=4 --model llama3-8b --target v5e:16x16 --batch 256 --seq 4096
     autotune explain plan.json
@@ -43,19 +45,22 @@ def explain(
     writable(html, "--html")
     if bool(plan) == bool(layout):
         raise click.UsageError("give one of PLAN and --layout")
+    words = {"model": model, "workload": workload, "batch": batch, "seq": seq, "dtype": dtype}
+    instead: tuple[str, ...] = ()
     if plan:
         from autotune.plan.read import load_plan
 
         with bad_input():
             saved = load_plan(plan)
         layouts: tuple | None = (saved.layout,)
-        target = target or saved.target
-        words = recipe_of(saved, plan, workload)
-        model, workload, batch, seq, dtype = (words[name] for name in ("model", "workload", "batch", "seq", "dtype"))
+        asked = asked_of(saved, plan, target=target, hardware=hardware, **words)
+        words, target, instead = asked.words, asked.target, asked.instead
     else:
         layouts = layouts_of(layout)
+        if layouts is None or len(layouts) != 1:
+            raise click.UsageError(f"--layout {layout}: must be one layout; `tune --layouts` takes several")
     return run_search(
-        workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
+        workload=lambda on: workload_of(**words, target=on),
         target=lambda: target_of(target, hardware),
         job=(coordinator, processes, process_id),
         axes=None,
@@ -71,4 +76,5 @@ def explain(
         out=None,
         html=html,
         as_json=as_json,
+        instead=instead,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,19 +128,70 @@ def workload_of(
         return preset_workload(model, batch=batch, seq=seq, dtype=kind)
 
 
-def recipe_of(plan: Plan, path: Path, workload: str | None) -> dict[str, Any]:
-    """The words for `workload_of` that build a plan's step again; `workload` where the plan names no function."""
-    recipe: dict[str, Any] = {name: plan.recipe.get(name) for name in ("model", "workload", "batch", "seq", "dtype")}
-    if workload:
-        if recipe["model"]:
-            raise click.UsageError(f"--workload {workload}: {path} is a plan of the reference model {recipe['model']}")
-        recipe["workload"] = workload
-    if not recipe["model"] and not recipe["workload"]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a plan and the flags beside it ask for: a flag that is given wins.
+
+    `words`: for `workload_of`. `target`: for `target_of`. `instead`: what differs from the plan, a phrase each, for the
+    heading.
+    """
+
+    words: dict[str, Any]
+    target: str
+    instead: tuple[str, ...]
+
+
+def asked_of(
+    plan: Plan, path: Path, *, model: str | None = None, workload: str | None = None, batch: int | None = None,
+    seq: int | None = None, dtype: str | None = None, target: str | None = None, hardware: Path | None = None,
+) -> Asked:  # fmt: skip
+    """The step and the machine of a plan, with the flags that are given in place of the plan's own words.
+
+    A plan is data: the function that it names is imported only where --workload names it too.
+    """
+    from autotune.meshes.dtypes import dtype_of
+
+    if model and workload:
+        raise click.UsageError("give one of --model and --workload")
+    with bad_input():
+        flags = {"model": model, "workload": workload, "batch": batch, "seq": seq,
+                 "dtype": dtype_of(dtype) if dtype else None}  # fmt: skip
+        said = {name: plan.recipe.get(name) for name in flags}
+        words = {name: value if value is not None else said[name] for name, value in flags.items()}
+        if workload:
+            words = flags
+        elif model:
+            words["workload"] = None
+        given = {f"--{name}": (value, said[name]) for name, value in flags.items() if value is not None}
+        if target:
+            given["--target"] = (target_of(target, hardware).name, plan.target)
+        if hardware:
+            given["--hardware"] = (_differs(hardware, plan), plan.hardware)
+    if words["workload"] and not workload:
         raise click.UsageError(
-            f"plan {path}: was made from Python and names no function; say --workload package.module:function, "
-            f"one that gives the Workload of {plan.workload}"
+            f"plan {one_line(path)}: names the function {words['workload']} as its workload; a plan is data, and "
+            f"running that code is for you to say: --workload {words['workload']}"
         )
-    return recipe
+    if not words["model"] and not words["workload"]:
+        raise click.UsageError(
+            f"plan {one_line(path)}: was made from Python and names no function; say --workload "
+            f"package.module:function, one that gives the Workload of {plan.workload}"
+        )
+    instead = tuple(
+        f"{flag} {one_line(value)} ({one_line(path)} says {one_line(before)})"
+        if before is not None
+        else f"{flag} {one_line(value)} ({one_line(path)} names none)"
+        for flag, (value, before) in given.items()
+        if value != before and not (flag == "--workload" and before is None and not plan.recipe)
+    )
+    return Asked(words=words, target=target or plan.target, instead=instead)
+
+
+def _differs(hardware: Path, plan: Plan) -> str:
+    """What --hardware is called in a heading: the chip's name where the file says what the plan's own chip has."""
+    from autotune.meshes.hardware import load_hardware, read_hardware
+
+    return plan.hardware if read_hardware(hardware) == load_hardware(plan.hardware) else str(hardware)
 
 
 def critical_tokens(tokens: str | None, norms: str | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,12 @@ def run_search(
     out: Path | None,
     html: Path | None,
     as_json: bool,
+    instead: tuple[str, ...] = (),
 ) -> int:
-    """Run `search` with these options and show its report; returns 0, or 1 when nothing fits."""
+    """Run `search` with these options and show its report; returns 0, or 1 when nothing fits.
+
+    `instead`: flags that were taken in place of what a plan says, for the heading.
+    """
     from autotune.search import search
 
     reports = join_job(*job)
@@ -65,6 +70,7 @@ def run_search(
             store=store,
             on_event=on_event,
         )
+    report = replace(report, instead=instead)
     if job != (None, None, None):
         from autotune.system.job import leave
 

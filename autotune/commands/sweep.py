@@ -115,6 +115,10 @@ def sweep(
         require_plotting(plot)
         writable(plot, "--plot")
         writable(plot.with_suffix(".csv"), "--plot")
+    if store is not None:
+        from autotune.commands.run import open_store
+
+        open_store(store)
     with bad_input():
         from autotune.sweep.sizes import parse_sizes
 

@@ -82,7 +82,8 @@ class Report:
     `named`: the layouts that the user named, completed; () after a search of the whole space. `rows`: ranked, those
     that can run first. `closest`: where nothing fits, what misses by least; `more_devices`: how many its state alone
     asks for, if more. `prices`: fraction of the step time saved when a resource is `limits.ARC` times as good and the
-    layout is chosen again. `notes`: doubts that concern the whole report.
+    layout is chosen again. `notes`: doubts that concern the whole report. `instead`: flags that were taken in place of
+    what a plan says.
     """
 
     workload: str
@@ -102,6 +103,7 @@ class Report:
     seconds: Mapping[str, float]
     plan_or_none: Plan | None
     compilers_word: str | None
+    instead: tuple[str, ...] = ()
 
     @property
     def ranked(self) -> tuple[Row, ...]:
@@ -228,6 +230,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "target": report.target.name,
         "devices": report.target.devices,
         "workload": report.workload,
+        "in_place_of_plan": list(report.instead),
         "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
         "compilers_word": report.compilers_word,
         "rows": [row_to_json(report, row) for row in report.rows],

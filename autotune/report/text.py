@@ -71,8 +71,9 @@ def _heading(report: Report) -> Text:
     chip = report.target.hardware
     counts = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
     took = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
+    instead = f"in place of what the plan says: {', '.join(report.instead)}\n" if report.instead else ""
     return Text(
-        f"{report.workload} on {report.target.name} ({report.target.devices} devices, "
+        f"{instead}{report.workload} on {report.target.name} ({report.target.devices} devices, "
         f"{bytes_text(chip.capacity_bytes)} usable each)\n"
         f"{sum(report.counts.values())} layouts: {counts}" + (f"   [{took}]" if took else "")
     )
