@@ -100,13 +100,72 @@ def enumerate_layouts(
     check_axes(axes)
     meshes = meshes_over(target, axes, fixed)
     if not meshes["data"].size:
-        listed = ", ".join(f"{key}={value}" for key, value in fixed.items()) or "none"
-        wanted = [name for name in AXES if name in axes or name in fixed]
-        raise ValueError(
-            f"target {target.name}: no mesh over {', '.join(wanted)} multiplies to its {target.devices} devices "
-            f"with these pinned: {listed}"
-        )
+        raise no_mesh(target, axes, fixed)
     return with_passes(with_choices(meshes, fixed, target), batch, layers, fixed)
+
+
+def no_mesh(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> ValueError:
+    """The error where pins leave no mesh."""
+    listed = ", ".join(f"{key}={value}" for key, value in fixed.items()) or "none"
+    wanted = [name for name in AXES if name in axes or name in fixed]
+    return ValueError(
+        f"target {target.name}: no mesh over {', '.join(wanted)} multiplies to its {target.devices} devices "
+        f"with these pinned: {listed}"
+    )
+
+
+def mesh_count(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> int:
+    """How many meshes the axes (and those pinned) make of a target, pins not looked at: ways to cut one domain times
+    ways to cross the domains.
+
+    >>> from autotune.meshes.target import parse_target
+    >>> mesh_count(parse_target("h100:512x8"), ("data", "fsdp", "tensor", "stage", "context"), {})
+    25025
+    """
+    parts = len([name for name in AXES if name in axes or name in fixed])
+    count = 1
+    for number in (target.devices_per_group, target.groups):
+        for power in _powers(number):
+            count *= math.comb(power + parts - 1, parts - 1) if parts else 0
+    return count
+
+
+def _powers(number: int) -> list[int]:
+    """The exponents of a number's prime factors."""
+    found, prime = [], 2
+    while prime * prime <= number:
+        power = 0
+        while number % prime == 0:
+            number, power = number // prime, power + 1
+        found += [power] if power else []
+        prime += 1
+    return found + ([1] if number > 1 else [])
+
+
+def meshes_in_blocks(
+    target: Target, axes: tuple[str, ...], fixed: Mapping[str, str], most: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The meshes of `meshes_over`, in another order, at most `most` at a time: sizes inside a domain times factors that
+    cross the domains."""
+    pinned = {name: int(fixed[name]) for name in AXES if name in fixed}
+    wanted = tuple(name for name in AXES if name in axes or name in pinned)
+    inner, outer = _splits(target.devices_per_group, len(wanted)), _splits(target.groups, len(wanted))
+    for begin in range(0, len(inner) * len(outer), most):
+        pair = np.arange(begin, min(begin + most, len(inner) * len(outer)))
+        crossing = outer[pair // len(inner)]
+        sizes = inner[pair % len(inner)] * crossing
+        keep = np.ones(len(pair), dtype=bool)
+        for column, name in enumerate(wanted):
+            if name in pinned:
+                keep &= sizes[:, column] == pinned[name]
+            if f"dcn.{name}" in fixed:
+                keep &= (sizes[:, column] == 1) | (crossing[:, column] == int(fixed[f"dcn.{name}"]))
+        if keep.any():
+            sizes, crossing = sizes[keep], crossing[keep]
+            columns = {name: constant(1, len(sizes)) for name in AXES}
+            columns |= {f"dcn_{name}": constant(1, len(sizes)) for name in AXES}
+            columns |= {name: sizes[:, column] for column, name in enumerate(wanted)}
+            yield columns | {f"dcn_{name}": crossing[:, column] for column, name in enumerate(wanted)}
 
 
 def meshes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> dict[str, np.ndarray]:

@@ -69,6 +69,7 @@ def run_search(
             retry=retry,
             store=store,
             on_event=on_event,
+            say=lambda line: click.echo(line, err=True),
         )
     report = replace(report, instead=instead)
     if job != (None, None, None):

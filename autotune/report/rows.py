@@ -20,7 +20,7 @@ from autotune.meshes.target import Target
 from autotune.outcomes import Outcomes, fits
 from autotune.price.changes import Change, devices_needed, smallest_changes
 from autotune.price.price import Estimate
-from autotune.price.space import PricedSpace
+from autotune.price.space import PricedSpace, rule_named
 from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
 from autotune.report.report import Omitted, Report, Row
@@ -60,10 +60,16 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         keep = members[: listed if word is not RowStatus.ILLEGAL or named else 0]
         rows += [_priced_row(workload, target, space, row, word) for row in keep]
         omitted += _omit(space, members[len(keep) :], word, capacity)
+    omitted = _with_dropped(omitted, _dropped(space))
     rows = _with_changes(_ranked(rows), space, outcomes.neighbours)
     runnable = [row for row in rows if row.status.can_run]
     rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
-    counts = {word.value: count for word in sorted(RowStatus) if (count := int((status == word.rank).sum()))}
+    unlisted = _dropped(space)
+    counts = {
+        word.value: count
+        for word in sorted(RowStatus)
+        if (count := int((status == word.rank).sum()) + sum(unlisted.get(word, {}).values()))
+    }
     best = runnable[0] if runnable else None
     closest = None if best else _closest(rows)
     report = Report(
@@ -226,11 +232,7 @@ def _omit(space: PricedSpace, members: list[int], word: RowStatus, capacity: flo
     if not members:
         return []
     if word is not RowStatus.ILLEGAL:
-        reason = (
-            "priced, slower than those listed"
-            if word is RowStatus.PRICED
-            else "does not fit: priced peak over the capacity"
-        )
+        reason = PRICED_SLOWER if word is RowStatus.PRICED else PRICED_TOO_LARGE
         best = float(min(space.seconds[row] for row in members))
         return [Omitted(reason=reason, count=len(members), best_step_seconds=best)]
     groups: dict[str, int] = {}
@@ -241,6 +243,32 @@ def _omit(space: PricedSpace, members: list[int], word: RowStatus, capacity: flo
         Omitted(reason=f"illegal: {rule}", count=count, best_step_seconds=None)
         for rule, count in sorted(groups.items(), key=lambda item: -item[1])
     ]
+
+
+PRICED_SLOWER = "priced, slower than those listed"
+PRICED_TOO_LARGE = "does not fit: priced peak over the capacity"
+"""Reasons why layouts are counted and not listed."""
+
+
+def _dropped(space: PricedSpace) -> dict[RowStatus, dict[str, int]]:
+    """How many layouts of a large space are in no row, by status and reason."""
+    if space.dropped is None:
+        return {}
+    rules = {f"illegal: {rule_named(code)}": count for code, count in space.dropped.illegal.items()}
+    return {
+        RowStatus.PRICED: {PRICED_SLOWER: space.dropped.fits},
+        RowStatus.OOM: {PRICED_TOO_LARGE: space.dropped.oom},
+        RowStatus.ILLEGAL: rules,
+    }
+
+
+def _with_dropped(omitted: list[Omitted], dropped: Mapping[RowStatus, Mapping[str, int]]) -> list[Omitted]:
+    """The omitted with those that are in no row added to their reasons; rules stay sorted, the most broken first."""
+    left = {reason: count for reasons in dropped.values() for reason, count in reasons.items() if count}
+    found = [replace(item, count=item.count + left.pop(item.reason, 0)) for item in omitted]
+    found += [Omitted(reason=reason, count=count, best_step_seconds=None) for reason, count in left.items()]
+    rules = [item for item in found if item.reason.startswith("illegal: ")]
+    return [item for item in found if item not in rules] + sorted(rules, key=lambda item: -item.count)
 
 
 def _ranked(rows: list[Row]) -> list[Row]:
