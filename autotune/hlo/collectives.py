@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from autotune.hlo.groups import (
+    MOST_DEVICES,
     DeviceGrid,
     axes_of_groups,
     axes_of_pairs,
@@ -19,6 +20,7 @@ from autotune.hlo.groups import (
 )
 from autotune.hlo.shape import Shape, dtype_name
 from autotune.hlo.text import Computation, Module, Op
+from autotune.hlo.unreadable import UnreadableProgram
 from autotune.meshes.collectives import wire_bytes
 from autotune.program import Collective
 
@@ -67,7 +69,7 @@ def read_collective(
     if kind == "permute":
         pairs = read_pairs(op.attributes)
         if not len(pairs):
-            raise ValueError(
+            raise UnreadableProgram(
                 f"hlo: the source_target_pairs of {op.name} are in no known spelling: {op.attributes[:200]}"
             )
         axes = axes_of_pairs(pairs, grid)
@@ -79,7 +81,9 @@ def read_collective(
     else:
         groups = read_groups(op.attributes, module.partitions)
         if groups is None:
-            raise ValueError(f"hlo: the replica groups of {op.name} are in no known spelling: {op.attributes[:200]}")
+            raise UnreadableProgram(
+                f"hlo: the replica groups of {op.name} are in no known spelling: {op.attributes[:200]}"
+            )
         size = int(groups.shape[1])
         if size == 1:
             return None
@@ -151,7 +155,10 @@ def read_megascale(
 
 def _numbers(part: str) -> range:
     low, _, high = part.partition(":")
-    return range(int(low), int(high or low) + 1)
+    found = range(int(low), int(high or low) + 1)
+    if len(found) > MOST_DEVICES:
+        raise UnreadableProgram(f"hlo: a group of {len(found)} slices is more than there are")
+    return found
 
 
 def _axes_across(slices: list[int], inside: int, grid: DeviceGrid) -> tuple[str, ...]:

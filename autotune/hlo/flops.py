@@ -8,7 +8,11 @@ import re
 from autotune.hlo.kernels import kernel_work, target_of
 from autotune.hlo.shape import Shape
 from autotune.hlo.text import Computation, Module, Op
+from autotune.hlo.unreadable import UnreadableProgram
 from autotune.hlo.work import Work, dot_shape
+
+MOST_PLACES = 1_000_000
+"""A window of more places is that of a damaged text; counting them would take for ever."""
 
 _DIMS = {
     name: re.compile(name + r"=\{([\d,]*)\}")
@@ -85,7 +89,7 @@ def _convolution(op: Op, left: Shape, right: Shape, output: Shape) -> Work:
     """
     labels = _LABELS.search(op.attributes)
     if not labels:
-        raise ValueError(f"hlo: convolution {op.name} has no dim_labels")
+        raise UnreadableProgram(f"hlo: convolution {op.name} has no dim_labels")
     groups = {name: int(count) for name, count in _GROUPS.findall(op.attributes)}
     window = _window(op, sum(label.isdigit() for label in labels[1]))
     k = right.dims[labels[2].index("i")]
@@ -135,10 +139,23 @@ def _valid_pairs(have: int, give: int, size: int, stride: int, low: int, dilatio
     """(output, window) position pairs that fall on an input element."""
     if size == 1 and stride == dilation == 1 and low == 0:
         return min(have, give)
+    if give > size:  # the same pairs, counted along the shorter of the two
+        give, size, stride, window_dilation = size, give, window_dilation, stride
+    if give > MOST_PLACES:
+        raise UnreadableProgram(f"hlo: a convolution slides a window of {size} to {give} places")
+    # Of one place: the taps that fall on a multiple of the dilation, and of these the ones in [0, dilation x have).
+    common = math.gcd(window_dilation, dilation)
+    every = dilation // common
+    inverse = pow(window_dilation // common, -1, every)
+    step = every * window_dilation
     pairs = 0
     for position in range(give):
         start = position * stride - low
-        for tap in range(size):
-            at = start + tap * window_dilation
-            pairs += at >= 0 and at % dilation == 0 and at // dilation < have
+        first = -start // common * inverse % every
+        if start % common or first >= size:
+            continue
+        at, taps = start + first * window_dilation, -(-(size - first) // every)
+        below = min(max(-(at // step), 0), taps)
+        inside = min(max(-(-(dilation * have - at) // step), 0), taps)
+        pairs += max(inside - below, 0)
     return pairs

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from autotune.hlo.unreadable import UnreadableProgram
+
+MOST_DEVICES = 2**24
+"""No program runs on more; a damaged number of devices must not take the memory of this process."""
 
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _ORDER = re.compile(r"(?:\[[\d,]+\]<=)?()\[([\d,]+)\](?:T\(([\d,]+)\))?")
@@ -81,16 +87,24 @@ def read_groups(attributes: str, devices: int) -> np.ndarray | None:
 
 def _iota(match: re.Match[str], shape: Sequence[int]) -> np.ndarray:
     dims = [int(size) for size in match[2].split(",")]
-    ids = np.arange(np.prod(dims)).reshape(dims)
+    ids = _ids(dims).reshape(dims)
     if match[3]:
         ids = ids.transpose([int(axis) for axis in match[3].split(",")])
     return ids.reshape(shape)
 
 
+def _ids(dims: Sequence[int]) -> np.ndarray:
+    """0, 1, 2, ...: one for each device of a grid."""
+    devices = math.prod(dims)
+    if devices > MOST_DEVICES:
+        raise UnreadableProgram(f"hlo: replica groups of {devices} devices are more than there are")
+    return np.arange(devices)
+
+
 def _mesh_groups(declared: str, rest: str) -> np.ndarray | None:
     axes = {name: int(size) for name, size, _, _ in _MESH_AXIS.findall(declared)}
     devices = re.match(r",? ?device_ids=\(?", rest)
-    ids = np.arange(int(np.prod(list(axes.values()), dtype=np.int64)))
+    ids = _ids(list(axes.values()))
     if devices:
         order = _ORDER.match(rest, devices.end())
         if not order:

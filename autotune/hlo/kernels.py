@@ -15,6 +15,7 @@ import re
 
 from autotune.hlo.shape import Shape
 from autotune.hlo.text import Computation, Op
+from autotune.hlo.unreadable import UnreadableProgram
 from autotune.hlo.work import Work, dot_shape
 
 FREE_CALLS = frozenset(
@@ -41,6 +42,9 @@ NO_FLOPS = frozenset(
     {"TopK", "PadToStatic", "SliceToDynamic", "xla_ffi_python_cpu_callback", "MoveToHost", "MoveToDevice"}
 )
 """Real work, but no matmul in it."""
+
+MOST_BLOCKS = 1_000_000
+"""An attention kernel of more blocks is that of a damaged text; walking through them would take for ever."""
 
 _ATTENTION = re.compile(r"attention|splash|\bmha|\bmqa|fmha|flash", re.IGNORECASE)
 _BACKWARD = re.compile(r"bwd|backward|dkv|\bdq|_dq", re.IGNORECASE)
@@ -177,6 +181,8 @@ def causal_blocks(queries: int, keys: int, block_q: int, block_kv: int) -> float
     >>> causal_blocks(1024, 1024, 512, 512)
     0.75
     """
+    if queries > MOST_BLOCKS * block_q:
+        raise UnreadableProgram(f"hlo: an attention kernel over {queries} queries in blocks of {block_q}")
     visited = 0
     for start in range(0, queries, block_q):
         last = min(start + block_q, queries)

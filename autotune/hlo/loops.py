@@ -33,6 +33,10 @@ _SAME = ("copy", "bitcast", "convert", "reshape", "opt-barrier", "copy-done", "b
 Values = Callable[[int], "int | None"]
 """What element `index` of the computation's tuple parameter holds; None where it is not known."""
 
+MOST_EVALUATED = 10_000
+"""An expression of more instructions than that is not followed: where each uses the one before twice, it would never
+end."""
+
 MOST_STEPS = 100_000
 """A counter that is no straight line is followed for at most so many iterations."""
 
@@ -116,9 +120,19 @@ def evaluate(module: Module, computation: Computation, op: Op, values: Values, a
 
     `values`: elements of the one tuple parameter. `arguments`: values of the parameters of a fused computation.
     """
+    return _evaluate(module, computation, op, values, arguments, [MOST_EVALUATED])
+
+
+def _evaluate(
+    module: Module, computation: Computation, op: Op, values: Values, arguments: tuple, left: list[int]
+) -> int | None:
+    """As `evaluate`; `left` holds how many instructions may still be followed."""
+    left[0] -= 1
+    if left[0] < 0:
+        return None
 
     def of(index: int) -> int | None:
-        return evaluate(module, computation, computation.operand(op, index), values, arguments)
+        return _evaluate(module, computation, computation.operand(op, index), values, arguments, left)
 
     if op.opcode == "constant":
         text = op.arguments.strip("{} ")
@@ -134,7 +148,7 @@ def evaluate(module: Module, computation: Computation, op: Op, values: Values, a
         if source.opcode == "parameter":
             return values(index)
         if source.opcode == "tuple":
-            return evaluate(module, computation, computation.operand(source, index), values, arguments)
+            return _evaluate(module, computation, computation.operand(source, index), values, arguments, left)
         return None
     if op.opcode in _SAME:
         return of(0)
@@ -155,5 +169,5 @@ def evaluate(module: Module, computation: Computation, op: Op, values: Values, a
     if op.opcode in ("fusion", "call"):
         callee = module.computations[op.called()[0]]
         given = tuple(of(index) for index in range(len(op.operands)))
-        return evaluate(module, callee, callee.root, values, given)
+        return _evaluate(module, callee, callee.root, values, given, left)
     return None

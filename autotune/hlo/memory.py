@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from autotune.compile.compilation import Argument, Compilation
 from autotune.hlo.liveness import LiveBuffer, Liveness, liveness
 from autotune.hlo.text import Module, Op, read_module
+from autotune.hlo.unreadable import UnreadableProgram, reading
 from autotune.program import Buffer, Memory
 
 MEMORY_CATEGORIES = ("parameters", "optimizer_state", "gradients", "activations", "logits", "workspace")
@@ -47,7 +48,13 @@ def read_memory(compilation: Compilation) -> Memory:
     written in the backward pass in the shape of a parameter, sharded, gathered, or of one layer. activations: made in
     the forward pass and read in the backward, and what the backward recomputes. logits: one dimension is the
     vocabulary. workspace: all else, the batch and gathered or cast copies of parameters too.
+    UnreadableProgram where the text or the backend's figures cannot be read.
     """
+    with reading("its memory cannot be read"):
+        return _read_memory(compilation)
+
+
+def _read_memory(compilation: Compilation) -> Memory:
     memory = compilation.memory
     module = read_module(compilation.text)
     lives = liveness(module, compilation.platform)
@@ -103,7 +110,7 @@ def _arguments_held(lives: Liveness, arguments: tuple[Argument, ...]) -> list[in
     """Device bytes of each argument, padded as the program holds it."""
     held = {buffer.argument: buffer.bytes for buffer in lives.buffers if buffer.argument is not None}
     if len(held) != len(arguments):
-        raise ValueError(f"hlo: the program has {len(held)} parameters, the step {len(arguments)} arguments")
+        raise UnreadableProgram(f"hlo: the program has {len(held)} parameters, the step {len(arguments)} arguments")
     return [held[index] for index in range(len(arguments))]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from autotune.hlo.groups import device_grid
 from autotune.hlo.reader import Reader
 from autotune.hlo.text import read_module
+from autotune.hlo.unreadable import reading
 from autotune.program import Memory, Program
 
 
@@ -19,16 +20,20 @@ def read_program(
     memory: Memory,
     dcn: Mapping[str, int] | None = None,
 ) -> Program:
-    """The program that `text` (compiled.as_text()) describes; ValueError where it is no scheduled module of that mesh.
+    """The program that `text` (compiled.as_text()) describes.
+
+    UnreadableProgram where it is no whole scheduled module of that mesh.
 
     `platform`: "tpu", "cuda" or "cpu". `mesh_shape`: axis sizes, outermost first; partition i is
     `mesh.devices.flat[i]`. `devices_per_group`: devices of one slice, NVLink domain or host. `dcn`: the factor of each
     axis that crosses these (`layout.dcn`); without it devices fill the domains in order.
     """
     module = read_module(text)
-    grid = device_grid(mesh_shape, _outer(mesh_shape, dcn, devices_per_group), devices_per_group, module.partitions)
-    reader = Reader(module, grid, platform)
-    instructions = reader.computation(module.computations[module.entry], lambda index: None)
+    with reading("the program cannot be read"):
+        outer = _outer(mesh_shape, dcn, devices_per_group)
+        grid = device_grid(mesh_shape, outer, devices_per_group, module.partitions)
+        reader = Reader(module, grid, platform)
+        instructions = reader.computation(module.computations[module.entry], lambda index: None)
     return Program(
         platform=platform,
         mesh_shape=dict(mesh_shape),

@@ -17,6 +17,7 @@ from autotune.hlo.opcodes import FREE, KNOWN
 from autotune.hlo.shape import MEMORIES, dtype_name
 from autotune.hlo.text import Computation, Module, Op
 from autotune.hlo.tokens import Tokens, channel_token, rendezvous
+from autotune.hlo.unreadable import UnreadableProgram
 from autotune.hlo.work import Work
 from autotune.program import (
     Collective,
@@ -31,6 +32,9 @@ from autotune.program import (
 )
 
 UNKNOWN_CYCLES = 2**63 - 1
+
+MOST_TRIPS = 10**9
+"""No loop of one step runs more often."""
 
 COPIES = ("copy", "slice", "dynamic-slice")
 """Opcodes whose asynchronous form only moves bytes; any other started so is work."""
@@ -99,6 +103,8 @@ class Reader:
         if trips is None:
             self.warnings.append(f"{op.name}: its trip count cannot be read; counted once")
             trips = 1
+        if trips > MOST_TRIPS:
+            raise UnreadableProgram(f"hlo: {op.name} is said to run {trips} times")
         body = self.module.computations[op.callee("body") or ""]
         kept = loop_invariants(self.module, op, computation, values)
         instructions = self.computation(body, kept)

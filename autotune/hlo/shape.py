@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=?]*)\](\{[^}]*\})?")
+from autotune.hlo.unreadable import UnreadableProgram
+
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=?]*)\](\{[^{}]*\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 
 _BITS = {
@@ -18,6 +20,9 @@ _BITS = {
 }  # fmt: skip
 
 _NAMES = {"pred": "bool", "bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
+
+MOST_BYTES = 2**60
+"""No array is larger: figures made of larger ones would overflow."""
 
 HBM = 0
 MEMORIES = {HBM: "hbm", 1: "vmem", 5: "host"}
@@ -57,12 +62,15 @@ def read_shapes(text: str) -> tuple[Shape, ...]:
 def _shape(dtype: str, dims: str, layout: str) -> Shape:
     sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
     space = _SPACE.search(layout)
+    size = (math.prod(sizes) * bits(dtype) + 7) // 8
+    if size > MOST_BYTES:
+        raise UnreadableProgram(f"hlo: an array {dtype}[{dims}] is larger than any memory")
     order = tuple(int(dim) for dim in layout[1:].partition(":")[0].rstrip("}").split(",") if dim)
     return Shape(
         dtype=dtype,
         dims=sizes,
         minor_to_major=order or tuple(reversed(range(len(sizes)))),
-        bytes=(math.prod(sizes) * bits(dtype) + 7) // 8,
+        bytes=size,
         space=int(space[1]) if space else HBM,
     )
 
@@ -73,7 +81,7 @@ def bits(dtype: str) -> int:
         return _BITS[dtype]
     if dtype.startswith("f8"):
         return 8
-    raise ValueError(f"hlo: the dtype {dtype!r} is not known")
+    raise UnreadableProgram(f"hlo: the dtype {dtype!r} is not known")
 
 
 def dtype_name(dtype: str) -> str:

@@ -2,6 +2,9 @@
 
 An instruction can span lines (Pallas kernels embed text with newlines and braces), so a computation ends at a line `}`
 only where the braces of the instruction before it are closed.
+
+Text that was cut short or damaged must not be read as a smaller program. So each computation must end and have a root,
+and each instruction may name only what stands before it. That also rules out cycles, in which a reader would never end.
 """
 
 from __future__ import annotations
@@ -11,17 +14,22 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from autotune.hlo.shape import Shape, read_shapes
+from autotune.hlo.unreadable import Named, UnreadableProgram, reading
 from autotune.system.code_owner import owner_of, short_name
 
 _START = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_BRANCHES = re.compile(r"branch_computations=\{([^{}]*)\}")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_QUOTE_ENDS = re.compile(r'(?:[^"\\]|\\.)*"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _SOURCE = re.compile(r'source_file="([^"]*)"(?: source_line=(\d+))?')
 _SCOPE = re.compile(r'op_name="([^"]*)"')
+MOST_INSTRUCTIONS = 5_000_000
+"""A program with more is not read: calls that call twice each, thirty deep, would take for ever."""
+
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 
 
@@ -76,7 +84,7 @@ class Computation:
 
     name: str
     ops: list[Op]
-    by_name: dict[str, Op] = field(default_factory=dict)
+    by_name: dict[str, Op] = field(default_factory=lambda: Named("instruction"))
 
     @property
     def root(self) -> Op:
@@ -133,24 +141,28 @@ class Module:
 
 
 def read_module(text: str) -> Module:
-    """Split the text of a scheduled module. ValueError where it is none."""
+    """Split the text of a scheduled module. UnreadableProgram where it is none, or does not end whole."""
+    with reading("the text is no compiled module"):
+        return _read_module(text)
+
+
+def _read_module(text: str) -> Module:
     if not text.startswith("HloModule"):
-        raise ValueError("hlo: the text must begin with HloModule")
+        raise UnreadableProgram("hlo: the text must begin with HloModule")
     header, _, body = text.partition("\n")
     if "is_scheduled=true" not in header:
-        raise ValueError("hlo: the module must be a compiled, scheduled one (is_scheduled=true)")
-    computations: dict[str, Computation] = {}
+        raise UnreadableProgram("hlo: the module must be a compiled, scheduled one (is_scheduled=true)")
+    computations: dict[str, Computation] = Named("computation")
     tables: dict[str, list[str]] = {}
     entry = ""
     current: Computation | None = None
     table: list[str] | None = None
     pending: list[str] = []
+    braces = _Braces()
 
     def finish() -> None:
         if pending and current is not None:
-            op = _op("\n".join(pending))
-            current.ops.append(op)
-            current.by_name[op.name] = op
+            _add(current, _op("\n".join(pending)), computations)
         pending.clear()
 
     for line in body.split("\n"):
@@ -160,21 +172,33 @@ def read_module(text: str) -> Module:
             elif line in _TABLES:
                 table = tables.setdefault(line, [])
             elif line and (match := _HEADER.match(line)):
+                if match[2] in computations:
+                    raise UnreadableProgram(f"hlo: there are two computations {match[2]!r}")
                 current = Computation(name=match[2], ops=[])
-                computations[match[2]] = current
                 entry = match[2] if match[1] else entry
+            elif line and _START.match(line):
+                raise UnreadableProgram(f"hlo: an instruction outside of a computation: {line[:120]!r}")
             if not line:
                 table = None
-        elif pending and not _closed(pending):
+        elif pending and not braces.closed:
             pending.append(line)
+            braces.read(line)
         elif line == "}" or line.startswith("}, "):
             finish()
+            if not any(op.root for op in current.ops):
+                raise UnreadableProgram(f"hlo: the computation {current.name} has no root")
+            computations[current.name] = current
             current = None
         else:
             finish()
             pending.append(line)
-    if not entry:
-        raise ValueError("hlo: the module has no ENTRY computation")
+            braces = _Braces()
+            braces.read(line)
+    if current is not None:
+        raise UnreadableProgram(f"hlo: the text ends in the middle of the computation {current.name}")
+    if entry not in computations:
+        raise UnreadableProgram("hlo: the module has no ENTRY computation")
+    _check_size(computations, entry)
     return Module(
         header=header,
         computations=computations,
@@ -184,19 +208,74 @@ def read_module(text: str) -> Module:
     )
 
 
-def _closed(lines: list[str]) -> bool:
-    """Whether every brace of an instruction is closed, quoted text apart."""
-    text = "\n".join(lines) if len(lines) > 1 else lines[0]
-    if text.count("{") == text.count("}") and text.count('"') % 2 == 0:
-        return True
-    bare = _QUOTED.sub("", text)
-    return bare.count("{") <= bare.count("}") and '"' not in bare
+def _add(computation: Computation, op: Op, computations: dict[str, Computation]) -> None:
+    """Append an instruction whose operands and callees have been read."""
+    if op.name in computation.by_name:
+        raise UnreadableProgram(f"hlo: there are two instructions {op.name!r} in {computation.name}")
+    for name in op.operands:
+        if name not in computation.by_name:
+            raise UnreadableProgram(f"hlo: {op.name} takes {name!r}, and {computation.name} has none before it")
+    for callee in _callees(op):
+        if callee not in computations:
+            raise UnreadableProgram(f"hlo: {op.name} calls {callee!r}, and there is no such computation before it")
+    computation.ops.append(op)
+    computation.by_name[op.name] = op
+
+
+def _callees(op: Op) -> tuple[str, ...]:
+    """The computations that an instruction runs as they are written; reducers and the like are left out."""
+    if op.opcode == "while":
+        return (op.callee("body") or "", op.callee("condition") or "")
+    if op.opcode == "conditional":
+        return op.called() or ("",)
+    if op.opcode in ("fusion", "call", "async-start"):
+        return op.called()[:1] or ("",)
+    return ()
+
+
+def _check_size(computations: dict[str, Computation], entry: str) -> None:
+    """Refuse a program that would be endless once its calls are written out."""
+    sizes: dict[str, int] = {}
+    for computation in computations.values():
+        called = (name for op in computation.ops if op.opcode != "fusion" for name in _callees(op))
+        sizes[computation.name] = len(computation.ops) + sum(sizes[name] for name in called)
+    if sizes[entry] > MOST_INSTRUCTIONS:
+        raise UnreadableProgram(f"hlo: the program runs {sizes[entry]} instructions once its calls are written out")
+
+
+class _Braces:
+    """Whether every brace of the lines read so far is closed, quoted text apart. Each line is looked at once."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.quoted = False
+        self.first = True
+
+    @property
+    def closed(self) -> bool:
+        return self.open <= 0 and not self.quoted
+
+    def read(self, line: str) -> None:
+        """Count the braces of one more line."""
+        first, self.first = self.first, False
+        if first and line.count("{") == line.count("}") and line.count('"') % 2 == 0:
+            return
+        if self.quoted:
+            end = _QUOTE_ENDS.match(line)
+            if not end:
+                return
+            line, self.quoted = line[end.end() :], False
+        bare = _QUOTED.sub("", line)
+        quote = bare.find('"')
+        if quote >= 0:
+            bare, self.quoted = bare[:quote], True
+        self.open += bare.count("{") - bare.count("}")
 
 
 def _op(text: str) -> Op:
     match = _START.match(text)
     if not match:
-        raise ValueError(f"hlo: cannot read the instruction {text[:120]!r}")
+        raise UnreadableProgram(f"hlo: cannot read the instruction {text[:120]!r}")
     start = match.end()
     end = _closing(text, start)
     arguments = text[start:end]
