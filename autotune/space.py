@@ -18,7 +18,7 @@ import numpy as np
 
 from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST, SCHEDULES, Layout, layout_from_words
-from autotune.meshes.layout_words import LAYOUT_WORDS
+from autotune.meshes.layout_words import LARGEST_COUNT, LAYOUT_WORDS
 from autotune.meshes.target import Target
 from autotune.table import LayoutTable, chosen, constant, is_constant
 
@@ -287,7 +287,7 @@ def order_of(fixed: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
-    doubling = [2**power for power in range(batch.bit_length())]
+    doubling = [2**power for power in range(min(batch, LARGEST_COUNT).bit_length())]
     columns = _times(
         columns,
         accumulate=_codes(fixed, "accumulate", doubling),

@@ -134,6 +134,30 @@ def test_a_value_that_cannot_be_is_answered_with_the_rule(words, said, capsys):
     assert said in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [("9007199254740992", "1"), ("1", "9007199254740992"), ("94906265", "94906265")])
+def test_the_largest_step_is_priced(words, capsys):
+    batch, seq = words
+    line = [
+        "tune",
+        "--model",
+        "tiny",
+        "--target",
+        "cpu:8",
+        "--compile",
+        "0",
+        "--measure",
+        "0",
+        "--json",
+        "--axes",
+        "data",
+    ]
+    assert run([*line, "--batch", batch, "--seq", seq]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (
+        found["best"] is None and found["counts"].keys() <= {"oom", "illegal"} and found["closest"]["peak_bytes"] > 1e12
+    )
+
+
 def test_dtypes_by_all_their_names():
     assert {
         name: {dtype_of(one.upper(), tuple(ALIASES)) for one in (name, *others)} for name, others in ALIASES.items()
