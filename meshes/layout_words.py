@@ -14,7 +14,10 @@ from typing import Any, Literal
 from autotune.meshes.fields import short
 
 LARGEST_COUNT = 2**20
-"""Of every size and count of a layout: as many devices as the largest target has."""
+"""Of every size of an axis, as many devices as the largest target has; and of the passes that the search tries."""
+
+LARGEST_PASSES = 64 * LARGEST_COUNT
+"""Of every other count of a layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +92,8 @@ class LayoutWord:
                 raise ValueError(f"layout: {self.name}={short(value)} must be one of {listed}")
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"layout: {self.name}={short(value)} must be a whole number, 1 or more")
-        elif value > LARGEST_COUNT:
-            raise ValueError(f"layout: {self.name}={short(value)} must be at most {LARGEST_COUNT:,}")
+        elif value > (largest := LARGEST_COUNT if self.kind == "axis" else LARGEST_PASSES):
+            raise ValueError(f"layout: {self.name}={short(value)} must be at most {largest:,}")
 
 
 def whole_number(name: str, text: str) -> int:
