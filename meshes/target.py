@@ -117,8 +117,10 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
 
 def as_written_here(text: str) -> str:
     """The text in our own words: small letters, and `v5e-256` or `v5p-128*2` as a shape. ValueError where that slice is
-    not offered; what is no name of Google Cloud's comes back as it is."""
+    not offered or the text holds a control character; what is no name of Google Cloud's comes back as it is."""
     text = text.strip()
+    if not text.isprintable():
+        raise ValueError(f"target: {short(text)} holds a control character")
     text = text.lower() if text.lower().partition(":")[0] in (*hardware_names(), *GENERATIONS) else text
     match = re.fullmatch(r"([a-z0-9]+)-([0-9]{1,9})(\*[0-9]{1,9})?", text.lower())
     if not match or match[1] not in CLOUD_NAMES:
