@@ -7,7 +7,16 @@ import math
 import re
 from dataclasses import dataclass
 
+from autotune.meshes.fields import did_you_mean, short
 from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
+
+LARGEST_TARGET = 2**20
+"""JAX devices of the largest target that is looked at, in `sweep` too; beyond it a search takes minutes a size."""
+
+CLOUD_NAMES = {"v4": ("v4", 2), "v5p": ("v5p", 2), "v5litepod": ("v5e", 1), "v5lite": ("v5e", 1), "v5e": ("v5e", 1),
+               "v6e": ("v6e", 1)}  # fmt: skip
+"""What Google Cloud calls a slice, before the dash -> (our name of the chip, how many TensorCores of a chip the number
+after the dash counts, 1 where it counts chips): v5p-128 has 64 chips (docs.cloud.google.com/tpu/docs/<chip>)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +59,32 @@ class Target:
 def parse_target(text: str, hardware: Hardware | None = None) -> Target:
     """The target that a text describes; `hardware` replaces the chip's own file. JAX-free, so not for `local`.
 
-    TPU `v5e:16x16`, several slices `v5p:4x4x4*2`; GPU `h100:8x8` = NVLink domains x GPUs in each; `cpu:8`.
-    ValueError names the target and the rule.
+    TPU `v5e:16x16`, several slices `v5p:4x4x4*2`; GPU `h100:8x8` = NVLink domains x GPUs in each; `cpu:8`. Capitals and
+    Google Cloud's names of slices are understood. At most `LARGEST_TARGET` devices. ValueError names the target and the
+    rule.
 
     >>> parse_target("v5p:4x4x4*2").devices
     128
+    >>> parse_target("v5litepod-16").name, parse_target("v5p-128").name
+    ('v5e:4x4', 'v5p:4x4x4')
     """
+    text = as_written_here(text)
     name, _, shape_text = text.partition(":")
-    if hardware is None and name not in hardware_names():
-        raise ValueError(f"target: {text!r}: {name!r} is not known; known: {', '.join(hardware_names())}, local")
+    if hardware is None:
+        check_chip(text, name, shape_text)
     chip = hardware or load_hardware(name)
-    match = re.fullmatch(r"(\d+(?:x\d+)*)(?:\*(\d+))?", shape_text)
+    match = re.fullmatch(r"([0-9]{1,9}(?:x[0-9]{1,9})*)(?:\*([0-9]{1,9}))?", shape_text)
     tpu = f"{name}:4x4" if chip.torus_dimensions == 2 else f"{name}:4x4x4"
     example = {"tpu": tpu, "cuda": f"{name}:2x8", "cpu": f"{name}:8"}[chip.platform]
     if not match:
-        raise ValueError(f"target: {text!r} has no shape; write e.g. {example}")
+        raise ValueError(f"target: {short(text)} has no shape; write e.g. {example}")
     shape = tuple(int(size) for size in match[1].split("x"))
     slices = int(match[2] or 1)
     if min(*shape, slices, 1) < 1:
-        raise ValueError(f"target: {text!r} has a size of 0; each must be 1 or more")
+        raise ValueError(f"target: {short(text)} has a size of 0; each must be 1 or more")
+    devices = math.prod(shape) * slices * chip.devices_per_chip
+    if devices > LARGEST_TARGET:
+        raise ValueError(f"target: {short(text)} has {devices:,} devices; at most {LARGEST_TARGET:,} are looked at")
     if chip.platform == "tpu":
         dimensions = chip.torus_dimensions
         if len(shape) != dimensions:
@@ -84,7 +100,9 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
         if len(shape) > 2:
             raise ValueError(f"target: {text!r}: write {example} or cpu:HOSTSxDEVICES")
     elif len(shape) != 2:
-        raise ValueError(f"target: {text!r}: write {name}:DOMAINSxGPUS, e.g. {example}")
+        usual = min(shape[0], 8)
+        same = f"{name}:{shape[0] // usual}x{usual}" if len(shape) == 1 and shape[0] % usual == 0 else example
+        raise ValueError(f"target: {text!r}: write {name}:DOMAINSxGPUS, e.g. {same}: NVLink domains x GPUs in each")
     groups = shape[0] if len(shape) == 2 else 1
     return Target(name=text, hardware=chip, shape=shape[-1:], groups=groups, attached=False)
 
@@ -116,6 +134,44 @@ def with_memory_fraction(target: Target, fraction: float | None, said: str = "me
         return target
     hardware = with_share(target.hardware, fraction, said)
     return dataclasses.replace(target, hardware=hardware, memory_fraction=fraction)
+
+
+def as_written_here(text: str) -> str:
+    """The text in our own words: small letters, and `v5e-256` or `v5p-128*2` as a shape. ValueError where that slice is
+    not offered or the text holds a control character; what is no name of Google Cloud's comes back as it is."""
+    text = text.strip()
+    if not text.isprintable():
+        raise ValueError(f"target: {short(text)} holds a control character")
+    text = text.lower() if text.lower().partition(":")[0] in (*hardware_names(), *GENERATIONS) else text
+    match = re.fullmatch(r"([a-z0-9]+)-([0-9]{1,9})(\*[0-9]{1,9})?", text.lower())
+    if not match or match[1] not in CLOUD_NAMES:
+        return text
+    chip, cores = CLOUD_NAMES[match[1]]
+    offered = {math.prod(map(int, shape.split("x"))) * cores: shape for shape in slice_shapes(load_hardware(chip))}
+    counted = "TensorCores, two a chip" if cores == 2 else "chips"
+    if int(match[2]) not in offered:
+        sizes = ", ".join(f"{match[1]}-{size}" for size in offered)
+        raise ValueError(
+            f"target: {short(text)}: the number counts {counted}; offered: {sizes}; write other slices as a shape, "
+            f"e.g. {chip}:{slice_shapes(load_hardware(chip))[3]}"
+        )
+    return f"{chip}:{offered[int(match[2])]}{match[3] or ''}"
+
+
+GENERATIONS = {"a100": ("a100-40", "a100-80"), "v100": ("v100-16", "v100-32")}
+"""Chips that come with different memory: what both are called -> our names of them."""
+
+
+def check_chip(text: str, name: str, shape: str = "") -> None:
+    """ValueError unless the name is that of a chip we have a file of; it says how to write what may have been meant."""
+    if name in hardware_names():
+        return
+    if name in GENERATIONS:
+        both = " or ".join(f"{one}:{shape}" if shape else one for one in GENERATIONS[name])
+        raise ValueError(f"target: {short(text)}: {name} comes with two sizes of memory; write {both}")
+    close = did_you_mean(name.lower(), hardware_names())
+    known = ", ".join(hardware_names())
+    raise ValueError(f"target: {short(text)}: {short(name)} is not known{close}; known: {known}, local")
 
 
 def part_of(target: Target, devices: int) -> Target:

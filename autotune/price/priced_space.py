@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
+if TYPE_CHECKING:
+    from autotune.price.blocks import Blocks, Dropped
 STATE = ("parameters", "gradients", "optimizer_state")
 """Categories of memory that stay between passes, however small a piece of the batch is worked on at a time."""
 
@@ -32,7 +35,8 @@ class PricedSpace:
 
     `seconds` and `peak_bytes` are per device and step; of illegal rows they are what the closed form would say if the
     cuts came out even. `probed`: what small compiles for this kind of machine taught of a user's step; None where there
-    were none. `notes`: what was done to the space, a line each.
+    were none. `notes`: what was done to the space, a line each. Of a large space only the rows that a claim can rest on
+    are kept: `dropped` counts the others, `blocks` enumerates them again (`autotune.price.blocks`); None of small ones.
     """
 
     workload: Workload
@@ -43,6 +47,8 @@ class PricedSpace:
     prices: Prices
     probed: Probed | None
     notes: tuple[str, ...]
+    dropped: Dropped | None = None
+    blocks: Blocks | None = None
 
     @property
     def legal(self) -> np.ndarray:
@@ -116,7 +122,11 @@ class PricedSpace:
 
     def rule_of(self, row: int) -> str:
         """Name of the first rule an illegal row breaks."""
-        return (*rule_names(), OWN_RULE)[int(self.broken[row])]
+        return rule_named(int(self.broken[row]))
+
+    def __len__(self) -> int:
+        """Layouts of the space, those in no row too."""
+        return len(self.table) + (self.dropped.count if self.dropped else 0)
 
     def why_illegal(self, row: int) -> str:
         """The first rule an illegal row breaks, with its values."""
@@ -124,6 +134,10 @@ class PricedSpace:
 
     def priced_with(self, probed: Probed | None) -> PricedSpace:
         """The same layouts priced by what probes taught."""
+        if self.blocks is not None:
+            from autotune.price.blocks import price_in_blocks
+
+            return price_in_blocks(self.workload, self.target, self.blocks, probed)
         prices = price(self.workload, self.table, self.target, probed)
         return dataclasses.replace(self, probed=probed, prices=prices)
 
@@ -131,6 +145,11 @@ class PricedSpace:
         """The whole space priced on other hardware."""
         target = dataclasses.replace(self.target, hardware=hardware)
         return price(self.workload, self.table, target, self.probed)
+
+
+def rule_named(code: int) -> str:
+    """Name of the rule that a code of `PricedSpace.broken` stands for."""
+    return (*rule_names(), OWN_RULE)[code]
 
 
 def price_space(
@@ -146,7 +165,7 @@ def price_space(
         target=target,
         table=table,
         layouts=tuple(layouts) if layouts is not None else None,
-        broken=_broken(workload, target, table),
+        broken=broken_rules(workload, target, table),
         prices=price(workload, table, target, probed),
         probed=probed,
         notes=(),
@@ -159,7 +178,7 @@ def why_illegal(workload: Workload, target: Target, layout: Layout) -> str | Non
     return str(rejection) if rejection else workload.problem(layout)
 
 
-def _broken(workload: Workload, target: Target, table: LayoutTable) -> np.ndarray:
+def broken_rules(workload: Workload, target: Target, table: LayoutTable) -> np.ndarray:
     """For each row the first rule it breaks, -1 for none: those of every model, then those of the user's own arrays."""
     codes = reject_codes(table, workload.transformer, workload.sequences, workload.seq, target)
     if workload.partition is None:
