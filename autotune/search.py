@@ -5,6 +5,7 @@ The only place that knows this order. Every layout ends with one status; counts 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -244,15 +245,19 @@ class _Eta:
     def __init__(self, workload: Workload, target: Target, jobs: int, store: Store | None) -> None:
         self._jobs = jobs
         self._seconds: list[float] = []
-        self._earlier: list[float] = []
-        if store is None:
-            return
-        kept = [one for one in store.entries() if one.kind == "compile" and one.key.get("target") == target.name]
-        own = [one for one in kept if one.key.get("workload") == workload.fingerprint]
-        for entry in (own or kept)[-self.MOST :]:
-            value = store.value_of(entry)
-            if value is not None:
-                self._earlier.append(float(value["lower_seconds"]) + float(value["compile_seconds"]))
+        self._workload, self._target, self._store = workload, target, store
+
+    @functools.cached_property
+    def _earlier(self) -> list[float]:
+        """Seconds of kept compiles; the store is read only where nothing nearer is known."""
+        if self._store is None:
+            return []
+        kept = [
+            one for one in self._store.entries() if one.kind == "compile" and one.key.get("target") == self._target.name
+        ]
+        own = [one for one in kept if one.key.get("workload") == self._workload.fingerprint]
+        values = [self._store.value_of(entry) for entry in (own or kept)[-self.MOST :]]
+        return [float(value["lower_seconds"]) + float(value["compile_seconds"]) for value in values if value]
 
     def took(self, outcome: Compilation | CompileFailure) -> float:
         """Take note of a compile of this search; its seconds."""
@@ -265,8 +270,8 @@ class _Eta:
 
     def left(self, compiles: int) -> float | None:
         """Expected wall seconds of so many compiles; None where nothing is known."""
-        known = self._seconds or self._earlier
-        if not known or not compiles:
+        known = (self._seconds or self._earlier) if compiles else []
+        if not known:
             return None
         return float(np.median(known)) * -(-compiles // self._jobs)
 
