@@ -31,7 +31,7 @@ from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
 from autotune.price.axis_orders import with_best_orders
-from autotune.price.blocks import SLACK, Blocks, large_space, price_in_blocks
+from autotune.price.blocks import SLACK, Blocks, large_space, price_in_blocks, priced_again
 from autotune.price.changes_that_fit import price_one, scaled_peak
 from autotune.price.priced_space import PricedSpace, price_space, why_illegal
 from autotune.probes.choose import learned, probing
@@ -394,7 +394,7 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
         else:
             probes.append(probe_of(job.layout, read))
     probed, line = learned(probes, failures, space.target)
-    space = space.priced_with(probed)
+    space = priced_again(space, probed)
     return replace(space, notes=(*space.notes, line, *plan.notes))
 
 

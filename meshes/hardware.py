@@ -126,7 +126,7 @@ def load_hardware(name: str) -> Hardware:
     hardware = _read_as_it_is(path, os.stat(path).st_mtime_ns)
     if hardware.name != name:
         raise ValueError(
-            f"hardware file {one_line(path)}: name={short(hardware.name)} must be that of the file, {name!r}"
+            f"hardware file {one_line(path)}: name={short(hardware.name)} must be the file's own, {name!r}"
         )
     return hardware
 
@@ -276,7 +276,12 @@ def _parts(plain: Fields) -> dict[str, Any]:
         for name in ("most_chips", "longest_side", "ring_side", "ring_cube"):
             if name in slices.values or name == "most_chips":
                 slices.whole(name, 1, LARGEST_SLICE)
-        found["slices"] = Slices(**{**slices.values, "shapes": tuple(shapes)})
+        names = slices.listed("cloud_names", str) if "cloud_names" in slices.values else []
+        if not all(re.fullmatch("[a-z0-9]{1,20}", name) for name in names):
+            raise slices.error("cloud_names", 'must be a list of small letters and digits, e.g. ["v5p"]')
+        if "cloud_counts" in slices.values:
+            slices.whole("cloud_counts", 1, 64)
+        found["slices"] = Slices(**{**slices.values, "shapes": tuple(shapes), "cloud_names": tuple(names)})
     if "cycle_residuals" in values:
         classes = plain.inside("cycle_residuals")
         classes.only(("matmul", "matmul_alone", "pass"))

@@ -13,11 +13,6 @@ from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
 LARGEST_TARGET = 2**20
 """JAX devices of the largest target that is looked at, in `sweep` too; beyond it a search takes minutes a size."""
 
-CLOUD_NAMES = {"v4": ("v4", 2), "v5p": ("v5p", 2), "v5litepod": ("v5e", 1), "v5lite": ("v5e", 1), "v5e": ("v5e", 1),
-               "v6e": ("v6e", 1)}  # fmt: skip
-"""What Google Cloud calls a slice, before the dash -> (our name of the chip, how many TensorCores of a chip the number
-after the dash counts, 1 where it counts chips): v5p-128 has 64 chips (docs.cloud.google.com/tpu/docs/<chip>)."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -142,32 +137,46 @@ def as_written_here(text: str) -> str:
     text = text.strip()
     if not text.isprintable():
         raise ValueError(f"target: {short(text)} holds a control character")
-    text = text.lower() if text.lower().partition(":")[0] in (*hardware_names(), *GENERATIONS) else text
+    name = text.lower().partition(":")[0]
+    text = text.lower() if name in hardware_names() or of_one_name(name) else text
     match = re.fullmatch(r"([a-z0-9]+)-([0-9]{1,9})(\*[0-9]{1,9})?", text.lower())
-    if not match or match[1] not in CLOUD_NAMES:
+    chip = slice_names().get(match[1]) if match else None
+    if not match or chip is None or chip.slices is None:
         return text
-    chip, cores = CLOUD_NAMES[match[1]]
-    offered = {math.prod(map(int, shape.split("x"))) * cores: shape for shape in slice_shapes(load_hardware(chip))}
-    counted = "TensorCores, two a chip" if cores == 2 else "chips"
+    each = chip.slices.cloud_counts
+    offered = {math.prod(map(int, shape.split("x"))) * each: shape for shape in chip.slices.shapes}
     if int(match[2]) not in offered:
+        counted = "chips" if each == 1 else f"TensorCores, {each} a chip"
         sizes = ", ".join(f"{match[1]}-{size}" for size in offered)
+        example = chip.slices.shapes[min(3, len(chip.slices.shapes) - 1)]
         raise ValueError(
             f"target: {short(text)}: the number counts {counted}; offered: {sizes}; write other slices as a shape, "
-            f"e.g. {chip}:{slice_shapes(load_hardware(chip))[3]}"
+            f"e.g. {chip.name}:{example}"
         )
-    return f"{chip}:{offered[int(match[2])]}{match[3] or ''}"
+    return f"{chip.name}:{offered[int(match[2])]}{match[3] or ''}"
 
 
-GENERATIONS = {"a100": ("a100-40", "a100-80"), "v100": ("v100-16", "v100-32")}
-"""Chips that come with different memory: what both are called -> our names of them."""
+def of_one_name(name: str) -> tuple[str, ...]:
+    """The chips that come with different amounts of memory under one name: our names of them; () for another name.
+
+    >>> of_one_name("a100")
+    ('a100-40', 'a100-80')
+    """
+    return tuple(one for one in hardware_names() if name and re.fullmatch(rf"{re.escape(name)}-[0-9]+", one))
+
+
+def slice_names() -> dict[str, Hardware]:
+    """What the cloud writes before the dash of a slice's name -> the chip, by the hardware files."""
+    chips = [load_hardware(name) for name in hardware_names()]
+    return {name: chip for chip in chips if chip.slices for name in chip.slices.cloud_names}
 
 
 def check_chip(text: str, name: str, shape: str = "") -> None:
     """ValueError unless the name is that of a chip we have a file of; it says how to write what may have been meant."""
     if name in hardware_names():
         return
-    if name in GENERATIONS:
-        both = " or ".join(f"{one}:{shape}" if shape else one for one in GENERATIONS[name])
+    if of_one_name(name):
+        both = " or ".join(f"{one}:{shape}" if shape else one for one in of_one_name(name))
         raise ValueError(f"target: {short(text)}: {name} comes with two sizes of memory; write {both}")
     close = did_you_mean(name.lower(), hardware_names())
     known = ", ".join(hardware_names())

@@ -41,7 +41,11 @@ class Number(click.ParamType):
             raise click.UsageError(f"{where} must be a finite number")
         number = float(value)
         if number < self.low or (self.above and number == self.low):
-            more = f"must be above {self.low:g}" if self.above else f"must be {self.low:g} or more"
+            more = (
+                f"must be above {self.low:g} and at most {self.high:g}"
+                if self.above
+                else f"must be {self.low:g} or more"
+            )
             raise click.UsageError(f"{where} {more}")
         if number > self.high:
             raise click.UsageError(f"{where} must be at most {self.high:g}")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,11 @@ from autotune.analysis.limits import ARC
 from autotune.meshes.layout import AXES
 from autotune.meshes.target import Target
 from autotune.price.axis_orders import without_links
+from autotune.price.large_space import Blocks, Dropped
 from autotune.price.price import Prices, price
 from autotune.price.priced_space import PricedSpace, broken_rules
 from autotune.price.traced.laws import Probed
-from autotune.space import mesh_count, meshes_in_blocks, no_mesh, with_choices, with_passes
+from autotune.space import mesh_count, no_mesh
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -32,9 +32,6 @@ BLOCKS_FROM = 10_000
 
 LARGEST_SPACE = 2_000_000
 """Meshes of the largest space that is priced: about ten minutes."""
-
-MESHES_AT_ONCE = 1024
-"""Meshes whose layouts make one block."""
 
 FAST = 1 << 18
 """Layouts that fit, of which the fastest are kept: those within `limits.ARC` of the best are far fewer as a rule."""
@@ -53,39 +50,6 @@ EVERY_SECONDS = 5.0
 """How often the screen hears how far the pricing is."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """Layouts that were priced and are in no row: how many fit, how many do not, and how many break each rule (by code
-    of `autotune.meshes.legality`, and the one after them: see `autotune.price.priced_space.OWN_RULE`)."""
-
-    fits: int
-    oom: int
-    illegal: Mapping[int, int]
-
-    @property
-    def count(self) -> int:
-        return self.fits + self.oom + sum(self.illegal.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocks:
-    """How to enumerate a large space again: its axes, its pins and the words of `autotune.space.with_passes`."""
-
-    axes: tuple[str, ...]
-    fixed: Mapping[str, str]
-    orders: bool
-    """Whether other orders of the axes will be tried, so that layouts which these may help are kept."""
-
-    def tables(self, workload: Workload, target: Target) -> Iterator[tuple[int, LayoutTable]]:
-        """(meshes so far, the layouts of the next block)."""
-        layers = workload.transformer.layers if workload.transformer else None
-        done = 0
-        for meshes in meshes_in_blocks(target, self.axes, self.fixed, MESHES_AT_ONCE):
-            done += len(meshes["data"])
-            choices = with_choices(meshes, self.fixed, target)
-            yield done, with_passes(choices, workload.sequences, layers, self.fixed)
 
 
 def large_space(workload: Workload, target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> bool:
@@ -233,3 +197,11 @@ def _bounds(workload, target, table, broken, prices: Prices, kept: Kept, probed,
     if len(rows):
         found[rows] = price(workload, table.take(rows), without_links(target), probed).step_seconds
     return found
+
+
+def priced_again(space: PricedSpace, probed: Probed | None) -> PricedSpace:
+    """The same layouts priced by what probes taught; of a large space every block again."""
+    if space.blocks is not None:
+        return price_in_blocks(space.workload, space.target, space.blocks, probed)
+    prices = price(space.workload, space.table, space.target, probed)
+    return dataclasses.replace(space, probed=probed, prices=prices)

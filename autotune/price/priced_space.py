@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
+from autotune.price.large_space import Blocks, Dropped
 from autotune.price.price import Estimate, Prices, price
 from autotune.price.traced.laws import Probed
 from autotune.price.transformer.pipeline_schedules import as_published
@@ -20,8 +20,6 @@ from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
-if TYPE_CHECKING:
-    from autotune.price.blocks import Blocks, Dropped
 STATE = ("parameters", "gradients", "optimizer_state")
 """Categories of memory that stay between passes, however small a piece of the batch is worked on at a time."""
 
@@ -131,15 +129,6 @@ class PricedSpace:
     def why_illegal(self, row: int) -> str:
         """The first rule an illegal row breaks, with its values."""
         return why_illegal(self.workload, self.target, self.layout(row)) or self.rule_of(row)
-
-    def priced_with(self, probed: Probed | None) -> PricedSpace:
-        """The same layouts priced by what probes taught."""
-        if self.blocks is not None:
-            from autotune.price.blocks import price_in_blocks
-
-            return price_in_blocks(self.workload, self.target, self.blocks, probed)
-        prices = price(self.workload, self.table, self.target, probed)
-        return dataclasses.replace(self, probed=probed, prices=prices)
 
     def repriced(self, hardware: Hardware) -> Prices:
         """The whole space priced on other hardware."""

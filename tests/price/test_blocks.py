@@ -5,7 +5,7 @@ import pytest
 
 from autotune.meshes.target import parse_target
 from autotune.meshes.transformer import TransformerShape
-from autotune.price import blocks
+from autotune.price import blocks, large_space
 from autotune.reference_workload import reference_workload, transformer_workload
 from autotune.report.report import report_to_json
 from autotune.search import search
@@ -40,7 +40,7 @@ def report(model: str, target: str, batch: int, seq: int, fix: tuple[str, ...] =
 def test_blocks_give_the_report_of_the_whole_table(model, target, batch, seq, fix, fast, monkeypatch):
     whole = report_to_json(report(model, target, batch, seq, fix))
     monkeypatch.setattr(blocks, "BLOCKS_FROM", 0)
-    monkeypatch.setattr(blocks, "MESHES_AT_ONCE", 23)
+    monkeypatch.setattr(large_space, "MESHES_AT_ONCE", 23)
     monkeypatch.setattr(blocks, "FAST", fast)
     said = []
     pieces = report_to_json(report(model, target, batch, seq, fix, said.append))
@@ -90,9 +90,9 @@ def test_a_block_is_small_and_the_kept_rows_are_bounded(monkeypatch):
     monkeypatch.setattr(blocks, "FAST", 1000)
     machine = parse_target("h100:64x8")
     workload = reference_workload("llama3-8b", batch=512, seq=4096, dtype="bfloat16")
-    tables = blocks.Blocks(axes=workload.axes, fixed={"remat": "full", "zero": "0"}, orders=False)
+    tables = large_space.Blocks(axes=workload.axes, fixed={"remat": "full", "zero": "0"}, orders=False)
     sizes = [len(table) for _, table in tables.tables(workload, machine)]
-    assert max(sizes) < blocks.MESHES_AT_ONCE * 400
+    assert max(sizes) < large_space.MESHES_AT_ONCE * 400
     space = blocks.price_in_blocks(workload, machine, tables)
     assert len(space) == sum(sizes) and len(space.table) < 1000 + blocks.SHORTLISTED + 60 * blocks.FEW
     fastest = np.sort(space.seconds[space.legal & (space.peak_bytes <= machine.hardware.capacity_bytes)])

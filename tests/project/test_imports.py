@@ -141,8 +141,6 @@ def test_no_circle_of_files():
     assert circles(edges) == [
         # A report, a plan and a sweep show themselves (`Shown.screen`), and a plan applies itself.
         ("autotune.plan.apply", "autotune.plan.plan", "autotune.plan.screen"),
-        # A space priced in blocks prices itself anew, with what probes taught.
-        ("autotune.price.axis_orders", "autotune.price.blocks", "autotune.price.priced_space"),
         ("autotune.report.html", "autotune.report.report", "autotune.report.text"),
         ("autotune.sweep.document", "autotune.sweep.screen", "autotune.sweep.sweep", "autotune.sweep.what_helps"),
     ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""The fuzzers run for a minute, every border has its share, and a border that breaks its promise is caught."""
+"""The fuzzers run for 20 seconds, and in CI for a minute; every border has its share, and a border that breaks its promise
+is caught."""
 
 from __future__ import annotations
 
@@ -15,14 +16,20 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 BORDERS = {"layout", "target", "model", "hardware", "plan", "hlo", "command"}
 
 
-def test_a_minute_of_fuzzing_breaks_no_promise(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--minutes", "1", "--seed", "20261127", "--json"]
+MINUTES = float(os.environ.get("AUTOTUNE_FUZZ_MINUTES", "0.33"))
+"""`.ci/run` asks for 1."""
+
+
+def test_fuzzing_breaks_no_promise(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--minutes", str(MINUTES), "--seed", "20261127", "--json"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120 + 120 * MINUTES, env=environment, cwd=tmp_path
+    )
     found = json.loads(done.stdout)["borders"]
     assert {name: one["failures"] for name, one in found.items() if one["failures"]} == {}
     assert done.returncode == 0 and found.keys() == BORDERS
-    assert all(one["inputs"] >= 20 for one in found.values()), found
+    assert all(one["inputs"] >= (20 if MINUTES >= 1 else 1) for one in found.values()), found
 
 
 @pytest.fixture
