@@ -23,9 +23,8 @@ MINUTES = float(os.environ.get("AUTOTUNE_FUZZ_MINUTES", "0.33"))
 def test_fuzzing_breaks_no_promise(tmp_path):
     command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--minutes", str(MINUTES), "--seed", "20261127", "--json"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120 + 120 * MINUTES, env=environment, cwd=tmp_path
-    )
+    limit = 120 + 120 * MINUTES
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, cwd=tmp_path)
     found = json.loads(done.stdout)["borders"]
     assert {name: one["failures"] for name, one in found.items() if one["failures"]} == {}
     assert done.returncode == 0 and found.keys() == BORDERS
