@@ -1,5 +1,5 @@
-"""What a space that is too large for one table keeps beside its rows: how to enumerate it again, and how many layouts are
-in no row."""
+"""What a space that is too large for one table keeps beside its rows: how to enumerate it again, and how many layouts
+are in no row."""
 
 from __future__ import annotations
 

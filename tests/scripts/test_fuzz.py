@@ -1,5 +1,5 @@
-"""The fuzzers run for 20 seconds, and in CI for a minute; every border has its share, and a border that breaks its promise
-is caught."""
+"""The fuzzers run for 20 seconds, and in CI for a minute; every border has its share, and a border that breaks its
+promise is caught."""
 
 from __future__ import annotations
 
