@@ -81,7 +81,7 @@ def test_every_offered_shape_is_taken(chip):
         ("a100:1x8", "write a100-40:1x8 or a100-80:1x8"),
         ("v100", "write v100-16 or v100-32"),
         ("v5e-100", "the number counts chips; offered: v5e-1, v5e-4"),
-        ("v5p-100", "the number counts TensorCores, two a chip; offered: v5p-8"),
+        ("v5p-100", "the number counts TensorCores, 2 a chip; offered: v5p-8"),
         ("tpu7x-64", "'tpu7x-64' is not known; did you mean 'tpu7x'"),
         ("h10:1x8", "did you mean 'h100'"),
         ("cpu:100000000", "has 100,000,000 devices; at most 1,048,576"),
