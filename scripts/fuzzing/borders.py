@@ -37,12 +37,13 @@ from autotune.meshes.transformer import read_transformer
 from autotune.models.presets import PRESETS
 from autotune.plan.emit import CODEBASES, emit
 from autotune.plan.figures import FIGURES, Figures
-from autotune.plan.plan import Plan, installed_versions
+from autotune.plan.plan import PACKAGES, Plan
 from autotune.plan.read import plan_from_json
 from autotune.price.changes_that_fit import price_one
 from autotune.reference_workload import reference_workload, transformer_workload
 from autotune.space import parse_fix
 from autotune.sweep.sizes import parse_family, parse_sizes, parse_tokens
+from autotune.system.versions import installed_versions
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
@@ -216,7 +217,8 @@ def plan_documents() -> list[dict[str, Any]]:
         machine, chosen = parse_target(name), parse_layout(text)
         made = Plan(
             layout=chosen, target=name, hardware=machine.hardware.name, shape=machine.shape, groups=machine.groups,
-            devices=machine.devices, versions=installed_versions(), workload="tiny, batch 64 x 64 tokens, float32",
+            devices=machine.devices, versions=installed_versions(PACKAGES),
+            workload="tiny, batch 64 x 64 tokens, float32",
             device_order=tuple(int(index) for index in place(chosen, machine).device_order().flat), sequences=64,
             fingerprint="0" * 32, recipe={"model": "tiny", "batch": 64, "seq": 64, "dtype": "float32"}, seq=64,
             partition=None, figures=Figures(**figures),
