@@ -16,7 +16,7 @@ import numpy as np
 
 from autotune.analysis.analyse import analysis_or_failure, unread
 from autotune.analysis.analysis import Analysis
-from autotune.compile.compilation import Candidate, Compilation, CompileFailure
+from autotune.compile.compilation import RETRIED, Candidate, Compilation, CompileFailure
 from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.hlo.memory_by_category import read_memory
 from autotune.hlo.unreadable import UnreadableProgram
@@ -76,7 +76,8 @@ def tune(
     on_event: Listener | None = None,
     probe: bool = True,
 ) -> Report:
-    """The report on every layout of `workload` on `target`; `report.plan` is what to take home.
+    """The report on every layout of `workload` on `target`; `report.plan` is the chosen layout, to be saved and
+    applied.
 
     `compile` best-priced layouts are compiled (`jobs` at a time, or on `executor`), `measure` of them run where the
     target has devices (None: 3 there). `axes` bounds the search, `fix` pins parts ("tensor=8"), `layouts` names all.
@@ -298,8 +299,8 @@ class _Clock:
 
 
 class _Events:
-    """Passes events on, and keeps three facts: which compiles the store answered, which of these are a crash or a
-    timeout of an earlier run, and how long a compiler was running."""
+    """Passes events on. It also records which compiles the store answered, which of the stored answers are a crash or a
+    timeout, and for how long a compiler ran."""
 
     def __init__(self, listener: Listener | None, kept_failures: set[Layout]) -> None:
         self.busy_seconds = 0.0
@@ -316,7 +317,7 @@ class _Events:
             self._since = now if event.running else None
             if event.kind == "stored":
                 self.from_store.add(event.job.layout)
-                if isinstance(event.outcome, CompileFailure) and event.outcome.kind in ("crash", "timeout"):
+                if isinstance(event.outcome, CompileFailure) and event.outcome.kind in RETRIED:
                     self._kept_failures.add(event.job.layout)
         announce(event, self._listener)
 
@@ -522,9 +523,7 @@ def _measure(
     keys = {layout: store_key(Candidate(workload=workload, layout=layout, target=target)) for layout in best}
     known = measured_together(store, keys, retry=retry) if store is not None else None
     if known is not None:
-        crashed = [
-            one for one, ran in known.items() if isinstance(ran, RunFailure) and ran.kind in ("crash", "timeout")
-        ]
+        crashed = [one for one, ran in known.items() if isinstance(ran, RunFailure) and ran.kind in RETRIED]
         outcomes.kept_failures.update(crashed)
     else:
         session = session_of(store, keys)
