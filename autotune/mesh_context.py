@@ -9,12 +9,7 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-BOTH, OLD, NEW, NONE = "both", "old", "new", "none"
-
-CONTEXTS = (BOTH, OLD, NEW, NONE)
-"""Where a step finds its mesh, in the order in which it is tried: in both contexts, in that of the deprecated
-`with mesh:` alone, in that of `jax.set_mesh` alone, or nowhere. A step that maps over a mesh of its own
-(`jax.shard_map(..., mesh=own)`) refuses another one in the new context."""
+from autotune.partition import BOTH, CONTEXTS, NEW, NONE, OLD
 
 CONTEXT_WORDS = {
     BOTH: "a mesh set",

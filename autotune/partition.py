@@ -12,6 +12,13 @@ from typing import Any
 
 from autotune.meshes.layout import AXES, Layout
 
+BOTH, OLD, NEW, NONE = "both", "old", "new", "none"
+
+CONTEXTS = (BOTH, OLD, NEW, NONE)
+"""Where a step finds its mesh, in the order in which it is tried: in both contexts, in that of the deprecated
+`with mesh:` alone, in that of `jax.set_mesh` alone, or nowhere. A step that maps over a mesh of its own
+(`jax.shard_map(..., mesh=own)`) refuses another one in the new context."""
+
 Name = str | tuple[str, ...] | None
 """Of one dimension: a logical axis ("embed"), one or several mesh axes ("fsdp"), or None: never cut."""
 
@@ -62,7 +69,7 @@ class Partition:
 
     `rules`: logical name -> mesh axes, in order of precedence. `mesh_names`: our mesh axis -> what the step itself
     calls it ("tensor" -> "tp"), where that differs. `explicit`: the step is written for Explicit mesh axes.
-    `mesh_context`: where the step finds the mesh that is set (`autotune.mesh_context.CONTEXTS`).
+    `mesh_context`: where the step finds the mesh that is set (`CONTEXTS`).
     `extra_axes`: the step's own name of a further axis of one of our kinds -> that kind; it has size 1, and stands in
     `Leaf.names` as `extra_name` of it. `unusable`: our mesh axis -> why the step cannot be cut along it.
     """
@@ -144,7 +151,7 @@ class Partition:
         return tuple(name for name in AXES if name in used and (name in held or name not in same_as_data))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; the inverse of `partition_from_json`."""
+        """Plain JSON values, which `autotune.plan.read` reads."""
         return {
             "rules": [[name, list(axes)] for name, axes in self.rules],
             "mesh_names": dict(self.mesh_names),
@@ -166,28 +173,9 @@ def extra_name(own: str) -> str:
     return f"axis:{own}"
 
 
-def partition_from_json(values: Mapping[str, Any]) -> Partition:
-    """Read back what `Partition.to_json` wrote; ValueError, KeyError or TypeError when it is not that."""
-    return Partition(
-        rules=tuple((name, tuple(axes)) for name, axes in values["rules"]),
-        mesh_names=dict(values["mesh_names"]),
-        explicit=bool(values["explicit"]),
-        mesh_context=str(values.get("mesh_context", "both")),
-        extra_axes=dict(values.get("extra_axes", {})),
-        unusable=dict(values.get("unusable", {})),
-        state={path: _leaf(leaf) for path, leaf in values["state"].items()},
-        batch={path: _leaf(leaf) for path, leaf in values["batch"].items()},
-    )
-
-
 def _leaf_json(leaf: Leaf) -> dict[str, Any]:
     names = [list(name) if isinstance(name, tuple) else name for name in leaf.names]
     return {"names": names, "shape": list(leaf.shape), "role": leaf.role, "guessed": leaf.guessed}
-
-
-def _leaf(values: Mapping[str, Any]) -> Leaf:
-    names = tuple(tuple(name) if isinstance(name, list) else name for name in values["names"])
-    return Leaf(names=names, shape=tuple(values["shape"]), role=values["role"], guessed=values["guessed"])
 
 
 def _axes(name: Name, rules: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ class Step:
     `parameters(state)` is the tree of trained model parameters inside the state, `frozen(state)` of weights that are
     only read, `mutable(state)` of arrays that are neither trained nor optimizer state (for attribution of memory by
     category).
-    `mesh_context`: where the function finds the mesh that is set (`autotune.mesh_context.CONTEXTS`).
+    `mesh_context`: where the function finds the mesh that is set (`autotune.partition.CONTEXTS`).
     """
 
     function: Callable[[Any, Any], tuple[Any, Any]]

@@ -15,11 +15,11 @@ import numpy as np
 from flax.core.spmd import logical_axis_rules
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from autotune.mesh_context import BOTH, mesh_set
+from autotune.mesh_context import mesh_set
 from autotune.meshes.compiler_options import compiler_options
 from autotune.meshes.hardware import hardware_of_kind
 from autotune.meshes.topology import position
-from autotune.partition import BATCH_AXES, Leaf
+from autotune.partition import BATCH_AXES, BOTH, Leaf
 from autotune.plan.plan import Plan
 from autotune.workload.adapt import flax_rules, partition_spec, renamed
 from autotune.workload.call import (

@@ -13,10 +13,10 @@ from flax import nnx
 from flax.core.spmd import logical_axis_rules
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from autotune.mesh_context import BOTH, mesh_set
+from autotune.mesh_context import mesh_set
 from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
-from autotune.partition import Leaf, Name, Partition, extra_name
+from autotune.partition import BOTH, Leaf, Name, Partition, extra_name
 from autotune.user_code import user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
 from autotune.workload.same_program import Operation, compare

@@ -75,7 +75,7 @@ class CallJaxpr:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
     """A call in the tuner's shape, its trace, whether its mesh axes are Explicit, where it finds its mesh
-    (`autotune.mesh_context.CONTEXTS`), and what is to be said of it."""
+    (`autotune.partition.CONTEXTS`), and what is to be said of it."""
 
     adapted: Adapted
     closed: CallJaxpr

@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from autotune.mesh_context import BOTH, CONTEXT_WORDS, CONTEXTS, NONE, mesh_set
+from autotune.mesh_context import CONTEXT_WORDS, mesh_set
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST
-from autotune.partition import MESH_NAMES
+from autotune.partition import BOTH, CONTEXTS, MESH_NAMES, NONE
 from autotune.user_code import UserCodeError
 
 Made = TypeVar("Made")

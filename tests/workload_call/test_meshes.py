@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 import autotune
 from autotune.compile.jit_step import lower_step
-from autotune.mesh_context import BOTH, NEW, NONE, OLD, mesh_set
+from autotune.mesh_context import mesh_set
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.meshes.topology import mesh_of
+from autotune.partition import BOTH, NEW, NONE, OLD
 from autotune.plan.read import plan_from_json
 from autotune.user_code import UserCodeError
 
