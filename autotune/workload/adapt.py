@@ -19,6 +19,7 @@ from autotune.meshes.step import Step
 from autotune.partition import BOTH, Leaf, Name, Partition, extra_name
 from autotune.user_code import user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
+from autotune.workload.pickled import can_be_pickled
 from autotune.workload.same_program import Operation, compare
 from autotune.workload.tracing import tracing
 
@@ -62,7 +63,7 @@ def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> A
     spread = _spreads(step, pure.parts)
     call: Callable[[Any, Any], tuple[Any, Any]] = _TreeStep(step=step, spread=spread, beside=pure.beside)
     if pure.graph is not None:
-        call = _ObjectStep(step=step, graph=pure.graph, spread=spread)
+        call = _ObjectStep(step=step, graph=pure.graph, spread=spread, make=pure.make)
     initialise = _Initialise(make=pure.make) if pure.make is not None else None
     in_place = pure.graph is not None or pure.beside is not None
     return Adapted(function=call, state=tree, batch=batch, initialise=initialise, in_place=in_place)
@@ -137,6 +138,14 @@ class _ObjectStep:
     step: Callable[..., Any]
     graph: Any
     spread: bool
+    make: Callable[[], Any] | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A graph that cannot be pickled (a module that keeps a lock or a device) is made anew where it arrives, by the
+        user's own function that makes the state."""
+        if self.make is not None and not can_be_pickled(self.graph):
+            return _made_anew, (self.step, self.spread, self.make)
+        return _object_step, (self.step, self.graph, self.spread, self.make)
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
         objects = nnx.merge(self.graph, state)
@@ -144,6 +153,18 @@ class _ObjectStep:
         with user_code("the step"):
             metrics = self.step(*arguments, batch)
         return nnx.state(objects), metrics
+
+
+def _object_step(step: Callable[..., Any], graph: Any, spread: bool, make: Callable[[], Any] | None) -> _ObjectStep:
+    return _ObjectStep(step=step, graph=graph, spread=spread, make=make)
+
+
+def _made_anew(step: Callable[..., Any], spread: bool, make: Callable[[], Any]) -> _ObjectStep:
+    """The step with the graph of objects that this process makes."""
+    pure = _PureState(make=make, made=None)
+    with user_code("making the state"), tracing(False):
+        jax.eval_shape(pure)
+    return _ObjectStep(step=step, graph=pure.graph, spread=spread, make=make)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
