@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.meshes.layout import AXES, Layout
+
+BOTH, OLD, NEW, NONE = "both", "old", "new", "none"
+
+CONTEXTS = (BOTH, OLD, NEW, NONE)
+"""Where a step finds its mesh, in the order in which it is tried: in both contexts, in that of the deprecated
+`with mesh:` alone, in that of `jax.set_mesh` alone, or nowhere. A step that maps over a mesh of its own
+(`jax.shard_map(..., mesh=own)`) refuses another one in the new context."""
 
 Name = str | tuple[str, ...] | None
 """Of one dimension: a logical axis ("embed"), one or several mesh axes ("fsdp"), or None: never cut."""
@@ -62,6 +69,9 @@ class Partition:
 
     `rules`: logical name -> mesh axes, in order of precedence. `mesh_names`: our mesh axis -> what the step itself
     calls it ("tensor" -> "tp"), where that differs. `explicit`: the step is written for Explicit mesh axes.
+    `mesh_context`: where the step finds the mesh that is set (`CONTEXTS`).
+    `extra_axes`: the step's own name of a further axis of one of our kinds -> that kind; it has size 1, and stands in
+    `Leaf.names` as `extra_name` of it. `unusable`: our mesh axis -> why the step cannot be cut along it.
     """
 
     state: Mapping[str, Leaf]
@@ -69,6 +79,9 @@ class Partition:
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     mesh_names: Mapping[str, str]
     explicit: bool
+    mesh_context: str = "both"
+    extra_axes: Mapping[str, str] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, path: str, shape: tuple[int, ...]) -> Leaf | None:
         """The state's array at that path, or at a path that ends so (a tree that is a part of the state)."""
@@ -131,9 +144,11 @@ class Partition:
         rules = dict(self.rules)
         used = {axis for leaf in (*self.state.values(), *self.batch.values()) for name in leaf.names
                 for axis in _axes(name, rules)}  # fmt: skip
-        # A batch cut over `expert` alone would be data parallelism by another name.
-        experts = any("expert" in _axes(name, rules) for leaf in self.state.values() for name in leaf.names)
-        return tuple(name for name in AXES if name in used and (name != "expert" or experts))
+        used -= set(self.unusable)
+        held = {axis for leaf in self.state.values() for name in leaf.names for axis in _axes(name, rules)}
+        # A batch cut over `expert` or `fsdp` alone would be data parallelism by another name.
+        same_as_data = {"expert"} | ({"fsdp"} if "data" in used else set())
+        return tuple(name for name in AXES if name in used and (name in held or name not in same_as_data))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, which `autotune.plan.read` reads."""
@@ -141,9 +156,21 @@ class Partition:
             "rules": [[name, list(axes)] for name, axes in self.rules],
             "mesh_names": dict(self.mesh_names),
             "explicit": self.explicit,
+            **({"mesh_context": self.mesh_context} if self.mesh_context != "both" else {}),
+            **({"extra_axes": dict(self.extra_axes)} if self.extra_axes else {}),
+            **({"unusable": dict(self.unusable)} if self.unusable else {}),
             "state": {path: _leaf_json(leaf) for path, leaf in self.state.items()},
             "batch": {path: _leaf_json(leaf) for path, leaf in self.batch.items()},
         }
+
+
+def extra_name(own: str) -> str:
+    """How a further axis of one of our kinds stands among the names of a dimension, whatever else is called so.
+
+    >>> extra_name("expert")
+    'axis:expert'
+    """
+    return f"axis:{own}"
 
 
 def _leaf_json(leaf: Leaf) -> dict[str, Any]:

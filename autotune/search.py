@@ -153,7 +153,7 @@ def search(
     `report_on_interrupt`: Ctrl-C while layouts are compiled or measured ends the search with the report on what is
     known by then (`Report.interrupted`); without it KeyboardInterrupt is raised.
     """
-    clock = _Clock()
+    clock, capacity = _Clock(), target.hardware.capacity_bytes
     wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
     if wanted and not target.measurable:
         raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
@@ -184,6 +184,9 @@ def search(
         )  # fmt: skip
 
     clock.lap("pricing")
+    if not compile_count and workload.transformer is None and not (space.legal & (space.peak_bytes <= capacity)).any():
+        note = "no layout fits by the trace alone, which can say several times what a compile says: compile one or more"
+        space = replace(space, notes=(*space.notes, note))
     if probe and workload.transformer is None:
         space = _probe(space, compile_count, compiled, store)
         clock.lap("probing")
@@ -337,8 +340,11 @@ def _space(workload, target, axes, layouts, fix, on_event: Listener | None) -> P
     check_axes(wanted)
     useless = [name for name in wanted if name not in workload.axes]
     if useless:
+        known = workload.partition.unusable if workload.partition else {}
+        why = f": {known[useless[0]]}" if useless[0] in known else ""
         raise ValueError(
-            f"axes: {workload.name} makes no use of {useless[0]!r}; it can use {', '.join(workload.axes) or 'none'}"
+            f"axes: {workload.name} makes no use of {useless[0]!r}{why}; it can use "
+            f"{', '.join(workload.axes) or 'none'}"
         )
     fixed = {**parse_fix(fix), **workload.fixed}
     if large_space(workload, target, wanted, fixed):
@@ -409,10 +415,33 @@ def _read(outcome: Compilation | CompileFailure, job: Candidate, store: Store | 
 def _compile(
     space, workload, target, count: int, compiled: _Compiler, store, outcomes: Outcomes, eta: _Eta, events: _Events
 ) -> None:
-    """Compile down the shortlist until `count` layouts compiled and fit, in at most 3 x `count` attempts."""
+    """Compile down the shortlist until `count` layouts compiled and fit, in at most 3 x `count` attempts.
+
+    Of a user's own step, a trace alone does not say that nothing fits: its peak was seen at 4 times the compiled one.
+    Where no layout of the shortlist fits, those priced as too large are compiled, the closest first, in as many
+    attempts.
+    """
     waiting = shortlist(space, target.hardware.capacity_bytes) if count else []
+    _compile_down(space, workload, target, count, 3 * count, waiting, compiled, store, outcomes, eta, events)
+    if count and workload.transformer is None and not fitting(outcomes, target):
+        tried = {*outcomes.analysis, *outcomes.failures}
+        near = [row for row in closest_first(space) if space.layout(row) not in tried]
+        _compile_down(space, workload, target, count, 3 * count, near, compiled, store, outcomes, eta, events)
+
+
+def closest_first(space: PricedSpace) -> list[int]:
+    """Row numbers of legal layouts, the least priced peak first, of equal ones the fastest."""
+    rows = np.flatnonzero(space.legal & space.compilable)
+    return [int(row) for row in rows[np.lexsort((space.seconds[rows], space.peak_bytes[rows]))][: 50 * LISTED_PRICED]]
+
+
+def _compile_down(
+    space, workload, target, count: int, most: int, waiting: list[int], compiled: _Compiler, store, outcomes: Outcomes,
+    eta: _Eta, events: _Events,
+) -> None:  # fmt: skip
+    """Compile the waiting rows in their order until `count` layouts fit, in at most `most` attempts."""
     attempts = 0
-    while waiting and len(fitting(outcomes, target)) < count and attempts < 3 * count:
+    while waiting and len(fitting(outcomes, target)) < count and attempts < most:
         missing = count - len(fitting(outcomes, target))
         batch, waiting = waiting[:missing], waiting[missing:]
         attempts += len(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ class UserCodeError(Exception):
 
     def __init__(self, doing: str, error: BaseException) -> None:
         self.doing = doing
-        self.summary = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        self.summary = _short_meshes(" ".join(f"{type(error).__name__}: {error}".split()))[:400]
         self.traceback = _theirs(error)
         super().__init__(f"{doing}: your code failed: {self.summary}")
 
@@ -40,8 +41,21 @@ def user_code(doing: str) -> Iterator[None]:
         raise UserCodeError(doing, error) from error
 
 
+LONG_MESH = re.compile(r"\((?:'\w+'(?:: \d+)?, ){8,}(?:[^()]|\([^()]*\))*\)")
+"""The axes of the mesh under which a step is traced, as JAX's own errors list them."""
+
+
+def _short_meshes(text: str) -> str:
+    """The text without such lists: they hold every name that a step may use, few of them the user's.
+
+    >>> _short_meshes("axis x is not in ('a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i')")
+    'axis x is not in (the axes of the tracing mesh)'
+    """
+    return LONG_MESH.sub("(the axes of the tracing mesh)", text)
+
+
 def _theirs(error: BaseException) -> str:
     """The traceback without this package's frames."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if owner_of(frame.filename) != "autotune"]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
-    return "".join([*lines, *traceback.format_exception_only(error)])
+    return _short_meshes("".join([*lines, *traceback.format_exception_only(error)]))

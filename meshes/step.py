@@ -22,6 +22,7 @@ class Step:
     `parameters(state)` is the tree of trained model parameters inside the state, `frozen(state)` of weights that are
     only read, `mutable(state)` of arrays that are neither trained nor optimizer state (for attribution of memory by
     category).
+    `mesh_context`: where the function finds the mesh that is set (`autotune.partition.CONTEXTS`).
     """
 
     function: Callable[[Any, Any], tuple[Any, Any]]
@@ -33,3 +34,4 @@ class Step:
     parameters: Callable[[Any], Any]
     frozen: Callable[[Any], Any] = nothing
     mutable: Callable[[Any], Any] = nothing
+    mesh_context: str = "both"

@@ -16,7 +16,7 @@ from autotune.meshes.step import Step
 
 def trace_step(step: Step) -> jax.stages.Traced:
     """The step traced for its mesh: state donated, and given back under the shardings it came with."""
-    with mesh_set(step.mesh):
+    with mesh_set(step.mesh, step.mesh_context):
         # keep_unused: so that the entry parameters are exactly the leaves of (state, batch), in order.
         jitted = jax.jit(
             step.function,
@@ -29,7 +29,7 @@ def trace_step(step: Step) -> jax.stages.Traced:
 
 def lower_step(step: Step) -> jax.stages.Lowered:
     """The step traced and lowered for its mesh."""
-    with mesh_set(step.mesh):
+    with mesh_set(step.mesh, step.mesh_context):
         return trace_step(step).lower()
 
 

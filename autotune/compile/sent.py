@@ -23,6 +23,7 @@ from typing import Any
 import cloudpickle
 
 from autotune.system.code_owner import owner_of
+from autotune.workload.pickled import can_be_pickled
 
 DATA_BYTES = 2**20
 """A global whose pickle is larger is left to the import: the worker's trace shows whether it mattered."""
@@ -64,20 +65,12 @@ def culprit(value: Any) -> str:
     path, seen = type(value).__name__, {id(value)}
     while True:
         for name, part in _parts(value):
-            if id(part) not in seen and not _can_be_pickled(part):
+            if id(part) not in seen and not can_be_pickled(part):
                 seen.add(id(part))
                 value, path = part, f"{path}.{name}"
                 break
         else:
             return f"{path} (a {type(value).__module__}.{type(value).__qualname__})"
-
-
-def _can_be_pickled(value: Any) -> bool:
-    try:
-        cloudpickle.dumps(value)
-    except Exception:
-        return False
-    return True
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

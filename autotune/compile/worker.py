@@ -113,7 +113,7 @@ def compile_job(
         mesh = mesh_of(job.layout, target)
         step = job.workload.build(job.layout, mesh)
         arguments = arguments_of(step)
-        with mesh_set(mesh):
+        with mesh_set(step.mesh, step.mesh_context):
             traced = trace_step(step)
             lowered = traced.lower()
         stage = "compile"

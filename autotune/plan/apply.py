@@ -19,9 +19,9 @@ from autotune.mesh_context import mesh_set
 from autotune.meshes.compiler_options import compiler_options
 from autotune.meshes.hardware import hardware_of_kind
 from autotune.meshes.topology import position
-from autotune.partition import BATCH_AXES, Leaf
+from autotune.partition import BATCH_AXES, BOTH, Leaf
 from autotune.plan.plan import Plan
-from autotune.workload.adapt import flax_rules, partition_spec
+from autotune.workload.adapt import flax_rules, partition_spec, renamed
 from autotune.workload.call import (
     NUMBERS,
     Fit,
@@ -48,11 +48,10 @@ def mesh(plan: Plan, devices: Sequence[Any] | None = None) -> Mesh:
             f"plan: made for {plan.devices} devices of {plan.hardware} ({plan.target}); "
             f"here are {len(found)} of {' and '.join(kinds) or 'nothing'}"
         )
+    axes = tuple(plan.layout.mesh_shape)
     placed = np.array(found, dtype=object)[list(plan.device_order)].reshape(tuple(plan.layout.mesh_shape.values()))
-    own = plan.partition.mesh_names if plan.partition else {}
-    kind = AxisType.Explicit if plan.partition and plan.partition.explicit else AxisType.Auto
-    axes = tuple(own.get(axis, axis) for axis in plan.layout.mesh_shape)
-    return Mesh(placed, axes, axis_types=(kind,) * len(axes))
+    on = Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
+    return renamed(on, plan.partition) if plan.partition else on
 
 
 def shardings(plan: Plan, tree: Any, on: Mesh | None) -> Any:
@@ -335,5 +334,6 @@ def use(plan: Plan, on: Mesh | None) -> Iterator[Mesh]:
     """The plan's mesh and the meaning of its logical axes, set."""
     on = on if on is not None else mesh(plan)
     rules = flax_rules(plan.partition, plan.layout) if plan.partition else ()
-    with mesh_set(on), logical_axis_rules(rules) if rules else contextlib.nullcontext():
+    context = plan.partition.mesh_context if plan.partition else BOTH
+    with mesh_set(on, context), logical_axis_rules(rules) if rules else contextlib.nullcontext():
         yield on

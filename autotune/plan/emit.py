@@ -231,8 +231,9 @@ def flax(plan: Plan) -> str:
     partition = plan.partition
     own = dict(partition.mesh_names) if partition else {}
     used = [axis for axis in layout.order if layout.axes[axis] > 1] or ["data"]
-    shape = tuple(layout.axes[axis] for axis in used)
-    names = tuple(own.get(axis, axis) for axis in used)
+    extra = tuple(partition.extra_axes) if partition else ()
+    shape = (*(layout.axes[axis] for axis in used), *(1 for _ in extra))
+    names = (*(own.get(axis, axis) for axis in used), *extra)
     rules = dict(partition.rules if partition else LOGICAL_AXIS_RULES) | dict(layout.rules)
     kept = {name: tuple(own.get(axis, axis) for axis in axes if axis in used) for name, axes in rules.items()}
     kind = "Explicit" if partition and partition.explicit else "Auto"

@@ -18,14 +18,14 @@ from autotune.meshes.layout import AXES, Layout, layout_to_json, parse_layout
 from autotune.meshes.target import LARGEST_TARGET, Target, parse_target, with_memory_fraction
 from autotune.meshes.transformer import LARGEST_STEP, check_step
 from autotune.meshes.xla_options import why_not_of_a_file
-from autotune.partition import Leaf, Partition
+from autotune.partition import BOTH, CONTEXTS, Leaf, Partition
 from autotune.plan.figures import FIGURES, Figures
 from autotune.plan.plan import SCHEMA, Plan
 
 LARGEST_FIGURE = 1e30
 """Of the seconds, bytes and FLOPs of a plan."""
 
-ROLES = ("parameters", "optimizer", "batch", "other")
+ROLES = ("parameters", "frozen", "mutable", "optimizer", "batch", "other")
 """What an array of a plan's partition may be."""
 
 
@@ -155,10 +155,19 @@ def _partition(read: Fields) -> Partition | None:
         rules = tuple(_rule(inside, pair) for pair in inside.listed("rules", list))
         mesh_names = inside.mapping("mesh_names", str)
         inside.inside("mesh_names").only(AXES)
+        given = {"mesh_context": BOTH, "extra_axes": {}, "unusable": {}} | dict(inside.values)
+        later = Fields(inside.where, given, inside.path)  # what a plan of an earlier version does not say
+        extra_axes = later.mapping("extra_axes", str)
+        for name in extra_axes:
+            later.inside("extra_axes").text(name, AXES)
+        later.inside("unusable").only(AXES)
         return Partition(
             rules=rules,
             mesh_names=mesh_names,
             explicit=inside("explicit", bool),
+            mesh_context=later.text("mesh_context", CONTEXTS),
+            extra_axes=extra_axes,
+            unusable=later.mapping("unusable", str),
             state={path: _leaf(inside.inside("state"), path) for path in inside("state", dict)},
             batch={path: _leaf(inside.inside("batch"), path) for path in inside("batch", dict)},
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.core.spmd import logical_axis_rules
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from autotune.mesh_context import mesh_set
-from autotune.meshes.layout import OUTERMOST_FIRST, Layout
+from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
-from autotune.partition import MESH_NAMES, Leaf, Partition
+from autotune.partition import BOTH, Leaf, Name, Partition, extra_name
 from autotune.user_code import user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
+from autotune.workload.pickled import can_be_pickled
 from autotune.workload.same_program import Operation, compare
+from autotune.workload.tracing import tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> A
     spread = _spreads(step, pure.parts)
     call: Callable[[Any, Any], tuple[Any, Any]] = _TreeStep(step=step, spread=spread, beside=pure.beside)
     if pure.graph is not None:
-        call = _ObjectStep(step=step, graph=pure.graph, spread=spread)
+        call = _ObjectStep(step=step, graph=pure.graph, spread=spread, make=pure.make)
     initialise = _Initialise(make=pure.make) if pure.make is not None else None
     in_place = pure.graph is not None or pure.beside is not None
     return Adapted(function=call, state=tree, batch=batch, initialise=initialise, in_place=in_place)
@@ -137,6 +138,14 @@ class _ObjectStep:
     step: Callable[..., Any]
     graph: Any
     spread: bool
+    make: Callable[[], Any] | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A graph that cannot be pickled (a module that keeps a lock or a device) is made anew where it arrives, by the
+        user's own function that makes the state."""
+        if self.make is not None and not can_be_pickled(self.graph):
+            return _made_anew, (self.step, self.spread, self.make)
+        return _object_step, (self.step, self.graph, self.spread, self.make)
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
         objects = nnx.merge(self.graph, state)
@@ -144,6 +153,18 @@ class _ObjectStep:
         with user_code("the step"):
             metrics = self.step(*arguments, batch)
         return nnx.state(objects), metrics
+
+
+def _object_step(step: Callable[..., Any], graph: Any, spread: bool, make: Callable[[], Any] | None) -> _ObjectStep:
+    return _ObjectStep(step=step, graph=graph, spread=spread, make=make)
+
+
+def _made_anew(step: Callable[..., Any], spread: bool, make: Callable[[], Any]) -> _ObjectStep:
+    """The step with the graph of objects that this process makes."""
+    pure = _PureState(make=make, made=None)
+    with user_code("making the state"), tracing(False):
+        jax.eval_shape(pure)
+    return _ObjectStep(step=step, graph=pure.graph, spread=spread, make=make)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
@@ -196,28 +217,30 @@ def abstract(tree: Any) -> Any:
             return leaf
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             sharding = getattr(leaf, "sharding", None)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding if _named(sharding) else None)
+            weak = bool(getattr(leaf, "weak_type", False))
+            placed = sharding if _named(sharding) else None
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed, weak_type=weak)
         return jax.eval_shape(lambda: jnp.asarray(leaf))
 
     return jax.tree.map(shape, tree)
 
 
-@contextlib.contextmanager
-def tracing(explicit: bool, names: tuple[str, ...] = (), stages: int = 1) -> Iterator[None]:
-    """A mesh that has every axis name a step may use, of one device but for `stages`, so that any step can be traced
-    without devices."""
-    every = tuple(dict.fromkeys((*OUTERMOST_FIRST, *MESH_NAMES, *names)))
-    kind = AxisType.Explicit if explicit else AxisType.Auto
-    sizes = tuple(stages if MESH_NAMES.get(name) == "stage" else 1 for name in every)
-    with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, every, axis_types=(kind,) * len(every))):
-        yield
+def trace(
+    adapted: Adapted,
+    explicit: bool,
+    names: Sequence[str],
+    sizes: Mapping[str, int] | None = None,
+    context: str = BOTH,
+) -> Any:
+    """The ClosedJaxpr of the step under a mesh (`tracing`); checks that the new state is built like the old one."""
+    with tracing(explicit, names, sizes, context):
+        return traced(adapted)
 
 
-def trace(adapted: Adapted, explicit: bool, names: tuple[str, ...], stages: int = 1) -> Any:
-    """The ClosedJaxpr of the step; checks that the new state is built like the old one."""
+def traced(adapted: Adapted) -> Any:
+    """The same under the mesh that is set."""
     state, batch = unplaced(adapted.state), unplaced(adapted.batch)
-    with tracing(explicit, names, stages):
-        closed, out = jax.make_jaxpr(adapted.function, return_shape=True)(state, batch)
+    closed, out = jax.make_jaxpr(adapted.function, return_shape=True)(state, batch)
     for (path, old), new in zip(
         jax.tree_util.tree_flatten_with_path(adapted.state)[0], jax.tree.leaves(out[0]), strict=True
     ):
@@ -248,7 +271,8 @@ class Builder:
 
         `operations`: those of that trace, under a mesh with the user's own `mesh_axes` beside ours.
         """
-        compare(trace(self.adapted, self.partition.explicit, self.mesh_axes), self.operations)
+        found = trace(self.adapted, self.partition.explicit, self.mesh_axes, context=self.partition.mesh_context)
+        compare(found, self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:
         problem = self.partition.problem(layout)
@@ -273,6 +297,7 @@ class Builder:
             parameters=_OfRole(partition=self.partition, role="parameters"),
             frozen=_OfRole(partition=self.partition, role="frozen"),
             mutable=_OfRole(partition=self.partition, role="mutable"),
+            mesh_context=self.partition.mesh_context,
         )
 
 
@@ -313,21 +338,48 @@ def flax_rules(partition: Partition, layout: Layout) -> tuple[tuple[str, Any], .
 
 
 def renamed(mesh: Any, partition: Partition) -> Any:
-    """The same devices under the names that the step itself uses."""
+    """The same devices under the names that the step itself uses, with its further axes of size 1."""
     kind = AxisType.Explicit if partition.explicit else AxisType.Auto
-    names = tuple(partition.mesh_names.get(name, name) for name in mesh.axis_names)
+    names = own_names(mesh.axis_names, partition)
     if names == mesh.axis_names and all(one == kind for one in mesh.axis_types):
         return mesh
-    return Mesh(mesh.devices, names, axis_types=(kind,) * len(names))
+    shape = (*mesh.devices.shape, *(1 for _ in names[len(mesh.axis_names) :]))
+    return Mesh(mesh.devices.reshape(shape), names, axis_types=(kind,) * len(names))
+
+
+def own_names(axes: Sequence[str], partition: Partition) -> tuple[str, ...]:
+    """The step's own names of our mesh axes, and of its further axes after them."""
+    return (*(partition.mesh_names.get(name, name) for name in axes), *partition.extra_axes)
 
 
 def partition_spec(partition: Partition, leaf: Leaf, layout: Layout) -> PartitionSpec:
     """The cut of one array in the mesh's own names."""
     parts = []
-    for axes in partition.cut(leaf, layout):
-        own = tuple(partition.mesh_names.get(axis, axis) for axis in axes)
+    for name, axes in zip(leaf.names, partition.cut(leaf, layout), strict=True):
+        own = _own_axes(partition, leaf, name, axes)
         parts.append(own[0] if len(own) == 1 else own or None)
     return PartitionSpec(*parts)
+
+
+def _own_axes(partition: Partition, leaf: Leaf, name: Name, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The own names of the axes that cut one dimension.
+
+    With Explicit axes ("y", "z") and "y" are two types though "z" has size 1: a dimension that was named so keeps all
+    of its axes. One that nobody named by its axes has all of each kind.
+    """
+    if not axes:
+        return ()
+    said = name if isinstance(name, tuple) else (name,)
+    extra = {extra_name(own): own for own in partition.extra_axes}
+    by_axes = not leaf.guessed and all(part in AXES or part in extra for part in said)
+    if by_axes and len(said) > 1 and (partition.explicit or extra):
+        return tuple(extra.get(str(part)) or partition.mesh_names.get(str(part), str(part)) for part in said)
+    found: list[str] = []
+    for axis in axes:
+        found.append(partition.mesh_names.get(axis, axis))
+        if not by_axes:
+            found += [own for own, kind in partition.extra_axes.items() if kind == axis]
+    return tuple(found)
 
 
 def _placed(leaf: Any, named: Leaf, partition: Partition, layout: Layout, mesh: Any) -> jax.ShapeDtypeStruct:
@@ -342,7 +394,7 @@ def _initial(adapted: Adapted, partition: Partition, state: Any, seed: int) -> A
         make = adapted.initialise
         # As a list: made anew, a tree can differ in what it carries beside its arrays (the functions of a TrainState).
         flat = jax.jit(lambda: jax.tree.leaves(make()), out_shardings=[leaf.sharding for leaf in leaves])
-        with user_code("making the state"), mesh_set(leaves[0].sharding.mesh):
+        with user_code("making the state"), mesh_set(leaves[0].sharding.mesh, partition.mesh_context):
             return jax.tree.unflatten(structure, flat())
     roles = [leaf.role for leaf in partition.state.values()]
     weights = [role in ("parameters", "frozen") for role in roles]

@@ -26,11 +26,14 @@ class Contraction:
 
 @dataclass(slots=True)
 class Dimensions:
-    """Axes as classes of dimensions. `axis(d)` names the class of a dimension; `contractions` hold dimensions."""
+    """Axes as classes of dimensions. `axis(d)` names the class of a dimension; `contractions` hold dimensions.
+
+    `constraints`: the sharding constraints, each with the dimensions of its array."""
 
     parent: list[int] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     stacked: set[int] = field(default_factory=set)
+    constraints: list[tuple[Any, tuple[int, ...]]] = field(default_factory=list)
 
     def fresh(self, rank: int) -> tuple[int, ...]:
         """Dimensions of a new array."""
@@ -72,6 +75,8 @@ def _walk(found: Dimensions, jaxpr: Any, inputs: list[tuple[int, ...]], trips: i
         ins = [read(var) for var in equation.invars]
         outs = [found.fresh(_rank(var)) for var in equation.outvars]
         _relate(found, equation, ins, outs, trips)
+        if equation.primitive.name == "sharding_constraint":
+            found.constraints.append((equation, outs[0]))
         known.update(zip(equation.outvars, outs, strict=True))
     return [read(var) for var in jaxpr.outvars]
 

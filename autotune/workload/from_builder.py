@@ -15,6 +15,7 @@ from typing import Any
 
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST, Layout
 from autotune.meshes.step import Step
+from autotune.partition import MESH_NAMES
 from autotune.system.code_owner import owner_of
 from autotune.user_code import UserCodeError, user_code
 from autotune.workload.adapt import adapt, trace
@@ -58,6 +59,9 @@ def builder_fields(
         "fixed": fixed,
         "fingerprint": hashlib.sha256((fields["fingerprint"] + _sources(builder)).encode()).hexdigest()[:32],
     }
+
+
+STAGES_OF_TWO = {name: 2 for name, axis in MESH_NAMES.items() if axis == "stage"}
 
 
 def takes_mesh(builder: Callable[..., Any]) -> bool:
@@ -125,7 +129,7 @@ def _read_with_stages(builder: Callable[..., Any], options: dict[str, Any]) -> s
     explicit = bool(options.get("explicit"))
     try:
         step, state, batch = builder(layout)
-        trace(adapt(step, state, batch, explicit), explicit, tuple(options.get("mesh_axes") or ()), stages=2)
+        trace(adapt(step, state, batch, explicit), explicit, tuple(options.get("mesh_axes") or ()), STAGES_OF_TWO)
     except Exception:  # of the user's code: it may want more devices than a trace has, or more microbatches
         return set(PIPELINE)
     return layout.read
@@ -204,7 +208,7 @@ def _checked(step: Any) -> Step:
 def _step_fields(step: Step) -> dict[str, Any]:
     """Of a finished Step, as if its function, state and batch had been given."""
     step = _checked(step)
-    return plain_fields(step.function, step.state, step.batch, parameters=step.parameters)
+    return plain_fields(step.function, step.state, step.batch, parameters=step.parameters, mesh=step.mesh)
 
 
 def _one_device() -> Any:

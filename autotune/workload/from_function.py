@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -12,17 +13,22 @@ from typing import Any
 import jax
 
 from autotune.meshes.layout import AXES
-from autotune.partition import LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition
-from autotune.workload.adapt import Adapted, Builder, adapt, trace
+from autotune.partition import BATCH_AXES, LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition, extra_name
+from autotune.workload.adapt import Adapted, Builder, adapt, traced
 from autotune.workload.batch import batch_dimensions, tokens_of
+from autotune.workload.devices_asked import devices_asked, notes_on
 from autotune.workload.dimensions import dimensions_of
+from autotune.workload.explicit_axes import axes_that_fail
 from autotune.workload.flow import flow_of
-from autotune.workload.guess import describe, guess_names, rule_for
+from autotune.workload.guess import describe, guess_names, kind_of, rule_for
 from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
+from autotune.workload.logical_names import Held, constraints_of, explain_names, held_away, names_heard, rules_asked
+from autotune.workload.pinned import own_meshes
 from autotune.workload.roles import roles_of, size_text, twins_of
 from autotune.workload.same_program import operations
-from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, nbytes, notes
+from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, named_parts, nbytes, notes
+from autotune.workload.tracing import first_that_traces
 
 FIXED = {"remat": "none", "accumulate": "1", "stage": "1", "sequence_parallel": "1", "context_attention": "gather",
          "offload": "none"}  # fmt: skip
@@ -50,20 +56,28 @@ def plain_fields(
     explicit: bool = False,
     batch_axes: Mapping[str, int | None] | None = None,
     name: str | None = None,
+    mesh: Any = None,
 ) -> dict[str, Any]:
-    """Everything `Workload.of` wants, from what the user has."""
+    """Everything `Workload.of` wants, from what the user has; `mesh`: the one for which the step was built, if any."""
     own = _own_axes(mesh_axes)
-    return fields_of(
-        adapt(step, state, batch, explicit),
+    adapted = adapt(step, state, batch, explicit)
+    with devices_asked() as asked, rules_asked() as looked:
+        found = first_that_traces(lambda: traced(adapted), (explicit,), tuple(own))
+    fields = fields_of(
+        adapted,
         name or name_of(step),
         rules=rules,
         logical_rules=logical_rules,
         own=own,
         parameters=parameters,
         explicit=explicit,
+        mesh_context=found.context,
         batch_axes=batch_axes or {},
-        closed=None,
+        closed=found.made,
+        mesh=mesh,
+        logical=looked(),
     )
+    return fields | {"guesses": (*found.notes(), *fields["guesses"], *notes_on(asked))}
 
 
 def call_fields(
@@ -82,7 +96,8 @@ def call_fields(
 ) -> dict[str, Any]:
     """The same from one call of the step as its own loop makes it."""
     own = _own_axes(mesh_axes)
-    handed = hand_over(step, arguments, named, batch, explicit, tuple(own))
+    with devices_asked() as asked, rules_asked() as looked:
+        handed = hand_over(step, arguments, named, batch, explicit, tuple(own))
     fields = fields_of(
         handed.adapted,
         name or name_of(step),
@@ -91,10 +106,13 @@ def call_fields(
         own=own,
         parameters=parameters,
         explicit=handed.explicit,
+        mesh_context=handed.context,
         batch_axes=batch_axes or {},
         closed=handed.closed,
+        mesh=None,
+        logical=looked(),
     )
-    return fields | {"guesses": (*handed.notes, *fields["guesses"])}
+    return fields | {"guesses": (*handed.notes, *fields["guesses"], *notes_on(asked))}
 
 
 def name_of(step: Callable[..., Any]) -> str:
@@ -119,13 +137,17 @@ def fields_of(
     own: dict[str, str],
     parameters: Callable[[Any], Any] | None,
     explicit: bool,
+    mesh_context: str,
     batch_axes: Mapping[str, int | None],
     closed: Any,
+    mesh: Any,
+    logical: bool,
 ) -> dict[str, Any]:
-    """Everything `Workload.of` wants, of a step in our shape; `closed`: its jaxpr, None where it is to be traced."""
-    # A worker compares its trace of `adapted` with the same trace made here.
-    compared = trace(adapted, explicit, tuple(own))
-    closed = compared if closed is None else closed
+    """Everything `Workload.of` wants, of a step in our shape.
+
+    `closed`: its jaxpr, traced with the mesh in `mesh_context`. `mesh`: the one that the step was built for; any other
+    in it is the user's own. `logical`: whether Flax asked for the meaning of logical names in that trace.
+    """
     leaves = leaves_of(adapted.state)
     flow = flow_of(closed.jaxpr)
     roles, said_of_roles = roles_of(flow, adapted.state, leaves, parameters)
@@ -142,13 +164,18 @@ def fields_of(
     dimensions, notes_of_batch = batch_dimensions(
         {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves)
     )
-    guesses = [*said_of_roles, *naming.notes, *notes_of_batch]
+    rows = {len(leaves) + index: axis for index, axis in enumerate(dimensions.values()) if axis is not None}
+    constraining, heard = (
+        names_heard(adapted, explicit, tuple(own), mesh_context) if logical else (closed, {})
+    )  # fmt: skip
+    held = constraints_of(constraining, heard, rows)
+    naming.explain(held, tuple(heard))
+    guesses = [*own_meshes(closed.jaxpr, mesh), *said_of_roles, *naming.notes, *notes_of_batch]
     shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
     guessed: dict[str, tuple[Name, ...]] = {}
     mine = [path for path, role in roles.items() if role in ("parameters", "frozen")]
     twins = twins_of(flow, leaves, roles)
     order = {path: index for index, path in enumerate(leaves)}
-    rows = {len(leaves) + index: axis for index, axis in enumerate(dimensions.values()) if axis is not None}
     moving = {path: order[path] for path, role in roles.items()
               if role == "mutable" and path not in named and not twins.get(path)}  # fmt: skip
     bare = not any(path in named for path in mine)
@@ -170,29 +197,43 @@ def fields_of(
             names=names or (None,) * len(shapes[path]), shape=shapes[path], role=role, guessed=twin in guessed
         )
     context = "context" in naming.used
+    rows_named = _rows_named(closed.jaxpr, naming) if explicit else "batch"
     batch_leaves = {
-        path: _batch_leaf(node, array, naming, context, dimensions[path], path in batch_axes)
+        path: _batch_leaf(node, array, naming, context, dimensions[path], path in batch_axes, rows_named)
         for path, (node, array) in said_of_batch.items()
     }
     partition = Partition(
-        state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit
-    )
+        state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit,
+        mesh_context=mesh_context, extra_axes=naming.extra,
+    )  # fmt: skip
+    if explicit:
+        alone: dict[str, str] = {}
+        if isinstance(rows_named, tuple):
+            said_rows = ", ".join(part for part in rows_named if part in BATCH_AXES)
+            alone = {axis: f"the step itself cuts the batch over {said_rows} alone"
+                     for axis in BATCH_AXES if axis in partition.axes() and axis not in rows_named}  # fmt: skip
+        partition = dataclasses.replace(partition, unusable=alone)
+        failing = axes_that_fail(adapted, partition, tuple(own))
+        partition = dataclasses.replace(partition, unusable=alone | failing)
+        guesses += [f"{axis} is left out of the search: {why}" for axis, why in partition.unusable.items()]
     guesses += stay_whole(partition, leaves) or untold
-    traced = summarise(closed.jaxpr, leaves, roles, adapted)
+    if not explicit:
+        guesses += held_away(held, naming.axes_of, _rows_cut(partition))
+    figures = summarise(closed.jaxpr, leaves, roles, adapted)
     sequences, seq = tokens_of([(array, dimensions[path]) for path, (_, array) in said_of_batch.items()])
-    builder = Builder(adapted=adapted, partition=partition, mesh_axes=tuple(own), operations=operations(compared))
+    builder = Builder(adapted=adapted, partition=partition, mesh_axes=tuple(own), operations=operations(closed))
     return {
         "name": name,
         "build": builder,
         "sequences": sequences,
         "seq": seq,
-        "dtype": traced.dtype or "float32",
+        "dtype": figures.dtype or "float32",
         "axes": partition.axes(),
         # What changes NNX objects in place cannot be told where to leave them: ZeRO's parameters would drift.
         "fixed": FIXED | ({"zero": "0"} if adapted.in_place else {}),
         "fingerprint": fingerprint(closed, adapted, partition),
-        "guesses": (*guesses, *traced.notes),
-        "traced": traced,
+        "guesses": (*guesses, *figures.notes),
+        "traced": figures,
         "partition": partition,
     }
 
@@ -202,6 +243,8 @@ class Naming:
 
     def __init__(self, mesh_axes: Mapping[str, str], logical_rules: Any) -> None:
         self.mesh_axes = mesh_axes
+        first = {ours: own for own, ours in reversed(list(mesh_axes.items()))}
+        self.extra = {own: ours for own, ours in mesh_axes.items() if first[ours] != own}
         self.notes: list[str] = []
         self.used: dict[str, str] = {}
         pairs = logical_rules.items() if isinstance(logical_rules, Mapping) else logical_rules
@@ -219,12 +262,14 @@ class Naming:
                         f"say what it is with mesh_axes={{{axis!r}: 'fsdp'}} (one of {', '.join(AXES)})"
                     )
             if logical not in dict(given):
-                given.append((logical, tuple(self._mesh(axis) for axis in listed)))
+                given.append((logical, tuple(self._mesh(axis) for axis in listed if axis not in self.extra)))
         self.told = dict(given)
         self.rules = (*given, *((one, axes) for one, axes in LOGICAL_AXIS_RULES if one not in self.told))
 
     def _mesh(self, name: str) -> str:
-        """Our word for the user's mesh axis, remembered."""
+        """Our word for the user's mesh axis, remembered; a further axis of a kind keeps its name."""
+        if name in self.extra:
+            return extra_name(name)
         ours = self.mesh_axes.get(name) or MESH_NAMES[name]
         other = next((said for said, axis in self.used.items() if axis == ours and said != name), None)
         if other is not None:
@@ -258,9 +303,15 @@ class Naming:
         self, named: dict[str, tuple[Name, ...]], roles: Mapping[str, str], constrained: Sequence[str]
     ) -> dict[str, tuple[Name, ...]]:
         """Learn the mesh axes that the step's own constraints name; a `data` that cuts parameters is our `fsdp`."""
-        for name in constrained:
+        for name in (*self.mesh_axes, *constrained):
             if name in self.mesh_axes or name in MESH_NAMES:
                 self._mesh(name)
+        for ours in dict.fromkeys(self.extra.values()):
+            first, *more = [own for own, kind in self.mesh_axes.items() if kind == ours]
+            self.notes.append(
+                f"mesh axes {first!r} and {', '.join(map(repr, more))} are each {ours}: {first!r} has the whole size "
+                f"of {ours}, the other{'s have' if len(more) > 1 else ' has'} size 1"
+            )
         cutting = {
             part
             for path, names in named.items()
@@ -286,10 +337,24 @@ class Naming:
                            for one, axes in self.rules)  # fmt: skip
         return {path: tuple(moved(name) for name in names) for path, names in named.items()}
 
+    def explain(self, held: Sequence[Held], names: Sequence[str]) -> None:
+        """Rules for logical names of constraints that stand for the batch; a note on every one that no rule knows."""
+        made, notes = explain_names(held, names, dict(self.rules))
+        self.rules = (*self.rules, *made.items())
+        self.notes += [note for note in notes if note not in self.notes]
+
+    def axes_of(self, name: str) -> tuple[str, ...]:
+        """Our mesh axes of a name in a constraint: a logical axis, or a mesh axis in the user's words."""
+        rules = dict(self.rules)
+        ours = self.mesh_axes.get(name) or next((axis for said, axis in self.used.items() if said == name), None)
+        if ours is None and name not in rules:
+            ours = MESH_NAMES.get(name)
+        return (ours,) if ours is not None else rules.get(name, ())
+
     def mesh_names(self) -> dict[str, str]:
         """Our axis -> the step's own name, where that differs; an unused word of ours that it took is moved aside."""
         names = {ours: said for said, ours in self.used.items()}
-        taken = set(names.values())
+        taken = {*names.values(), *self.extra}
         for word in AXES:
             if word not in names and word in taken:
                 names[word] = f"{word}_"
@@ -355,13 +420,35 @@ def fingerprint(closed: Any, adapted: Adapted, partition: Partition) -> str:
     return hashlib.sha256((text + rest).encode()).hexdigest()[:32]
 
 
-def _batch_leaf(node: Any, array: Any, naming: Naming, context: bool, axis: int | None, told: bool) -> Leaf:
+def _rows_cut(partition: Partition) -> tuple[str, ...]:
+    """The mesh axes of the search along which the batch is cut."""
+    rules = dict(partition.rules)
+    named = {one for leaf in partition.batch.values() for name in leaf.names
+             for one in (name if isinstance(name, tuple) else (name,)) if one is not None}  # fmt: skip
+    cut = {axis for name in named for axis in rules.get(name, (name,))}
+    return tuple(axis for axis in partition.axes() if axis in cut and axis in BATCH_AXES)
+
+
+def _rows_named(jaxpr: Any, naming: Naming) -> Name:
+    """What the batch's dimension is called: the mesh axes that a step with Explicit axes names together for it, all
+    of which are then in its type; "batch" where it names none together."""
+    for part in named_parts(jaxpr):
+        if isinstance(part, tuple) and len(part) > 1:
+            ours = [naming.own(one) for one in part]
+            if all(kind in BATCH_AXES or own in naming.extra for kind, own in zip(ours, part, strict=True)):
+                return tuple(str(one) for one in ours)
+    return "batch"
+
+
+def _batch_leaf(
+    node: Any, array: Any, naming: Naming, context: bool, axis: int | None, told: bool, rows_named: Name
+) -> Leaf:
     names = None if told else annotated(node, array)
     shape = tuple(array.shape)
     if names is None:
         named: list[Name] = [None] * len(shape)
         if axis is not None:
-            named[axis] = "batch"
+            named[axis] = rows_named
             if context and axis + 1 < len(shape):
                 named[axis + 1] = "length"
         return Leaf(names=tuple(named), shape=shape, role="batch", guessed=False)
@@ -378,8 +465,7 @@ def stay_whole(partition: Partition, leaves: Mapping[str, tuple[Any, Any]]) -> l
         return []
     alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for path in whole:
-        kind = "/".join("N" if part.isdigit() else part for part in path.split("/"))
-        alike.setdefault((kind, partition.state[path].shape), []).append(path)
+        alike.setdefault((kind_of(path), partition.state[path].shape), []).append(path)
     ranked = sorted(alike.values(), key=lambda paths: -sum(size[path] for path in paths))
     rules = []
     for paths in ranked[:LARGEST_WHOLE]:

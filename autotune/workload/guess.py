@@ -74,8 +74,7 @@ def describe(names: Mapping[str, tuple[Name, ...]], shapes: Mapping[str, tuple[i
     """What was guessed and how to pin it, largest arrays first; layers alike are one line, the small fry counted."""
     alike: dict[tuple[str, tuple[Name, ...], tuple[int, ...]], list[str]] = {}
     for path in names:
-        kind = "/".join(r"\d+" if part.isdigit() else re.escape(part) for part in path.split("/"))
-        alike.setdefault((kind, names[path], shapes[path]), []).append(path)
+        alike.setdefault((kind_of(path), names[path], shapes[path]), []).append(path)
     ranked = sorted(alike, key=lambda one: (-len(alike[one]) * math.prod(one[2]), one[0]))
     lines = []
     for kind, cut, shape in ranked[:LISTED]:
@@ -91,12 +90,21 @@ def describe(names: Mapping[str, tuple[Name, ...]], shapes: Mapping[str, tuple[i
     return tuple(lines)
 
 
+def kind_of(path: str) -> str:
+    """A regex for the paths that differ from this one in their numbers alone: layers of one kind.
+
+    >>> kind_of("params/encoderblock_3/mlp/0"), kind_of("w1")
+    ('params/encoderblock_\\\\d+/mlp/\\\\d+', 'w\\\\d+')
+    """
+    return re.sub(r"\d+", r"\\d+", re.escape(path))
+
+
 def rule_for(paths: Sequence[str], known: Mapping[str, Any]) -> str:
     """A regex for these paths and, of the known ones, no others: numbers that differ are any number, or these."""
     columns = [sorted(set(column)) for column in zip(*(path.split("/") for path in paths), strict=True)]
-    rule = "/".join(re.escape(one[0]) if len(one) == 1 else r"\d+" for one in columns)
+    rule = "/".join(re.escape(one[0]) if len(one) == 1 else kind_of(one[0]) for one in columns)
     if any(re.search(f"{rule}$", path) for path in known if path not in paths):
-        return "/".join(re.escape(one[0]) if len(one) == 1 else f"({'|'.join(one)})" for one in columns)
+        return "/".join(re.escape(one[0]) if len(one) == 1 else f"({'|'.join(map(re.escape, one))})" for one in columns)
     return rule
 
 

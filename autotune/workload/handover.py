@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from autotune.user_code import UserCodeError
-from autotune.workload.adapt import Adapted, abstract, tracing
-from autotune.workload.call import Fit, PureCall, Split, abstract_parts, fit_call, names_of, places_of
+from autotune.workload.adapt import Adapted, abstract
+from autotune.workload.call import PureCall, Split, abstract_parts, fit_call, names_of, places_of
 from autotune.workload.flow import fed_by, flow_of
 from autotune.workload.leaves import path_of, same_structure
 from autotune.workload.returned import find_returned
+from autotune.workload.tracing import first_that_traces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
@@ -74,11 +74,13 @@ class CallJaxpr:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
-    """A call in the tuner's shape, its trace, whether its mesh axes are Explicit, and what is to be said of it."""
+    """A call in the tuner's shape, its trace, whether its mesh axes are Explicit, where it finds its mesh
+    (`autotune.partition.CONTEXTS`), and what is to be said of it."""
 
     adapted: Adapted
     closed: CallJaxpr
     explicit: bool
+    context: str
     notes: tuple[str, ...]
 
 
@@ -97,10 +99,12 @@ def hand_over(
         raise ValueError(f"of_call: args={type(arguments).__name__} must be a tuple of the step's arguments")
     if not isinstance(named, Mapping):
         raise ValueError(f"of_call: kwargs={type(named).__name__} must be a dict of the step's keyword arguments")
-    given = tuple(arguments)
+    given, said = tuple(arguments), explicit
     places = places_of(step, given, named)
     chosen = batch_names(batch, places, names_of(step, given, named))
-    fit, split, closed, shapes, explicit = _traced(step, given, named, explicit, mesh_axes)
+    kinds = (False, True) if explicit is None else (explicit,)
+    found = first_that_traces(lambda: fit_call(step, given, named), kinds, mesh_axes)
+    (fit, split, closed, shapes), explicit = found.made, found.explicit
     trees = _by_name(split, places, abstract_parts(split.parts))
     data = {name: trees[name] for name in chosen}
     for name, tree in data.items():
@@ -125,13 +129,13 @@ def hand_over(
     )
     if not jax.tree.leaves(adapted.state):
         raise ValueError("of_call: no argument beside the batch holds arrays; the step has no state")
-    notes = list(fit.notes)
-    if explicit:
+    notes = [*found.notes(), *fit.notes]
+    if explicit and said is None:
         notes.append(
             "the step is traced with Explicit mesh axes: with Auto axes its trace fails; pin it with explicit=True"
         )
     ordered = CallJaxpr(closed=closed, invars=(*read, *rows), outvars=(*new, *metrics))
-    return HandedOver(adapted=adapted, closed=ordered, explicit=explicit, notes=tuple(notes))
+    return HandedOver(adapted=adapted, closed=ordered, explicit=explicit, context=found.context, notes=tuple(notes))
 
 
 def batch_names(batch: Any, places: Mapping[str, int | str], given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -156,25 +160,6 @@ def batch_names(batch: Any, places: Mapping[str, int | str], given: Mapping[str,
         if wanted in (name, place):
             return (name,)
     raise ValueError(f"of_call: batch={batch!r} is none of the arguments: {known}")
-
-
-def _traced(
-    step: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    named: Mapping[str, Any],
-    explicit: bool | None,
-    mesh_axes: tuple[str, ...],
-) -> tuple[Fit, Split, Any, Any, bool]:
-    """The call's trace, with Explicit mesh axes where it has none with Auto ones and nobody said which."""
-    first: UserCodeError | None = None
-    for kind in (False, True) if explicit is None else (explicit,):
-        try:
-            with tracing(kind, mesh_axes):
-                return *fit_call(step, arguments, named), kind
-        except UserCodeError as error:
-            first = first or error
-    assert first is not None, "one of the two is tried"
-    raise first
 
 
 def _by_name(split: Split, places: Mapping[str, int | str], parts: list[Any]) -> dict[str, Any]:

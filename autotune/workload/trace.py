@@ -149,13 +149,20 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 def mesh_axis_names(jaxpr: Any) -> list[str]:
     """Mesh axes that the step's own sharding constraints name, in the order of their first use."""
     found: dict[str, None] = {}
-    for equation in equations(jaxpr):
-        spec = getattr(equation.params.get("sharding"), "spec", None)
-        for part in spec or ():
-            for name in part if isinstance(part, tuple) else (part,):
-                if isinstance(name, str):
-                    found[name] = None
+    for part in named_parts(jaxpr):
+        for name in part if isinstance(part, tuple) else (part,):
+            if isinstance(name, str):
+                found[name] = None
     return list(found)
+
+
+def named_parts(jaxpr: Any) -> Iterator[Any]:
+    """What the step's own constraints say of each dimension: a mesh axis, a tuple of them, or None."""
+    for equation in equations(jaxpr):
+        for word in ("sharding", "out_sharding", "dst_sharding"):
+            value = equation.params.get(word)
+            for one in value if isinstance(value, (tuple, list)) else (value,):
+                yield from getattr(one, "spec", None) or ()
 
 
 def nbytes(leaf: Any) -> int:

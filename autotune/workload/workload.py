@@ -176,6 +176,8 @@ class Workload:
                 return f"{word}={_word(layout, word)}: the step takes no notice of it (Workload.from_builder can)"
         for axis in AXES:
             if getattr(layout, axis) > 1 and axis not in self.axes:
+                if self.partition is not None and axis in self.partition.unusable:
+                    return f"{axis}={getattr(layout, axis)}: {self.partition.unusable[axis]}"
                 return f"{axis}={getattr(layout, axis)}: no array of the step is cut along {axis}"
         if self.partition and layout.zero == 2:
             return "zero=2: where the gradients live is said inside the step; from outside a plan can add zero=1"

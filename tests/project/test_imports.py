@@ -40,10 +40,12 @@ WITH_JAX = (
     "autotune.mesh_context",
     "autotune.meshes.sharding",
     "autotune.plan.apply",
-    "autotune.workload.adapt", "autotune.workload.batch", "autotune.workload.call", "autotune.workload.dimensions",
+    "autotune.workload.adapt", "autotune.workload.batch", "autotune.workload.call",
+    "autotune.workload.devices_asked", "autotune.workload.dimensions", "autotune.workload.explicit_axes",
     "autotune.workload.flow", "autotune.workload.from_function", "autotune.workload.handover",
-    "autotune.workload.leaves", "autotune.workload.returned", "autotune.workload.roles",
-    "autotune.workload.same_program", "autotune.workload.trace",
+    "autotune.workload.leaves", "autotune.workload.logical_names", "autotune.workload.pinned",
+    "autotune.workload.returned", "autotune.workload.roles", "autotune.workload.same_program",
+    "autotune.workload.trace", "autotune.workload.tracing",
 )  # fmt: skip
 """Packages and modules that import JAX or Flax when they are loaded. All others must not: a price needs no JAX."""
 

@@ -1,0 +1,55 @@
+"""Along which mesh axes a step with Explicit axes can be cut: each is tried alone, in a trace without devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, get_abstract_mesh
+
+from autotune.meshes.layout import Layout
+from autotune.partition import Leaf, Partition
+from autotune.user_code import UserCodeError
+from autotune.workload.adapt import Adapted, partition_spec
+from autotune.workload.leaves import map_leaves
+from autotune.workload.tracing import tracing
+
+SIZE = 2
+"""Of the axis that is tried; the smallest that cuts anything."""
+
+
+def axes_that_fail(adapted: Adapted, partition: Partition, names: Sequence[str]) -> dict[str, str]:
+    """Our mesh axis -> why the step does not trace with that axis of size `SIZE` and all others of size 1.
+
+    With Explicit axes the cut of an array is part of its type, so a step that names only some of the axes refuses
+    arrays that are cut along another one. Axes that do not divide some array by `SIZE` are not tried.
+    `names`: the user's own mesh axes.
+    """
+    failed = {}
+    for axis in partition.axes():
+        layout = dataclasses.replace(Layout(), **{axis: SIZE})  # type: ignore[arg-type]
+        if partition.problem(layout) is not None:
+            continue
+        own = partition.mesh_names.get(axis, axis)
+        with tracing(True, names, {own: SIZE}, partition.mesh_context):
+            state = _cut(adapted.state, partition.state, partition, layout)
+            batch = _cut(adapted.batch, partition.batch, partition, layout)
+            try:
+                jax.eval_shape(adapted.function, state, batch)
+            except UserCodeError as error:
+                failed[axis] = f"the step does not trace with {own}={SIZE}: {error.summary}"
+    return failed
+
+
+def _cut(tree: Any, leaves: Any, partition: Partition, layout: Layout) -> Any:
+    """The shapes with the cut that the layout gives them, on the mesh that is set."""
+    mesh = get_abstract_mesh()
+
+    def place(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        named: Leaf = leaves[path]
+        sharding = NamedSharding(mesh, partition_spec(partition, named, layout))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type)
+
+    return map_leaves(place, tree)
