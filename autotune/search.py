@@ -396,7 +396,9 @@ def _compile(
             if isinstance(read, CompileFailure):
                 outcomes.failures[job.layout] = read
             else:
+                assert isinstance(outcome, Compilation)
                 outcomes.analysis[job.layout] = read
+                outcomes.compiled[job.layout] = outcome
             took = None if job.layout in events.from_store else eta.took(outcome)
             events(_layout_compiled(space, target, job.layout, count, outcomes, took, eta))
 

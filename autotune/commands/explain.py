@@ -17,6 +17,7 @@ from autotune.commands.options import (
     store_option,
     target_of,
     target_options,
+    timeline_option,
     workload_of,
     workload_options,
     writable,
@@ -36,11 +37,13 @@ from autotune.commands.run import run_search
 )
 @store_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@timeline_option
 @quiet_option
 @json_option
 def explain(
     plan, layout, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, join_timeout, measure, timeout, store, html, as_json, quiet,
+    process_id, join_timeout, measure, timeout, store, html, timeline, as_json,
+    quiet,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -49,6 +52,7 @@ def explain(
     autotune explain plan.json
     """
     writable(html, "--html")
+    writable(timeline, "--timeline")
     if bool(plan) == bool(layout):
         raise click.UsageError("give one of PLAN and --layout")
     if plan:
@@ -78,6 +82,7 @@ def explain(
         store_path=store,
         out=None,
         html=html,
+        timeline=timeline,
         as_json=as_json,
         quiet=quiet,
     )

@@ -96,6 +96,15 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def timeline_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--timeline."""
+    return click.option(
+        "--timeline",
+        type=click.Path(path_type=Path),
+        help="Write the chosen layout's step here, lane by lane, as a Chrome trace (opens in ui.perfetto.dev).",
+    )(command)
+
+
 def quiet_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--quiet."""
     return click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")(command)

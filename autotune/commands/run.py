@@ -37,6 +37,7 @@ def run_search(
     store_path: Path | None,
     out: Path | None,
     html: Path | None,
+    timeline: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -86,6 +87,8 @@ def run_search(
         from autotune.report.html import render_html
 
         kept = saved(lambda path: write_whole(path, render_html(report)), html, "--html") and kept
+    if timeline:
+        kept = _save_timeline(report, timeline) and kept
     if report.compilers_word:
         click.echo(f"Error: {report.compilers_word}", err=True)
     if report.interrupted:
@@ -94,6 +97,18 @@ def run_search(
     if not kept:
         return 2
     return 0 if plan else 1
+
+
+def _save_timeline(report: Report, path: Path) -> bool:
+    """Write the chosen layout's step; one line and False where it cannot be written or there is none."""
+    from autotune.report.trace_events import write_trace
+
+    found = report.timeline()
+    if found is None:
+        why = "the chosen layout is not compiled" if report.ranked else "no layout is chosen"
+        click.echo(f"autotune: --timeline {path}: is not written: {why}", err=True)
+        return False
+    return saved(lambda path: write_trace(found, path), path, "--timeline")
 
 
 def _show(report: Report, as_json: bool) -> bool:
@@ -156,7 +171,7 @@ def leave_job() -> None:
     leave()
 
 
-PROCESS_0_ONLY = ("out", "html", "as_json", "store", "quiet")
+PROCESS_0_ONLY = ("out", "html", "timeline", "as_json", "store", "quiet")
 """Options that may differ between the processes of a job: only process 0 reports and keeps."""
 OF_THE_PROCESS = ("coordinator", "processes", "process_id", "join_timeout")
 INPUT_FILES = ("plan", "hardware")

@@ -15,6 +15,7 @@ from autotune.commands.options import (
     store_option,
     target_of,
     target_options,
+    timeline_option,
     workload_of,
     workload_options,
     writable,
@@ -57,12 +58,13 @@ from autotune.commands.run import run_search
 @store_option
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan here (JSON).")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@timeline_option
 @quiet_option
 @json_option
 def tune(
     model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes, process_id,
     join_timeout, axes, layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html,
-    as_json, quiet,
+    timeline, as_json, quiet,
 ):  # fmt: skip
     """Choose the mesh and layout of a train step on a target, and say which limit binds.
 
@@ -72,6 +74,9 @@ def tune(
     """
     writable(out, "--out")
     writable(html, "--html")
+    writable(timeline, "--timeline")
+    if timeline and not compile_count:
+        raise click.UsageError("--timeline: is of a compiled layout, and --compile is 0")
     names = None
     if axes is not None:
         from autotune.meshes.layout import AXES
@@ -96,6 +101,7 @@ def tune(
         store_path=store,
         out=out,
         html=html,
+        timeline=timeline,
         as_json=as_json,
         quiet=quiet,
     )

@@ -96,6 +96,7 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         seconds=seconds,
         plan_or_none=None,
         compilers_word=_compilers_word(outcomes),
+        compiled=outcomes.compiled.get(best.layout) if best else None,
     )
     return replace(report, plan_or_none=plan_of(report, workload)) if best and not report.compilers_word else report
 
