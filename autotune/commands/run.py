@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from autotune.commands import ARGUMENTS
 from autotune.commands.options import bad_input, saved, shown
 from autotune.commands.progress import progress
 from autotune.system.whole_file import write_whole
@@ -86,7 +88,8 @@ def run_search(
     if html:
         from autotune.report.html import render_html
 
-        kept = saved(lambda path: write_whole(path, render_html(report)), html, "--html") and kept
+        page = render_html(report, command=command_line(), plan_path=out)
+        kept = saved(lambda path: write_whole(path, page), html, "--html") and kept
     if timeline:
         kept = _save_timeline(report, timeline) and kept
     if report.compilers_word:
@@ -97,6 +100,11 @@ def run_search(
     if not kept:
         return 2
     return 0 if plan else 1
+
+
+def command_line() -> str:
+    """The command as it was given, as a shell reads it."""
+    return shlex.join(["autotune", *click.get_current_context().meta.get(ARGUMENTS, ())])
 
 
 def _save_timeline(report: Report, path: Path) -> bool:

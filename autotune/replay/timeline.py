@@ -139,7 +139,8 @@ class Turns:
         if turn == 2:
             self.second = len(spans)
         elif turn > 2:
-            spans[self.second :] = _folded(spans[self.second :], f"turns 2 to {turn - 1} of {self.label}", self.outside)
+            which = "turn 2" if turn == 3 else f"turns 2 to {turn - 1}"
+            spans[self.second :] = _folded(spans[self.second :], f"{which} of {self.label}", self.outside)
         self.last, self.done = len(spans), turn
         self.recorder.turn = (*self.outside, f"{self.name} {turn} of {self.trips}")
 
@@ -205,7 +206,7 @@ def _name(instruction: Start | CopyStart | WorkStart) -> str:
 
 
 def merged(spans: Sequence[Span], most: int) -> tuple[Span, ...]:
-    """About `most` spans or fewer: neighbours on one lane that are too short to be seen become one, named by their count.
+    """About `most` spans or fewer: neighbours on one lane that are too short to be seen become one, with their count.
 
     Spans shorter than a threshold, with gaps shorter than it, are joined; the threshold doubles until few enough are
     left, or one a lane. The busy seconds of each lane stay as they are.

@@ -134,7 +134,7 @@ class Report(Shown):
     layout is near the capacity, the best one that is not; None elsewhere, and where the space has none. `prices`:
     fraction of the step time saved when a resource is `limits.ARC` times as good and the layout is chosen again.
     `notes`: doubts that concern the whole report. `compiled`: the program of the chosen layout; None where it was not
-    compiled.
+    compiled. `date`: when the search ended (ISO 8601, minutes, UTC).
     """
 
     workload: str
@@ -156,6 +156,7 @@ class Report(Shown):
     compilers_word: str | None
     roomier: Roomier | None = None
     compiled: Compilation | None = None
+    date: str | None = None
     interrupted: bool = False
     """Whether Ctrl-C ended the search before every layout was compiled or measured."""
 
