@@ -37,6 +37,7 @@ CHIP_STYLES = {
     "batch": ("#e6e6e6", "++"),
     "divisibility": ("#e6e6e6", "oo"),
     "wait": ("#f5f5f5", "---"),
+    "waiting": ("#f5f5f5", "---"),
     "other": ("#f5f5f5", "**"),
 }
 """What is no network, and other constraints -> (colour, matplotlib's hatch)."""
@@ -67,6 +68,18 @@ def style_of(resource: str, outer_tier: str | None = None) -> tuple[str, str]:
     if colour is None:
         return CHIP_STYLES["other"]
     return colour, OUTER_HATCH if tier and tier == outer_tier else ""
+
+
+INK, LIGHT_INK = "#1c1c1e", "#8a8a8a"
+LINES = ((INK, "-"), (INK, "--"), (INK, "-."), (INK, ":"), (LIGHT_INK, "-"), (LIGHT_INK, "--"))
+"""(colour, dashes) of curves that stand for machines: no colours, since a colour is a limit."""
+
+
+def fill(style: tuple[str, str]) -> dict[str, Any]:
+    """What matplotlib's bars and patches take for a style: the hatch is dark on light colours, white on dark ones."""
+    colour, hatch = style
+    light = sum(int(colour[place : place + 2], 16) for place in (1, 3, 5)) > 300
+    return {"facecolor": colour, "hatch": hatch, "edgecolor": "#3c3c3c" if light else "#ffffff", "linewidth": 0.0}
 
 
 def save_picture(figure: Any, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
