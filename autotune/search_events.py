@@ -32,7 +32,7 @@ class EarlyAnswer:
     to_compile: int
     """Layouts that the search compiles next; 0 when it compiles none."""
     left_seconds: float | None
-    """Expected wall time of these compiles, from earlier compiles in the store; None where there are none."""
+    """Expected wall time of those compiles, from earlier compiles in the store; None where the store holds none."""
 
     def __str__(self) -> str:
         answer = (
@@ -108,7 +108,18 @@ class LayoutMeasured:
         )
 
 
-SearchEvent = EarlyAnswer | LayoutCompiled | LayoutMeasured | CompileEvent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricing:
+    """What the pricing of a large space is doing."""
+
+    kind: Literal["pricing"] = field(default="pricing", init=False)
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+SearchEvent = Pricing | EarlyAnswer | LayoutCompiled | LayoutMeasured | CompileEvent
 """A `CompileEvent` says when one compile starts, ends, or is answered from the store."""
 
 Listener = Callable[[SearchEvent], None]

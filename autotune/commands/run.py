@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,11 @@ def run_search(
     timeline: Path | None,
     as_json: bool,
     quiet: bool,
+    instead: tuple[str, ...] = (),
 ) -> int:
     """Run `search` with these options, show its report, then save.
+
+    `instead`: flags that were taken in place of what a plan says, for the heading.
 
     Returns 0; 1 when nothing fits; 2 when the report or a file of it could not be written; 130 after Ctrl-C: then the
     report says what was known by then.
@@ -79,6 +83,7 @@ def run_search(
                 on_event=on_event,
                 report_on_interrupt=True,
             )
+        report = replace(report, instead=instead)
         leave_job()
     plan = report.plan_or_none
     # The report first: a disk that is full must not cost a search its answer.
@@ -173,7 +178,7 @@ def require_same(target: Target, workload: Workload | None) -> None:
 
 
 def leave_job() -> None:
-    """End the job, if there is one: the other processes go home."""
+    """End the job, if there is one; its other processes then leave it too."""
     from autotune.system.job import leave
 
     leave()
@@ -229,11 +234,11 @@ def what_runs() -> dict[str, str]:
         value = context.params.get(name)
         if name in (*PROCESS_0_ONLY, *OF_THE_PROCESS):
             continue
-        shown = str(option.opts[0]) if isinstance(option, click.Option) else name.upper()
+        label = str(option.opts[0]) if isinstance(option, click.Option) else name.upper()
         if name in INPUT_FILES and value is not None and Path(value).is_file():
             value = "a file of sha256 " + hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
         given = value if isinstance(value, tuple) else () if value is None else (value,)
-        runs[shown] = " ".join(map(str, given)) or "not given"
+        runs[label] = " ".join(map(str, given)) or "not given"
     return runs | {"python": platform.python_version()} | installed_versions(COMPARED_PACKAGES)
 
 
