@@ -11,9 +11,11 @@ import importlib
 import os
 import sys
 import traceback
+from typing import Any
 
 import click
 
+from autotune.commands import ARGUMENTS
 from autotune.commands.values import guarded
 from autotune.meshes.fields import one_line
 from autotune.system.quiet import quiet_start
@@ -43,6 +45,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class LazyGroup(click.Group):
     """Imports a command's module only when that command is asked for."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click's; the arguments are kept for pages that say which command made them."""
+        given = tuple(args)
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[ARGUMENTS] = given
+        return context
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -16,6 +16,7 @@ from autotune.meshes.target import Target
 class Outcomes:
     """What was learned beyond prices, by layout.
 
+    `compiled`: the programs of `analysis`.
     `kept_failures`: layouts whose crash or timeout was not seen now but kept from an earlier run. `notes`: doubts about
     what was learned, a line each.
     """
@@ -28,6 +29,7 @@ class Outcomes:
     neighbours: dict[Layout, Compilation | CompileFailure]
     notes: list[str] = field(default_factory=list)
     kept_failures: set[Layout] = field(default_factory=set)
+    compiled: dict[Layout, Compilation] = field(default_factory=dict)
 
     def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
         if isinstance(outcome, Measurement):

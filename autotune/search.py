@@ -452,7 +452,9 @@ def _compile_down(
                 _check_options(job.layout, target, read)
                 outcomes.failures[job.layout] = read
             else:
+                assert isinstance(outcome, Compilation)
                 outcomes.analysis[job.layout] = read
+                outcomes.compiled[job.layout] = outcome
             took = None if job.layout in events.from_store else eta.took(outcome)
             events(_layout_compiled(space, target, job.layout, count, outcomes, took, eta))
 

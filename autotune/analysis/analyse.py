@@ -24,6 +24,7 @@ from autotune.meshes.placement import Placement, place
 from autotune.meshes.target import Target
 from autotune.program import Collective, Compute, Program, host_traffic, walk
 from autotune.replay.replay import Prediction, replay
+from autotune.replay.timeline import Recorder
 from autotune.store import Store
 from autotune.system.source_digest import source_digest
 
@@ -89,21 +90,28 @@ def program_of(compilation: Compilation, layout: Layout, target: Target) -> Prog
     )
 
 
-def predict(program: Program, layout: Layout, target: Target, hardware: Hardware) -> Prediction:
-    """Replay `program`, laid out by `layout` on `target`, with the rates of `hardware`."""
+def predict(
+    program: Program, layout: Layout, target: Target, hardware: Hardware, recorder: Recorder | None = None
+) -> Prediction:
+    """Replay `program`, laid out by `layout` on `target`, with the rates of `hardware`.
+
+    `recorder` is told when each instruction begins and ends on each lane.
+    """
     placement = place(layout, target)
 
     @functools.cache
     def ridden(collective: Collective) -> tuple[Leg, ...]:
         return tuple(_one_way(leg, collective.shift, hardware) for leg in legs_of(collective, placement, hardware))
 
-    return _waiting(replay(program, ridden, hardware), hardware.waiting(target.groups))
+    return _waiting(replay(program, ridden, hardware, recorder), hardware.waiting(target.groups), recorder)
 
 
-def _waiting(found: Prediction, share: float) -> Prediction:
+def _waiting(found: Prediction, share: float, recorder: Recorder | None) -> Prediction:
     """The prediction with slices that wait for the slowest: a share of the step more, of all that it is made of."""
     if not share:
         return found
+    if recorder is not None:
+        recorder.wait(None, found.step_seconds, found.step_seconds * (1 + share), "wait for the slowest slice")
     return dataclasses.replace(
         found,
         step_seconds=found.step_seconds * (1 + share),

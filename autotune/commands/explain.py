@@ -14,6 +14,7 @@ from autotune.commands.options import (
     store_option,
     target_of,
     target_options,
+    timeline_option,
     workload_of,
     workload_options,
     writable,
@@ -32,11 +33,13 @@ from autotune.commands.values import PATH, TIMEOUT
 @click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
 @store_option
 @click.option("--html", type=PATH, help="Write the report here as one HTML page.")
+@timeline_option
 @quiet_option
 @json_option
 def explain(
     plan, layout, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, join_timeout, measure, timeout, store, html, as_json, quiet,
+    process_id, join_timeout, measure, timeout, store, html, timeline, as_json,
+    quiet,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -47,6 +50,7 @@ def explain(
     autotune explain plan.json
     """
     writable(html, "--html")
+    writable(timeline, "--timeline")
     if bool(plan) == bool(layout):
         raise click.UsageError("give one of PLAN and --layout")
     words = {"model": model, "workload": workload, "batch": batch, "seq": seq, "dtype": dtype}
@@ -80,6 +84,7 @@ def explain(
         store_path=store,
         out=None,
         html=html,
+        timeline=timeline,
         as_json=as_json,
         quiet=quiet,
         instead=instead,

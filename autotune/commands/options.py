@@ -105,6 +105,15 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def timeline_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--timeline."""
+    return click.option(
+        "--timeline",
+        type=PATH,
+        help="Write the chosen layout's step here, lane by lane, as a Chrome trace (opens in ui.perfetto.dev).",
+    )(command)
+
+
 def quiet_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--quiet."""
     return click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from autotune.commands import ARGUMENTS
 from autotune.commands.options import bad_input, saved, shown
 from autotune.commands.progress import progress
 from autotune.system.whole_file import write_whole
@@ -38,6 +40,7 @@ def run_search(
     store_path: Path | None,
     out: Path | None,
     html: Path | None,
+    timeline: Path | None,
     as_json: bool,
     quiet: bool,
     instead: tuple[str, ...] = (),
@@ -90,7 +93,10 @@ def run_search(
     if html:
         from autotune.report.html import render_html
 
-        kept = saved(lambda path: write_whole(path, render_html(report)), html, "--html") and kept
+        page = render_html(report, command=command_line(), plan_path=out)
+        kept = saved(lambda path: write_whole(path, page), html, "--html") and kept
+    if timeline:
+        kept = _save_timeline(report, timeline) and kept
     if report.compilers_word:
         click.echo(f"Error: {report.compilers_word}", err=True)
     if report.interrupted:
@@ -99,6 +105,23 @@ def run_search(
     if not kept:
         return 2
     return 0 if plan else 1
+
+
+def command_line() -> str:
+    """The command as it was given, as a shell reads it."""
+    return shlex.join(["autotune", *click.get_current_context().meta.get(ARGUMENTS, ())])
+
+
+def _save_timeline(report: Report, path: Path) -> bool:
+    """Write the chosen layout's step; one line and False where it cannot be written or there is none."""
+    from autotune.report.trace_events import write_trace
+
+    found = report.timeline()
+    if found is None:
+        why = "the chosen layout is not compiled" if report.ranked else "no layout is chosen"
+        click.echo(f"autotune: --timeline {path}: is not written: {why}", err=True)
+        return False
+    return saved(lambda path: write_trace(found, path), path, "--timeline")
 
 
 def _show(report: Report, as_json: bool) -> bool:
@@ -161,7 +184,7 @@ def leave_job() -> None:
     leave()
 
 
-PROCESS_0_ONLY = ("out", "html", "as_json", "store", "quiet")
+PROCESS_0_ONLY = ("out", "html", "timeline", "as_json", "store", "quiet")
 """Options that may differ between the processes of a job: only process 0 reports and keeps."""
 OF_THE_PROCESS = ("coordinator", "processes", "process_id", "join_timeout")
 INPUT_FILES = ("plan", "hardware")

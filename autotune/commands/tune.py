@@ -13,6 +13,7 @@ from autotune.commands.options import (
     store_option,
     target_of,
     target_options,
+    timeline_option,
     workload_of,
     workload_options,
     writable,
@@ -54,12 +55,13 @@ from autotune.commands.values import COUNT, PATH, TIMEOUT, Whole, axes_of
 @store_option
 @click.option("--out", type=PATH, help="Write the plan here (JSON).")
 @click.option("--html", type=PATH, help="Write the report here as one HTML page.")
+@timeline_option
 @quiet_option
 @json_option
 def tune(
     model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes, process_id,
     join_timeout, axes, layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html,
-    as_json, quiet,
+    timeline, as_json, quiet,
 ):  # fmt: skip
     """Choose the mesh and layout of a train step on a target, and say which limit binds.
 
@@ -69,6 +71,9 @@ def tune(
     """
     writable(out, "--out")
     writable(html, "--html")
+    writable(timeline, "--timeline")
+    if timeline and not compile_count:
+        raise click.UsageError("--timeline: is of a compiled layout, and --compile is 0")
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
         target=lambda: target_of(target, hardware, memory_fraction),
@@ -85,6 +90,7 @@ def tune(
         store_path=store,
         out=out,
         html=html,
+        timeline=timeline,
         as_json=as_json,
         quiet=quiet,
     )

@@ -13,28 +13,30 @@ from autotune.frontier.limits import RESOURCES
 from autotune.frontier.rows import Json, bindings, curve_rows, shape_row
 from autotune.frontier.run import TrainingRun, depth
 from autotune.frontier.shapes import equal_parameters, shape_map
-from autotune.picture import save_picture
+from autotune.picture import INK, LIGHT_INK, LINES, fill, save_picture, style_of
 
-LIMIT_COLOURS = {
-    "compute": "#4daf7c",
-    "hbm": "#8c6bb1",
-    "l2": "#b39ddb",
-    "shared-memory": "#d7c4ee",
-    "tensor-network": "#e6842a",
-    "data-network": "#f2c14e",
-    "pipeline-expert-network": "#c8553d",
-    "bubble": "#9aa0a6",
-    "latency": "#3b6fb6",
-    "matmul-latency": "#3b6fb6",
-    "network-latency": "#8fb4e3",
-    "memory": "#d16ba5",
+LIMIT_STYLES = {
+    "compute": style_of("matmul"),
+    "hbm": style_of("hbm"),
+    "l2": style_of("core"),
+    "shared-memory": style_of("host"),
+    "tensor-network": style_of("network:tensor"),
+    "data-network": style_of("network:data"),
+    "pipeline-expert-network": style_of("network:stage"),
+    "bubble": style_of("bubble"),
+    "latency": style_of("latency"),
+    "matmul-latency": (style_of("latency")[0], "..."),
+    "network-latency": (style_of("latency")[0], "///"),
+    "memory": style_of("memory"),
 }
+"""Limit of the model -> (colour, hatch): each axis and resource as in all other pictures."""
+
 DEGREES = (
-    ("data", "dp", "#f2c14e"),
-    ("tensor, d_ff", "tp_ff", "#e6842a"),
-    ("tensor, d_model", "tp_model", "#f4b27a"),
-    ("pipeline", "pp", "#c8553d"),
-    ("expert", "ep", "#8c6bb1"),
+    ("data", "dp", style_of("network:data")),
+    ("tensor, d_ff", "tp_ff", style_of("network:tensor")),
+    ("tensor, d_model", "tp_model", (style_of("network:tensor")[0], "///")),
+    ("pipeline", "pp", style_of("network:stage")),
+    ("expert", "ep", style_of("network:expert")),
 )
 
 
@@ -47,12 +49,19 @@ def utilization_picture(curves: Sequence[Curve], path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4.2, 0.42 * len(curves) + 0.25])
     seen: set[str] = set()
     tables = [curve_rows(curve, bindings(curve)) for curve in curves]
-    lines = ("#1b3a5c", "#c2452d", "#2e7d5b", "#7a5195", "#b8860b", "#5c5c5c")
     for place, (curve, rows) in enumerate(zip(curves, tables, strict=True)):
         feasible = [row for row in rows if row["feasible"]]
         flop = [row["train_flop"] for row in feasible]
-        colour = lines[place % len(lines)]
-        above.plot(flop, [row["utilization"] for row in feasible], color=colour, lw=1.8, label=curve.gpu.label)
+        colour, dashes = LINES[place % len(LINES)]
+        above.plot(
+            flop, [row["utilization"] for row in feasible], color=colour, ls=dashes, lw=1.8, label=curve.gpu.label
+        )
+        if feasible:
+            at = len(flop) * (1 + place % 5) // 6  # along the curves: at their ends, names would lie on one another
+            above.annotate(
+                curve.gpu.label, (flop[at], feasible[at]["utilization"]), xytext=(0, 7), textcoords="offset points",
+                fontsize=7.5, fontweight="bold", color=colour, ha="center",
+            )  # fmt: skip
         end = curve.linear_scaling_end
         if end is not None:
             above.plot(end.run.flop, end.utilization, "o", color=colour, ms=7, mfc="white", mew=1.8)
@@ -61,7 +70,7 @@ def utilization_picture(curves: Sequence[Curve], path: Path) -> None:
         edges = _edges(flop)
         for row, left, right in zip(feasible, edges, edges[1:], strict=False):
             seen.add(row["binding"])
-            below.barh(place, right - left, left=left, height=0.8, color=LIMIT_COLOURS[row["binding"]])
+            below.barh(place, right - left, left=left, height=0.8, **fill(LIMIT_STYLES[row["binding"]]))
     above.plot([], [], "o", color="black", mfc="white", label=f"first at most {LINEAR_SHARE:g} of large matmuls' rate")
     above.plot([], [], "X", color="black", label="last size any cluster finishes in time")
     flops = [row["train_flop"] for rows in tables for row in rows if row["feasible"]]
@@ -77,7 +86,7 @@ def utilization_picture(curves: Sequence[Curve], path: Path) -> None:
     below.set_xlabel("training FLOP")
     below.set_title("the limit that binds", fontsize=9, loc="left")
     below.legend(
-        handles=[Patch(color=colour, label=limit) for limit, colour in LIMIT_COLOURS.items() if limit in seen],
+        handles=[Patch(label=limit, **fill(style)) for limit, style in LIMIT_STYLES.items() if limit in seen],
         fontsize=8,
         loc="upper center",
         bbox_to_anchor=(0.45, -0.75 / (0.42 * len(curves) + 0.25)),
@@ -99,21 +108,21 @@ def mix_picture(curve: Curve, path: Path) -> None:
     used = [degree for degree in DEGREES if any(row[degree[1]] > 1 for row in feasible)]
     figure = Figure(figsize=(10, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    above.stackplot(
-        flop,
-        [[math.log2(row[key]) for row in feasible] for _, key, _ in used],
-        colors=[colour for _, _, colour in used],
-        labels=[name for name, _, _ in used],
-        edgecolor="white",
-        lw=0.6,
+    bands = above.stackplot(
+        flop, [[math.log2(row[key]) for row in feasible] for _, key, _ in used], labels=[name for name, _, _ in used]
     )
+    for band, (_, _, style) in zip(bands, used, strict=True):
+        band.set(**fill(style))
     above.set_xscale("log")
     above.set_ylabel("log2 of the degree, stacked: log2 of GPUs")
     above.legend(fontsize=8, loc="upper left")
     above.set_title(_title(curve), fontsize=10)
     above.grid(alpha=0.25)
-    for name, key, colour in used:
-        below.plot(flop, [row[key] for row in feasible], "o-", ms=3.5, lw=1.2, color=colour, label=name)
+    for name, key, (colour, hatch) in used:
+        degrees = [row[key] for row in feasible]
+        below.plot(flop, degrees, "s--" if hatch else "o-", ms=4, lw=1.4, color=colour, mec=INK, mew=0.4, label=name)
+        below.annotate(name, (flop[-1], degrees[-1]), xytext=(7, -2), textcoords="offset points", fontsize=7.5)
+    below.legend(fontsize=8, loc="upper left")
     below.set_yscale("log", base=2)
     below.set_ylabel("degree")
     below.set_xlabel("training FLOP")
@@ -152,14 +161,14 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
     shown = sorted({shape.run.d_model for shape in grid})
     left.plot(shown, [depth(d, 4 * d) for d in shown], color="black", lw=1.4, label="depth rule")
     for params in (1e12, 1e13, 1e14, 1e15):
-        left.plot(shown, [params / (8 * d * d) for d in shown], color="#c2452d", lw=0.8, ls=":")
+        left.plot(shown, [params / (8 * d * d) for d in shown], color=LIGHT_INK, lw=0.8, ls=":")
         at = min(math.sqrt(params / (8 * 10)), shown[-1])
         text = f"{params:.0e} parameters ".replace("e+", "e")
-        left.annotate(text, (at, params / (8 * at * at)), color="#c2452d", fontsize=7, ha="right", va="top")
+        left.annotate(text, (at, params / (8 * at * at)), color=LIGHT_INK, fontsize=7, ha="right", va="top")
     left.plot(
         [shape.run.d_model for shape in equal],
         [shape.run.layers for shape in equal],
-        color="#c2452d",
+        color=LIGHT_INK,
         lw=1.4,
         label=f"{anchor.active_params:.2g} parameters (right)".replace("e+", "e"),
     )
@@ -179,7 +188,7 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
         shares = [0.0 if shape.binding is None else shape.binding.shares[resource] for shape in equal]
         if max(shares) < 0.005:
             continue
-        right.bar(names, shares, bottom=bottom, color=LIMIT_COLOURS[resource], label=resource, width=0.85)
+        right.bar(names, shares, bottom=bottom, label=resource, width=0.85, **fill(LIMIT_STYLES[resource]))
         bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
     heights = [0.0 if shape.point is None else shape.point.utilization for shape in equal]
     right.plot(names, heights, "o-", color="black", ms=4, lw=1.2, label="utilisation of peak")
@@ -203,7 +212,8 @@ def _title(curve: Curve, hardware: str | None = None) -> str:
     a = curve.assumptions
     batch = f"{a.batch_rule} batch rule" if a.batch_tokens is None else f"batch of {a.batch_tokens:.3g} tokens"
     kind = "sparse" if a.sparse else "dense"
-    return f"{hardware or curve.gpu.label}: smallest cluster in time ({kind}, {batch}, {a.months:g} months)"
+    assumed = f"{kind}, {batch}, {a.months:g} months; priced, nothing compiled"
+    return f"{hardware or curve.gpu.label}: smallest cluster in time ({assumed})"
 
 
 def _edges(flop: Sequence[float]) -> list[float]:

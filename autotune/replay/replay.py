@@ -33,6 +33,7 @@ from autotune.program import (
     WorkStart,
 )
 from autotune.replay.op_seconds import core_seconds
+from autotune.replay.timeline import Recorder
 
 Term = tuple[str, str]
 """(resource, detail): ("matmul", "dot"), ("network:fsdp@ici", "all_gather"), ("latency", "fsdp@ici/all_gather")."""
@@ -111,12 +112,14 @@ class _Work:
 
     seconds: float
     terms: np.ndarray
+    ops: tuple[Compute, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Send:
     token: str
     legs: tuple[_Leg, ...]
+    instruction: Start | CopyStart | WorkStart
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class _Wait:
 
 @dataclass(frozen=True, slots=True)
 class _Repeat:
+    name: str
     trips: int
     body: tuple[object, ...]
 
@@ -135,18 +139,29 @@ class _State:
     core: _Point
     lanes: dict[str, _Point]
     tokens: dict[str, _Point] = field(default_factory=dict)
+    recorder: Recorder | None = None
 
 
-def replay(program: Program, legs: Callable[[Collective], tuple[Leg, ...]], hardware: Hardware) -> Prediction:
-    """Replay `program` on `hardware`; `legs` says which links a collective rides and how long each takes."""
+def replay(
+    program: Program,
+    legs: Callable[[Collective], tuple[Leg, ...]],
+    hardware: Hardware,
+    recorder: Recorder | None = None,
+) -> Prediction:
+    """Replay `program` on `hardware`; `legs` says which links a collective rides and how long each takes.
+
+    `recorder` is told when each instruction begins and ends on each lane.
+    """
     terms: dict[Term, int] = {}
     _collect(program.instructions, legs, hardware, terms)
     schedule = _fold(program.instructions, legs, hardware, terms)
     zero = np.zeros(len(terms))
-    state = _State(core=_Point(0.0, zero), lanes={})
+    state = _State(core=_Point(0.0, zero), lanes={}, recorder=recorder)
     _run(schedule, state, zero)
     # A transfer nobody waits for still has to end before the step does.
     end = _latest(state.core, (state.lanes[name] for name in sorted(state.lanes)))
+    if recorder is not None:
+        recorder.wait(None, state.core.seconds, end.seconds)
     critical = {term: float(end.terms[index]) for term, index in terms.items() if end.terms[index] > 0}
     busy = _busy(program, legs, hardware)
     return Prediction(
@@ -222,31 +237,34 @@ def _fold(instructions: tuple[Instruction, ...], legs, hardware, terms) -> tuple
     """The program with durations in place of instructions, neighbouring work on the core added up."""
     folded: list[object] = []
     pending: list[tuple[Term, float]] = []
+    ops: list[Compute] = []
 
     def flush() -> None:
         if pending:
-            folded.append(_Work(*_vector(pending, terms)))
-            pending.clear()
+            folded.append(_Work(*_vector(pending, terms), tuple(ops)))
+        pending.clear()
+        ops.clear()
 
     for instruction in instructions:
         if isinstance(instruction, Compute):
             pending.extend(core_seconds(instruction, hardware))
+            ops.append(instruction)
             continue
         flush()
         if isinstance(instruction, Loop):
-            folded.append(_Repeat(instruction.trips, _fold(instruction.body, legs, hardware, terms)))
+            folded.append(_Repeat(instruction.name, instruction.trips, _fold(instruction.body, legs, hardware, terms)))
         elif isinstance(instruction, Start):
             ridden = tuple(
                 _Leg((*leg.lanes, *instruction.cores), *_vector(_leg_terms(instruction.collective, leg), terms))
                 for leg in legs(instruction.collective)
             )
-            folded.append(_Send(instruction.token, ridden))
+            folded.append(_Send(instruction.token, ridden, instruction))
         elif isinstance(instruction, CopyStart):
             lanes, part = copy_seconds(instruction.copy, hardware)
-            folded.append(_Send(instruction.token, (_Leg(lanes, *_vector([part], terms)),)))
+            folded.append(_Send(instruction.token, (_Leg(lanes, *_vector([part], terms)),), instruction))
         elif isinstance(instruction, WorkStart):
             held = _Leg(work_lanes(instruction), *_vector(core_seconds(instruction.work, hardware), terms))
-            folded.append(_Send(instruction.token, (held,)))
+            folded.append(_Send(instruction.token, (held,), instruction))
         else:
             folded.append(_Wait(instruction.token))
     flush()
@@ -263,14 +281,19 @@ def _latest(first: _Point, others: Iterable[_Point]) -> _Point:
 
 
 def _run(schedule: tuple[object, ...], state: _State, zero: np.ndarray) -> None:
+    recorder = state.recorder
     for item in schedule:
         if isinstance(item, _Work):
+            if recorder is not None:
+                recorder.work(item.ops, state.core.seconds)
             state.core = state.core.plus(item.seconds, item.terms)
         elif isinstance(item, _Send):
             point = state.core
             for leg in item.legs:
                 held = (state.lanes[lane] for lane in sorted(leg.lanes) if lane in state.lanes)
                 point = _latest(point, held).plus(leg.seconds, leg.terms)
+                if recorder is not None:
+                    recorder.sent(item.instruction, leg.lanes, point.seconds - leg.seconds, leg.seconds)
                 for lane in leg.lanes:
                     state.lanes[lane] = point
             state.tokens[item.token] = point
@@ -278,6 +301,8 @@ def _run(schedule: tuple[object, ...], state: _State, zero: np.ndarray) -> None:
             # A Done in a first iteration may await a transfer that the loop's prologue started under another name;
             # without a Start there is nothing to wait for.
             if item.token in state.tokens:
+                if recorder is not None:
+                    recorder.wait(item.token, state.core.seconds, state.tokens[item.token].seconds)
                 state.core = _latest(state.core, (state.tokens.pop(item.token),))
         elif isinstance(item, _Repeat):
             _repeat(item, state, zero)
@@ -291,14 +316,24 @@ def _repeat(loop: _Repeat, state: _State, zero: np.ndarray) -> None:
     """
     before: dict[str, _Point] | None = None
     advance: dict[str, np.ndarray] | None = None
+    recorder = state.recorder
+    turns = recorder.loop(loop.name, loop.trips) if recorder is not None else None
     for done in range(1, loop.trips + 1):
         start = before if before is not None else _clocks(state)
+        if turns is not None:
+            turns.begin(done)
         _run(loop.body, state, zero)
+        if turns is not None:
+            turns.end()
         after = _clocks(state)
         if after.keys() == start.keys():
             step = {name: np.append(after[name].terms - start[name].terms, after[name].seconds - start[name].seconds)
                     for name in after}  # fmt: skip
             if advance is not None and step.keys() == advance.keys() and _alike(step, advance):
+                if turns is not None:
+                    clocks = {name.removeprefix("lane "): point.seconds for name, point in after.items()}
+                    advances = {name.removeprefix("lane "): float(moved[-1]) for name, moved in step.items()}
+                    turns.skip(loop.trips - done, clocks, advances)
                 _skip(state, step, loop.trips - done)
                 return
             advance = step

@@ -1,31 +1,70 @@
-"""A Report as one HTML page that needs nothing else."""
+"""A Report as one HTML page that needs nothing else: no network, no other file."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jinja2
 
 from autotune.analysis.limits import ARC
+from autotune.plan.plan import PACKAGES
+from autotune.report import charts
 from autotune.report.report import Report, near_capacity
-from autotune.report.text import buffers_text, mfu_text, roomier_text, too_large
+from autotune.report.text import (
+    answer_lines,
+    buffers_text,
+    counts_text,
+    heading_text,
+    mfu_text,
+    roomier_text,
+    too_large,
+)
+from autotune.system.versions import installed_versions
 from autotune.units import bytes_text, percent, seconds_text
 
 
-def render_html(report: Report) -> str:
-    """The whole page; numbers as in the terminal, with every row."""
-    source = (Path(__file__).parent / "report.html").read_text()
+def render_html(report: Report, *, command: str | None = None, plan_path: Path | None = None) -> str:
+    """The whole page; numbers as in the terminal, with every row.
+
+    `command`: the command line that made the report; None when it was made from Python. `plan_path`: where the plan is
+    saved. Every name that comes from outside is escaped. The page forbids itself every request (its
+    Content-Security-Policy).
+    """
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
         "seconds": seconds_text, "bytes": bytes_text, "percent": percent, "buffers": buffers_text, "mfu": mfu_text,
+        "together": lambda text: text.replace(" ", "\N{NO-BREAK SPACE}"),
     }  # fmt: skip
-    return environment.from_string(source).render(
+    known = dict(report.compiled.versions) if report.compiled is not None else installed_versions(PACKAGES)
+    versions = {**installed_versions(("autotune-jax",)), **known}
+    runs = bool(report.ranked) and not report.compilers_word
+    return environment.get_template("report.html").render(
         report=report,
         arc=ARC,
         capacity=report.target.hardware.capacity_bytes,
         too_large=too_large(report),
         near_capacity=near_capacity,
         roomier=roomier_text(report),
+        heading=heading_text(report),
+        counts=counts_text(report),
+        answer=[(name, words.removeprefix(": ").strip()) for name, words in answer_lines(report)] if runs else [],
+        timeline=charts.timeline(report) if runs else None,
+        limits=charts.limits(report) if runs else None,
+        helps=charts.helps(report) if runs else None,
+        collectives=charts.collectives(report) if runs else None,
+        memories=charts.memories(report) if runs else None,
+        plane=charts.plane(report),
+        statuses=sorted({str(row.status) for row in report.rows}),
+        command=command,
+        plan_path=plan_path,
+        plan_path_text=json.dumps(str(plan_path or "plan.json")),
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        text=report.text(120),
     )

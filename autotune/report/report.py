@@ -23,6 +23,9 @@ from autotune.shown import Shown
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from autotune.analysis.timeline import Timeline
+    from autotune.compile.compilation import Compilation
+
 
 class NoPlanFits(Exception):
     """Nothing in the space can run, or no compile ended; carries the Report that says why."""
@@ -130,8 +133,9 @@ class Report(Shown):
     `more_devices`: how many devices the least state of any layout asks for, if more. `roomier`: where the chosen
     layout is near the capacity, the best one that is not; None elsewhere, and where the space has none. `prices`:
     fraction of the step time saved when a resource is `limits.ARC` times as good and the layout is chosen again.
-    `notes`: doubts that concern the whole report. `instead`: flags that were taken in place of what a
-    plan says.
+    `notes`: doubts that concern the whole report. `compiled`: the program of the chosen layout; None where it was not
+    compiled. `date`: when the search ended (minutes, UTC). `instead`: flags that were taken in place of what a plan
+    says.
     """
 
     workload: str
@@ -152,6 +156,8 @@ class Report(Shown):
     plan_or_none: Plan | None
     compilers_word: str | None
     roomier: Roomier | None = None
+    compiled: Compilation | None = None
+    date: str | None = None
     interrupted: bool = False
     """Whether Ctrl-C ended the search before every layout was compiled or measured."""
     instead: tuple[str, ...] = ()
@@ -200,6 +206,17 @@ class Report(Shown):
     def to_json(self) -> str:
         """The document of `autotune tune --json`, as text."""
         return json.dumps(report_to_json(self), indent=1)
+
+    def timeline(self) -> Timeline | None:
+        """When each instruction of the chosen layout's step begins and ends; None where it was not compiled.
+
+        `autotune.report.trace_events.write_trace(report.timeline(), "step.json")` writes it for Perfetto.
+        """
+        from autotune.analysis.timeline import timeline_of
+
+        if self.compiled is None or not self.ranked or self.ranked[0].analysis is None:
+            return None
+        return timeline_of(self.compiled, self.ranked[0].layout, self.target)
 
 
 NEAR_CAPACITY = 0.95

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -102,6 +103,8 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         seconds=seconds,
         plan_or_none=None,
         compilers_word=_compilers_word(outcomes),
+        compiled=outcomes.compiled.get(best.layout) if best else None,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     return replace(report, plan_or_none=plan_of(report, workload)) if best and not report.compilers_word else report
 

@@ -66,21 +66,40 @@ def mfu_text(row: Row) -> str:
 
 
 def _heading(report: Report) -> Prose:
+    return Prose(heading_text(report), style="bold")
+
+
+def heading_text(report: Report) -> str:
+    """What was asked: the step, the machine, and its memory."""
     capacity = bytes_text(report.target.hardware.capacity_bytes)
     machine = f"{report.target.devices} devices, {capacity} usable each{_share(report.target)}"
     instead = f"in place of what the plan says: {', '.join(report.instead)}\n" if report.instead else ""
-    return Prose(f"{instead}{report.workload} on {report.target.name} ({machine})", style="bold")
+    return f"{instead}{report.workload} on {report.target.name} ({machine})"
 
 
 def _counts(report: Report) -> Prose:
+    return Prose(counts_text(report), style="dim")
+
+
+def counts_text(report: Report) -> str:
+    """How many layouts there are, by status, and how long each part of the search took."""
     counts = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
     took = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
-    text = f"{sum(report.counts.values())} layouts: {counts}" + (f"   [{took}]" if took else "")
-    return Prose(text, style="dim")
+    return f"{sum(report.counts.values())} layouts: {counts}" + (f"   [{took}]" if took else "")
 
 
 def _answer(report: Report) -> Prose:
     """Five lines: the layout; its time, from where, and how sure; what binds; memory; what would help."""
+    best = report.ranked[0]
+    told = answer_lines(report)
+    if best.peak_bytes is not None:
+        bar = share_bar(best.peak_bytes / report.target.hardware.capacity_bytes)
+        told = [(name, f": {bar} {words[2:]}" if name == "memory" else words) for name, words in told]
+    return Prose("\n".join(name + words for name, words in told), first_style="bold green")
+
+
+def answer_lines(report: Report) -> list[tuple[str, str]]:
+    """The five lines of the answer, (what, ": " and the words), without the bar of the memory."""
     best = report.ranked[0]
     source = "measured" if best.measurement else "compiled" if best.analysis else "priced"
     step = f"{seconds_text(best.step_seconds)} ({source}"
@@ -97,14 +116,13 @@ def _answer(report: Report) -> Prose:
             step += f" ({percent(best.mfu_causal)} causal)"
     if best.tokens_per_second_per_device:
         step += f", {best.tokens_per_second_per_device:,.0f} tokens/s/device"
-    return Prose(
-        f"chosen: {best.layout}\n"
-        f"step: {step}\n"
-        f"what binds{_binding(best)}\n"
-        f"memory: {_memory_left(report, best)}\n"
-        f"what would help: {_helps(report)}",
-        first_style="bold green",
-    )
+    return [
+        ("chosen", f": {best.layout}"),
+        ("step", f": {step}"),
+        ("what binds", _binding(best)),
+        ("memory", f": {_memory_left(report, best)}"),
+        ("what would help", f": {_helps(report)}"),
+    ]
 
 
 def _binding(best: Row) -> str:
@@ -131,7 +149,7 @@ def _memory_left(report: Report, best: Row) -> str:
         return "not known"
     share = best.peak_bytes / capacity
     left = f"{bytes_text(capacity - best.peak_bytes)} left"
-    return f"{share_bar(share)} {bytes_text(best.peak_bytes)} of {bytes_text(capacity)}, {100 * share:.0f} %, {left}"
+    return f"{bytes_text(best.peak_bytes)} of {bytes_text(capacity)}, {100 * share:.0f} %, {left}"
 
 
 def _helps(report: Report) -> str:

@@ -34,6 +34,8 @@ JOB = ("--model", "tiny", "--batch", "16", "--seq", "64")
         (("tune", *JOB, "--target", "cpu:8", "--fix", "tensor=3"), "multiplies to its 8 devices"),
         (("tune", *JOB, "--target", "v5e:2x2", "--compile", "0", "--measure", "1"), "no devices here"),
         (("tune", *JOB, "--target", "cpu:8", "--out", "/nowhere/plan.json"), "folder /nowhere does not exist"),
+        (("tune", *JOB, "--target", "cpu:8", "--timeline", "/nowhere/step.json"), "folder /nowhere does not exist"),
+        (("tune", *JOB, "--target", "v5e:2x2", "--timeline", "s.json", "--compile", "0"), "of a compiled layout"),
         (("tune", *JOB, "--target", "cpu:8", "--hardware", "none.toml"), "none.toml"),
         (("tune", *JOB, "--target", "cpu:8", "--compile", "-1"), "--compile"),
         (("tune", *JOB, "--target", "cpu:8", "--processes", "2"), "belong together"),

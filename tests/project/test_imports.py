@@ -143,7 +143,7 @@ def test_no_circle_of_files():
     assert circles(edges) == [
         # A report, a plan and a sweep show themselves (`Shown.screen`), and a plan applies itself.
         ("autotune.plan.apply", "autotune.plan.plan", "autotune.plan.screen"),
-        ("autotune.report.html", "autotune.report.report", "autotune.report.text"),
+        ("autotune.report.charts", "autotune.report.html", "autotune.report.report", "autotune.report.text"),
         ("autotune.sweep.document", "autotune.sweep.screen", "autotune.sweep.sweep", "autotune.sweep.what_helps"),
     ]  # fmt: skip
 

@@ -113,8 +113,10 @@ def test_compiled_and_measured_layouts_count_too(run, tmp_path, little_effort):
     screen = run("tune", *options, *named, *store, "--html", str(tmp_path / "page.html"))
     agrees(screen)
     assert page_counts((tmp_path / "page.html").read_text()) == heading(screen)[1]
-    explained = run("explain", "--layout", "data=8", *options, *store, "--no-measure")
+    step = tmp_path / "step.json"
+    explained = run("explain", "--layout", "data=8", *options, *store, "--no-measure", "--timeline", str(step))
     agrees(explained)
+    assert json.loads(step.read_text())["otherData"]["layout"].startswith("data=8")
     assert heading(explained)[0] == 1
 
 
