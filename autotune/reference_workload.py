@@ -9,28 +9,27 @@ import dataclasses
 import hashlib
 import json
 from functools import partial
-from pathlib import Path
 
 from autotune.meshes.layout import AXES
-from autotune.meshes.transformer import TransformerShape, read_transformer
-from autotune.models.presets import PRESETS
+from autotune.meshes.transformer import TransformerShape
+from autotune.model_files.read import read_model
+from autotune.model_files.shape import shape_of
 from autotune.system.source_digest import source_digest
 from autotune.workload.workload import Workload
 
 
 def reference_workload(model: str, *, batch: int, seq: int, dtype: str) -> Workload:
-    """The workload of a preset name or of a JSON file with a shape; ValueError when it is neither."""
-    workload = transformer_workload(transformer_of(model), batch=batch, seq=seq, dtype=dtype)
+    """The workload of whatever `--model` takes; ValueError in one line when it is no model that can be priced."""
+    workload = transformer_workload(transformer_of(model, seq), batch=batch, seq=seq, dtype=dtype)
     return workload.with_recipe({"model": model, "batch": batch, "seq": seq, "dtype": dtype})
 
 
-def transformer_of(model: str) -> TransformerShape:
-    """The shape that `--model` names."""
-    if model in PRESETS:
-        return PRESETS[model]
-    if model.endswith(".json"):
-        return read_transformer(Path(model))
-    raise ValueError(f"model: {model!r} is no preset ({', '.join(PRESETS)}) and no .json file")
+def transformer_of(model: str, seq: int | None = None) -> TransformerShape:
+    """The shape that `--model` names: a preset, or a model file of ours or of another codebase.
+
+    `seq`: tokens of a sequence, which decide whether a window of its attention is narrower than a sequence.
+    """
+    return shape_of(read_model(model), seq)
 
 
 def transformer_workload(transformer: TransformerShape, *, batch: int, seq: int, dtype: str) -> Workload:

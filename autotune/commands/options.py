@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from autotune.workload.workload import Workload
 
 
+MODEL_HELP = (
+    "A preset (`autotune models`), a JSON file with a transformer's shape, a Hugging Face config.json or its folder, "
+    "or a MaxText yml."
+)
+
+
 @contextmanager
 def bad_input() -> Iterator[None]:
     """What our borders refuse with a ValueError is the user's input: one line, exit 2."""
@@ -35,7 +41,7 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--model, --workload, --batch, --seq, --dtype."""
     for option in reversed(
         (
-            click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape."),
+            click.option("--model", help=MODEL_HELP),
             click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own: a function or a Workload."),
             click.option("--batch", type=int, help="Sequences in one step, over all devices."),
             click.option("--seq", type=int, help="Tokens in one sequence."),
@@ -93,6 +99,17 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--store."""
     return click.option(
         "--store", type=click.Path(path_type=Path), help="Where compiles and measurements are kept [~/.cache/autotune]."
+    )(command)
+
+
+def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--set."""
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="One key of the model file in place of what it says, as on MaxText's command line.",
     )(command)
 
 
