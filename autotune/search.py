@@ -5,6 +5,7 @@ The only place that knows this order. Every layout ends with one status; counts 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -15,7 +16,7 @@ import numpy as np
 
 from autotune.analysis.analyse import analysis_or_failure, unread
 from autotune.analysis.analysis import Analysis
-from autotune.compile.compilation import Candidate, Compilation, CompileFailure
+from autotune.compile.compilation import RETRIED, Candidate, Compilation, CompileFailure
 from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.hlo.memory_by_category import read_memory
 from autotune.hlo.unreadable import UnreadableProgram
@@ -66,7 +67,8 @@ def tune(
     on_event: Listener | None = None,
     probe: bool = True,
 ) -> Report:
-    """The report on every layout of `workload` on `target`; `report.plan` is what to take home.
+    """The report on every layout of `workload` on `target`; `report.plan` is the chosen layout, to be saved and
+    applied.
 
     `compile` best-priced layouts are compiled (`jobs` at a time, or on `executor`), `measure` of them run where the
     target has devices (None: 3 there). `axes` bounds the search, `fix` pins parts ("tensor=8"), `layouts` names all.
@@ -230,15 +232,19 @@ class _Eta:
     def __init__(self, workload: Workload, target: Target, jobs: int, store: Store | None) -> None:
         self._jobs = jobs
         self._seconds: list[float] = []
-        self._earlier: list[float] = []
-        if store is None:
-            return
-        kept = [one for one in store.entries() if one.kind == "compile" and one.key.get("target") == target.name]
-        own = [one for one in kept if one.key.get("workload") == workload.fingerprint]
-        for entry in (own or kept)[-self.MOST :]:
-            value = store.value_of(entry)
-            if value is not None:
-                self._earlier.append(float(value["lower_seconds"]) + float(value["compile_seconds"]))
+        self._workload, self._target, self._store = workload, target, store
+
+    @functools.cached_property
+    def _earlier(self) -> list[float]:
+        """Seconds of kept compiles; the store is read only where nothing nearer is known."""
+        if self._store is None:
+            return []
+        kept = [
+            one for one in self._store.entries() if one.kind == "compile" and one.key.get("target") == self._target.name
+        ]
+        own = [one for one in kept if one.key.get("workload") == self._workload.fingerprint]
+        values = [self._store.value_of(entry) for entry in (own or kept)[-self.MOST :]]
+        return [float(value["lower_seconds"]) + float(value["compile_seconds"]) for value in values if value]
 
     def took(self, outcome: Compilation | CompileFailure) -> float:
         """Take note of a compile of this search; its seconds."""
@@ -251,8 +257,8 @@ class _Eta:
 
     def left(self, compiles: int) -> float | None:
         """Expected wall seconds of so many compiles; None where nothing is known."""
-        known = self._seconds or self._earlier
-        if not known or not compiles:
+        known = (self._seconds or self._earlier) if compiles else []
+        if not known:
             return None
         return float(np.median(known)) * -(-compiles // self._jobs)
 
@@ -277,8 +283,8 @@ class _Clock:
 
 
 class _Events:
-    """Passes events on, and keeps three facts: which compiles the store answered, which of these are a crash or a
-    timeout of an earlier run, and how long a compiler was running."""
+    """Passes events on. It also records which compiles the store answered, which of the stored answers are a crash or a
+    timeout, and for how long a compiler ran."""
 
     def __init__(self, listener: Listener | None, kept_failures: set[Layout]) -> None:
         self.busy_seconds = 0.0
@@ -295,7 +301,7 @@ class _Events:
             self._since = now if event.running else None
             if event.kind == "stored":
                 self.from_store.add(event.job.layout)
-                if isinstance(event.outcome, CompileFailure) and event.outcome.kind in ("crash", "timeout"):
+                if isinstance(event.outcome, CompileFailure) and event.outcome.kind in RETRIED:
                     self._kept_failures.add(event.job.layout)
         announce(event, self._listener)
 
@@ -484,9 +490,7 @@ def _measure(
     keys = {layout: store_key(Candidate(workload=workload, layout=layout, target=target)) for layout in best}
     known = measured_together(store, keys, retry=retry) if store is not None else None
     if known is not None:
-        crashed = [
-            one for one, ran in known.items() if isinstance(ran, RunFailure) and ran.kind in ("crash", "timeout")
-        ]
+        crashed = [one for one, ran in known.items() if isinstance(ran, RunFailure) and ran.kind in RETRIED]
         outcomes.kept_failures.update(crashed)
     else:
         session = session_of(store, keys)

@@ -32,7 +32,7 @@ class EarlyAnswer:
     to_compile: int
     """Layouts that the search compiles next; 0 when it compiles none."""
     left_seconds: float | None
-    """Expected wall time of these compiles, from earlier compiles in the store; None where there are none."""
+    """Expected wall time of those compiles, from earlier compiles in the store; None where the store holds none."""
 
     def __str__(self) -> str:
         answer = (

@@ -1,4 +1,4 @@
-"""What a result shows of itself: one line where Python prints it, its text, a page, and a cell of a notebook."""
+"""How a result shows itself: as one line in Python, as text, as an HTML page, and as a notebook cell."""
 
 from __future__ import annotations
 

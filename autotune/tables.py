@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
@@ -45,15 +45,13 @@ class FittedTable:
     rows: Sequence[Sequence[str]]
     title: str = ""
     styles: Sequence[str | None] | None = None
-    records: bool = field(default=True)
-    """Whether rows may become records; without it the columns that must be shown wrap."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         width = options.max_width
         if self.title:
             yield Text(self.title, style="bold")
         shown, dropped = self._fitting(width)
-        if self.records and self._needed(shown) > width:
+        if self._needed(shown) > width:
             yield from self._as_records(width)
             return
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", collapse_padding=True)

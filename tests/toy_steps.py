@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import resource
 import time
 
 from autotune.meshes.layout import Layout
@@ -69,6 +70,12 @@ def build_exit(layout, mesh) -> Step:
 def build_hang(layout, mesh) -> Step:
     time.sleep(3600)
     raise AssertionError("woke up")
+
+
+def build_on_a_full_disk(layout, mesh, *, bytes_a_file: int) -> Step:
+    """Compiles, in a process whose files can hold so many bytes each."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, resource.RLIM_INFINITY))
+    return build_mlp(layout, mesh)
 
 
 def build_killed(layout, mesh, *, number: int, marks: str, times: int) -> Step:

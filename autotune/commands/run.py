@@ -150,7 +150,7 @@ def require_same(target: Target, workload: Workload | None) -> None:
 
 
 def leave_job() -> None:
-    """End the job, if there is one: the other processes go home."""
+    """End the job, if there is one; its other processes then leave it too."""
     from autotune.system.job import leave
 
     leave()
@@ -206,11 +206,11 @@ def what_runs() -> dict[str, str]:
         value = context.params.get(name)
         if name in (*PROCESS_0_ONLY, *OF_THE_PROCESS):
             continue
-        shown = str(option.opts[0]) if isinstance(option, click.Option) else name.upper()
+        label = str(option.opts[0]) if isinstance(option, click.Option) else name.upper()
         if name in INPUT_FILES and value is not None and Path(value).is_file():
             value = "a file of sha256 " + hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
         given = value if isinstance(value, tuple) else () if value is None else (value,)
-        runs[shown] = " ".join(map(str, given)) or "not given"
+        runs[label] = " ".join(map(str, given)) or "not given"
     return runs | {"python": platform.python_version()} | installed_versions(COMPARED_PACKAGES)
 
 

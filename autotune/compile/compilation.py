@@ -16,6 +16,8 @@ from autotune.workload.workload import Workload
 
 ARGUMENT_CATEGORIES = ("parameters", "frozen", "optimizer_state", "batch", "other")
 FAILURES = ("oom", "failed", "crash", "timeout")
+RETRIED = ("crash", "timeout")
+"""Kinds of failure that `--retry` tries again: the compiler itself said nothing about the layout."""
 STAGES = ("start", "build", "compile", "read")
 
 

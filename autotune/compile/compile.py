@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune.compile.compilation import (
+    RETRIED,
     Candidate,
     Compilation,
     CompileFailure,
@@ -50,7 +51,8 @@ COMPILERS = {
     "cpu": ("jax", "jaxlib"),
 }
 SOURCES = ("autotune.compile.worker",)
-"""What makes a program of a candidate: an edit of these modules, or of what they import, compiles anew."""
+"""The modules that turn a candidate into a program. After an edit of one of them, or of a module that they import,
+stored programs are not used."""
 
 SETTINGS = {
     "jax_enable_x64": False,
@@ -313,7 +315,7 @@ def _stored(store: Store, job: Candidate, timeout_seconds: float, retry: bool) -
         return None
     if failure.stage == "start" or (failure.stage, failure.kind) == ("build", "failed"):
         return None
-    if retry and failure.kind in ("crash", "timeout"):
+    if retry and failure.kind in RETRIED:
         return None
     if failure.kind == "timeout" and failure.seconds < timeout_seconds:
         return None

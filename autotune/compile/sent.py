@@ -1,19 +1,23 @@
 """What travels to a worker process: a value, and the data that the user's modules hold now.
 
-A worker imports the user's modules anew, so what `main()` set in them is back at its default there. The data of their
-globals is sent along and put back after the import; classes and functions come from the import, because JAX knows a
-pytree class only where the module that registers it has run. Modules that a worker cannot import travel by value.
-JAX is not imported here.
+A worker imports the user's modules anew, so what `main()` set in them is back at its default there. The data of the
+modules that the value can reach is sent along and put back after the import; classes and functions come from the
+import, because JAX knows a pytree class only where the module that registers it has run. Modules that a worker cannot
+import travel by value. JAX is not imported here.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
 import importlib
 import importlib.util
+import pickletools
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -29,13 +33,14 @@ class CannotBeSent(ValueError):
 
 
 def packed(value: Any) -> bytes:
-    """The pickle of `value` and of the data of the user's modules; raises CannotBeSent when it cannot be made."""
+    """The pickle of `value` and of the data of the user's modules that it reaches; CannotBeSent when there is none."""
     with _by_value():
-        modules = {name: data for name, module in _modules() if _importable(module) and (data := _data(module))}
         try:
             body = cloudpickle.dumps(value)
         except Exception as error:
             raise CannotBeSent(f"cannot be sent to a worker process: {culprit(value)}: {error}") from error
+        reached = _reached(body)
+        modules = {name: data for name, module in reached.items() if _importable(module) and (data := _data(module))}
         return cloudpickle.dumps((modules, _flags(), body))
 
 
@@ -95,6 +100,54 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         for name in dict.fromkeys((*getattr(value, "__dict__", ()), *slots)):
             if not name.startswith("__") and hasattr(value, name):
                 yield name, getattr(value, name)
+
+
+def _reached(body: bytes) -> dict[str, types.ModuleType]:
+    """The user's modules that a pickle names, and those that they import or hold, in the order of `sys.modules`.
+
+    A module that nothing of the value imports stays out: a second run of it in the worker could do anything.
+    """
+    users = dict(_modules())
+    found: set[str] = set()
+    waiting = {word for _, text, _ in pickletools.genops(body) if isinstance(text, str) for word in text.split()}
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        parent = name.rpartition(".")[0]
+        if parent:
+            waiting.add(parent)
+        if name in users:
+            found.add(name)
+            waiting |= _imports(Path(str(users[name].__file__)), name, hasattr(users[name], "__path__"))
+            waiting |= {_home(held) for held in list(vars(users[name]).values())} - found
+    return {name: module for name, module in users.items() if name in found}
+
+
+def _home(held: Any) -> str:
+    """The module that a global is, or that its class or function comes from."""
+    name = getattr(held, "__name__" if isinstance(held, types.ModuleType) else "__module__", None)
+    return name if isinstance(name, str) else type(held).__module__
+
+
+@functools.cache
+def _imports(path: Path, module: str, package: bool) -> frozenset[str]:
+    """Every module that a source file may import, inside its functions too."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # a compiled module, or an edited file
+        return frozenset()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                outer = module.split(".")[: None if package and node.level == 1 else (1 if package else 0) - node.level]
+                base = ".".join([*outer, *([base] if base else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
 
 
 def _modules() -> Iterator[tuple[str, types.ModuleType]]:

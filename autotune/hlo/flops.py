@@ -143,7 +143,8 @@ def _valid_pairs(have: int, give: int, size: int, stride: int, low: int, dilatio
         give, size, stride, window_dilation = size, give, window_dilation, stride
     if give > MOST_PLACES:
         raise UnreadableProgram(f"hlo: a convolution slides a window of {size} to {give} places")
-    # Of one place: the taps that fall on a multiple of the dilation, and of these the ones in [0, dilation x have).
+    # For each output position: count the window's taps that fall on a multiple of the input dilation, and of those only
+    # the taps inside the input, [0, dilation x have).
     common = math.gcd(window_dilation, dilation)
     every = dilation // common
     inverse = pow(window_dilation // common, -1, every)

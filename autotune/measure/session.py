@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from autotune.compile.compilation import RETRIED
 from autotune.measure.measure import Measurement, Outcome, RunFailure, from_json, to_json
 from autotune.meshes.layout import Layout
 from autotune.store import Key, Store
@@ -54,10 +55,10 @@ class Session:
 
 
 def measured_together(store: Store, keys: Mapping[Layout, Key], *, retry: bool) -> dict[Layout, Outcome] | None:
-    """The outcomes of the latest session that measured all of these layouts; None where no session did.
+    """The stored outcomes of the latest session that measured all of these layouts; None if there is no such session.
 
-    Of a single layout its last measurement, whichever session it is of: it is compared with nothing. An outcome that
-    does not rebuild counts as absent, and so does a transient death, and with `retry` any crash or timeout.
+    A single layout is compared with nothing, so its latest measurement is taken from any session. An outcome that
+    cannot be read counts as absent, as does a process killed from outside, and with `retry` any crash or timeout.
     """
     known = {
         layout: [value for value in store.measurements(key) if _believed(store, value, retry)]
@@ -100,7 +101,7 @@ def unfinished(key: Key) -> str:
 def _believed(store: Store, value: Mapping, retry: bool) -> bool:
     outcome = store.rebuilt(dict(value), _outcome)
     if isinstance(outcome, RunFailure):
-        return not (outcome.transient or (retry and outcome.kind in ("crash", "timeout")))
+        return not (outcome.transient or (retry and outcome.kind in RETRIED))
     return outcome is not None
 
 

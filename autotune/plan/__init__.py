@@ -1,1 +1,1 @@
-"""The layout that a codebase takes home: applied, checked, and said in other codebases' words."""
+"""The chosen layout: saved, applied to a training step, checked in CI, and written in other codebases' words."""

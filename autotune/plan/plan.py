@@ -1,4 +1,5 @@
-"""What a codebase takes home from a search: the layout, what it is for, the analysis, and why the others lost.
+"""The result of a search that a training codebase saves and applies: the layout, the job and machine that it is for,
+its analysis, and why the other layouts lost.
 
 Plain versioned JSON, nothing executable. Importing this module needs no JAX; `mesh`, `shardings` and `jit` do.
 """

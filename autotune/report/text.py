@@ -137,12 +137,13 @@ def _helps(report: Report) -> str:
     """What better resources are worth, and what excludes better layouts."""
     gains = sorted(((gain, name) for name, gain in report.prices.items() if gain >= 0.001), reverse=True)
     listed = ", ".join(f"{name} -{100 * gain:.1f} %" for gain, name in gains)
-    better = f"if one resource were {100 * (ARC - 1):.0f} % better and the layout chosen again: {listed}"
+    better = "no better resource"
+    if gains:
+        better = f"if one resource were {100 * (ARC - 1):.0f} % better and the layout chosen again: {listed}"
     if report.kept_out is None:
-        return f"{better if gains else 'no better resource'}. What keeps better layouts out: nothing"
+        return f"{better}. What keeps better layouts out: nothing"
     more = f"with {ARC:g} times the memory" if report.kept_out.constraint == "capacity" else "without that limit"
     faster = f"{report.kept_out.layout} would be {100 * report.kept_out.gain:.1f} % faster (priced)"
-    better = better if gains else "no better resource"
     return f"{better}. What keeps better layouts out: {report.kept_out.constraint}; {more} {faster}"
 
 

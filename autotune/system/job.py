@@ -232,7 +232,7 @@ def join(
     seconds: float = JOIN_SECONDS,
     say: Callable[[str], None] | None = None,
 ) -> bool:
-    """Join the job of these processes, before JAX is used; True in the one that reports.
+    """Join the processes of one job, before JAX is used; returns True in the process that writes the report.
 
     Without arguments JAX finds the job by itself (TPU pods, Slurm, ...). `runs`: what must be the same in all, field ->
     value. `seconds`: how long to wait for the others. `say`: hears for whom it waits.
@@ -285,7 +285,7 @@ def current() -> Job | None:
 
 
 def leave() -> None:
-    """End the job, if there is one: after this the other processes are on their way home."""
+    """End the job, if there is one; its other processes then leave it too."""
     global _current
     import jax
 

@@ -162,7 +162,7 @@ def _undifferentiated(
             roles[path] = "parameters"
         else:
             roles[path] = role if role in ("other", "frozen") else "optimizer"
-    why = "the trace holds no gradient of jax.grad, so the parameters are told by their names; "
+    why = "the trace holds no gradient of jax.grad, so the parameters are guessed from their names; "
     return roles, tuple(why + line for line in _describe(roles, leaves, state, "parameters"))
 
 
@@ -175,7 +175,7 @@ def usual_parameters(leaves: Mapping[str, tuple[Any, Any]]) -> tuple[set[str], b
 
 
 def _under(leaves: Mapping[str, Any], words: tuple[str, ...]) -> set[str]:
-    """Paths whose first or second part is one of these words."""
+    """Paths whose first part is one of these words; where there is none, paths whose second part is."""
     for depth in (0, 1):
         found = {path for path in leaves if len(parts := path.split("/")) > depth and parts[depth] in words}
         if found:

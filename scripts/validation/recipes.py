@@ -73,7 +73,8 @@ def is_recipe(row: Mapping[str, Any]) -> bool:
 
 
 def read_recipe(row: Mapping[str, Any]) -> Recipe:
-    """The run of a row; ValueError lists what of it cannot be expressed, KeyError a field that is missing."""
+    """The run that a row describes; ValueError lists what of it cannot be expressed, KeyError a field that is
+    missing."""
     missing: list[str] = []
     target = _target(row)
     transformer = _transformer(row["model"], missing)

@@ -32,7 +32,7 @@ from autotune.meshes.topology import mesh_of
 from autotune.store import Store
 
 FSDP = parse_layout("fsdp=2")
-LIMIT_SECONDS = 4.0
+LIMIT_SECONDS = 8.0
 BAD = {
     build: getattr(toy_steps, f"build_{build}")
     for build in ("segfault", "abort", "exit", "hang", "mistake", "stack", "noise")
@@ -122,7 +122,7 @@ def test_the_state_is_donated(everything):
         ("segfault", "crash", "build", "SIGSEGV", "Segmentation fault"),
         ("abort", "crash", "build", "SIGABRT", "toy_steps.py"),
         ("exit", "crash", "build", "exited with status 7", "INTERNAL: the toy gave up"),
-        ("hang", "timeout", "build", "stopped after 4 s", None),
+        ("hang", "timeout", "build", "stopped after 8 s", None),
         ("mistake", "failed", "build", "KeyError", "wte"),
     ],
 )

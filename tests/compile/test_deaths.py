@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -207,13 +206,10 @@ time.sleep(600)
 
 
 def test_a_full_disk_in_a_worker_is_no_property_of_the_layout(tmp_path):
-    """The worker cannot write its outcome: files of at most 8 KiB."""
-    store, job = Store(tmp_path / "store"), killed(tmp_path / "marks", 0)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    try:
-        ((_, outcome),) = compile_all([job], store=store)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    """The worker cannot write its outcome: files of at most 8 KiB there."""
+    store = Store(tmp_path / "store")
+    workload = toy_steps.toy(toy_steps.build_on_a_full_disk, bytes_a_file=8192)
+    job = Candidate(workload=workload, layout=FSDP, target=parse_target("cpu:2"))
+    ((_, outcome),) = compile_all([job], store=store)
     assert isinstance(outcome, CompileFailure) and outcome.transient, outcome
     assert store.entries() == ()

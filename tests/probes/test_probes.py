@@ -63,9 +63,15 @@ def test_a_space_not_twice_as_large_as_what_would_be_compiled_is_not_probed_and_
 
 def test_what_the_step_reads_from_the_layout_is_probed_once():
     def builder(layout):
-        remat, passes = layout.remat, layout.accumulate
-        assert remat and passes
-        return user.mlp_step, user.MLP_STATE, user.MLP_BATCH
+        def step(state, batch):
+            state, metrics = user.mlp_step(state, batch)
+            if layout.remat != "none":
+                state = jax.tree.map(jax.numpy.negative, state)
+            for _ in range(layout.accumulate):
+                state = jax.tree.map(lambda leaf: leaf * 2, state)
+            return state, metrics
+
+        return step, user.MLP_STATE, user.MLP_BATCH
 
     workload = Workload.from_builder(builder, axes=("data", "fsdp"))
     jobs = [layout for _, layout in asked(probing(space_of("h100:1x4", "zero=0", ("data", "fsdp"), workload), 1))]

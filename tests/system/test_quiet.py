@@ -57,16 +57,8 @@ def test_an_accelerator_is_left_to_jax(tmp_path, file):
 @pytest.mark.parametrize("target", ["h100:1x2", "local"])
 def test_a_command_says_nothing_but_its_own(tmp_path, target):
     command = [sys.executable, "-m", "autotune", "tune", "--model", "tiny", "--target", target, "--batch", "8"]
-    command += [
-        "--seq",
-        "64",
-        "--layouts",
-        "data=2" if target != "local" else "data=1",
-        "--compile",
-        "0",
-        "--measure",
-        "0",
-    ]
+    layouts = "data=2" if target != "local" else "data=1"
+    command += ["--seq", "64", "--layouts", layouts, "--compile", "0", "--measure", "0", "--quiet"]
     environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_CACHE_HOME": str(tmp_path)}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)

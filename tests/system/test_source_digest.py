@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,7 +78,8 @@ def test_it_takes_no_time():
 
 def test_answers_are_kept_under_it(monkeypatch):
     """An edited reader finds no analysis that the reader of before has kept."""
-    arguments = [type("Compilation", (), {"text": "HloModule x", "traced_flops": None})(), "data=8", "cpu:8"]
+    compilation = SimpleNamespace(text="HloModule x", traced_flops=None, arguments=())
+    arguments = [compilation, "data=8", "cpu:8"]
     before = analyse._key(*arguments)
     monkeypatch.setattr(analyse, "source_digest", lambda *modules: "0" * 16)
     assert analyse._key(*arguments) != before

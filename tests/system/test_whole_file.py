@@ -22,15 +22,16 @@ from autotune.system.whole_file import check_writable, descriptor_named, write_w
 ROOT = Path(__file__).resolve().parents[2]
 TUNE = (
     *("tune", "--model", "tiny", "--target", "cpu:2", "--batch", "4", "--seq", "16"),
-    *("--compile", "0", "--measure", "0"),
+    *("--compile", "0", "--measure", "0", "--quiet"),
 )
 
 
-def tool(*words: str, **given) -> subprocess.CompletedProcess:
+def tool(*words: str, small_files: bool = False, **given) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-m", "autotune", *words], env=environment, timeout=120, **{"capture_output": True} | given
-    )
+    command = [sys.executable, "-m", "autotune", *words]
+    if small_files:
+        command = ["/bin/sh", "-c", 'ulimit -f 2; exec "$0" "$@"', *command]  # blocks of 512 bytes
+    return subprocess.run(command, env=environment, timeout=120, **{"capture_output": True} | given)
 
 
 def test_the_mode_of_a_file_stays_and_a_new_one_has_the_umask(tmp_path):
@@ -168,11 +169,7 @@ def test_what_a_killed_write_left_is_deleted_by_a_later_one(tmp_path):
 def test_a_full_disk_at_the_end_costs_the_file_and_not_the_report(tmp_path, option, full):
     store = ("--store", str(tmp_path / "store"))
     where = "/dev/full" if full == "device" else str(tmp_path / "result")
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-    done = tool(*TUNE, *store, option, where, text=True, preexec_fn=small_files if full == "disk" else None)
+    done = tool(*TUNE, *store, option, where, text=True, small_files=full == "disk")
     assert done.returncode == 2, done.stderr
     assert "chosen: " in done.stdout
     reason = "No space left on device" if full == "device" else "File too large"

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import threading
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import pytest
@@ -65,6 +66,35 @@ def test_globals_set_after_the_import_are_set_in_the_worker(module):
         outcome = compiled(workload)
         assert isinstance(outcome, Compilation), outcome.reason
         assert sum(outcome.traced_flops.values()) == workload.traced.flops == 11 * 2 * 8 * 16 * 16
+
+
+def test_only_what_the_step_reaches_is_imported_in_the_worker(tmp_path, monkeypatch):
+    """By an import, in a function, by a held object, through a package; not what only stands beside it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "reach_pack").mkdir()
+    files = {
+        "reach_step": "import reach_held\nfrom reach_pack import inner\nthing = reach_held.thing\n\n\n"
+        "def step():\n    from reach_late import late\n    return late",
+        "reach_held": "class Thing: ...\nthing = Thing()",
+        "reach_late": "late = 1",
+        "reach_pack/__init__": "from . import beside_inner",
+        "reach_pack/inner": "from .deep import value",
+        "reach_pack/deep": "value = 2",
+        "reach_pack/beside_inner": "",
+        "reach_alone": "raise_here = 3",
+    }
+    names = {name: name.removesuffix("/__init__").replace("/", ".") for name in files}
+    try:
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        for name in names.values():
+            importlib.import_module(name)
+        data, _, _ = cloudpickle.loads(packed(sys.modules["reach_step"].step))
+        assert {name for name in data if name.startswith("reach")} <= set(names.values()) - {"reach_alone"}
+        assert {"reach_late", "reach_held", "reach_step", "reach_pack.deep"} <= set(data)
+    finally:
+        for name in names.values():
+            sys.modules.pop(name, None)
 
 
 def test_what_cannot_be_sent_is_compared_and_refused(module, monkeypatch):

@@ -290,7 +290,9 @@ def test_gradients_made_by_hand_are_said_to_be_told_by_names():
 
     workload = autotune.Workload(step, {"w": array(64, 64), "v": array(64, 64)}, X)
     assert roles(workload) == {"w": "parameters", "v": "optimizer"}
-    assert any("no gradient of jax.grad, so the parameters are told by their names" in one for one in workload.guesses)
+    assert any(
+        "no gradient of jax.grad, so the parameters are guessed from their names" in one for one in workload.guesses
+    )
 
 
 def test_what_the_user_says_wins_but_untouched_arrays_stay_frozen():

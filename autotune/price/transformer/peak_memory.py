@@ -92,7 +92,7 @@ def stage_of(rows: Rows) -> Stage:
     if early.any():
         # Under ZeRO-1 of one pass most programs that do not cut the vocabulary make the unembedding's gradient first:
         # the layers' backward pass begins when the logits are gone, which stood beside its stacked gradients (on h100,
-        # h200 and a100-80, jax 0.10.2; where they stay all the same, this is up to 7 % too low).
+        # h200 and a100-80, jax 0.10.2; where a program keeps the logits longer, this is up to 7 % too low).
         held, late = np.where(early, 0.0, held), np.where(early, 0.0, late)
         at_start = np.where(early, logits + gradients, at_start)
         at_end = np.where(early, gradients + working, at_end)
