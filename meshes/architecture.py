@@ -22,6 +22,10 @@ BIASES = ("none", "qkv", "all")
 """Projections of attention with a bias."""
 
 
+REFERENCE_MLPS = {"swiglu": "swiglu-3mat", "gelu": "gelu-2mat"}
+"""Activation -> MLP of the reference model."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionKind:
     """One layer's attention. All sizes are global, before any sharding."""
@@ -294,6 +298,38 @@ class Architecture:
             return dataclasses.replace(kind, attention=dataclasses.replace(kind.attention, window=None, chunked=False))
 
         return dataclasses.replace(self, layers=tuple(map(widened, self.layers)))
+
+
+def lacks(architecture: Architecture) -> list[str]:
+    """Parts of an architecture that the reference model does not have, in words; none where it runs it as it is."""
+    found: list[str] = []
+    kinds = [kind for kind, _ in architecture.kinds]
+    if len(kinds) > 1:
+        found.append("layers that differ")
+    for kind in kinds:
+        attention, mlp = kind.attention, kind.mlp
+        if attention.latent:
+            found.append("latent attention")
+        if attention.window is not None:
+            found.append("attention in chunks" if attention.chunked else "attention over a window")
+        found += attention.extras()
+        if mlp.activation not in REFERENCE_MLPS:
+            found.append(f"{mlp.activation} MLPs")
+        if mlp.bias:
+            found.append("MLP biases")
+        if mlp.shared_width % mlp.width:
+            found.append("shared experts of another width")
+        if mlp.shared_gate:
+            found.append("a gate on shared experts")
+        if kind.norms != 2:
+            found.append(f"{kind.norms} norms a layer")
+    if architecture.norm_offset:
+        found.append("LayerNorm")
+    if architecture.position_rows:
+        found.append("learned positions")
+    if architecture.logit_cap:
+        found.append("soft-capped logits")
+    return list(dict.fromkeys([*found, *architecture.other_parts]))
 
 
 def _whole(where: str, field: str, value: object, least: int) -> None:

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from autotune.meshes.architecture import lacks
 from autotune.meshes.compiler_options import options_to_run_once
 from autotune.meshes.layout import Layout
 from autotune.meshes.legality import Job, reject_for
@@ -44,6 +45,9 @@ def build_step(
     Metrics: the mean loss, and the gradients' norm before clipping.
     ValueError when the layout cannot run this model.
     """
+    if transformer.architecture is not None:
+        missing = ", ".join(lacks(transformer.architecture))
+        raise ValueError(f"model {transformer.name}: priced only: the reference model has no {missing}")
     platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
     rejection = reject_for(layout, Job(transformer=transformer, batch=batch, seq=seq, platform=platform))
     if rejection:

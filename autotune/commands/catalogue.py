@@ -83,6 +83,8 @@ def models(model: str | None, settings: tuple[str, ...], as_json: bool) -> None:
         raise click.UsageError("--set needs a FILE")
     if as_json:
         listed = [dataclasses.asdict(shape) | {"parameters": shape.parameters} for shape in PRESETS.values()]
+        for one in listed:
+            del one["architecture"]  # a preset has none, and a JSON file of ours cannot say it
         click.echo(json.dumps(listed, indent=1))
         return
     from rich.console import Console

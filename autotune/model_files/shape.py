@@ -1,73 +1,47 @@
-"""The shape that is priced and run of a model that was read, and what the reference model lacks of it."""
+"""The shape that is priced and run of a model that was read."""
 
 from __future__ import annotations
 
-from autotune.meshes.architecture import Architecture
+import math
+
+from autotune.meshes.architecture import REFERENCE_MLPS, lacks
 from autotune.meshes.transformer import TransformerShape
 from autotune.model_files.read_model import ReadModel
 
-MLPS = {"swiglu": "swiglu-3mat", "gelu": "gelu-2mat"}
-"""Activation -> MLP of the reference model."""
-
-
-def lacks(architecture: Architecture) -> list[str]:
-    """Parts of an architecture that the reference model does not have, in words; none where it runs it as it is."""
-    found: list[str] = []
-    kinds = [kind for kind, _ in architecture.kinds]
-    if len(kinds) > 1:
-        found.append("layers that differ")
-    for kind in kinds:
-        attention, mlp = kind.attention, kind.mlp
-        if attention.latent:
-            found.append("latent attention")
-        if attention.window is not None:
-            found.append("attention in chunks" if attention.chunked else "attention over a window")
-        found += attention.extras()
-        if mlp.activation not in MLPS:
-            found.append(f"{mlp.activation} MLPs")
-        if mlp.bias:
-            found.append("MLP biases")
-        if mlp.shared_width % mlp.width:
-            found.append("shared experts of another width")
-        if mlp.shared_gate:
-            found.append("a gate on shared experts")
-        if kind.norms != 2:
-            found.append(f"{kind.norms} norms a layer")
-    if architecture.norm_offset:
-        found.append("LayerNorm")
-    if architecture.position_rows:
-        found.append("learned positions")
-    if architecture.logit_cap:
-        found.append("soft-capped logits")
-    return list(dict.fromkeys([*found, *architecture.other_parts]))
-
 
 def shape_of(model: ReadModel, seq: int | None = None) -> TransformerShape:
-    """The shape of a model for sequences of `seq` tokens. ValueError in one line where it cannot be priced truly."""
+    """The shape of a model for sequences of `seq` tokens. ValueError in one line where it cannot be priced truly.
+
+    What the reference model runs as it is becomes a plain shape. Of any other model the shape carries the architecture,
+    by which it is priced, and its sizes are those that a mesh may cut: common divisors where layers differ.
+    """
     if model.shape is not None:
         return model.shape
     architecture = model.architecture if seq is None else model.architecture.at_length(seq)
     name = architecture.name
     if not architecture.vocab:
         raise ValueError(f"model {name}: a vision encoder has no tokens to embed and to predict: not modelled")
-    missing = lacks(architecture)
-    if missing:
-        raise ValueError(f"model {name}: cannot be priced yet: {', '.join(missing)}")
-    [(kind, layers)] = architecture.kinds
+    kinds = [kind for kind, _ in architecture.kinds]
+    first = next((kind.mlp for kind in kinds if kind.mlp.experts), kinds[0].mlp)
+    if len({(kind.mlp.experts, kind.mlp.experts_per_token) for kind in kinds if kind.mlp.experts}) > 1:
+        raise ValueError(f"model {name}: layers with different numbers of experts are not modelled")
+    plain = not lacks(architecture)
+    widths = [width for kind in kinds for width in (kind.mlp.width, kind.mlp.shared_width) if width]
     return TransformerShape(
         name=name,
-        layers=layers,
+        layers=len(architecture.layers),
         d_model=architecture.d_model,
-        heads=kind.attention.heads,
-        kv_heads=kind.attention.kv_heads,
-        head_dim=kind.attention.head_dim,
-        d_ff=kind.mlp.width,
+        heads=math.gcd(*(kind.attention.heads for kind in kinds)),
+        kv_heads=math.gcd(*(kind.attention.kv_heads for kind in kinds)),
+        head_dim=kinds[0].attention.head_dim,
+        d_ff=first.width if plain else math.gcd(*widths),
         vocab=architecture.vocab,
-        mlp=MLPS[kind.mlp.activation],
-        experts=kind.mlp.experts,
-        experts_per_token=kind.mlp.experts_per_token,
-        shared_experts=kind.mlp.shared_width // kind.mlp.width if kind.mlp.experts else 0,
+        mlp=REFERENCE_MLPS.get(first.activation, "swiglu-3mat" if first.matrices == 3 else "gelu-2mat"),
+        experts=first.experts,
+        experts_per_token=first.experts_per_token,
+        shared_experts=first.shared_width // first.width if plain and first.experts else 0,
         capacity_factor=model.run.get("capacity_factor", 1.25),
         kind=architecture.kind,
         tied_embeddings=architecture.tied_embeddings,
+        architecture=None if plain else architecture,
     )
