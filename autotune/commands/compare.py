@@ -17,6 +17,7 @@ from autotune.commands.options import (
     store_option,
     target_of,
     target_options,
+    training_words,
     workload_of,
     workload_options,
 )
@@ -49,6 +50,7 @@ def compare(
     if any(value is not None for value in (coordinator, processes, process_id)):
         raise click.UsageError("compare runs in one process; leave --coordinator, --processes and --process-id out")
     layouts: list = []
+    training = None
     for text in (first, second):
         if not text.endswith(".json"):
             layouts += layouts_of(text) or ()
@@ -61,6 +63,7 @@ def compare(
         if not (model or workload):
             model, workload = saved.recipe.get("model"), saved.recipe.get("workload")
             batch, seq, dtype = saved.recipe.get("batch"), saved.recipe.get("seq"), saved.recipe.get("dtype")
+            training = training_words(saved)
         target, memory_fraction = machine_of(saved, target, memory_fraction)
     if len(layouts) != 2:
         raise click.UsageError("compare: FIRST and SECOND must each be one layout")
@@ -68,7 +71,7 @@ def compare(
     from autotune.search import search
 
     machine = target_of(target, hardware, memory_fraction)
-    train_step = workload_of(model, workload, batch, seq, dtype, machine)
+    train_step = workload_of(model, workload, batch, seq, dtype, machine, training)
     with progress(quiet) as on_event, bad_input():
         report = search(
             train_step, machine, axes=None, layouts=tuple(layouts), fix=(), compile_count=2, measure_count=0, jobs=2,

@@ -60,10 +60,11 @@ def explain(
         target, memory_fraction = machine_of(saved, target, memory_fraction)
         words = recipe_of(saved, plan, workload)
         model, workload, batch, seq, dtype = (words[name] for name in ("model", "workload", "batch", "seq", "dtype"))
+        training = words["training"]
     else:
-        layouts = layouts_of(layout)
+        layouts, training = layouts_of(layout), None
     return run_search(
-        workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
+        workload=lambda on: workload_of(model, workload, batch, seq, dtype, on, training),
         target=lambda: target_of(target, hardware, memory_fraction),
         job=(coordinator, processes, process_id, join_timeout),
         axes=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,8 @@ def bad_input() -> Iterator[None]:
 
 
 def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --workload, --batch, --seq, --dtype."""
+    """--model, --workload, --batch, --seq, --dtype, and those of `training_options`."""
+    command = training_options(command)
     for option in reversed(
         (
             click.option("--model", help=MODEL_HELP),
@@ -50,6 +51,49 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+TRAINING_WORDS = "autotune.training"
+"""Where a command's context keeps what `training_options` were given."""
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--optimizer, --weights-dtype, --moments-dtype and --set; `given_training` tells what they said."""
+    from autotune.meshes.training import DTYPES, OPTIMIZERS
+
+    def keep(context: click.Context, option: click.Parameter, value: Any) -> Any:
+        if value:
+            context.meta.setdefault(TRAINING_WORDS, {})[option.name] = value
+        return value
+
+    dtypes = click.Choice(tuple(DTYPES))
+    for option in reversed(
+        (
+            click.option(
+                "--optimizer", type=click.Choice(tuple(OPTIMIZERS)), expose_value=False, callback=keep,
+                help="Of a --model, behind clipping of the gradients' norm [adamw].",
+            ),
+            click.option(
+                "--weights-dtype", type=dtypes, expose_value=False, callback=keep,
+                help="Dtype of weights and gradients between steps [float32].",
+            ),
+            click.option(
+                "--moments-dtype", type=dtypes, expose_value=False, callback=keep,
+                help="Dtype of the optimizer's state between steps [float32].",
+            ),
+            click.option(
+                "--set", "settings", multiple=True, metavar="KEY=VALUE", expose_value=False, callback=keep,
+                help="One key of the model file in place of what it says, as on MaxText's command line.",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def given_training() -> dict[str, Any]:
+    """What `training_options` of the running command were given, by the names of the options; `settings` is a tuple."""
+    return dict(click.get_current_context().meta.get(TRAINING_WORDS, {}))
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,25 +194,37 @@ def target_of(target: str | None, hardware: Path | None, memory_fraction: float 
 
 
 def workload_of(
-    model: str | None, workload: str | None, batch: int | None, seq: int | None, dtype: str | None, target: Target
-) -> Workload:
-    """The workload that the flags name: a reference model, or the user's own function."""
+    model: str | None, workload: str | None, batch: int | None, seq: int | None, dtype: str | None, target: Target,
+    training: Mapping[str, Any] | None = None,
+) -> Workload:  # fmt: skip
+    """The workload that the flags name: a reference model, or the user's own function.
+
+    `training`: the words of `given_training` that a plan keeps; None: those of the running command's flags.
+    """
+    told = given_training() if training is None else dict(training)
     if bool(model) == bool(workload):
         raise click.UsageError("give one of --model and --workload")
     for name, value in (("--batch", batch), ("--seq", seq)):
         if value is not None and value < 1:
             raise click.UsageError(f"{name}={value} must be 1 or more")
     with bad_input():
+        if workload and told:
+            name = next(iter(told)).replace("_", "-").replace("settings", "set")
+            raise click.UsageError(f"--{name} is of a --model; a --workload brings its own optimizer and dtypes")
         if workload:
             from autotune.workload.from_name import load_workload
 
             return load_workload(workload)
+        from autotune.meshes.training import training_of
         from autotune.reference_workload import reference_workload
 
         if batch is None or seq is None:
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
         assert model is not None
-        return reference_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
+        return reference_workload(
+            model, batch=batch, seq=seq, dtype=dtype or default_dtype(target), settings=told.pop("settings", ()),
+            training=training_of(told),
+        )  # fmt: skip
 
 
 def machine_of(plan: Plan, target: str | None, memory_fraction: float | None) -> tuple[str, float | None]:
@@ -191,7 +247,16 @@ def recipe_of(plan: Plan, path: Path, workload: str | None) -> dict[str, Any]:
             f"plan {path}: was made from Python and names no function; say --workload package.module:function, "
             f"one that gives the Workload of {plan.workload}"
         )
+    recipe["training"] = training_words(plan)
     return recipe
+
+
+def training_words(plan: Plan) -> dict[str, Any]:
+    """What a plan keeps of its training, for `workload_of`."""
+    words: dict[str, Any] = {
+        name: plan.recipe[name] for name in ("optimizer", "weights_dtype", "moments_dtype") if name in plan.recipe
+    }
+    return words | ({"settings": tuple(str(plan.recipe["set"]).splitlines())} if "set" in plan.recipe else {})
 
 
 def critical_tokens(tokens: str | None, norms: str | None) -> float | None:
