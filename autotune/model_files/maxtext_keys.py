@@ -95,7 +95,7 @@ NEUTRAL = {
 }  # fmt: skip
 """Why keys change nothing in cost -> patterns of the keys."""
 
-OFF = (False, None, 0, -1, "", "None", 0.0, -1.0, [], {}, "none", "default", "disabled")
+OFF: tuple[Any, ...] = (False, None, 0, -1, "", "None", 0.0, -1.0, [], {}, "none", "default", "disabled")
 """Values that switch a feature off."""
 
 REFUSED = {

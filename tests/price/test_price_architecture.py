@@ -61,11 +61,11 @@ def test_layers_in_turn_cost_between_their_kinds(target):
     layers = tuple((architecture if layer % 2 else other).layers[0] for layer in range(8))
     mixed = dataclasses.replace(shape, architecture=dataclasses.replace(architecture, layers=layers))
     low, middle, high = (priced(one, target) for one in (shape, mixed, wide))
-    one_stage = low.table.stage == 1
-    # The price of a peak takes one of two moments, and the moment that it takes may change with the sizes.
-    for figure, slack in (("step_seconds", 1e-9), ("peak_bytes", 0.02)):
-        least, found, most = (getattr(prices, figure)[one_stage] for prices in (low, middle, high))
-        assert (least <= found * (1 + slack)).all() and (found <= most * (1 + slack)).all()
+    one_stage = np.flatnonzero(low.table.stage == 1)
+    held = [prices.memory(one_stage) for prices in (low, middle, high)]
+    seconds = [prices.step_seconds[one_stage] for prices in (low, middle, high)]
+    for least, found, most in (seconds, *([each[name] for each in held] for name in ("parameters", "optimizer_state"))):
+        assert (least <= found * (1 + 1e-9)).all() and (found <= most * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("target", TARGETS)
