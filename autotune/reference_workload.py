@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.meshes.layout import AXES
 from autotune.meshes.training import Training, training_of
-from autotune.meshes.transformer import TransformerShape
+from autotune.meshes.transformer import TransformerShape, check_step
 from autotune.model_files.read import read_model
 from autotune.model_files.shape import shape_of
 from autotune.system.source_digest import source_digest
@@ -59,7 +59,8 @@ def transformer_of(model: str, seq: int | None = None, settings: Sequence[str] =
 def transformer_workload(
     transformer: TransformerShape, *, batch: int, seq: int, dtype: str, training: Training | None = None
 ) -> Workload:
-    """The workload of a shape: our reference train step."""
+    """The workload of a shape: our reference train step; ValueError where it has more tokens than we count."""
+    check_step(batch, seq)
     training = training or Training()
     told = ", ".join(filter(None, (dtype, training.words())))
     return Workload.of(
