@@ -170,6 +170,7 @@ def _needs_host_memory(constraint: str, name: str, remedy: str) -> Rule:
 
 GPIPE = SCHEDULES.index("gpipe")
 CIRCULAR = SCHEDULES.index("circular")
+RING = LAYOUT_WORDS["context_attention"].code("ring")
 LANES = 128
 """The TPU attention kernel works on tiles of at least this many positions (Pallas splash attention, NUM_LANES)."""
 
@@ -228,6 +229,15 @@ LEGALITY_RULES: tuple[Rule, ...] = (
     ),
     _needs_host_memory("remat=offload needs tpu", "remat", "remat=full"),
     _needs_host_memory("offload needs tpu", "offload", "offload=none"),
+    # Where layers differ, each stage holds whole patterns of them: their price is that of the mean layer.
+    _divides("repeats of the layer pattern", ("stage", "virtual_stages"), lambda c, j: j.transformer.repeats),
+    _excludes(
+        "ring needs whole attention",
+        lambda c, j: (c.context_attention == RING) & j.transformer.windowed,
+        lambda c, j: f"context_attention=ring goes round whole sequences, {j.transformer.name} attends over windows",
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="windows in a ring", remedy="context_attention=gather",
+        of_model=True,
+    ),
 )  # fmt: skip
 """Every rule, in the order in which the first broken one is reported."""
 

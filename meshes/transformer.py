@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind
 from autotune.meshes.fields import did_you_mean, json_object, one_line, read_text, short
 
 LARGEST_SIZE = 2**31 - 1
@@ -28,7 +29,9 @@ class TransformerShape:
     of `shared_experts`. An expert has room for `capacity_factor` times its mean load of a sequence (Fedus et al. 2021,
     arXiv 2101.03961, section 2.2); `experts / experts_per_token` drops no token whatever the routing. `kind` "decoder"
     is causal and predicts the next token; "encoder" attends both ways.
-    `tied_embeddings`: the output projection is the embedding transposed.
+    `tied_embeddings`: the output projection is the embedding transposed. `architecture`: of a model that this uniform
+    stack cannot say, its layers, by which parameters, FLOPs and prices are counted then; the sizes here are those that
+    a mesh may cut (a common divisor where layers differ).
     """
 
     name: str
@@ -46,6 +49,7 @@ class TransformerShape:
     capacity_factor: float = 1.25
     kind: str = "decoder"
     tied_embeddings: bool = False
+    architecture: Architecture | None = None
 
     def __post_init__(self) -> None:
         for field in ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab"):
@@ -107,6 +111,8 @@ class TransformerShape:
     @property
     def parameters(self) -> int:
         """All parameters: layers, embedding, output projection unless tied, and norm scales."""
+        if self.architecture is not None:
+            return self.architecture.parameters
         layer = self.attention_parameters + self.mlp_parameters + 2 * self.d_model
         embeddings = self.vocab * self.d_model * (1 if self.tied_embeddings else 2)
         return self.layers * layer + embeddings + self.d_model
@@ -116,10 +122,79 @@ class TransformerShape:
         """Places of routed experts for each token, filled or not."""
         return min(self.experts_per_token * self.capacity_factor, float(self.experts))
 
+    @property
+    def routed_share(self) -> float:
+        """Of the tokens that the MLPs' last matrices work on, weighed by width: the share in routed experts."""
+        if self.architecture is None:
+            return self.slots_per_token / (self.slots_per_token + self.shared_experts)
+        routed = rest = 0.0
+        for kind, count in self.architecture.kinds:
+            if kind.mlp.experts:
+                routed += count * self.slots_per_token * kind.mlp.width
+                rest += count * kind.mlp.shared_width
+            else:
+                rest += count * kind.mlp.width
+        return routed / (routed + rest)
+
+    @property
+    def expert_share(self) -> float:
+        """Share of the layers that have routed experts."""
+        if self.architecture is None:
+            return 1.0 if self.experts else 0.0
+        return sum(count for kind, count in self.architecture.kinds if kind.mlp.experts) / self.layers
+
+    @property
+    def dense_share(self) -> float:
+        """Share of the layers whose MLP is dense, or has shared experts beside routed ones."""
+        if self.architecture is None:
+            return 1.0 if self.shared_experts or not self.experts else 0.0
+        kinds = self.architecture.kinds
+        return sum(count for kind, count in kinds if kind.mlp.shared_width or not kind.mlp.experts) / self.layers
+
+    @property
+    def repeats(self) -> int:
+        """How often the pattern of the layers repeats: stages of a pipeline hold whole patterns."""
+        return self.layers if self.architecture is None else self.architecture.repeats
+
+    @property
+    def windowed(self) -> bool:
+        """Whether any layer attends over a window or a chunk."""
+        kinds = () if self.architecture is None else self.architecture.kinds
+        return any(kind.attention.window is not None for kind, _ in kinds)
+
+    @property
+    def stacks(self) -> tuple[tuple[TransformerShape, LayerKind | None, float], ...]:
+        """(shape of one kind of layer, the kind, its share of the layers); a uniform stack is one kind, None."""
+        if self.architecture is None:
+            return ((self, None, 1.0),)
+        return tuple(
+            (
+                dataclasses.replace(
+                    self,
+                    layers=count,
+                    heads=kind.attention.heads,
+                    kv_heads=kind.attention.kv_heads,
+                    head_dim=kind.attention.head_dim,
+                    d_ff=kind.mlp.width,
+                    mlp="swiglu-3mat" if kind.mlp.matrices == 3 else "gelu-2mat",
+                    experts=kind.mlp.experts,
+                    experts_per_token=kind.mlp.experts_per_token,
+                    architecture=None,
+                ),
+                kind,
+                count / self.layers,
+            )
+            for kind, count in self.architecture.kinds
+        )
+
     def padding_flops(self, batch: int, seq: int) -> float:
         """FLOPs of one train step, whole mesh, on slots beyond the mean load: no part of `train_flops`."""
-        one = self.mlp_matrices * self.d_model * self.d_ff
         empty = max(self.slots_per_token - self.experts_per_token, 0.0)
+        if self.architecture is not None:
+            kinds = self.architecture.kinds
+            experts = sum(count * kind.mlp.one(self.d_model) for kind, count in kinds if kind.mlp.experts)
+            return 6.0 * experts * empty * batch * seq
+        one = self.mlp_matrices * self.d_model * self.d_ff
         return 6.0 * self.layers * one * empty * batch * seq
 
     def train_flops(self, batch: int, seq: int) -> float:
@@ -129,6 +204,8 @@ class TransformerShape:
         causal half of attention is not taken off. This is the numerator of MFU.
         """
         tokens = batch * seq
+        if self.architecture is not None:
+            return _train_flops(self.architecture, batch, seq)
         matrices = self.layers * (self.attention_parameters + self.active_mlp_parameters) + self.vocab * self.d_model
         return 6.0 * matrices * tokens + 12.0 * self.layers * self.heads * self.head_dim * seq * tokens
 
@@ -139,7 +216,35 @@ class TransformerShape:
         """
         if self.kind != "decoder":
             return 0.0
+        if self.architecture is not None:
+            return _train_flops(self.architecture, batch, seq) - _train_flops(
+                self.architecture, batch, seq, masked=True
+            )
         return 6.0 * self.layers * self.heads * self.head_dim * (seq - 1) * batch * seq
+
+
+def visible_keys(attention: AttentionKind, seq: int, *, masked: bool) -> float:
+    """Keys that one query sees, averaged over a sequence; `masked`: without those that a causal mask hides.
+
+    Without it those of the window are counted in full, as MFU counts attention.
+    """
+    window = min(attention.window or seq, seq)
+    if not masked:
+        return float(window)
+    if attention.chunked:
+        return (window + 1) / 2.0
+    return window - window * (window - 1) / (2.0 * seq)
+
+
+def _train_flops(architecture: Architecture, batch: int, seq: int, *, masked: bool = False) -> float:
+    """Model FLOPs of one train step, whole mesh; `masked`: without what a causal mask hides."""
+    d, tokens, total = architecture.d_model, batch * seq, 6.0 * architecture.table_parameters
+    for kind, count in architecture.kinds:
+        attention, mlp = kind.attention, kind.mlp
+        each = 6.0 * (sum(attention.matrices(d)) + mlp.active_parameters(d))
+        widths = attention.head_dim + attention.value_width
+        total += count * (each + 6.0 * attention.heads * widths * visible_keys(attention, seq, masked=masked))
+    return total * tokens
 
 
 def check_step(batch: int, seq: int) -> None:
@@ -157,7 +262,7 @@ def read_transformer(path: Path) -> TransformerShape:
     ValueError names the file, the field and the rule.
     """
     values = json_object(read_text(path, "model file"), f"model file {one_line(path)}")
-    known = [field.name for field in dataclasses.fields(TransformerShape)]
+    known = [field.name for field in dataclasses.fields(TransformerShape) if field.name != "architecture"]
     for key in values:
         if key not in known:
             close = did_you_mean(key, known)

@@ -12,11 +12,13 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from autotune.meshes.architecture import lacks
 from autotune.meshes.compiler_options import options_to_run_once
 from autotune.meshes.layout import Layout
 from autotune.meshes.legality import Job, reject_for
 from autotune.meshes.sharding import named_sharding
 from autotune.meshes.step import Step
+from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
 from autotune.models.execution import Execution, execution_of
 from autotune.models.loss import cross_entropy
@@ -27,23 +29,54 @@ from autotune.models.ring import zigzag
 LEARNING_RATE, CLIP_NORM = 3e-4, 1.0
 
 
-def optimizer() -> optax.GradientTransformation:
-    """AdamW on gradients clipped to a global norm of 1, as large models are usually trained."""
-    return optax.chain(
-        optax.clip_by_global_norm(CLIP_NORM), optax.adamw(LEARNING_RATE, b1=0.9, b2=0.95, weight_decay=0.1)
-    )
+def optimizer(training: Training | None = None) -> optax.GradientTransformation:
+    """An optimizer on gradients clipped to a global norm of 1, as large models are usually trained; AdamW where nothing
+    else is said. With weights or moments that are not float32 the update is computed in float32 all the same."""
+    training = training or Training()
+    update = {
+        "adamw": lambda: optax.adamw(LEARNING_RATE, b1=0.9, b2=0.95, weight_decay=0.1),
+        "adafactor": lambda: optax.adafactor(LEARNING_RATE),
+        "lion": lambda: optax.lion(LEARNING_RATE, weight_decay=0.1),
+        "sgd": lambda: optax.sgd(LEARNING_RATE, momentum=0.9),
+    }[training.optimizer]()
+    chain = optax.chain(optax.clip_by_global_norm(CLIP_NORM), update)
+    if training.weights_dtype == training.moments_dtype == "float32":
+        return chain
+    return _in_float32(chain, jnp.dtype(training.moments_dtype))
+
+
+def _in_float32(inner: optax.GradientTransformation, kept: Any) -> optax.GradientTransformation:
+    """The same update from float32 copies of weights, gradients and state, whose state is kept in another dtype."""
+
+    def cast(tree: Any, dtype: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+    def init(parameters: Any) -> Any:
+        return cast(inner.init(cast(parameters, jnp.float32)), kept)
+
+    def update(gradients: Any, state: Any, parameters: Any = None) -> Any:
+        wide = None if parameters is None else cast(parameters, jnp.float32)
+        updates, state = inner.update(cast(gradients, jnp.float32), cast(state, jnp.float32), wide)
+        return updates, cast(state, kept)
+
+    return optax.GradientTransformation(init, update)
 
 
 def build_step(
-    transformer: TransformerShape, batch: int, seq: int, layout: Layout, mesh: Mesh, *, dtype: str = "bfloat16"
-) -> Step:
+    transformer: TransformerShape, batch: int, seq: int, layout: Layout, mesh: Mesh, *, dtype: str = "bfloat16",
+    training: Training | None = None,
+) -> Step:  # fmt: skip
     """The train step of a transformer under a layout.
 
-    The state is {"parameters", "optimizer"}: float32 weights (names and global shapes the same under every layout) and
-    AdamW's two moments of the same shapes. The batch is {"tokens", "targets"}, int32 of (batch, seq).
+    The state is {"parameters", "optimizer"}: weights (names and global shapes the same under every layout) and the
+    optimizer's state, by default float32 and AdamW's two moments of the same shapes (`training` says another). The
+    batch is {"tokens", "targets"}, int32 of (batch, seq).
     Metrics: the mean loss, and the gradients' norm before clipping.
     ValueError when the layout cannot run this model.
     """
+    if transformer.architecture is not None:
+        missing = ", ".join(lacks(transformer.architecture))
+        raise ValueError(f"model {transformer.name}: priced only: the reference model has no {missing}")
     platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
     rejection = reject_for(layout, Job(transformer=transformer, batch=batch, seq=seq, platform=platform))
     if rejection:
@@ -51,15 +84,16 @@ def build_step(
     if layout.schedule not in (None, *RUNNABLE):
         raise ValueError(f"layout {layout}: schedule={layout.schedule} can be priced but not run; {RUNNABLE} can")
     run = execution_of(layout, mesh, dtype)
-    definition, abstract, axes = abstract_network(transformer)
+    training = training or Training()
+    definition, abstract, axes = abstract_network(transformer, training)
     stored = place(abstract, axes, mesh, run.sharder.rules.optimizer if layout.zero else run.sharder.rules.storage)
-    state = {"parameters": stored, "optimizer": optimizer_state(stored, axes, run)}
+    state = {"parameters": stored, "optimizer": optimizer_state(stored, axes, run, training)}
     rows = named_sharding(mesh, run.sharder.rules.activations, ("batch", "length"), (batch, seq))
     tokens = {name: jax.ShapeDtypeStruct((batch, seq), jnp.int32, sharding=rows) for name in ("tokens", "targets")}
 
     def draw(key):
-        parameters = nnx.to_pure_dict(nnx.state(new_network(transformer, key)))
-        return {"parameters": parameters, "optimizer": optimizer().init(parameters)}
+        parameters = stored_weights(nnx.to_pure_dict(nnx.state(new_network(transformer, key))), training)
+        return {"parameters": parameters, "optimizer": optimizer(training).init(parameters)}
 
     drawn = jax.jit(
         draw,
@@ -72,7 +106,7 @@ def build_step(
             return drawn(jax.random.key(seed))
 
     return Step(
-        function=functools.partial(train_step, definition=definition, axes=axes, run=run),
+        function=functools.partial(train_step, definition=definition, axes=axes, run=run, training=training),
         mesh=mesh,
         state=state,
         batch=tokens,
@@ -88,7 +122,16 @@ def new_network(transformer: TransformerShape, key: jax.Array) -> Network:
         return Network(transformer, rngs=nnx.Rngs(params=key))
 
 
-def abstract_network(transformer: TransformerShape) -> tuple[nnx.GraphDef, dict, dict]:
+def stored_weights(parameters: Any, training: Training) -> Any:
+    """Freshly drawn float32 weights in the dtype in which they are kept between steps."""
+    if training.weights_dtype == "float32":
+        return parameters
+    return jax.tree.map(lambda leaf: leaf.astype(training.weights_dtype), parameters)
+
+
+def abstract_network(
+    transformer: TransformerShape, training: Training | None = None
+) -> tuple[nnx.GraphDef, dict, dict]:
     """(definition, shapes, logical axes): the trees are plain nested dicts with the same names."""
     static: list[Any] = []  # not nnx.eval_shape: under a mesh it takes logical axes for the mesh's
 
@@ -96,7 +139,7 @@ def abstract_network(transformer: TransformerShape) -> tuple[nnx.GraphDef, dict,
         definition, state = nnx.split(new_network(transformer, jax.random.key(0)))
         axes = nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("out_sharding"))
         static.extend((definition, axes))
-        return nnx.to_pure_dict(state)
+        return stored_weights(nnx.to_pure_dict(state), training or Training())
 
     shapes = jax.eval_shape(trace)
     return static[0], shapes, static[1]
@@ -113,8 +156,8 @@ def place(abstract: Any, axes: Any, mesh: Mesh, rules) -> Any:
     )
 
 
-def optimizer_state(stored: Any, axes: Any, run: Execution) -> Any:
-    """AdamW's state for these parameters, each moment cut as its parameter under the optimizer's rules.
+def optimizer_state(stored: Any, axes: Any, run: Execution, training: Training | None = None) -> Any:
+    """The optimizer's state for these parameters, each moment cut as its parameter under the optimizer's rules.
 
     With offload=optimizer the moments lie in host memory between steps.
     """
@@ -128,6 +171,8 @@ def optimizer_state(stored: Any, axes: Any, run: Execution) -> Any:
             moments,
         )
     scalar = named_sharding(run.sharder.mesh, {}, (), ())
+    if training is not None and training != Training():
+        return _state_like(jax.eval_shape(optimizer(training).init, shapes), moments, scalar)
     return optax.tree.map_params(
         optimizer(),
         lambda _, moment: moment,
@@ -135,6 +180,32 @@ def optimizer_state(stored: Any, axes: Any, run: Execution) -> Any:
         moments,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=scalar),
     )
+
+
+def _state_like(state: Any, moments: Any, whole: Any) -> Any:
+    """The state's arrays with shardings: that of the parameter whose path ends an array's path, less the dimension that
+    a mean over rows or columns leaves out; `whole` for all others."""
+    parts = {tuple(map(str, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(moments)}
+
+    def place(path: Any, leaf: Any) -> Any:
+        names = tuple(map(str, path))
+        found = next((parts[names[start:]] for start in range(len(names)) if names[start:] in parts), None)
+        sharding = whole
+        if found is not None and leaf.shape == found.shape:
+            sharding = found.sharding
+        elif found is not None and leaf.ndim == found.ndim - 1:
+            spec = (*found.sharding.spec, *(None,) * (found.ndim - len(found.sharding.spec)))
+            for left_out in range(found.ndim):
+                if leaf.shape == found.shape[:left_out] + found.shape[left_out + 1 :]:
+                    sharding = jax.sharding.NamedSharding(
+                        found.sharding.mesh,
+                        jax.sharding.PartitionSpec(*spec[:left_out], *spec[left_out + 1 :]),
+                        memory_kind=found.sharding.memory_kind,
+                    )
+                    break
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 def batch_maker(transformer: TransformerShape, batch: int, seq: int, rows) -> Callable[[int], dict[str, jax.Array]]:
@@ -153,15 +224,18 @@ def batch_maker(transformer: TransformerShape, batch: int, seq: int, rows) -> Ca
     return make
 
 
-def train_step(state: Any, batch: Any, *, definition: nnx.GraphDef, axes: Any, run: Execution):
+def train_step(
+    state: Any, batch: Any, *, definition: nnx.GraphDef, axes: Any, run: Execution, training: Training | None = None
+):
     """One optimizer step: (new state, metrics)."""
     with jax.sharding.use_abstract_mesh(run.sharder.mesh.abstract_mesh):
         weights = replicas(state["parameters"], axes, run)
-        loss, gradients = accumulate(functools.partial(mean_loss, definition, run), weights, batch, axes, run)
+        kept = jnp.dtype((training or Training()).weights_dtype)
+        loss, gradients = accumulate(functools.partial(mean_loss, definition, run), weights, batch, axes, run, kept)
         moments = state["optimizer"]
         if run.layout.offload == "optimizer":  # the new ones go back where the state's shardings say
             moments = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), moments)
-        updates, moments = optimizer().update(gradients, moments, state["parameters"])
+        updates, moments = optimizer(training).update(gradients, moments, state["parameters"])
         parameters = optax.apply_updates(state["parameters"], updates)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return {"parameters": parameters, "optimizer": moments}, metrics
@@ -212,16 +286,15 @@ def slices(leaf_BL: jax.Array, count: int, name: str | None, run: Execution) -> 
     return run.sharder.constrain(split, (name, "batch", "length"))
 
 
-def accumulate(loss, weights: Any, batch: Any, axes: Any, run: Execution):
-    """(loss, float32 gradients) of the whole batch, in `layout.accumulate` passes over slices of it.
+def accumulate(loss, weights: Any, batch: Any, axes: Any, run: Execution, kept: Any = jnp.float32):
+    """(loss, gradients of dtype `kept`) of the whole batch, in `layout.accumulate` passes over slices of it.
 
-    Gradients are reduced in the compute dtype in every
-    pass and summed in float32.
+    Gradients are reduced in the compute dtype in every pass and summed in `kept`.
     """
 
     def settle(gradients):
         return jax.tree.map(
-            lambda leaf, names: run.sharder.constrain(leaf.astype(jnp.float32), names, "gradients"), gradients, axes
+            lambda leaf, names: run.sharder.constrain(leaf.astype(kept), names, "gradients"), gradients, axes
         )
 
     passes = run.layout.accumulate

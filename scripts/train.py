@@ -112,15 +112,12 @@ def check_same(folder: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) 
 def planned(plan_path: Path):
     """The plan and the reference model it is for."""
     from autotune.plan.read import load_plan
-    from autotune.reference_workload import reference_workload
+    from autotune.reference_workload import workload_of_plan
 
     plan = load_plan(plan_path)
-    recipe = plan.recipe
-    if "model" not in recipe:
+    if "model" not in plan.recipe:
         raise ValueError(f"plan {plan_path}: is for {plan.workload}, not for a reference model")
-    return plan, reference_workload(
-        str(recipe["model"]), batch=plan.sequences, seq=plan.seq, dtype=str(recipe["dtype"])
-    )
+    return plan, workload_of_plan(plan)
 
 
 def step_here(plan, workload):

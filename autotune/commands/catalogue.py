@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autotune.commands.options import json_option
+from autotune.commands.options import json_option, set_option
 from autotune.commands.values import PATH
 
 if TYPE_CHECKING:
@@ -71,13 +71,26 @@ def targets(name: str | None, hardware: Path | None, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("model", required=False, metavar="[FILE]")
+@set_option
 @json_option
-def models(as_json: bool) -> None:
-    """The reference models it knows (--model also takes a JSON file with these keys)."""
+def models(model: str | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """The reference models it knows; with FILE, what was read of a model file, or of one of them.
+
+    FILE is whatever --model takes: a preset, a JSON file with the keys of the list, a Hugging Face config.json or the
+    folder that holds one, or a MaxText yml.
+    """
     from autotune.models.presets import PRESETS
 
+    if model is not None:
+        _read(model, settings, as_json)
+        return
+    if settings:
+        raise click.UsageError("--set needs a FILE")
     if as_json:
         listed = [dataclasses.asdict(shape) | {"parameters": shape.parameters} for shape in PRESETS.values()]
+        for one in listed:
+            del one["architecture"]  # a preset has none, and a JSON file of ours cannot say it
         click.echo(json.dumps(listed, indent=1))
         return
     from rich.console import Console
@@ -93,6 +106,29 @@ def models(as_json: bool) -> None:
         for shape in PRESETS.values()
     ]
     Console(highlight=False).print(FittedTable(columns, rows, "reference models (--model NAME)"))
+
+
+def _read(model: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Show what was read of one model."""
+    from autotune.commands.options import bad_input
+    from autotune.model_files.read import read_model
+    from autotune.model_files.read_model import describe
+
+    with bad_input():
+        found = read_model(model, settings)
+    told = describe(found)
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+        return
+    click.echo(f"{told['name']}: {found.source}")
+    active = told["active_parameters"]
+    click.echo(f"parameters: {told['parameters']:,}; a token meets {active:,} (of the embedding tables one)")
+    for layer in told["layers"]:
+        click.echo(f"{layer['count']} layers: attention {layer['attention']}; mlp {layer['mlp']}")
+    if found.ignored:
+        click.echo(f"without effect on cost: {', '.join(found.ignored)}")
+    for note in found.not_modelled:
+        click.echo(f"not modelled: {note}")
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from autotune.workload.workload import Workload
 
 
+MODEL_HELP = (
+    "A preset (`autotune models`), a JSON file with a transformer's shape, a Hugging Face config.json or its folder, "
+    "or a MaxText yml."
+)
+
+
 @contextmanager
 def bad_input() -> Iterator[None]:
     """What our borders refuse with a ValueError is the user's input: one line, exit 2."""
@@ -35,10 +41,11 @@ def bad_input() -> Iterator[None]:
 
 
 def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --workload, --batch, --seq, --dtype."""
+    """--model, --workload, --batch, --seq, --dtype, and those of `training_options`."""
+    command = training_options(command)
     for option in reversed(
         (
-            click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape."),
+            click.option("--model", help=MODEL_HELP),
             click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own: a function or a Workload."),
             click.option("--batch", type=BATCH, help="Sequences in one step, over all devices."),
             click.option("--seq", type=BATCH, help="Tokens in one sequence."),
@@ -50,6 +57,49 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+TRAINING_WORDS = "autotune.training"
+"""Where a command's context keeps what `training_options` were given."""
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--optimizer, --weights-dtype, --moments-dtype and --set; `given_training` tells what they said."""
+    from autotune.meshes.training import DTYPES, OPTIMIZERS
+
+    def keep(context: click.Context, option: click.Parameter, value: Any) -> Any:
+        if value:
+            context.meta.setdefault(TRAINING_WORDS, {})[option.name] = value
+        return value
+
+    dtypes = click.Choice(tuple(DTYPES))
+    for option in reversed(
+        (
+            click.option(
+                "--optimizer", type=click.Choice(tuple(OPTIMIZERS)), expose_value=False, callback=keep,
+                help="Of a --model, behind clipping of the gradients' norm [adamw].",
+            ),
+            click.option(
+                "--weights-dtype", type=dtypes, expose_value=False, callback=keep,
+                help="Dtype of weights and gradients between steps [float32].",
+            ),
+            click.option(
+                "--moments-dtype", type=dtypes, expose_value=False, callback=keep,
+                help="Dtype of the optimizer's state between steps [float32].",
+            ),
+            click.option(
+                "--set", "settings", multiple=True, metavar="KEY=VALUE", expose_value=False, callback=keep,
+                help="One key of the model file in place of what it says, as on MaxText's command line.",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def given_training() -> dict[str, Any]:
+    """What `training_options` of the running command were given, by the names of the options; `settings` is a tuple."""
+    return dict(click.get_current_context().meta.get(TRAINING_WORDS, {}))
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,6 +164,17 @@ def timeline_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--set."""
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="One key of the model file in place of what it says, as on MaxText's command line.",
+    )(command)
+
+
 def quiet_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--quiet."""
     return click.option("--quiet", is_flag=True, help="No progress on stderr; warnings and errors stay.")(command)
@@ -151,12 +212,20 @@ def target_of(target: str | None, hardware: Path | None, memory_fraction: float 
 
 
 def workload_of(
-    model: str | None, workload: str | None, batch: int | None, seq: int | None, dtype: str | None, target: Target
-) -> Workload:
-    """The workload that the flags name: a reference model, or the user's own function."""
+    model: str | None, workload: str | None, batch: int | None, seq: int | None, dtype: str | None, target: Target,
+    training: Mapping[str, Any] | None = None,
+) -> Workload:  # fmt: skip
+    """The workload that the flags name: a reference model, or the user's own function.
+
+    `training`: the words of `given_training` that a plan keeps; None: those of the running command's flags.
+    """
+    told = given_training() if training is None else dict(training)
     if bool(model) == bool(workload):
         raise click.UsageError("give one of --model and --workload")
     with bad_input():
+        if workload and told:
+            name = next(iter(told)).replace("_", "-").replace("settings", "set")
+            raise click.UsageError(f"--{name} is of a --model; a --workload brings its own optimizer and dtypes")
         if workload:
             for name, value in (("--batch", batch), ("--seq", seq), ("--dtype", dtype)):
                 if value is not None:
@@ -165,6 +234,7 @@ def workload_of(
 
             return load_workload(workload)
         from autotune.meshes.dtypes import dtype_of
+        from autotune.meshes.training import training_of
         from autotune.reference_workload import reference_workload
 
         if batch is None or seq is None:
@@ -172,7 +242,9 @@ def workload_of(
         assert model is not None
         kind = dtype_of(dtype) if dtype else default_dtype(target)
         target.hardware.peak(kind)
-        return reference_workload(model, batch=batch, seq=seq, dtype=kind)
+        return reference_workload(
+            model, batch=batch, seq=seq, dtype=kind, settings=told.pop("settings", ()), training=training_of(told)
+        )
 
 
 def machine_of(plan: Plan, target: str | None, memory_fraction: float | None) -> tuple[str, float | None]:
@@ -238,6 +310,9 @@ def asked_of(
             f"plan {one_line(path)}: was made from Python and names no function; say --workload "
             f"package.module:function, one that gives the Workload of {plan.workload}"
         )
+    kept = training_words(plan) if words["model"] == said["model"] and words["model"] else None
+    if kept is not None:  # what the flags say wins
+        words["training"] = kept | given_training()
     instead = tuple(
         f"{flag} {one_line(value)} ({one_line(path)} says {one_line(before)})"
         if before is not None
@@ -254,6 +329,14 @@ def _differs(hardware: Path, plan: Plan) -> str:
     from autotune.meshes.hardware import load_hardware, read_hardware
 
     return plan.hardware if read_hardware(hardware) == load_hardware(plan.hardware) else str(hardware)
+
+
+def training_words(plan: Plan) -> dict[str, Any]:
+    """What a plan keeps of its training, for `workload_of`."""
+    words: dict[str, Any] = {
+        name: plan.recipe[name] for name in ("optimizer", "weights_dtype", "moments_dtype") if name in plan.recipe
+    }
+    return words | ({"settings": tuple(str(plan.recipe["set"]).splitlines())} if "set" in plan.recipe else {})
 
 
 def critical_tokens(tokens: str | None, norms: str | None) -> float | None:

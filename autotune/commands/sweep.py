@@ -10,6 +10,7 @@ import click
 
 from autotune.commands.options import (
     CRITICAL_NORMS_HELP,
+    MODEL_HELP,
     bad_input,
     critical_tokens,
     default_dtype,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape.")
+@click.option("--model", help=MODEL_HELP)
 @click.option(
     "--workload",
     metavar="PACKAGE.MODULE:FUNCTION",

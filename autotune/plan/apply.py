@@ -79,10 +79,9 @@ def reference_step(plan: Plan, on: Mesh) -> Any:
     they imported.)"""
     if "model" not in plan.recipe:
         raise ValueError(f"plan: it keeps no record of the arrays of {plan.workload}")
-    from autotune.reference_workload import reference_workload
+    from autotune.reference_workload import workload_of_plan
 
-    model, dtype = str(plan.recipe["model"]), str(plan.recipe["dtype"])
-    return reference_workload(model, batch=plan.sequences, seq=plan.seq, dtype=dtype).build(plan.layout, on)
+    return workload_of_plan(plan).build(plan.layout, on)
 
 
 def placed(tree: Any) -> dict[str, tuple[tuple[int, ...], NamedSharding]]:

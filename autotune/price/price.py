@@ -124,7 +124,10 @@ def price(workload: Workload, table: LayoutTable, target: Target, probed: Probed
         from autotune.price.traced.pricer import traced_pricer
 
         return price_table(traced_pricer(workload, target, probed), table)
-    return price_transformer(workload.transformer, workload.sequences, workload.seq, workload.dtype, table, target)
+    stack = stack_of(target.hardware, workload.dtype, workload.training)
+    return price_transformer(
+        workload.transformer, workload.sequences, workload.seq, workload.dtype, table, target, stack
+    )
 
 
 def price_transformer(

@@ -54,9 +54,12 @@ class PricedSpace:
 
     @property
     def compilable(self) -> np.ndarray:
-        """Rows whose schedule the reference models can be compiled with; of a user's own step, all rows."""
+        """Rows that the reference models can be compiled with: none where they lack a part of the architecture, else
+        those of the schedules that they run; of a user's own step, all rows."""
         if self.workload.transformer is None:
             return np.ones(len(self.table), dtype=bool)
+        if self.workload.transformer.architecture is not None:
+            return np.zeros(len(self.table), dtype=bool)
         return (self.table.stage == 1) | ~as_published(self.table.schedule)
 
     @property

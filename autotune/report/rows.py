@@ -15,6 +15,7 @@ from autotune.compile.compilation import Compilation, CompileFailure
 from autotune.hlo.memory_by_category import peak_bytes
 from autotune.measure.measure import Measurement, tied
 from autotune.memory_use import MemoryUse, compiled_use, failed_use, priced_use
+from autotune.meshes.architecture import lacks
 from autotune.meshes.compiler_options import as_variable, options_left_out
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
@@ -156,7 +157,11 @@ def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus)
     if word is RowStatus.ILLEGAL:
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
     if not space.compilable[row]:
-        reason = NOT_COMPILABLE.format(layout.schedule, " and ".join(REFERENCE))
+        shape = workload.transformer
+        if shape is not None and shape.architecture is not None:
+            reason = f"priced only: the reference model has no {', '.join(lacks(shape.architecture))}"
+        else:
+            reason = NOT_COMPILABLE.format(layout.schedule, " and ".join(REFERENCE))
     if word is RowStatus.OOM:
         over = (price.peak_bytes - target.hardware.capacity_bytes) / 2**30
         too_large = f"priced peak {price.peak_bytes / 2**30:.2f} GiB is {over:.2f} GiB over the capacity"

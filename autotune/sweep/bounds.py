@@ -65,7 +65,7 @@ class Bounds:
             seq=workload.seq,
             dtype=workload.dtype,
             target=target,
-            stack=stack_of(target.hardware, workload.dtype),
+            stack=stack_of(target.hardware, workload.dtype, workload.training),
         )
         stack = self.pricer.stack
         self.hidden_share = {axis: stack.hidden_share.get(axis, 0.0) for axis in AXES}

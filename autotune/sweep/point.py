@@ -11,6 +11,7 @@ from autotune.analysis.limits import ARC, Limit, binding_limit
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.price.price import Estimate, estimate
+from autotune.price.transformer.training_stack import stack_of
 from autotune.sweep.fastest import Fastest, NothingFits, fastest, fastest_and_roomier
 from autotune.workload.workload import Workload
 
@@ -146,7 +147,8 @@ def _batch_arc(question: Question, target: Target, found: Fastest) -> float:
     if layout.stage == 1 and "accumulate" not in question.fixed:
         more = dataclasses.replace(layout, accumulate=2 * layout.accumulate)
         assert twice.transformer is not None
-        price = estimate(twice.transformer, twice.sequences, twice.seq, twice.dtype, more, target)
+        stack = stack_of(target.hardware, twice.dtype, twice.training)
+        price = estimate(twice.transformer, twice.sequences, twice.seq, twice.dtype, more, target, stack)
         fits = price.peak_bytes <= target.hardware.capacity_bytes
         known = Fastest(layout=more, estimate=price, priced=1) if fits else None
     larger = fastest(twice, target, question.axes, question.fixed, known)

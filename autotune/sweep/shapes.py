@@ -100,6 +100,8 @@ def shapes(question: Question, target: Target) -> list[Shape]:
     workload = question.workload
     if workload.transformer is None:
         raise ValueError("shapes: the step is no transformer we know, so there is no depth and width to change")
+    if workload.transformer.architecture is not None:
+        raise ValueError(f"shapes: {workload.transformer.name} is no uniform stack, whose depth and width could change")
     measures: Mapping[str, Callable[[TransformerShape], float]] = {
         "parameters": lambda model: float(model.parameters),
         "flops": lambda model: model.train_flops(workload.sequences, workload.seq),

@@ -11,6 +11,7 @@ from autotune.sweep.budget import Budget
 from autotune.sweep.point import Gap, Point, Question, point_at, resized
 from autotune.sweep.shapes import of_shape, reshaped
 from autotune.sweep.sweep import Sweep
+from autotune.workload.workload import Workload
 
 FACTOR = 2.0
 
@@ -76,7 +77,7 @@ def what_helps(found: Sweep, sizes: Sequence[int], budget: Budget, min_mfu: floa
     base = {point.chips: point for point in found.points if point.chips in sizes}
     tokens = found.question.workload.tokens
     rows = []
-    for change in changes(found.family.hardware, found.question.workload.transformer is not None):
+    for change in changes(found.family.hardware, _has_another_shape(found.question.workload)):
         better = {chips: changed(found.question, point, change) for chips, point in base.items()}
         speedup = {chips: _speedup(base[chips], better[chips]) for chips in base}
         same_loss: dict[int, float | None] = dict.fromkeys(base)
@@ -107,3 +108,8 @@ def _speedup(base: Point | Gap, better: Point | Gap) -> float | None:
     if isinstance(base, Gap) or isinstance(better, Gap):
         return None
     return better.tokens_per_second_per_device / base.tokens_per_second_per_device
+
+
+def _has_another_shape(workload: Workload) -> bool:
+    """Whether the model can be made deeper or thinner: a uniform stack can, layers that differ cannot."""
+    return workload.transformer is not None and workload.transformer.architecture is None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
+from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
 from autotune.partition import Partition
 
@@ -27,7 +28,8 @@ class Workload:
     `guesses`: what nobody said and was guessed, and how to pin it. `traced`: the figures of its trace, and `partition`:
     how its arrays are cut; None for the reference models, which the `transformer` describes.
     `recipe`: the command-line words that build it again (model or workload, batch, seq, dtype); empty when only Python
-    can. Travels to worker processes by cloudpickle.
+    can. `training`: the optimizer and dtypes of a reference model; a step of your own has its own, and its trace tells
+    them. Travels to worker processes by cloudpickle.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Workload:
     traced: Traced | None
     partition: Partition | None
     recipe: Mapping[str, Any]
+    training: Training
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class Workload:
             step, state, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes, parameters=parameters,
             explicit=explicit, batch_axes=batch_axes, name=name,
         )  # fmt: skip
-        self._set(transformer=None, recipe={}, **fields)
+        self._set(transformer=None, recipe={}, training=Training(), **fields)
 
     @classmethod
     def of_call(
@@ -113,7 +116,7 @@ class Workload:
             step, args, kwargs or {}, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes,
             parameters=parameters, explicit=explicit, batch_axes=batch_axes, name=name,
         )  # fmt: skip
-        workload._set(transformer=None, recipe={}, **fields)
+        workload._set(transformer=None, recipe={}, training=Training(), **fields)
         return workload
 
     @classmethod
@@ -133,13 +136,14 @@ class Workload:
         traced: Traced | None = None,
         partition: Partition | None = None,
         recipe: Mapping[str, Any] | None = None,
+        training: Training | None = None,
     ) -> Workload:
         """The workload whose `build` and figures are already known."""
         workload = object.__new__(cls)
         workload._set(
             name=name, build=build, sequences=sequences, seq=seq, dtype=dtype, transformer=transformer, axes=axes,
             fixed=fixed or {}, fingerprint=fingerprint, guesses=guesses, traced=traced, partition=partition,
-            recipe=recipe or {},
+            recipe=recipe or {}, training=training or Training(),
         )  # fmt: skip
         return workload
 
@@ -162,7 +166,7 @@ class Workload:
         from autotune.workload.from_builder import builder_fields
 
         workload = object.__new__(cls)
-        workload._set(transformer=None, recipe={}, **builder_fields(builder, axes, name, options))
+        workload._set(transformer=None, recipe={}, training=Training(), **builder_fields(builder, axes, name, options))
         return workload
 
     def with_recipe(self, recipe: Mapping[str, Any]) -> Workload:

@@ -13,7 +13,7 @@ LAYERS = (
     ("meshes",),
     ("mesh_context", "user_code", "partition", "program", "row_status", "table", "store", "typed", "picture", "shown"),
     ("models", "frontier", "efficiency", "space", "workload"),
-    ("compile", "replay", "checkpoints"),
+    ("compile", "replay", "checkpoints", "model_files"),
     ("hlo", "measure"),
     ("analysis", "price", "calibrate", "reference_workload"),
     ("probes", "memory_use"),

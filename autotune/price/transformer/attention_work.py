@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES, matmul_seconds
+from autotune.meshes.architecture import AttentionKind
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.transformer import TransformerShape
 from autotune.price.transformer.training_stack import TrainingStack
@@ -57,24 +58,31 @@ def attention_work(
     heads: np.ndarray,
     context: np.ndarray,
     ring: np.ndarray,
+    kind: AttentionKind | None = None,
 ) -> AttentionWork:
     """The work of attention over `sequences` sequences of `seq` tokens with `heads` heads a device, the queries cut
-    along `context`. `ring`: whether keys and values travel around a ring instead of being gathered."""
+    along `context`. `ring`: whether keys and values travel around a ring instead of being gathered. `kind`: the layer's
+    attention where it is not plain: its window, the width of its values, and soft caps, which no fused kernel for GPUs
+    takes.
+    """
     width = DTYPE_BYTES[dtype]
     hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
     h = float(shape.head_dim)
+    values = float(kind.value_width) if kind is not None else h
     scores = sequences * heads * (seq / context) * seq
     # A causal sequence is dealt out so that every shard sees the same half of the keys (autotune.models.ring).
     causal = shape.kind == "decoder"
     seen = 0.5 if causal else 1.0
     length, batches = seq / context, sequences * heads
     one_way = matmul_seconds(hardware, dtype, width, length, float(seq), h, batches)
-    other_way = matmul_seconds(hardware, dtype, width, length, h, float(seq), batches)
+    other_way = matmul_seconds(hardware, dtype, width, length, values, float(seq), batches)
     stored_bytes = tuple(scores * (width / 2.0) * each / hbm for each in stack.traffic.scores)
     if not stack.flash:
         # Forward: scores = q k^T, and weights x v. Backward: two matmuls for each.
         return AttentionWork(
-            flops=(4.0 * scores * h, 8.0 * scores * h),
+            flops=(2.0 * scores * (h + values), 4.0 * scores * (h + values))
+            if values != h
+            else (4.0 * scores * h, 8.0 * scores * h),
             matmul_seconds=(one_way + other_way, 2.0 * (one_way + other_way)),
             hbm_seconds=stored_bytes,  # type: ignore[arg-type]
             recomputed=np.ones_like(length * sequences),
@@ -87,12 +95,18 @@ def attention_work(
     tile = min(stack.flash_tile, seq)
     # The kernel computes tiles on the diagonal whole: n + 1 of every 2 n tiles.
     counted = scores * h * (seen + 0.5 * tile / seq if seen < 1.0 else 1.0)
+    if kind is not None and kind.window is not None and causal:
+        counted = scores * h * window_share(kind, seq, tile)
     fused_flops = tuple(2.0 * matmuls * counted for matmuls in stack.flash_matmuls)
+    if values != h:
+        fused_flops = tuple(flops * share for flops, share in zip(fused_flops, _value_shares(h, values), strict=True))
     peak = hardware.peak(dtype)
     fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, stack.flash_efficiency, strict=True))
     gathers = "gather" in stack.fused_context or not causal
     largest = stack.flash_head_dim
     fits = largest is None or (shape.head_dim <= largest and shape.head_dim % 8 == 0)
+    if kind is not None and kind.soft_cap and hardware.platform != "tpu":
+        fits = False
     plain = (context > 1) & np.where(ring, "ring" not in stack.fused_context, not gathers) | (not fits)
     # A causal ring works on pairs of half shards: 2 c + 1 of every 4 c (autotune.models.ring).
     share = np.where(ring & causal, 0.5 + 0.25 / context, 1.0)
@@ -123,3 +137,27 @@ def attention_work(
         scores=scores,
         kernels=(1.0, 2.0),
     )
+
+
+def window_share(kind: AttentionKind, seq: int, tile: int) -> float:
+    """Share of all scores of a causal sequence that a fused kernel computes for a window or chunks.
+
+    With tiles the kernel computes every tile that holds a visible pair whole; without, exactly the visible pairs.
+    """
+    assert kind.window is not None
+    window = min(kind.window, seq)
+    if not tile:
+        return window / (2.0 * seq) if kind.chunked else window / seq - window * window / (2.0 * seq * seq)
+    rows = -(-seq // tile)
+    starts = (row * tile // window * window if kind.chunked else row * tile - window + 1 for row in range(rows))
+    tiles = sum(row - max(start, 0) // tile + 1 for row, start in enumerate(starts))
+    return min(tiles * tile * tile / float(seq * seq), 1.0)
+
+
+def _value_shares(h: float, values: float) -> Pair:
+    """FLOPs of the kernel's matmuls with values of another width than keys, as shares of those with equal widths.
+
+    Forward: scores over h, mixing over the values. Backward: scores again and the gradients of queries and keys over h;
+    the gradients of the weights and of the values over the values.
+    """
+    return ((h + values) / (2.0 * h), (3.0 * h + 2.0 * values) / (5.0 * h))  # type: ignore[return-value]

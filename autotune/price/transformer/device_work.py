@@ -5,11 +5,14 @@ It depends on a few columns of a layout, so many rows of a table share one piece
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES, matmul_seconds
+from autotune.meshes.architecture import AttentionKind, LayerKind
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.transformer import TransformerShape
 from autotune.price.transformer.attention_work import AttentionWork, Pair, attention_work
@@ -20,6 +23,13 @@ ROUTED_TRAFFIC = (24.0, 28.0)
 (`autotune.models.experts`). Forward 24: tokens are gathered, masked and laid out for the all-to-all, each read and
 written in the compute dtype (12), in both directions; a compiled Mixtral has 25. Backward the same, and the sum over
 the copies of a token (4)."""
+
+NORM_TRAFFIC = (4.0, 8.0)
+"""Bytes of memory traffic, (forward, backward), per element of a norm beyond the two of a layer (as in
+`training_stack.Traffic.stream`)."""
+
+NORM_SAVED = 8.0
+"""Bytes that such a norm keeps per element where nothing is recomputed: its input and its result in float32."""
 
 PLAIN_BYTES = 10.0
 """Bytes per score of a block of plain attention: scores and their gradient in float32, softmax weights in the compute
@@ -101,8 +111,38 @@ def work_of(
     ring: np.ndarray,
 ) -> Work:
     """The work of a microbatch of `sequences` sequences a device, cut along `tensor`, `context` and `expert`. `ring`:
-    whether attention along `context` passes keys and values around a ring. All are arrays over pieces of work."""
-    shape, traffic, saved = transformer, stack.traffic, stack.saved
+    whether attention along `context` passes keys and values around a ring. All are arrays over pieces of work.
+
+    Where layers differ, it is the work of their mean, with the working set of the largest.
+    """
+    works = [
+        _work_of_kind(
+            shape, kind, seq, dtype, hardware, stack, sequences=sequences, tensor=tensor, context=context,
+            expert=expert, sequence_parallel=sequence_parallel, ring=ring,
+        )
+        for shape, kind, _ in transformer.stacks
+    ]  # fmt: skip
+    return works[0] if len(works) == 1 else _mean(works, [share for _, _, share in transformer.stacks])
+
+
+def _work_of_kind(
+    shape: TransformerShape,
+    kind: LayerKind | None,
+    seq: int,
+    dtype: str,
+    hardware: Hardware,
+    stack: TrainingStack,
+    *,
+    sequences: np.ndarray,
+    tensor: np.ndarray,
+    context: np.ndarray,
+    expert: np.ndarray,
+    sequence_parallel: np.ndarray,
+    ring: np.ndarray,
+) -> Work:
+    """The work of one kind of layer; `kind` is None where the shape says all of it."""
+    traffic, saved = stack.traffic, stack.saved
+    attends = None if kind is None else kind.attention
     width = DTYPE_BYTES[dtype]
     scale = width / 2.0
     hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
@@ -120,6 +160,10 @@ def work_of(
         )
 
     to_heads = _sum(matmul(tokens, heads * h, d), matmul(tokens, kv_heads * h, d, 2.0))
+    values, latents = h, 0.0
+    if attends is not None and attends.latent:
+        values, latents = float(attends.value_width), float(attends.query_rank + attends.kv_rank + attends.rope_dim)
+        to_heads = _latent_projections(matmul, attends, tokens, heads, d)
     first = shape.mlp_matrices - 1
     hidden = shape.d_ff / tensor
     if shape.experts:
@@ -130,18 +174,27 @@ def work_of(
             shared = float(shape.shared_experts)
             hidden_in = _sum(hidden_in, matmul(tokens, hidden, d, first * shared))
             hidden_out = _sum(hidden_out, matmul(tokens, d, hidden, shared))
+        elif kind is not None and kind.mlp.shared_width:
+            beside = kind.mlp.shared_width / tensor
+            hidden_in = _sum(hidden_in, matmul(tokens, beside, d, float(first)))
+            hidden_out = _sum(hidden_out, matmul(tokens, d, beside))
         hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d))
         copies = shape.slots_per_token + shape.shared_experts
+        if kind is not None:
+            copies = shape.slots_per_token + kind.mlp.shared_width / kind.mlp.width
     else:
         hidden_in, hidden_out = matmul(tokens, hidden, d, float(first)), matmul(tokens, d, hidden)
         copies = 1
 
     attention = attention_work(
-        shape, seq, dtype, hardware, stack, sequences=sequences, heads=heads, context=context, ring=ring
-    )
+        shape, seq, dtype, hardware, stack, sequences=sequences, heads=heads, context=context, ring=ring,
+        kind=attends,
+    )  # fmt: skip
     cut = np.where(sequence_parallel > 0, tensor, 1)
     gate = first - 1
     elements = (tokens * d / cut, tokens * (heads + 2 * kv_heads) * h, tokens * copies * hidden)
+    if attends is not None and attends.latent:
+        elements = (elements[0], tokens * (heads * (2.0 * h + values) + latents), elements[2])
     slots = tokens * (shape.slots_per_token if shape.experts else 0.0) * d / tensor
     elementwise = tuple(
         scale
@@ -154,6 +207,15 @@ def work_of(
         / hbm
         for way in (0, 1)
     )
+    normed = np.zeros_like(tokens)
+    if kind is not None:
+        # A norm more reads and writes its input, and twice that backward (`Traffic.stream`).
+        normed = (kind.norms - 2.0) * tokens * d / cut
+        if kind.attention.qk_norm != "none":
+            normed = normed + tokens * (heads + kv_heads) * h
+        elementwise = tuple(
+            seconds + scale * each * normed / hbm for seconds, each in zip(elementwise, NORM_TRAFFIC, strict=True)
+        )
     matmuls = 4.0 + shape.mlp_matrices  # to queries, keys and values, back from attention, and the MLP's
     launches = tuple(
         (traffic.kernels[way] + attention.kernels[way] + (1.0 + way) * matmuls) * hardware.launch_seconds
@@ -162,12 +224,16 @@ def work_of(
     logits = tokens * (shape.vocab / tensor)
     kept = {
         "input": 2.0 * tokens * d / cut,
-        "stream": saved.stream * tokens * d / cut,
+        "stream": saved.stream * tokens * d / cut + NORM_SAVED * normed,
         "whole": saved.whole * tokens * d,
         "heads": saved.heads * elements[1],
-        "context": saved.context * tokens * heads * h + saved.statistics * tokens * heads,
+        "context": saved.context * tokens * heads * values + saved.statistics * tokens * heads,
         "outputs": 2.0 * tokens * d / cut,
-        "mlp_outputs": 2.0 * tokens * d / cut * (shape.shared_experts > 0 or not shape.experts),
+        "mlp_outputs": 2.0
+        * tokens
+        * d
+        / cut
+        * (shape.dense_share if kind is None else bool(kind.mlp.shared_width or not kind.mlp.experts)),
         "slots": 2.0 * slots,
         # A fused kernel never stores its scores.
         "scores": saved.scores * attention.scores * (not stack.flash),
@@ -182,7 +248,7 @@ def work_of(
     return Work(
         sequences=sequences,
         heads=to_heads,
-        out=matmul(tokens, d, heads * h),
+        out=matmul(tokens, d, heads * values),
         hidden_in=hidden_in,
         hidden_out=hidden_out,
         attention=attention,
@@ -192,7 +258,7 @@ def work_of(
         loss=tuple(scale * bytes_each * logits / hbm for bytes_each in traffic.logits),  # type: ignore[arg-type]
         stream_bytes=width * tokens * d,
         slot_bytes=width * slots * tensor,
-        kv_bytes=width * 2 * tokens * kv_heads * h,
+        kv_bytes=width * 2 * tokens * kv_heads * h if values == h else width * tokens * kv_heads * (h + values),
         kept={name: scale * value for name, value in kept.items()},
         layer_work_bytes=scale * in_hand,
         logit_bytes=scale * saved.logits * logits,
@@ -206,4 +272,45 @@ def _sum(a: Matmul, b: Matmul) -> Matmul:
         forward=a.forward + b.forward,
         backward_input=a.backward_input + b.backward_input,
         backward_weight=a.backward_weight + b.backward_weight,
+    )
+
+
+def _latent_projections(matmul: Callable[..., Matmul], attends: AttentionKind, tokens, heads, d: float) -> Matmul:
+    """The matmuls that make queries, keys and values of latent attention; those into the latents are not cut."""
+    into = float(attends.query_rank) or d
+    keys = float(attends.head_dim - attends.rope_dim + attends.value_width)
+    total = _sum(matmul(tokens, heads * attends.head_dim, into), matmul(tokens, heads * keys, float(attends.kv_rank)))
+    total = _sum(total, matmul(tokens, float(attends.kv_rank + attends.rope_dim), d))
+    return _sum(total, matmul(tokens, into, d)) if attends.query_rank else total
+
+
+LARGEST = ("heads", "block_scores", "layer_work_bytes")
+"""Fields of which the largest of the kinds counts: what is in hand at once."""
+
+
+def _mean(works: list, shares: list[float]):
+    """The mean of the same dataclass over kinds of layers, weighed by their shares of the layers."""
+
+    def mean(values: list, largest: bool):
+        first = values[0]
+        if dataclasses.is_dataclass(first):
+            return _mean(values, shares)
+        if isinstance(first, tuple):
+            return tuple(mean(list(each), largest) for each in zip(*values, strict=True))
+        if isinstance(first, dict):
+            return {name: mean([one[name] for one in values], largest) for name in first}
+        if isinstance(first, np.ndarray) and first.dtype.kind == "b":
+            return np.logical_or.reduce(values)
+        if largest:
+            return np.maximum.reduce(values)
+        return sum(share * value for share, value in zip(shares, values, strict=True))
+
+    return type(works[0])(
+        **{
+            field.name: mean(
+                [getattr(work, field.name) for work in works],
+                field.name in LARGEST and not dataclasses.is_dataclass(getattr(works[0], field.name)),
+            )
+            for field in dataclasses.fields(works[0])
+        }
     )

@@ -75,7 +75,7 @@ def stage_of(rows: Rows) -> Stage:
         published = staged
         beside = at_work = np.zeros(len(table))
     # Routed experts' weights stand there in the layout of their batched matmuls, too (mixtures on h100 and a100-80).
-    whole = stack.whole_layers * rows.parameters.layer_dense + 2.0 * rows.parameters.layer_routed
+    whole = stack.whole_layers * rows.parameters.largest_dense + 2.0 * rows.parameters.largest_routed
     gathered = np.where(size["fsdp"] > 1, state.compute * whole, 0.0)
     pieces = np.where(staged, table.microbatches / size["stage"], 1.0)
     # An early backward pass begins with the loss: no stage has the logits of more than one microbatch at a time.

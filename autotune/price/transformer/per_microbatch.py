@@ -50,7 +50,7 @@ class MicrobatchTerms(Rows):
         self.again = {part: share[table.remat] for part, share in reruns.items()}
         if self.shape.experts:
             # The gradient of the gates reads the outputs of the routed experts, so they are recomputed too.
-            routed = self.shape.slots_per_token / (self.shape.slots_per_token + self.shape.shared_experts)
+            routed = self.shape.routed_share
             self.again["hidden_out"] = np.maximum(self.again["hidden_out"], routed * self.again["hidden_in"])
         if stack.flash and stack.reruns_kernel:
             # Plain attention on blocks of queries always recomputes its scores. It runs its forward pass again only
@@ -143,7 +143,7 @@ class MicrobatchTerms(Rows):
         again, work = self.again, self.prepared.work
         gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"], 0.0)
         # Routed experts have collectives of their own (below); shared experts have those of an MLP.
-        blocks = 2.0 if self.shape.shared_experts or not self.shape.experts else 1.0
+        blocks = 1.0 + self.shape.dense_share
         scatters = np.where(self.parallel, 2.0 * blocks + 2.0 * again["scatters"], 0.0)
         reductions = np.where(self.parallel, 0.0, 4.0 + 2.0 * again["scatters"])
         # Across NVLink domains half of a layer's compute runs beside the gathers, the other half beside the reductions.
@@ -173,7 +173,7 @@ class MicrobatchTerms(Rows):
             self.move("tensor", "all_gather", "layer", slots, np.where(self.staged, 3.0, 3.0 + gated + more))
             self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + more)
             cut = self.stream_bytes / self.size["tensor"]
-            self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0, 0.0))
+            self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0 * self.shape.expert_share, 0.0))
 
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Add the collectives along `context`: keys and values are gathered, or passed around a ring.
@@ -197,8 +197,9 @@ class MicrobatchTerms(Rows):
             # Dispatch to experts needs the tokens of whole sequences: gathered before it and scattered after it, in
             # both passes.
             tokens = self.stream_bytes * size / self.size["tensor"]
-            self.move("context", "all_gather", "layer", tokens, 2.0 + self.again["hidden_in"])
-            self.move("context", "reduce_scatter", "layer", tokens, 2.0 * np.ones(len(self.table)))
+            share = self.shape.expert_share
+            self.move("context", "all_gather", "layer", tokens, (2.0 + self.again["hidden_in"]) * share)
+            self.move("context", "reduce_scatter", "layer", tokens, 2.0 * share * np.ones(len(self.table)))
         # Gradients travel in float32. They take one step more than keys and values, back to their owner, in the compute
         # dtype. A recomputed ring shares its first step with the backward pass (a100-40 and h100, jax 0.10.2).
         again = self.again["context"]

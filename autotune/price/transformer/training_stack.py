@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from autotune.meshes.hardware import Hardware
+from autotune.meshes.training import Training
 from autotune.replay.attention_cost import kernel_shares
 
 
@@ -239,9 +240,10 @@ FUSED_ATTENTION_FROM = 8.0
 run")."""
 
 
-def stack_of(hardware: Hardware, dtype: str) -> TrainingStack:
+def stack_of(hardware: Hardware, dtype: str, training: Training | None = None) -> TrainingStack:
     """The training stack that stands for a chip: our own models as XLA compiles them for it, with the attention kernel
-    that `models.execution` picks and what the hardware file says hides behind what."""
+    that `models.execution` picks and what the hardware file says hides behind what. `training`: the optimizer and the
+    dtypes of the state; None: AdamW with float32 weights and moments."""
     shares = hardware.attention_shares
     told = (shares["forward"], shares["backward"]) if shares else OF_THE_CHIP
     if hardware.platform == "tpu":
@@ -249,6 +251,8 @@ def stack_of(hardware: Hardware, dtype: str) -> TrainingStack:
     else:
         flash = fused_attention(hardware, dtype)
         stack = dataclasses.replace(XLA_GPU, flash=flash, flash_efficiency=told, name=f"xla-{hardware.platform}")
+    if training is not None and training != Training():
+        stack = dataclasses.replace(stack, state=_state(stack.state, training))
     return dataclasses.replace(
         stack,
         hidden_share=dict(hardware.hidden_share),
@@ -256,6 +260,18 @@ def stack_of(hardware: Hardware, dtype: str) -> TrainingStack:
         hidden_outer={axis: both for axis, both in hardware.hidden_outer.items() if any(both)},
         scatter_hides=hardware.scatter_hides,
         sums_over_slice=hardware.sums_over_slice,
+    )
+
+
+def _state(state: State, training: Training) -> State:
+    """The bytes of a parameter under another optimizer or other dtypes. Gradients have the weights' dtype."""
+    return dataclasses.replace(
+        state,
+        weights=training.weight_bytes,
+        gradients=training.weight_bytes,
+        optimizer=training.moment_bytes,
+        update_traffic=training.update_bytes,
+        accumulate_traffic=state.accumulate_traffic * training.weight_bytes / 4.0,
     )
 
 

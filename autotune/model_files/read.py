@@ -1,0 +1,165 @@
+"""What `--model` names, recognised by its content: a preset, our JSON, a Hugging Face config, a MaxText yml."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.meshes.transformer import read_transformer
+from autotune.model_files.huggingface import read_huggingface
+from autotune.model_files.maxtext import is_maxtext, read_maxtext
+from autotune.model_files.read_model import ReadModel, architecture_of
+from autotune.models.presets import PRESETS
+
+OWN_KEYS = ("layers", "d_model", "d_ff")
+"""Keys by which our own JSON is recognised."""
+
+
+def read_model(model: str, settings: Sequence[str] = ()) -> ReadModel:
+    """The model that `--model` names, with `KEY=VALUE` settings in place of what its file says.
+
+    ValueError in one line where it is none, or where the price would be of another model.
+    """
+    path = Path(model)
+    if model in PRESETS and not path.is_dir():
+        if settings:
+            raise ValueError(f"--set {settings[0]}: {model} is a preset, which has no keys to set; give a model file")
+        return ReadModel(architecture=architecture_of(PRESETS[model]), source="preset", shape=PRESETS[model])
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model {model}: the folder holds no config.json")
+        path = path / "config.json"
+    if not path.is_file():
+        raise ValueError(_is_nothing(model))
+    values = _parsed(path)
+    where = f"model file {path}"
+    changes = dict(_setting(text) for text in settings)
+    name = _name_of(path, values)
+    if is_maxtext(values):
+        return read_maxtext(_with_base(path, values, changes), where, _maxtext_name(path, values, changes), (*changes,))
+    if "model_type" in values or "text_config" in values or "architectures" in values:
+        return read_huggingface(_changed(values, changes), where, name, (*changes,))
+    if any(key in values for key in OWN_KEYS):
+        if changes:
+            raise ValueError(f"--set {next(iter(changes))}: {path} is a shape of ours; change the file")
+        shape = read_transformer(path)
+        return ReadModel(architecture=architecture_of(shape), source="JSON of a shape", shape=shape)
+    raise ValueError(
+        f"{where}: is no model that is known here: a Hugging Face config has model_type, a MaxText yml decoder_block, "
+        f"our own JSON {', '.join(OWN_KEYS)}"
+    )
+
+
+def _is_nothing(model: str) -> str:
+    if "/" in model and not model.endswith((".json", ".yml", ".yaml")):
+        return (
+            f"model: {model!r} is no file or folder here, and nothing is downloaded; save the config.json of that "
+            "model and give its path"
+        )
+    if model.endswith((".json", ".yml", ".yaml")):
+        return f"model file {model}: No such file or directory"
+    return (
+        f"model: {model!r} is no preset ({', '.join(PRESETS)}) and no .json file, no folder with a config.json and no "
+        ".yml file"
+    )
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds: JSON, or YAML where its name says so."""
+    where = f"model file {path}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{where}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from None
+    if path.suffix in (".yml", ".yaml"):
+        import yaml
+
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        values = {} if values is None else values
+        kind = "mapping"
+    else:
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON: {error}") from None
+        kind = "JSON object"
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{where}: must hold one {kind}")
+    return values
+
+
+def _name_of(path: Path, values: Mapping[str, Any]) -> str:
+    """What the model is called: what its file says, else its folder or its file."""
+    told = values.get("_name_or_path")
+    if isinstance(told, str) and told.strip("./") and not told.startswith("/"):
+        return told.rstrip("/").rpartition("/")[2]
+    if path.name == "config.json":
+        return path.resolve().parent.name or "config"
+    return path.stem
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """(key, value) of `KEY=VALUE`, the value as YAML reads it."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set {text}: write KEY=VALUE")
+    try:
+        return key.strip(), _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-3 as text; as a number where it is one."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A Hugging Face config with some keys set; those of a text part are set there."""
+    changed, text = dict(values), values.get("text_config")
+    if isinstance(text, Mapping):
+        changed["text_config"] = {**text, **{key: value for key, value in changes.items() if key not in values}}
+        return changed | {key: value for key, value in changes.items() if key in values}
+    return changed | dict(changes)
+
+
+# MaxText: base.yml under the model's yml under the command line.
+
+
+def _with_base(path: Path, values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a run, as MaxText puts them together.
+
+    `base.yml` itself takes the model that `model_name` names, from `models/` beside it. A model's yml takes the
+    `base.yml` beside it or in the folder above, where there is one. What is set by hand wins.
+    """
+    if path.stem == "base" or "run_name" in values:
+        name = changes.get("model_name", values.get("model_name", "default"))
+        if name in ("default", "", None):
+            return {**values, **changes}
+        file = path.parent / "models" / f"{name}.yml"
+        if not file.is_file():
+            raise ValueError(f"model file {path}: model_name={name!r}: there is no file {file}")
+        return {**values, **_parsed(file), **changes}
+    for base in (path.parent / "base.yml", path.parent.parent / "base.yml"):
+        if base.is_file() and base != path:
+            return {**_parsed(base), **values, **changes}
+    return {**values, **changes}
+
+
+def _maxtext_name(path: Path, values: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    name = changes.get("model_name", values.get("model_name"))
+    return str(name) if name and name != "default" else path.stem

@@ -1,0 +1,243 @@
+"""Model files of other codebases: what is counted, what each key became, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from published_models import FOLDER, PUBLISHED, files, table
+
+from autotune.cli import run
+from autotune.model_files import huggingface_keys, maxtext_keys
+from autotune.model_files.read import read_model
+from autotune.model_files.read_model import architecture_of, describe
+from autotune.model_files.shape import shape_of
+from autotune.models.presets import PRESETS
+
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+FILES = files()
+MAXTEXT = Path(__file__).parent / "maxtext_llama3_8b.yml"
+
+
+def write(tmp_path, values, name="config.json"):
+    path = tmp_path / name
+    path.write_text(yaml.safe_dump(values) if name.endswith(".yml") else json.dumps(values))
+    return str(path)
+
+
+def changed(name, **values):
+    """A published config with some keys changed; a value of `...` takes the key away."""
+    return {key: value for key, value in (FILES[name] | values).items() if value is not ...}
+
+
+def test_every_published_count_is_met_and_the_page_shows_the_same_table():
+    assert PUBLISHED.keys() == FILES.keys()
+    lines = table()
+    assert all(line.endswith("| PASS |") for line in lines[2:]), [line for line in lines[2:] if "PASS" not in line]
+    assert "\n".join(lines) in DOCS.read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_key_of_a_published_config_is_known(name):
+    model = read_model(str(FOLDER / f"{name}.json"))
+    assert not [note for note in model.not_modelled if "unknown" in note]
+    assert sum(count for _, count in model.architecture.kinds) == len(model.architecture.layers)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_one_count(name):
+    """The architecture of a uniform shape counts what the shape counts."""
+    shape = PRESETS[name]
+    architecture = architecture_of(shape)
+    idle = shape.layers * (shape.mlp_parameters - shape.active_mlp_parameters)
+    table_again = 0 if shape.tied_embeddings else shape.vocab * shape.d_model
+    assert architecture.parameters == shape.parameters
+    assert architecture.active_parameters == shape.parameters - idle - table_again
+
+
+@pytest.mark.parametrize(("config", "preset"), [("llama-3.1-8b", "llama3-8b"), ("mixtral-8x7b", "mixtral-8x7b")])
+def test_a_config_of_what_a_preset_describes_is_the_same_shape(config, preset):
+    import dataclasses
+
+    shape = shape_of(read_model(str(FOLDER / f"{config}.json")), 4096)
+    assert dataclasses.replace(shape, name=preset) == PRESETS[preset]
+
+
+def test_a_folder_gives_its_config_and_its_name(tmp_path):
+    folder = tmp_path / "My-8B"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(FILES["llama-3.1-8b"]))
+    assert read_model(str(folder)).architecture.name == "My-8B"
+    assert read_model(str(folder / "config.json")).architecture.name == "My-8B"
+
+
+LAYERS = {
+    "deepseek-v3": [3, 58],
+    "gemma-3-27b": [52, 10],
+    "gpt-oss-20b": [12, 12],
+    "llama-4-maverick": [24, 12, 12],
+    "mistral-7b-v0.1": [32],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_document_of_a_file(name, capsys):
+    assert run(["models", str(FOLDER / f"{name}.json"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"name", "parameters", "active_parameters", "layers", "ignored", "not_modelled"}
+    assert all(set(layer) == {"count", "attention", "mlp"} for layer in told["layers"])
+    assert [layer["count"] for layer in told["layers"]] == LAYERS[name]
+
+
+def test_windows_lie_where_the_code_of_the_family_puts_them():
+    def windows(name):
+        return [layer.attention.window for layer in read_model(str(FOLDER / f"{name}.json")).architecture.layers]
+
+    assert windows("gemma-3-27b")[:7] == [1024] * 5 + [None, 1024]
+    assert windows("gemma-2-9b")[:4] == [4096, None, 4096, None]
+    assert windows("gpt-oss-20b")[:4] == [128, None, 128, None]
+    assert windows("llama-4-scout")[:5] == [8192, 8192, 8192, None, 8192]
+    assert set(windows("qwen2.5-7b")) == {None}
+
+
+def test_sequences_within_a_window_are_attended_whole():
+    mistral = read_model(str(FOLDER / "mistral-7b-v0.1.json"))
+    assert [kind.attention.window for kind, _ in mistral.architecture.at_length(4096).kinds] == [None]
+    assert [kind.attention.window for kind, _ in mistral.architecture.at_length(4097).kinds] == [4096]
+
+
+def test_the_text_part_of_a_multimodal_config_is_read_and_said():
+    model = read_model(str(FOLDER / "gemma-3-27b.json"))
+    assert "text part" in model.source
+    assert any(note.startswith("vision_config: only the text model") for note in model.not_modelled)
+
+
+def test_each_key_is_sorted(tmp_path):
+    values = changed("llama-3.1-8b", attention_dropout=0.1, wings=2, rope_theta=1e4, nothing=None)
+    model = read_model(write(tmp_path, values))
+    assert {"rope_theta", "nothing"} <= set(model.ignored)
+    assert [note.partition(":")[0] for note in model.not_modelled] == ["attention_dropout", "wings"]
+    assert "unknown key" in model.not_modelled[1]
+
+
+REFUSED = {
+    "mamba": ({"model_type": "mamba", "state_size": 16}, "state-space"),
+    "jamba": (changed("llama-3.1-8b", model_type="jamba"), "state-space"),
+    "a hybrid of a known family": (changed("llama-3.1-8b", mamba_d_state=128), "state-space"),
+    "qwen3-next": (changed("qwen3-30b-a3b", model_type="qwen3_next"), "gated delta net"),
+    "linear layers": (changed("qwen3-8b", layer_types=["linear_attention"] * 36), "gated delta net"),
+    "t5": ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoders"),
+    "whisper": ({"model_type": "whisper"}, "encoder-decoders"),
+    "siglip": ({"model_type": "siglip_vision_model"}, "vision towers"),
+    "mllama": ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}, "cross-attention"),
+    "unknown": (changed("llama-3.1-8b", model_type="hyena"), "model_type='hyena' is no architecture"),
+    "missing": (changed("llama-3.1-8b", hidden_size=...), "missing key 'hidden_size'"),
+    "no number": (changed("llama-3.1-8b", num_hidden_layers="32"), "num_hidden_layers='32' must be a whole number"),
+    "uneven": (changed("llama-3.1-8b", num_attention_heads=30), "must divide hidden_size=4096"),
+    "activation": (changed("llama-3.1-8b", hidden_act="xielu"), "hidden_act='xielu' must be one of"),
+    "kv heads": (changed("llama-3.1-8b", num_key_value_heads=5), "kv_heads=5 must divide heads=32"),
+    "layer types": (changed("qwen3-8b", use_sliding_window=True, sliding_window=4096, layer_types=["full_attention"]),
+                    "layer_types must be a list of 36 words"),
+    "nothing known": ({"a": 1}, "is no model that is known here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_another_kind_of_model_is_refused_in_one_line(case, tmp_path, capsys):
+    values, words = REFUSED[case]
+    assert run(["models", write(tmp_path, values)]) == 2
+    told = capsys.readouterr().err.strip()
+    assert words in told and "\n" not in told.partition("Error: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("Qwen/Qwen3-8B", "nothing is downloaded"),
+        ("missing.json", "missing.json: No such file"),
+        ("llama9", "is no preset"),
+    ],
+)
+def test_no_file_is_one_line(model, words, capsys):
+    assert run(["models", model]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_settings_replace_keys_and_unknown_ones_are_refused(tmp_path, capsys):
+    config = write(tmp_path, FILES["gemma-3-27b"])
+    assert len(read_model(config, ["num_hidden_layers=6"]).architecture.layers) == 6
+    assert run(["models", config, "--set", "wings=2"]) == 2
+    assert "--set wings" in capsys.readouterr().err
+    assert run(["models", config, "--set", "wings"]) == 2
+    assert "write KEY=VALUE" in capsys.readouterr().err
+    assert run(["models", "llama3-8b", "--set", "layers=2"]) == 2
+
+
+def test_a_maxtext_model_is_the_config_of_the_same_model():
+    ours = read_model(str(MAXTEXT))
+    theirs = read_model(str(FOLDER / "llama-3.1-8b.json"))
+    assert ours.architecture.layers == theirs.architecture.layers
+    assert ours.architecture.parameters == theirs.architecture.parameters
+    assert not ours.not_modelled
+
+
+def test_a_maxtext_run_is_base_yml_under_the_model_under_the_command_line(tmp_path):
+    base = {"run_name": "", "model_name": "default", "decoder_block": "llama2", "per_device_batch_size": 12.0,
+            "max_target_length": 2048, "remat_policy": "full", "ici_fsdp_parallelism": -1, "opt_type": "adamw",
+            "base_emb_dim": 2048, "vocab_size": 32000}  # fmt: skip
+    path = write(tmp_path, base, "base.yml")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "llama3.1-8b.yml").write_text(MAXTEXT.read_text())
+    model = read_model(path, ["model_name=llama3.1-8b", "remat_policy=minimal", "per_device_batch_size=2"])
+    assert model.architecture.name == "llama3.1-8b" and model.architecture.parameters == 8_030_261_248
+    assert (model.run["remat"], model.run["per_device_batch"], model.run["ici"]) == ("minimal", 2, {"fsdp": -1})
+    alone = read_model(str(tmp_path / "models" / "llama3.1-8b.yml"))
+    assert alone.run["seq"] == 2048 and alone.architecture.parameters == 8_030_261_248
+    with pytest.raises(ValueError, match="model_name='nobody'"):
+        read_model(path, ["model_name=nobody"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"decoder_block": "qwen3_next"}, "gated delta net"),
+        ({"decoder_block": "envy"}, "decoder_block='envy' is not known"),
+        ({"engram_layers": [1]}, "engram layers are not modelled"),
+        ({"use_indexer": True}, "indexer is not modelled"),
+        ({"global_parameter_scale": 8}, "must be 1"),
+        ({"mlp_activations": ["xielu"]}, "mlp_activations=.* must be one of"),
+        ({"opt_type": "shampoo"}, "opt_type='shampoo' must be one of"),
+        ({"ici_fsdp_parallelism": 0}, "ici_fsdp_parallelism=0 must be"),
+        ({"decoder_block": "gemma3", "sliding_window_size": 0}, "sliding_window_size must be above 0"),
+    ],
+)
+def test_a_maxtext_file_of_another_model_is_refused(values, words, tmp_path):
+    told = yaml.safe_load(MAXTEXT.read_text()) | values
+    with pytest.raises(ValueError, match=words):
+        read_model(write(tmp_path, told, "mine.yml"))
+
+
+def test_features_of_maxtext_that_no_price_has_are_named(tmp_path):
+    told = yaml.safe_load(MAXTEXT.read_text()) | {"quantization": "int8", "num_vocab_tiling": 4, "mtp_num_layers": 0}
+    model = read_model(write(tmp_path, told, "mine.yml"))
+    assert sorted(note.partition(":")[0] for note in model.not_modelled) == ["num_vocab_tiling", "quantization"]
+    assert "mtp_num_layers" in model.ignored
+
+
+@pytest.mark.parametrize("module", [huggingface_keys, maxtext_keys])
+def test_no_key_is_listed_twice(module):
+    listed = [key for keys in module.NEUTRAL.values() for key in keys]
+    assert len(listed) == len(set(listed))
+
+
+def test_the_list_of_reference_models_stands_as_before(capsys):
+    assert run(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {one["name"]: one["parameters"] for one in listed} == {n: s.parameters for n, s in PRESETS.items()}
+
+
+def test_describe_counts_layers_by_kind():
+    told = describe(read_model(str(FOLDER / "deepseek-v3.json")))
+    assert "latent" in told["layers"][0]["attention"] and "8 of 256" in told["layers"][1]["mlp"]
