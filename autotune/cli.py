@@ -14,6 +14,8 @@ import traceback
 
 import click
 
+from autotune.commands.values import guarded
+from autotune.meshes.fields import one_line
 from autotune.system.quiet import quiet_start
 from autotune.system.stdout import drop_stdout
 from autotune.user_code import UserCodeError
@@ -48,7 +50,7 @@ class LazyGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(COMMANDS[name][0]), name)
+        return guarded(getattr(importlib.import_module(COMMANDS[name][0]), name))
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -101,7 +103,7 @@ def run(arguments: list[str]) -> int:
         click.echo("autotune: interrupted", err=True)
         return 130
     except click.ClickException as error:
-        click.echo("autotune: " + " ".join(error.format_message().split()), err=True)
+        click.echo("autotune: " + one_line(" ".join(error.format_message().split())), err=True)
         return 2
     except BrokenPipeError:
         sys.stderr.close()

@@ -136,7 +136,7 @@ class Partition:
         return tuple(name for name in AXES if name in used and (name != "expert" or experts))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; the inverse of `partition_from_json`."""
+        """Plain JSON values, which `autotune.plan.read` reads."""
         return {
             "rules": [[name, list(axes)] for name, axes in self.rules],
             "mesh_names": dict(self.mesh_names),
@@ -146,25 +146,9 @@ class Partition:
         }
 
 
-def partition_from_json(values: Mapping[str, Any]) -> Partition:
-    """Read back what `Partition.to_json` wrote; ValueError, KeyError or TypeError when it is not that."""
-    return Partition(
-        rules=tuple((name, tuple(axes)) for name, axes in values["rules"]),
-        mesh_names=dict(values["mesh_names"]),
-        explicit=bool(values["explicit"]),
-        state={path: _leaf(leaf) for path, leaf in values["state"].items()},
-        batch={path: _leaf(leaf) for path, leaf in values["batch"].items()},
-    )
-
-
 def _leaf_json(leaf: Leaf) -> dict[str, Any]:
     names = [list(name) if isinstance(name, tuple) else name for name in leaf.names]
     return {"names": names, "shape": list(leaf.shape), "role": leaf.role, "guessed": leaf.guessed}
-
-
-def _leaf(values: Mapping[str, Any]) -> Leaf:
-    names = tuple(tuple(name) if isinstance(name, list) else name for name in values["names"])
-    return Leaf(names=names, shape=tuple(values["shape"]), role=values["role"], guessed=values["guessed"])
 
 
 def _axes(name: Name, rules: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from autotune.meshes.layout import AXES
-from autotune.meshes.transformer import TransformerShape, read_transformer
+from autotune.meshes.transformer import TransformerShape, check_step, read_transformer
 from autotune.models.presets import PRESETS
 from autotune.system.source_digest import source_digest
 from autotune.workload.workload import Workload
@@ -34,7 +34,8 @@ def transformer_of(model: str) -> TransformerShape:
 
 
 def transformer_workload(transformer: TransformerShape, *, batch: int, seq: int, dtype: str) -> Workload:
-    """The workload of a shape: our reference train step."""
+    """The workload of a shape: our reference train step; ValueError where it has more tokens than we count."""
+    check_step(batch, seq)
     return Workload.of(
         name=f"{transformer.name}, batch {batch} x {seq} tokens, {dtype}",
         build=partial(_build, transformer, batch, seq, dtype),

@@ -24,29 +24,39 @@ from autotune.measure.measure import Measurement, RunFailure, measure
 from autotune.measure.runner import runner_for
 from autotune.measure.session import measured_together, session_of
 from autotune.memory_use import BY_BATCH, Smaller, failed_use
+from autotune.meshes.fields import one_line
 from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
 from autotune.price.axis_orders import with_best_orders
+from autotune.price.blocks import SLACK, Blocks, large_space, price_in_blocks, priced_again
 from autotune.price.changes_that_fit import price_one, scaled_peak
 from autotune.price.priced_space import PricedSpace, price_space, why_illegal
+from autotune.price.remat_choices import with_best_sets
 from autotune.probes.choose import learned, probing
 from autotune.probes.fit import probe_of
 from autotune.report.comparison import Comparison
 from autotune.report.report import Report
 from autotune.report.rows import LISTED_PRICED, report_of
-from autotune.search_events import EarlyAnswer, LayoutCompiled, LayoutMeasured, Listener, SearchEvent, announce
-from autotune.space import enumerate_layouts, parse_fix
+from autotune.search_events import (
+    EarlyAnswer,
+    LayoutCompiled,
+    LayoutMeasured,
+    Listener,
+    Pricing,
+    SearchEvent,
+    announce,
+)
+from autotune.space import check_axes, enumerate_layouts, parse_fix
 from autotune.store import Store
 from autotune.system.job import current as current_job
 from autotune.table import LayoutTable
 from autotune.workload.workload import Workload
 
-SLACK = 1.15
-"""Layouts priced at up to this much of the capacity are still given to the compiler, whose word is the last: the
-closed form's peak is off by 15 % at times, and a compile that does not fit fails within seconds."""
+MOST_SIMULATED = 4096
+"""Devices of a `cpu:N` target for which programs are compiled: each is threads and buffers of one process."""
 
 PER_MESH = 2
 """Layouts compiled of the same axis sizes before another mesh has its turn: near-copies must leave room for others."""
@@ -148,11 +158,16 @@ def search(
     wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
     if wanted and not target.measurable:
         raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
+    if compile_count and target.platform == "cpu" and target.devices > MOST_SIMULATED:
+        raise ValueError(
+            f"target {target.name}: at most {MOST_SIMULATED:,} simulated devices are compiled for; --compile 0 prices "
+            f"{target.devices:,}"
+        )
     problem = why_no_compiler(target.platform, target.name) if compile_count and not target.attached else None
     if problem and executor is None:
         raise ValueError(problem)
-    table, listed = _space(workload, target, axes, layouts, fix)
-    space = price_space(workload, target, table, listed)
+    space = _space(workload, target, axes, layouts, fix, on_event)
+    listed = space.layouts
     if not space.legal.any():
         raise ValueError(_nothing_legal(workload, target, space))
     outcomes = Outcomes(analysis={}, failures={}, measurements={}, run_failures={}, smaller={}, neighbours={})
@@ -175,6 +190,9 @@ def search(
         clock.lap("probing")
     if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
         space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
+        clock.lap("pricing")
+    if listed is None and "remat" not in {**parse_fix(fix), **workload.fixed}:
+        space = with_best_sets(space, LISTED_PRICED)
         clock.lap("pricing")
     eta = _Eta(workload, target, jobs, store)
     early = _early_answer(space, target, compile_count, eta)
@@ -266,8 +284,10 @@ class _Eta:
 def _nothing_legal(workload: Workload, target: Target, space: PricedSpace) -> str:
     """One line: the rule that most layouts break, and what one of them says."""
     rules, counts = np.unique(space.broken, return_counts=True)
+    if space.dropped:
+        counts += [space.dropped.illegal.get(int(rule), 0) for rule in rules]
     row = int(np.flatnonzero(space.broken == rules[np.argmax(counts)])[0])
-    every = f"none of {len(space.table)} layouts is legal; e.g. " if len(space.table) > 1 else ""
+    every = f"none of {len(space)} layouts is legal; e.g. " if len(space) > 1 else ""
     return f"{workload.name} on {target.name}: {every}{space.layout(row)}: {space.why_illegal(row)}"
 
 
@@ -306,8 +326,8 @@ class _Events:
         announce(event, self._listener)
 
 
-def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Layout, ...] | None]:
-    """The table of layouts to judge, and the same as the user named them."""
+def _space(workload, target, axes, layouts, fix, on_event: Listener | None) -> PricedSpace:
+    """The layouts to judge, judged and priced."""
     if layouts is not None:
         if not layouts:
             raise ValueError('layouts: names none; write e.g. "fsdp=8;data=4,tensor=2"')
@@ -316,16 +336,20 @@ def _space(workload, target, axes, layouts, fix) -> tuple[LayoutTable, tuple[Lay
             problem = workload.problem(layout)
             if problem:
                 raise ValueError(f"layout {layout}: {problem}")
-        return LayoutTable.from_layouts(completed), completed
+        return price_space(workload, target, LayoutTable.from_layouts(completed), completed)
     wanted = axes if axes is not None else workload.axes
+    check_axes(wanted)
     useless = [name for name in wanted if name not in workload.axes]
     if useless:
         raise ValueError(
             f"axes: {workload.name} makes no use of {useless[0]!r}; it can use {', '.join(workload.axes) or 'none'}"
         )
     fixed = {**parse_fix(fix), **workload.fixed}
+    if large_space(workload, target, wanted, fixed):
+        blocks = Blocks(axes=wanted, fixed=fixed, orders="order" not in fixed)
+        return price_in_blocks(workload, target, blocks, say=lambda line: announce(Pricing(text=line), on_event))
     layers = workload.transformer.layers if workload.transformer else None
-    return enumerate_layouts(target, wanted, workload.sequences, layers, fixed), None
+    return price_space(workload, target, enumerate_layouts(target, wanted, workload.sequences, layers, fixed))
 
 
 def shortlist(space: PricedSpace, capacity: float) -> list[int]:
@@ -375,7 +399,7 @@ def _probe(space: PricedSpace, compile_count: int, compiled: _Compiler, store: S
         else:
             probes.append(probe_of(job.layout, read))
     probed, line = learned(probes, failures, space.target)
-    space = space.priced_with(probed)
+    space = priced_again(space, probed)
     return replace(space, notes=(*space.notes, line, *plan.notes))
 
 
@@ -400,6 +424,7 @@ def _compile(
         for job, outcome in compiled(work):
             read = _read(outcome, job, store)
             if isinstance(read, CompileFailure):
+                _check_options(job.layout, target, read)
                 outcomes.failures[job.layout] = read
             else:
                 outcomes.analysis[job.layout] = read
@@ -429,6 +454,18 @@ def _layout_compiled(
         best_seconds=outcomes.analysis[best].prediction.step_seconds if best is not None else None,
         left_seconds=eta.left(max(count - len(able), 0)),
     )
+
+
+def _check_options(layout: Layout, target: Target, failure: CompileFailure) -> None:
+    """ValueError where the compiler refuses an option that the layout itself gives."""
+    for name, value in layout.compiler_options:
+        told = name in failure.reason and (
+            "No such compile option" in failure.reason or "not a valid" in failure.reason
+        )
+        if told:
+            raise ValueError(
+                f"layout {layout}: xla.{name}={value}: the compiler of {target.name} says: {one_line(failure.reason)}"
+            )
 
 
 def _compile_smaller(

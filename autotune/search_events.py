@@ -108,7 +108,18 @@ class LayoutMeasured:
         )
 
 
-SearchEvent = EarlyAnswer | LayoutCompiled | LayoutMeasured | CompileEvent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricing:
+    """What the pricing of a large space is doing."""
+
+    kind: Literal["pricing"] = field(default="pricing", init=False)
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+SearchEvent = Pricing | EarlyAnswer | LayoutCompiled | LayoutMeasured | CompileEvent
 """A `CompileEvent` says when one compile starts, ends, or is answered from the store."""
 
 Listener = Callable[[SearchEvent], None]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST, SCHEDULES, layout_from_words
-from autotune.meshes.layout_words import LAYOUT_WORDS
+from autotune.meshes.layout_words import LARGEST_COUNT, LAYOUT_WORDS
 from autotune.meshes.target import Target
 from autotune.table import LayoutTable, chosen, constant, is_constant
 
@@ -54,20 +56,35 @@ def parse_fix(texts: tuple[str, ...]) -> dict[str, str]:
     """`--fix tensor=8 --fix remat=full,zero=1` as words; ValueError names the word that no layout has."""
     words: dict[str, str] = {}
     for text in texts:
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            key, equals, value = part.partition("=")
-            if not equals:
-                raise ValueError(f"fix: {part!r} must be written name=value")
-            words[key.strip()] = value.strip()
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if text and not parts:
+            raise ValueError("fix: names nothing; write e.g. tensor=8")
+        for part in parts:
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not value:
+                raise ValueError(f"fix: {short(part)} must be written name=value")
+            if key in words:
+                raise ValueError(f"fix: {one_line(key)} is given twice")
+            words[key] = value
     pipeline = {"stage", *PIPELINE_WORDS}
     probe = {key: value for key, value in words.items() if key not in pipeline and not key.startswith("dcn.")}
     layout_from_words(probe)
     for key in words.keys() & pipeline:
         layout_from_words({"stage": "2", "schedule": "gpipe"} | ({} if words[key] == "1" else {key: words[key]}))
     for key, value in words.items():
-        if key.startswith("dcn.") and (key[4:] not in AXES or not value.isdigit() or value == "0"):
-            raise ValueError(f"fix: {key}={value} must name a mesh axis and a whole number")
+        if key.startswith("dcn.") and (key[4:] not in AXES or not re.fullmatch("0*[1-9][0-9]{0,6}", value)):
+            raise ValueError(f"fix: {one_line(key)}={one_line(value)} must name a mesh axis and a whole number")
     return words
+
+
+def check_axes(axes: Sequence[str]) -> None:
+    """ValueError unless these are mesh axes, each named once."""
+    for name in axes:
+        if name not in AXES:
+            close = did_you_mean(name, AXES)
+            raise ValueError(f"axes: {short(name)} is not a mesh axis{close}; axes: {', '.join(AXES)}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axes: {max(axes, key=list(axes).count)!r} is named twice")
 
 
 def enumerate_layouts(
@@ -79,18 +96,75 @@ def enumerate_layouts(
     that `autotune.meshes.layout_words` says are searched.
     ValueError when a pinned axis cannot be had.
     """
-    unknown = [name for name in axes if name not in AXES]
-    if unknown:
-        raise ValueError(f"axes: {unknown[0]!r} is not a mesh axis; axes: {', '.join(AXES)}")
+    check_axes(axes)
     meshes = meshes_over(target, axes, fixed)
     if not meshes["data"].size:
-        listed = ", ".join(f"{key}={value}" for key, value in fixed.items()) or "none"
-        wanted = [name for name in AXES if name in axes or name in fixed]
-        raise ValueError(
-            f"target {target.name}: no mesh over {', '.join(wanted)} multiplies to its {target.devices} devices "
-            f"with these pinned: {listed}"
-        )
+        raise no_mesh(target, axes, fixed)
     return with_passes(with_choices(meshes, fixed, target), batch, layers, fixed)
+
+
+def no_mesh(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> ValueError:
+    """The error where pins leave no mesh."""
+    listed = ", ".join(f"{key}={value}" for key, value in fixed.items()) or "none"
+    wanted = [name for name in AXES if name in axes or name in fixed]
+    return ValueError(
+        f"target {target.name}: no mesh over {', '.join(wanted)} multiplies to its {target.devices} devices "
+        f"with these pinned: {listed}"
+    )
+
+
+def mesh_count(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> int:
+    """How many meshes the axes (and those pinned) make of a target, pins not looked at: ways to cut one domain times
+    ways to cross the domains.
+
+    >>> from autotune.meshes.target import parse_target
+    >>> mesh_count(parse_target("h100:512x8"), ("data", "fsdp", "tensor", "stage", "context"), {})
+    25025
+    """
+    parts = len([name for name in AXES if name in axes or name in fixed])
+    count = 1
+    for number in (target.devices_per_group, target.groups):
+        for power in _powers(number):
+            count *= math.comb(power + parts - 1, parts - 1) if parts else 0
+    return count
+
+
+def _powers(number: int) -> list[int]:
+    """The exponents of a number's prime factors."""
+    found, prime = [], 2
+    while prime * prime <= number:
+        power = 0
+        while number % prime == 0:
+            number, power = number // prime, power + 1
+        found += [power] if power else []
+        prime += 1
+    return found + ([1] if number > 1 else [])
+
+
+def meshes_in_blocks(
+    target: Target, axes: tuple[str, ...], fixed: Mapping[str, str], most: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The meshes of `meshes_over`, in another order, at most `most` at a time: sizes inside a domain times factors that
+    cross the domains."""
+    pinned = {name: int(fixed[name]) for name in AXES if name in fixed}
+    wanted = tuple(name for name in AXES if name in axes or name in pinned)
+    inner, outer = _splits(target.devices_per_group, len(wanted)), _splits(target.groups, len(wanted))
+    for begin in range(0, len(inner) * len(outer), most):
+        pair = np.arange(begin, min(begin + most, len(inner) * len(outer)))
+        crossing = outer[pair // len(inner)]
+        sizes = inner[pair % len(inner)] * crossing
+        keep = np.ones(len(pair), dtype=bool)
+        for column, name in enumerate(wanted):
+            if name in pinned:
+                keep &= sizes[:, column] == pinned[name]
+            if f"dcn.{name}" in fixed:
+                keep &= (sizes[:, column] == 1) | (crossing[:, column] == int(fixed[f"dcn.{name}"]))
+        if keep.any():
+            sizes, crossing = sizes[keep], crossing[keep]
+            columns = {name: constant(1, len(sizes)) for name in AXES}
+            columns |= {f"dcn_{name}": constant(1, len(sizes)) for name in AXES}
+            columns |= {name: sizes[:, column] for column, name in enumerate(wanted)}
+            yield columns | {f"dcn_{name}": crossing[:, column] for column, name in enumerate(wanted)}
 
 
 def meshes_over(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -212,7 +286,7 @@ def order_of(fixed: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
-    doubling = [2**power for power in range(batch.bit_length())]
+    doubling = [2**power for power in range(min(batch, LARGEST_COUNT).bit_length())]
     columns = _times(
         columns,
         accumulate=_codes(fixed, "accumulate", doubling),

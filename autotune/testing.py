@@ -14,21 +14,23 @@ from autotune.workload.workload import Workload
 
 def assert_plan_holds(
     plan: Plan | Path | str,
-    workload: Workload | None = None,
+    workload: Workload | str | None = None,
     *,
     tolerance: float = TOLERANCE,
     store: Store | None = None,
 ) -> None:
     """Recompile the plan's layout; AssertionError names every figure that grew, and the lines that brought it.
 
-    `workload`: where the plan was made from Python; else the function that the plan names is imported again.
+    `workload`: the step, or `package.module:function`, which is imported. A plan is data: the function that it names is
+    not imported unless you name it too. ValueError where the step is not named.
     """
     read = plan if isinstance(plan, Plan) else load_plan(plan)
+    if isinstance(workload, str):
+        workload = load_workload(workload)
     if workload is None:
-        recipe = read.recipe.get("workload")
-        if not isinstance(recipe, str):
-            raise ValueError("assert_plan_holds: the plan does not name its workload's function; pass the workload")
-        workload = load_workload(recipe)
+        named = read.recipe.get("workload")
+        again = f': workload="{named}" imports the function that it names' if named else ""
+        raise ValueError(f"assert_plan_holds: a plan is data, pass the step that it is for{again}")
     try:
         grown = check_plan(read, workload, tolerance=tolerance, store=store)
     except CheckFailed as error:

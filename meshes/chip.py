@@ -90,6 +90,10 @@ class Slices:
     ring_cube: int | None = None
     """Where every dimension is a multiple of this many chips, all close to rings; None: see `ring_side`. Without
     either every dimension is a line."""
+    cloud_names: tuple[str, ...] = ()
+    """What stands before the dash where the cloud that offers it names a slice: "v5p" of "v5p-128"."""
+    cloud_counts: int = 1
+    """What the number after that dash counts of each chip: 1 where it counts chips, 2 where it counts TensorCores."""
 
     def __post_init__(self) -> None:
         if not self.shapes or not all(isinstance(shape, str) for shape in self.shapes):

@@ -11,13 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autotune.meshes.chip import CycleResidual, Hardware, Slices, Tier
+from packaging.requirements import InvalidRequirement, Requirement
+
+from autotune.meshes.chip import NEEDED_TO_COMPILE, PARTS, CycleResidual, Hardware, Slices, Tier
+from autotune.meshes.dtypes import ALIASES
+from autotune.meshes.fields import Fields, one_line, read_text, short
+from autotune.meshes.layout import AXES
+from autotune.meshes.xla_options import why_not_of_a_file
 
 __all__ = [
     "CycleResidual",
@@ -52,8 +59,8 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     >>> scale(load_hardware("v5e"), "network:fsdp@ici", 2).tier("ici").bytes_per_second
     90000000000.0
     """
-    if not factor > 0:
-        raise ValueError(f"scale: factor={factor} must be above 0")
+    if not 0 < factor <= 1e12:
+        raise ValueError(f"scale: factor={factor} must be above 0 and at most 1e12")
     peaks = {dtype: rate * factor for dtype, rate in hardware.flops_per_second.items()}
     quicker = tuple(
         dataclasses.replace(
@@ -118,7 +125,9 @@ def load_hardware(name: str) -> Hardware:
     path = files[name]
     hardware = _read_as_it_is(path, os.stat(path).st_mtime_ns)
     if hardware.name != name:
-        raise ValueError(f"hardware file {path}: name={hardware.name!r} must be the file's own, {name!r}")
+        raise ValueError(
+            f"hardware file {one_line(path)}: name={short(hardware.name)} must be the file's own, {name!r}"
+        )
     return hardware
 
 
@@ -151,10 +160,12 @@ def _files() -> dict[str, Path]:
     found = {path.stem: path for path in FILES.glob("*.toml")}
     for folder in filter(None, os.environ.get(FOLDERS, "").split(os.pathsep)):
         if not Path(folder).is_dir():
-            raise ValueError(f"{FOLDERS}={folder}: must be a folder of hardware files")
+            raise ValueError(f"{FOLDERS}={one_line(folder)}: must be a folder of hardware files")
         for path in sorted(Path(folder).glob("*.toml")):
             if path.stem in found:
-                raise ValueError(f"hardware file {path}: {found[path.stem]} has that name; give it another")
+                raise ValueError(
+                    f"hardware file {one_line(path)}: {one_line(found[path.stem])} has that name; give it another"
+                )
             found[path.stem] = path
     return found
 
@@ -167,49 +178,59 @@ def _read_as_it_is(path: Path, modified: int) -> Hardware:
 
 def read_hardware(path: Path) -> Hardware:
     """Read one hardware file; ValueError naming file, field and rule when it is not a whole description."""
-    table = _table(path)
+    where = f"hardware file {one_line(path)}"
     sources: dict[str, str] = {}
+    holds_for: dict[str, str] = {}
+    plain = Fields(where, _plain(where, _table(path), Hardware, "", sources, holds_for))
+    platform = plain.text("platform", ("tpu", "cuda", "cpu"))
+    _inherit(plain.values, platform, sources, holds_for)
+    values = plain.values
+    _check_numbers(plain, NUMBERS)
+    for name in FILE_TABLES:
+        if name in values:
+            _check_table(plain.inside(name), name)
+    plain.text("name")
+    for name, most in WHOLE.items():
+        if name in values:
+            plain.whole(name, 1, most)
+    if not plain("flops_per_second", dict):
+        raise ValueError(f"{where}: flops_per_second names no dtype; write e.g. bfloat16 = 1.97e14")
+    _check_compile_fields(Fields(where, values.get("compile_fields", {}), "compile_fields."), platform)
+    _check_options(where, values.get("compiler_options", {}), holds_for)
+    tiers = [_tier(where, number, tier, sources) for number, tier in enumerate(plain.listed("tiers", dict))]
+    names = [tier.name for tier in tiers]
+    least = 3 if plain.whole("devices_per_chip", 1, 64) > 1 else 2
+    if len(tiers) < least:
+        raise ValueError(
+            f"{where}: tiers names {len(tiers)}; write {least}, the innermost first and the outermost last"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: tiers names {short(max(names, key=names.count))} twice")
+    whole = {"clock_hz": None, "compile_fields": {}, "option_holds_for": holds_for, **values, **_parts(plain)}
     try:
-        options = table.get("compiler_options", {})
-        holds_for = {name: one["holds_for"] for name, one in options.items()
-                     if isinstance(one, dict) and "holds_for" in one}  # fmt: skip
-        plain = {"option_holds_for": holds_for} | _values(table, "", sources)
-        _inherit(plain, sources)
-        tiers = tuple(Tier(**tier) for tier in plain.pop("tiers"))
-        if "device_kinds" in plain:
-            plain["device_kinds"] = _tuple(plain["device_kinds"])
-        if "slices" in plain:
-            slices = plain["slices"]
-            plain["slices"] = Slices(**{**slices, "shapes": _tuple(slices.get("shapes", ()))})
-        for name, make in (("hidden_outer", _tuple), ("cycle_residuals", lambda parts: CycleResidual(**parts))):
-            if name in plain:
-                plain[name] = {key: make(value) for key, value in plain[name].items()}
-        return Hardware(**{"clock_hz": None, "compile_fields": {}, **plain}, tiers=tiers, sources=sources)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"hardware file {path}: {error}") from None
+        return Hardware(**{**whole, "tiers": tuple(tiers), "sources": sources})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {one_line(error)}") from None
 
 
 def _table(path: Path) -> dict[str, Any]:
+    where = f"hardware file {one_line(path)}"
     try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"hardware file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"hardware file {path}: not TOML: {error}") from None
+        return tomllib.loads(read_text(path, "hardware file"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where}: not TOML: {one_line(error)}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not TOML of ours: nested too deeply") from None
 
 
-def _tuple(value: object) -> Any:
-    """A TOML list as a tuple; anything else as it is, for the type's own check to refuse."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _inherit(plain: dict[str, Any], sources: dict[str, str]) -> None:
+def _inherit(plain: Any, platform: str, sources: dict[str, str], holds_for: dict[str, str]) -> None:
     """Fill in what the file leaves out and its platform's file knows, figure by figure; their sources say so."""
-    file = PLATFORMS / f"{plain.get('platform')}.toml"
+    file = PLATFORMS / f"{platform}.toml"
     if not file.exists():
         return
     theirs: dict[str, str] = {}
-    for name, figure in _values(_table(file), "", theirs).items():
+    limits: dict[str, str] = {}
+    for name, figure in _plain(f"hardware file {file}", _table(file), Hardware, "", theirs, limits).items():
         if not isinstance(figure, dict):
             left = name not in plain
             plain.setdefault(name, figure)
@@ -221,6 +242,58 @@ def _inherit(plain: dict[str, Any], sources: dict[str, str]) -> None:
         for path, source in theirs.items():
             if any(path == one or path.startswith(f"{one}.") for one in taken):
                 sources[path] = f"inherited from platforms/{file.name}: {source}"
+        for option, requirement in limits.items():
+            if f"{name}.{option}" in taken:
+                holds_for[option] = requirement
+
+
+def _parts(plain: Fields) -> dict[str, Any]:
+    """The fields that are no plain number or table of numbers, each checked and as its type."""
+    values = plain.values
+    found: dict[str, Any] = {}
+    if "scatter_hides" in values:
+        plain.text("scatter_hides", ("never", "alone"))
+    if "sums_over_slice" in values:
+        plain("sums_over_slice", bool)
+    if "device_kinds" in values:
+        kinds = plain.listed("device_kinds", str)
+        if not all(kind and kind.isprintable() for kind in kinds):
+            raise plain.error("device_kinds", "must be texts of printable characters")
+        found["device_kinds"] = tuple(kinds)
+    if "hidden_outer" in values:
+        outer = plain.inside("hidden_outer")
+        outer.only(AXES)
+        for axis in outer.values:
+            pair = outer.listed(axis, (int, float))
+            if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
+                raise outer.error(axis, "must be two shares from 0 to 1")
+        found["hidden_outer"] = {axis: tuple(pair) for axis, pair in outer.values.items()}
+    if "slices" in values:
+        slices = plain.inside("slices")
+        shapes = slices.listed("shapes", str)
+        if not shapes or not all(re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){0,2}", shape) for shape in shapes):
+            raise slices.error("shapes", 'must be a list of chips along each dimension, e.g. ["2x2", "2x4"]')
+        for name in ("most_chips", "longest_side", "ring_side", "ring_cube"):
+            if name in slices.values or name == "most_chips":
+                slices.whole(name, 1, LARGEST_SLICE)
+        names = slices.listed("cloud_names", str) if "cloud_names" in slices.values else []
+        if not all(re.fullmatch("[a-z0-9]{1,20}", name) for name in names):
+            raise slices.error("cloud_names", 'must be a list of small letters and digits, e.g. ["v5p"]')
+        if "cloud_counts" in slices.values:
+            slices.whole("cloud_counts", 1, 64)
+        found["slices"] = Slices(**{**slices.values, "shapes": tuple(shapes), "cloud_names": tuple(names)})
+    if "cycle_residuals" in values:
+        classes = plain.inside("cycle_residuals")
+        classes.only(("matmul", "matmul_alone", "pass"))
+        residuals = {name: classes.inside(name) for name in classes.values}
+        for residual in residuals.values():
+            low, expected, high = (
+                residual.number(name, *FACTOR[:2], above=True) for name in ("low", "expected", "high")
+            )
+            if not low <= expected <= high:
+                raise residual.error("expected", f"must lie from low={low:g} to high={high:g}")
+        found["cycle_residuals"] = {name: CycleResidual(**one.values) for name, one in residuals.items()}
+    return found
 
 
 def left_out(hardware: Hardware) -> dict[str, str]:
@@ -296,15 +369,173 @@ WITHOUT_SOURCE = ("name", "platform", "devices_per_chip", "kind")
 """Figures that need none: what the chip is called, and how it is made."""
 
 
-def _values(node: object, path: str, sources: dict[str, str]):
-    """Strip `{value, source}` tables down to their values, keeping each source under its dotted path."""
-    if isinstance(node, list) and node and isinstance(node[0], dict):
-        return [_values(item, f"{path}{item.get('name', index)}.", sources) for index, item in enumerate(node)]
+RATE, SECONDS, FACTOR = (0.0, 1e30, True), (0.0, 3600.0, False), (0.0, 1e6, True)
+AMOUNT, SHARE = (0.0, 1e30, False), (0.0, 1.0, False)
+"""(least, largest, whether the number must be above the least) of figures of one kind."""
+
+NUMBERS = {
+    "matmul_efficiency": (0.0, 1.0, True),
+    "hbm_efficiency": (0.0, 1.0, True),
+    "clock_hz": RATE,
+    "hbm_bytes": RATE,
+    "capacity_bytes": RATE,
+    "hbm_bytes_per_second": RATE,
+    "launch_seconds": SECONDS,
+    "host_bytes_per_second": RATE,
+    "matmul_start_cycles": AMOUNT,
+    "matmul_exposed_bytes": AMOUNT,
+    "l2_bytes_per_cycle": RATE,
+}
+TIER_NUMBERS = {
+    "bytes_per_second": RATE,
+    "latency_seconds": SECONDS,
+    "launch_seconds": SECONDS,
+    "wait_per_doubling": (0.0, 100.0, False),
+    "ramp_bytes": AMOUNT,
+}
+LARGEST_SLICE = 2**20
+"""Chips of one slice, and along one side of it."""
+WHOLE = {"domain_devices": LARGEST_SLICE, "cores_per_device": 64}
+"""Fields that hold whole numbers from 1, and the most of each."""
+FILE_TABLES = {
+    "flops_per_second": RATE,
+    "op_seconds": SECONDS,
+    "faster": FACTOR,
+    "hidden_share": SHARE,
+    "hidden_most": SHARE,
+    "attention_shares": (0.0, 1.0, True),
+    "attention_tile_cycles": RATE,
+}
+TIER_TABLES = {"bytes_factor": FACTOR, "launch_factor": (0.0, 1e6, False), "least_seconds": SECONDS}
+OPTIONAL = ("clock_hz", "wait_per_doubling", "matmul_start_cycles", "matmul_exposed_bytes", "l2_bytes_per_cycle",
+            "ramp_bytes")  # fmt: skip
+KEYS = {"flops_per_second": tuple(ALIASES), "hidden_share": AXES, "hidden_most": AXES, **PARTS}
+"""Table -> the only keys that it may have."""
+
+FIGURE = ("value", "source", "others", "why", "holds_for")
+"""What the table of one figure may say."""
+
+TPU_FIELDS = ("chip", "torus_dimensions", "chip_config_name")
+GPU_NUMBERS = ("core_count", "fpus_per_core", "clock_rate_ghz", "memory_bandwidth", "l2_cache_size",
+               "shared_memory_per_block", "shared_memory_per_block_optin", "shared_memory_per_core",
+               "threads_per_core_limit")  # fmt: skip
+
+
+def _check_numbers(plain: Fields, numbers: Mapping[str, tuple[float, float, bool]]) -> None:
+    for name, (low, high, above) in numbers.items():
+        if name in plain.values or name not in OPTIONAL:
+            plain.number(name, low, high, above=above)
+
+
+def _check_table(table: Fields, name: str) -> None:
+    low, high, above = (FILE_TABLES | TIER_TABLES)[name]
+    if name in KEYS:
+        table.only(KEYS[name])
+    for key in table.values:
+        table.number(key, low, high, above=above)
+
+
+def _tier(where: str, number: int, values: Mapping[str, Any], sources: dict[str, str]) -> Tier:
+    """One `[[tiers]]` table; its figures' sources are kept under its name."""
+    label = values.get("name")
+    path = f"tiers.{label if isinstance(label, str) and label.isprintable() else number}."
+    plain = Fields(where, _plain(where, values, Tier, path, sources, {}), path)
+    plain.text("name")
+    plain.text("kind")
+    _check_numbers(plain, TIER_NUMBERS)
+    for name in TIER_TABLES:
+        if name in plain.values:
+            _check_table(plain.inside(name), name)
+    try:
+        return Tier(**plain.values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {one_line(error)}") from None
+
+
+def _check_compile_fields(fields: Fields, platform: str) -> None:
+    """What the compiler is told of a chip that is not here: numbers, and names that end no line and close no quote."""
+    for name, value in fields.values.items():
+        if isinstance(value, str) and ('"' in value or "\\" in value or not value.isprintable()):
+            raise fields.error(name, "must be a text of printable characters without quotes")
+        if not isinstance(value, int | float | str) or isinstance(value, bool):
+            raise fields.error(name, "must be a number or a text")
+    if platform == "tpu":
+        fields.only(TPU_FIELDS)
+        if "chip" in fields.values:
+            fields.text("chip")
+        fields.whole("torus_dimensions", 2, 3)
+    elif platform == "cuda":
+        fields.only(("name", "cuda_compute_capability", *GPU_NUMBERS))
+        if "name" in fields.values:
+            fields.text("name")
+        if not re.fullmatch(r"\d{1,3}\.\d{1,3}", fields.text("cuda_compute_capability")):
+            raise fields.error("cuda_compute_capability", "must be written MAJOR.MINOR, e.g. 9.0")
+        for name in GPU_NUMBERS:
+            if name in fields.values or name in NEEDED_TO_COMPILE["cuda"]:
+                fields.number(name, 0.0, 1e18, above=True)
+
+
+def _check_options(where: str, options: Mapping[str, Any], holds_for: Mapping[str, str]) -> None:
+    for name, value in options.items():
+        problem = why_not_of_a_file(name, value)
+        if problem:
+            raise ValueError(f"{where}: compiler_options.{one_line(name)}={short(value)}: {problem}")
+    for name, requirement in holds_for.items():
+        try:
+            Requirement(requirement)
+        except InvalidRequirement:
+            rule = 'must be written as a requirement, e.g. "libtpu<0.0.48"'
+            raise ValueError(f"{where}: compiler_options.{name}: holds_for={short(requirement)} {rule}") from None
+
+
+def _plain(
+    where: str, table: Mapping[str, Any], kind: type, path: str, sources: dict[str, str], holds_for: dict[str, str]
+) -> dict[str, Any]:
+    """The fields of a table with every figure's `{value, source}` stripped down to its value; each source is kept under
+    its dotted path, and what an option holds for under the option's name."""
+    specs = {spec.name: str(spec.type) for spec in dataclasses.fields(kind) if spec.name != "sources"}
+    Fields(where, table, path).only(tuple(specs))
+    found: dict[str, Any] = {}
+    for name, node in table.items():
+        if name == "tiers":
+            found[name] = node
+        elif specs[name].startswith("Mapping[str, CycleResidual]"):
+            classes = Fields(where, table, path).inside(name)
+            found[name] = {
+                one: _plain(where, classes.inside(one).values, CycleResidual, f"{path}{name}.{one}.", sources, {})
+                for one in classes.values
+            }
+        elif specs[name].startswith("Slices"):
+            found[name] = _plain(
+                where, Fields(where, table, path).inside(name).values, Slices, f"{path}{name}.", sources, {}
+            )
+        elif specs[name].startswith("Mapping"):
+            inside = Fields(where, table, path).inside(name)
+            found[name] = {
+                key: _figure(
+                    where, f"{inside.path}{key}", one, sources, holds_for if name == "compiler_options" else {}
+                )
+                for key, one in inside.values.items()
+            }
+        else:
+            found[name] = _figure(where, f"{path}{name}", node, sources, {})
+    return found
+
+
+def _figure(where: str, path: str, node: Any, sources: dict[str, str], holds_for: dict[str, str]) -> Any:
+    """The value of a figure that is given bare or as a table with its source."""
     if not isinstance(node, dict):
         return node
-    if "value" in node:
-        others = "".join(f"; {other['source']} says {other['value']:g}" for other in node.get("others", ()))
-        why = f" (chosen: {node['why']})" if "why" in node else ""
-        sources[path.rstrip(".")] = f"{node['source']}{others}{why}"
-        return node["value"]
-    return {key: _values(value, f"{path}{key}.", sources) for key, value in node.items()}
+    inside = Fields(where, node, f"{path}.")
+    inside.only(FIGURE)
+    if "value" not in node:
+        raise ValueError(f"{where}: {path} has no value; write value = NUMBER beside its source")
+    others = [Fields(where, other, f"{path}.others.") for other in node.get("others", ()) if isinstance(other, dict)]
+    if len(others) < len(inside.listed("others", dict) if "others" in node else ()):
+        raise inside.error("others", "must be a list of tables with value and source")
+    told = "".join(f"; {one.text('source')} says {one.number('value', -1e30, 1e30):g}" for one in others)
+    why = f" (chosen: {inside.text('why')})" if "why" in node else ""
+    sources[path] = f"{inside.text('source')}{told}{why}"
+    if "holds_for" in node:
+        holds_for[path.rpartition(".")[2]] = inside.text("holds_for")
+    return node["value"]

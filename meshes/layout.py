@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotune.meshes.layout_words import LAYOUT_WORDS, WORD_FAMILIES, whole_number
+from autotune.meshes.fields import did_you_mean, one_line, short
+from autotune.meshes.layout_words import LARGEST_COUNT, LAYOUT_WORDS, WORD_FAMILIES, whole_number
 from autotune.meshes.remat_sets import places_of
+from autotune.meshes.xla_options import NAME
 
 OUTERMOST_FIRST: tuple[str, ...] = LAYOUT_WORDS["order"].default
 """Mesh axes, outermost first: the default physical order, so that `tensor` rides the nearest neighbours."""
@@ -69,10 +71,14 @@ class Layout:
             if word.kind in ("axis", "count"):
                 word.check(getattr(self, word.name))
         object.__setattr__(self, "remat", LAYOUT_WORDS["remat"].parse(self.remat))
+        if self.devices > LARGEST_COUNT:
+            raise ValueError(
+                f"layout: its axes multiply to {self.devices:,} devices; at most {LARGEST_COUNT:,} may be had"
+            )
         outer = dict(self.dcn)
         for name, factor in self.dcn:
             if name not in AXES:
-                raise ValueError(f"layout: dcn.{name} is not a mesh axis; axes: {', '.join(AXES)}")
+                raise ValueError(f"layout: dcn.{one_line(name)} is not a mesh axis; axes: {', '.join(AXES)}")
             if not isinstance(factor, int) or factor < 1 or getattr(self, name) % factor:
                 raise ValueError(f"layout: dcn.{name}={factor} must divide {name}={getattr(self, name)}")
         if len(outer) != len(self.dcn):
@@ -82,21 +88,30 @@ class Layout:
             if word.values:
                 word.check(getattr(self, word.name))
         if sorted(self.order) != sorted(OUTERMOST_FIRST):
-            raise ValueError(f"layout: order={self.order!r} must name each of {', '.join(OUTERMOST_FIRST)} once")
+            raise ValueError(
+                f"layout: order={short('>'.join(self.order))} must name each of {', '.join(OUTERMOST_FIRST)} once"
+            )
         for prefix, pairs in (("xla", self.compiler_options), ("rule", self.rules)):
             names = [name for name, _ in pairs]
             if len(set(names)) != len(names):
                 raise ValueError(f"layout: {prefix} names {max(names, key=names.count)!r} twice")
         for name, value in (*self.compiler_options, *((name, "") for name, _ in self.rules)):
-            if not name or any(sign in name or sign in value for sign in ", \t\n") or "=" in name:
-                raise ValueError(f"layout: {name!r}={value!r} holds a comma or space, which no layout text can say")
-        if any(not value for _, value in self.compiler_options):
-            raise ValueError("layout: a compiler option has no value")
+            if not name or any(sign in name or sign in value for sign in ", ;\t\n") or "=" in name:
+                raise ValueError(
+                    f"layout: {short(name)}={short(value)} holds a comma or space, which no layout text can say"
+                )
+            if not (name + value).isprintable():
+                raise ValueError(f"layout: {short(name)}={short(value)} holds a control character")
+        for name, value in self.compiler_options:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"layout: xla.{name}: options have names of small letters, digits and _")
+            if not value:
+                raise ValueError("layout: a compiler option has no value")
         for logical, axes in self.rules:
             for axis in axes:
                 if axis not in OUTERMOST_FIRST:
                     raise ValueError(
-                        f"layout: rule.{logical}={axis!r} is not a mesh axis; axes: {', '.join(AXES)}, none"
+                        f"layout: rule.{logical}={short(axis)} is not a mesh axis; axes: {', '.join(AXES)}, none"
                     )
         if self.stage == 1 and (self.schedule, self.microbatches, self.virtual_stages) != (None, 1, 1):
             raise ValueError("layout: schedule, microbatches and virtual_stages need stage above 1")
@@ -169,9 +184,9 @@ def parse_layout(text: str) -> Layout:
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key or not value:
-            raise ValueError(f"layout: {part!r} must be written name=value")
+            raise ValueError(f"layout: {short(part)} must be written name=value")
         if key in words:
-            raise ValueError(f"layout: {key} is given twice")
+            raise ValueError(f"layout: {one_line(key)} is given twice")
         words[key] = value
     if not words:
         raise ValueError("layout: is empty; write e.g. fsdp=64,tensor=4")
@@ -193,7 +208,8 @@ def layout_from_words(words: Mapping[str, str]) -> Layout:
         elif key in LAYOUT_WORDS:
             arguments[key] = LAYOUT_WORDS[key].parse(value)
         else:
-            raise ValueError(f"layout: {key!r} is not known; known: {', '.join((*LAYOUT_WORDS, *WORD_FAMILIES))}")
+            known = f"; known: {', '.join((*LAYOUT_WORDS, *WORD_FAMILIES))}"
+            raise ValueError(f"layout: {short(key)} is not known{known}{did_you_mean(key, LAYOUT_WORDS)}")
     return Layout(dcn=tuple(dcn), compiler_options=tuple(options), rules=tuple(rules), **arguments)  # type: ignore[arg-type]
 
 

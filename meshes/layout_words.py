@@ -6,6 +6,7 @@ the search space (`autotune.space`), the bounds of `sweep` and the help texts ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from autotune.meshes import remat_sets
+from autotune.meshes.fields import short
+
+LARGEST_COUNT = 2**20
+"""Of every size of an axis, as many devices as the largest target has; and of the passes that the search tries."""
+
+LARGEST_PASSES = 64 * LARGEST_COUNT
+"""Of every other count of a layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +88,7 @@ class LayoutWord:
             return tuple(text.split(">"))
         if self.kind == "flag":
             if text not in ("0", "1"):
-                raise ValueError(f"layout: {self.name}={text!r} must be 0 or 1")
+                raise ValueError(f"layout: {self.name}={short(text)} must be 0 or 1")
             return text == "1"
         if self.kind == "choice" and isinstance(self.values[0], str):
             return text
@@ -91,9 +99,11 @@ class LayoutWord:
         if self.values:
             if value not in self.values and not (value is None and self.default is None):
                 listed = ", ".join(self.text(known) for known in self.values)
-                raise ValueError(f"layout: {self.name}={value!r} must be one of {listed}")
+                raise ValueError(f"layout: {self.name}={short(value)} must be one of {listed}")
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"layout: {self.name}={value!r} must be a whole number, 1 or more")
+            raise ValueError(f"layout: {self.name}={short(value)} must be a whole number, 1 or more")
+        elif value > (largest := LARGEST_COUNT if self.kind == "axis" else LARGEST_PASSES):
+            raise ValueError(f"layout: {self.name}={short(value)} must be at most {largest:,}")
 
 
 class RematWord(LayoutWord):
@@ -149,11 +159,10 @@ def _waits(sets: np.ndarray) -> np.ndarray:
 
 
 def whole_number(name: str, text: str) -> int:
-    """The whole number that a text writes; ValueError names the word."""
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"layout: {name}={text!r} must be a whole number") from None
+    """The whole number that a text writes; ValueError names the word. Where it must lie is for `LayoutWord.check`."""
+    if not re.fullmatch(r"[-+]?[0-9]{1,18}", text):
+        raise ValueError(f"layout: {name}={short(text)} must be a whole number")
+    return int(text)
 
 
 def _axis(name: str, meaning: str) -> LayoutWord:

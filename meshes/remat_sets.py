@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.meshes.fields import short
+
 PLACES = ("recompute", "device", "host")
 """Where the backward pass has an array from. The position is the digit of a set's code."""
 
@@ -96,17 +98,19 @@ def places_of(text: str) -> Mapping[str, str]:
         place = {"save": "device", "offload": "host"}.get(verb)
         if not colon or place is None:
             raise ValueError(
-                f"layout: remat={text!r} must be one of {', '.join(NAMED_SETS)}, or arrays by name: "
+                f"layout: remat={short(text)} must be one of {', '.join(NAMED_SETS)}, or arrays by name: "
                 "save:layer_input+query/offload:mlp_up"
             )
         if verb in told:
-            raise ValueError(f"layout: remat={text!r} has {verb}: twice")
+            raise ValueError(f"layout: remat={short(text)} has {verb}: twice")
         told.append(verb)
         for name in names.split("+"):
             if name not in REMAT_ARRAYS:
-                raise ValueError(f"layout: remat: {name!r} is no array of a layer; arrays: {', '.join(REMAT_ARRAYS)}")
+                raise ValueError(
+                    f"layout: remat: {short(name)} is no array of a layer; arrays: {', '.join(REMAT_ARRAYS)}"
+                )
             if name in places:
-                raise ValueError(f"layout: remat={text!r} names {name} twice")
+                raise ValueError(f"layout: remat={short(text)} names {name} twice")
             places[name] = place
     return {name: places.get(name, "device" if name == "layer_input" else "recompute") for name in REMAT_ARRAYS}
 

@@ -7,7 +7,11 @@ import math
 import re
 from dataclasses import dataclass
 
+from autotune.meshes.fields import did_you_mean, short
 from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
+
+LARGEST_TARGET = 2**20
+"""JAX devices of the largest target that is looked at, in `sweep` too; beyond it a search takes minutes a size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +54,32 @@ class Target:
 def parse_target(text: str, hardware: Hardware | None = None) -> Target:
     """The target that a text describes; `hardware` replaces the chip's own file. JAX-free, so not for `local`.
 
-    TPU `v5e:16x16`, several slices `v5p:4x4x4*2`; GPU `h100:8x8` = NVLink domains x GPUs in each; `cpu:8`.
-    ValueError names the target and the rule.
+    TPU `v5e:16x16`, several slices `v5p:4x4x4*2`; GPU `h100:8x8` = NVLink domains x GPUs in each; `cpu:8`. Capitals and
+    Google Cloud's names of slices are understood. At most `LARGEST_TARGET` devices. ValueError names the target and the
+    rule.
 
     >>> parse_target("v5p:4x4x4*2").devices
     128
+    >>> parse_target("v5litepod-16").name, parse_target("v5p-128").name
+    ('v5e:4x4', 'v5p:4x4x4')
     """
+    text = as_written_here(text)
     name, _, shape_text = text.partition(":")
-    if hardware is None and name not in hardware_names():
-        raise ValueError(f"target: {text!r}: {name!r} is not known; known: {', '.join(hardware_names())}, local")
+    if hardware is None:
+        check_chip(text, name, shape_text)
     chip = hardware or load_hardware(name)
-    match = re.fullmatch(r"(\d+(?:x\d+)*)(?:\*(\d+))?", shape_text)
+    match = re.fullmatch(r"([0-9]{1,9}(?:x[0-9]{1,9})*)(?:\*([0-9]{1,9}))?", shape_text)
     tpu = f"{name}:4x4" if chip.torus_dimensions == 2 else f"{name}:4x4x4"
     example = {"tpu": tpu, "cuda": f"{name}:2x8", "cpu": f"{name}:8"}[chip.platform]
     if not match:
-        raise ValueError(f"target: {text!r} has no shape; write e.g. {example}")
+        raise ValueError(f"target: {short(text)} has no shape; write e.g. {example}")
     shape = tuple(int(size) for size in match[1].split("x"))
     slices = int(match[2] or 1)
     if min(*shape, slices, 1) < 1:
-        raise ValueError(f"target: {text!r} has a size of 0; each must be 1 or more")
+        raise ValueError(f"target: {short(text)} has a size of 0; each must be 1 or more")
+    devices = math.prod(shape) * slices * chip.devices_per_chip
+    if devices > LARGEST_TARGET:
+        raise ValueError(f"target: {short(text)} has {devices:,} devices; at most {LARGEST_TARGET:,} are looked at")
     if chip.platform == "tpu":
         dimensions = chip.torus_dimensions
         if len(shape) != dimensions:
@@ -84,7 +95,9 @@ def parse_target(text: str, hardware: Hardware | None = None) -> Target:
         if len(shape) > 2:
             raise ValueError(f"target: {text!r}: write {example} or cpu:HOSTSxDEVICES")
     elif len(shape) != 2:
-        raise ValueError(f"target: {text!r}: write {name}:DOMAINSxGPUS, e.g. {example}")
+        usual = min(shape[0], 8)
+        same = f"{name}:{shape[0] // usual}x{usual}" if len(shape) == 1 and shape[0] % usual == 0 else example
+        raise ValueError(f"target: {text!r}: write {name}:DOMAINSxGPUS, e.g. {same}: NVLink domains x GPUs in each")
     groups = shape[0] if len(shape) == 2 else 1
     return Target(name=text, hardware=chip, shape=shape[-1:], groups=groups, attached=False)
 
@@ -116,6 +129,58 @@ def with_memory_fraction(target: Target, fraction: float | None, said: str = "me
         return target
     hardware = with_share(target.hardware, fraction, said)
     return dataclasses.replace(target, hardware=hardware, memory_fraction=fraction)
+
+
+def as_written_here(text: str) -> str:
+    """The text in our own words: small letters, and `v5e-256` or `v5p-128*2` as a shape. ValueError where that slice is
+    not offered or the text holds a control character; what is no name of Google Cloud's comes back as it is."""
+    text = text.strip()
+    if not text.isprintable():
+        raise ValueError(f"target: {short(text)} holds a control character")
+    name = text.lower().partition(":")[0]
+    text = text.lower() if name in hardware_names() or of_one_name(name) else text
+    match = re.fullmatch(r"([a-z0-9]+)-([0-9]{1,9})(\*[0-9]{1,9})?", text.lower())
+    chip = slice_names().get(match[1]) if match else None
+    if not match or chip is None or chip.slices is None:
+        return text
+    each = chip.slices.cloud_counts
+    offered = {math.prod(map(int, shape.split("x"))) * each: shape for shape in chip.slices.shapes}
+    if int(match[2]) not in offered:
+        counted = "chips" if each == 1 else f"TensorCores, {each} a chip"
+        sizes = ", ".join(f"{match[1]}-{size}" for size in offered)
+        example = chip.slices.shapes[min(3, len(chip.slices.shapes) - 1)]
+        raise ValueError(
+            f"target: {short(text)}: the number counts {counted}; offered: {sizes}; write other slices as a shape, "
+            f"e.g. {chip.name}:{example}"
+        )
+    return f"{chip.name}:{offered[int(match[2])]}{match[3] or ''}"
+
+
+def of_one_name(name: str) -> tuple[str, ...]:
+    """The chips that come with different amounts of memory under one name: our names of them; () for another name.
+
+    >>> of_one_name("a100")
+    ('a100-40', 'a100-80')
+    """
+    return tuple(one for one in hardware_names() if name and re.fullmatch(rf"{re.escape(name)}-[0-9]+", one))
+
+
+def slice_names() -> dict[str, Hardware]:
+    """What the cloud writes before the dash of a slice's name -> the chip, by the hardware files."""
+    chips = [load_hardware(name) for name in hardware_names()]
+    return {name: chip for chip in chips if chip.slices for name in chip.slices.cloud_names}
+
+
+def check_chip(text: str, name: str, shape: str = "") -> None:
+    """ValueError unless the name is that of a chip we have a file of; it says how to write what may have been meant."""
+    if name in hardware_names():
+        return
+    if of_one_name(name):
+        both = " or ".join(f"{one}:{shape}" if shape else one for one in of_one_name(name))
+        raise ValueError(f"target: {short(text)}: {name} comes with two sizes of memory; write {both}")
+    close = did_you_mean(name.lower(), hardware_names())
+    known = ", ".join(hardware_names())
+    raise ValueError(f"target: {short(text)}: {short(name)} is not known{close}; known: {known}, local")
 
 
 def part_of(target: Target, devices: int) -> Target:

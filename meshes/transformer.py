@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from autotune.meshes.fields import did_you_mean, json_object, one_line, read_text, short
+
+LARGEST_SIZE = 2**31 - 1
+"""Of every size of a model: what the dimension of an array can be."""
+
+LARGEST_STEP = 2**53
+"""Tokens of one step; up to here a float counts them exactly."""
 
 MLPS = ("gelu-2mat", "swiglu-3mat")
 
@@ -44,25 +51,32 @@ class TransformerShape:
         for field in ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab"):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"model {self.name}: {field}={value!r} must be a whole number above 0")
+                raise ValueError(f"model {self.name}: {field}={short(value)} must be a whole number above 0")
+            if value > LARGEST_SIZE:
+                raise ValueError(f"model {self.name}: {field}={short(value)} must be at most {LARGEST_SIZE:,}")
         for field in ("experts", "experts_per_token", "shared_experts"):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"model {self.name}: {field}={value!r} must be a whole number, 0 or more")
+                raise ValueError(f"model {self.name}: {field}={short(value)} must be a whole number, 0 or more")
+            if value > LARGEST_SIZE:
+                raise ValueError(f"model {self.name}: {field}={short(value)} must be at most {LARGEST_SIZE:,}")
         if not isinstance(self.name, str) or not isinstance(self.tied_embeddings, bool):
             raise ValueError(f"model {self.name}: name must be text and tied_embeddings true or false")
         if self.mlp not in MLPS:
-            raise ValueError(f"model {self.name}: mlp={self.mlp!r} must be one of {', '.join(MLPS)}")
+            raise ValueError(f"model {self.name}: mlp={short(self.mlp)} must be one of {', '.join(MLPS)}")
         if self.kind not in ("decoder", "encoder"):
-            raise ValueError(f"model {self.name}: kind={self.kind!r} must be decoder or encoder")
+            raise ValueError(f"model {self.name}: kind={short(self.kind)} must be decoder or encoder")
         if self.heads % self.kv_heads:
             raise ValueError(f"model {self.name}: kv_heads={self.kv_heads} must divide heads={self.heads}")
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise ValueError(
                 f"model {self.name}: experts_per_token={self.experts_per_token} must be 1 to experts={self.experts}"
             )
-        if not isinstance(self.capacity_factor, int | float) or not self.capacity_factor > 0:
-            raise ValueError(f"model {self.name}: capacity_factor={self.capacity_factor!r} must be a number above 0")
+        factor = self.capacity_factor
+        if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor <= 1e6:
+            raise ValueError(
+                f"model {self.name}: capacity_factor={short(factor)} must be a number above 0, at most 1e6"
+            )
 
     @property
     def mlp_matrices(self) -> int:
@@ -128,24 +142,27 @@ class TransformerShape:
         return 6.0 * self.layers * self.heads * self.head_dim * (seq - 1) * batch * seq
 
 
+def check_step(batch: int, seq: int) -> None:
+    """ValueError unless batch and sequence are whole numbers, 1 or more, of at most `LARGEST_STEP` tokens together."""
+    for name, value in (("batch", batch), ("seq", seq)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={short(value)} must be a whole number, 1 or more")
+    if batch * seq > LARGEST_STEP:
+        raise ValueError(f"batch={short(batch)} x seq={short(seq)} tokens: must be at most 2^53 tokens in one step")
+
+
 def read_transformer(path: Path) -> TransformerShape:
     """A shape from a JSON file with the keys of `TransformerShape` (`head_dim` may be left out: d_model / heads).
 
     ValueError names the file, the field and the rule.
     """
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"model file {path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"model file {path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"model file {path}: must hold one JSON object")
+    values = json_object(read_text(path, "model file"), f"model file {one_line(path)}")
     known = [field.name for field in dataclasses.fields(TransformerShape)]
     for key in values:
         if key not in known:
-            raise ValueError(f"model file {path}: unknown key {key!r}; known: {', '.join(known)}")
-    values.setdefault("name", path.stem)
+            close = did_you_mean(key, known)
+            raise ValueError(f"model file {path}: unknown key {key!r}{close}; known: {', '.join(known)}")
+    values.setdefault("name", one_line(path.stem))
     if "head_dim" not in values and isinstance(values.get("d_model"), int) and isinstance(values.get("heads"), int):
         if values["heads"] < 1 or values["d_model"] % values["heads"]:
             raise ValueError(
@@ -164,4 +181,4 @@ def read_transformer(path: Path) -> TransformerShape:
     try:
         return TransformerShape(**values)
     except ValueError as error:
-        raise ValueError(f"model file {path}: {error}") from None
+        raise ValueError(f"model file {one_line(path)}: {error}") from None

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from autotune.commands.options import bad_input, json_option, saved, shown, target_of, target_options, writable
 from autotune.commands.run import in_job, leave_job, require_same
+from autotune.commands.values import PATH
 from autotune.system.host_memory import keep_freed_memory
 from autotune.system.whole_file import write_whole
 
 
 @click.command()
 @target_options
-@click.option("--out", type=click.Path(path_type=Path), help="Write the hardware file here (TOML) [print it].")
+@click.option("--out", type=PATH, help="Write the hardware file here (TOML) [print it].")
 @json_option
 def calibrate(target, hardware, coordinator, processes, process_id, join_timeout, out, as_json):
     """Measure matmul rates, memory bandwidth, launches and every collective; write them as a hardware file.

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from autotune.commands.options import json_option
+from autotune.commands.values import PATH
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from autotune.meshes.hardware import Hardware
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own, in place of NAME.")
+@click.option("--hardware", type=PATH, help="A hardware file of your own, in place of NAME.")
 @json_option
 def targets(name: str | None, hardware: Path | None, as_json: bool) -> None:
     """The hardware it knows; with NAME, every figure of one chip and where it is from.
@@ -27,13 +29,17 @@ def targets(name: str | None, hardware: Path | None, as_json: bool) -> None:
     """
     from autotune.commands.options import bad_input
     from autotune.meshes.hardware import hardware_names, left_out, load_hardware, read_hardware
+    from autotune.meshes.target import as_written_here, check_chip
 
-    if name and hardware:
+    if name is not None and hardware:
         raise click.UsageError("give one of NAME and --hardware")
     with bad_input():
         if hardware:
             chips = [read_hardware(hardware)]
         else:
+            if name is not None:
+                asked, name = name, as_written_here(name).partition(":")[0]
+                check_chip(asked, name)
             chips = [load_hardware(chip) for chip in ([name] if name else hardware_names())]
     if as_json:
         listed = [dataclasses.asdict(chip) | {"missing": left_out(chip)} for chip in chips]

@@ -8,25 +8,24 @@ from pathlib import Path
 import click
 
 from autotune.commands.options import (
+    asked_of,
     bad_input,
     json_option,
     machine_of,
     memory_option,
-    recipe_of,
     target_of,
     workload_of,
 )
+from autotune.commands.values import PATH, TIMEOUT, Number
 
 
 @click.command()
-@click.argument("plan", type=click.Path(path_type=Path))
-@click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own step, for a plan made from Python.")
-@click.option("--tolerance", type=click.FloatRange(0), default=0.02, show_default=True, help="Growth that passes.")
-@click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML).")
+@click.argument("plan", type=PATH)
+@click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own step, of a plan that is not of --model.")
+@click.option("--tolerance", type=Number(0, 1e6), default=0.02, show_default=True, help="Growth that passes.")
+@click.option("--hardware", type=PATH, help="A hardware file of your own (TOML).")
 @memory_option
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
-)  # noqa: E501
+@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
 @json_option
 def check(
     plan: Path,
@@ -37,7 +36,10 @@ def check(
     timeout: float,
     as_json: bool,
 ) -> int:
-    """Recompile a plan; exit 1 when FLOPs, bytes on an axis, peak memory or collectives grew."""
+    """Recompile a plan; exit 1 when FLOPs, bytes on an axis, peak memory or collectives grew.
+
+    A plan is data: the function that it names is imported where --workload repeats it.
+    """
     from autotune.plan.check import CheckFailed, check_plan
     from autotune.plan.read import load_plan
 
@@ -48,7 +50,8 @@ def check(
         else:
             name, fraction = machine_of(saved, None, memory_fraction)
             target = target_of(name, hardware, fraction)
-    step = workload_of(**recipe_of(saved, plan, workload), target=target)
+    asked = asked_of(saved, plan, workload=workload, hardware=hardware)
+    step = workload_of(**asked.words, target=target)
     try:
         with bad_input():
             grown = check_plan(saved, step, target=target, tolerance=tolerance, timeout_seconds=timeout)
@@ -62,10 +65,18 @@ def check(
         ]
         click.echo(
             json.dumps(
-                {"schema": 1, "holds": not lines, "grown": listed, "failure": None if grown is not None else lines[0]},
+                {
+                    "schema": 1,
+                    "in_place_of_plan": list(asked.instead),
+                    "holds": not lines,
+                    "grown": listed,
+                    "failure": None if grown is not None else lines[0],
+                },
                 indent=1,
             )
         )  # noqa: E501
     else:
+        if asked.instead:
+            click.echo(f"in place of what the plan says: {', '.join(asked.instead)}")
         click.echo("\n".join(lines) if lines else f"{plan}: {saved.layout} on {saved.target} holds")
     return 1 if lines else 0

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from autotune.commands.options import bad_input, json_option
+from autotune.commands.values import PATH
 
 
 @click.command()
-@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("plan", type=PATH)
 @click.option("--for", "codebase", required=True, help="maxtext, levanter, easylm, axlearn or flax.")
 @json_option
 def emit(plan: Path, codebase: str, as_json: bool) -> None:

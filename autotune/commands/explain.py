@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from autotune.commands.options import (
+    asked_of,
     bad_input,
     json_option,
     layouts_of,
-    machine_of,
     memory_option,
     quiet_option,
-    recipe_of,
     store_option,
     target_of,
     target_options,
@@ -22,20 +19,19 @@ from autotune.commands.options import (
     writable,
 )
 from autotune.commands.run import run_search
+from autotune.commands.values import PATH, TIMEOUT
 
 
 @click.command()
-@click.argument("plan", required=False, type=click.Path(path_type=Path))
+@click.argument("plan", required=False, type=PATH)
 @click.option("--layout", help="The layout in words, e.g. fsdp=64,tensor=4,remat=full.")
 @workload_options
 @target_options
 @memory_option
 @click.option("--measure/--no-measure", default=None, help="Run it too [where devices exist].")
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds a compile may take."
-)
+@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
 @store_option
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@click.option("--html", type=PATH, help="Write the report here as one HTML page.")
 @quiet_option
 @json_option
 def explain(
@@ -44,6 +40,8 @@ def explain(
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
+    A flag beside a plan wins over what the plan says. A plan's own function is imported where --workload repeats it.
+
     \b
     autotune explain --layout fsdp=64,tensor=4 --model llama3-8b --target v5e:16x16 --batch 256 --seq 4096
     autotune explain plan.json
@@ -51,19 +49,23 @@ def explain(
     writable(html, "--html")
     if bool(plan) == bool(layout):
         raise click.UsageError("give one of PLAN and --layout")
+    words = {"model": model, "workload": workload, "batch": batch, "seq": seq, "dtype": dtype}
+    instead: tuple[str, ...] = ()
     if plan:
         from autotune.plan.read import load_plan
 
         with bad_input():
             saved = load_plan(plan)
         layouts: tuple | None = (saved.layout,)
-        target, memory_fraction = machine_of(saved, target, memory_fraction)
-        words = recipe_of(saved, plan, workload)
-        model, workload, batch, seq, dtype = (words[name] for name in ("model", "workload", "batch", "seq", "dtype"))
+        asked = asked_of(saved, plan, target=target, hardware=hardware, memory_fraction=memory_fraction, **words)
+        words, target, instead = asked.words, asked.target, asked.instead
+        memory_fraction = asked.memory_fraction
     else:
         layouts = layouts_of(layout)
+        if layouts is None or len(layouts) != 1:
+            raise click.UsageError(f"--layout {layout}: must be one layout; `tune --layouts` takes several")
     return run_search(
-        workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
+        workload=lambda on: workload_of(**words, target=on),
         target=lambda: target_of(target, hardware, memory_fraction),
         job=(coordinator, processes, process_id, join_timeout),
         axes=None,
@@ -80,4 +82,5 @@ def explain(
         html=html,
         as_json=as_json,
         quiet=quiet,
+        instead=instead,
     )

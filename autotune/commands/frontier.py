@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autotune.commands.options import CRITICAL_NORMS_HELP, bad_input, critical_tokens, json_option, saved, writable
+from autotune.commands.values import PATH, Number
 
 if TYPE_CHECKING:
     from autotune.frontier.batch import Overlap
@@ -31,19 +32,21 @@ OVERLAPS = ("tensor", "pipeline", "data")
 @click.option("--hardware", default="h100", show_default=True, help="One of the paper's; any other word lists them.")
 @click.option("--batch-rule", default="default", show_default=True, help="default (grows as C^(1/6)), fixed, deepseek.")
 @click.option("--batch-tokens", help="A fixed batch of your own, instead of the rule's: 4M, 4Mi, 4194304.")
-@click.option("--batch-scale", type=float, default=1.0, help="Multiplies the rule's batch.")
+@click.option("--batch-scale", type=Number(1e-6, 1e6), default=1.0, help="Multiplies the rule's batch.")
 @click.option("--critical-batch-tokens", help="The critical batch: adds what each batch costs in data and steps.")
 @click.option("--critical-batch-norms", metavar="TOKENS=NORM2,TOKENS=NORM2", help=CRITICAL_NORMS_HELP)
 @click.option("--sparse", is_flag=True, help="Mixtures of experts, one active; experts grow with width.")
-@click.option("--depth-scale", type=float, default=1.0, help="Multiplies the depth rule; below 1: fatter.")
-@click.option("--months", type=float, default=3.0, show_default=True, help="How long a run may take.")
+@click.option("--depth-scale", type=Number(1 / 64, 64), default=1.0, help="Multiplies the depth rule; below 1: fatter.")
+@click.option(
+    "--months", type=Number(0, 1e6, above=True), default=3.0, show_default=True, help="How long a run may take."
+)
 @click.option("--overlap", default="tensor,pipeline", show_default=True, help="What hides: these, data, none.")
 @click.option("--scale", multiple=True, metavar="NAME=FACTOR", help=f"Changes the hardware: {', '.join(SCALES)}.")
 @click.option("--what-helps", is_flag=True, help="Where both ends move when one thing is made twice as good.")
 @click.option("--shapes", is_flag=True, help="Deep against fat, at the parameters where linear scaling ends.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (.png, .svg) and its numbers (.csv).")
+@click.option("--plot", type=PATH, help="Write a picture (.png, .svg) and its numbers (.csv).")
 @click.option("--picture", help="Which --plot: utilization (the default), mix or shape.")
-@click.option("--beside", default="v100,a100,h100", show_default=True, help="Other hardware in that picture.")
+@click.option("--beside", default="v100,a100,h100", show_default=True, help="Other hardware in that picture, or none.")
 @json_option
 def frontier(
     hardware: str,
@@ -83,7 +86,7 @@ def frontier(
         raise click.UsageError(f"--picture={picture!r} needs --plot, the file to write")
     picture = picture or PICTURES[0]
     gpu = _scaled(_gpu("--hardware", hardware), scale)
-    others = [_gpu("--beside", name) for name in beside.split(",") if name.strip()]
+    others = [_gpu("--beside", name) for name in beside.split(",") if name.strip() not in ("", "none")]
     if plot is not None:
         _require_plotting(plot)
         writable(plot, "--plot")

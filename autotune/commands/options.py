@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from autotune.commands.values import BATCH, PATH, PROCESS, TIMEOUT, Number
+from autotune.meshes.fields import one_line
 from autotune.meshes.layout_words import words_help
 from autotune.system.place import JOIN_SECONDS
 from autotune.system.stdout import drop_stdout
@@ -37,9 +40,12 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape."),
             click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own: a function or a Workload."),
-            click.option("--batch", type=int, help="Sequences in one step, over all devices."),
-            click.option("--seq", type=int, help="Tokens in one sequence."),
-            click.option("--dtype", default=None, help="Compute dtype; default bfloat16 (float16 on V100)."),
+            click.option("--batch", type=BATCH, help="Sequences in one step, over all devices."),
+            click.option("--seq", type=BATCH, help="Tokens in one sequence."),
+            click.option(
+                "--dtype",
+                help="Compute dtype: bfloat16 (bf16), float16, float32; default bfloat16 (float16 on V100).",
+            ),
         )
     ):
         command = option(command)
@@ -51,17 +57,17 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         (
             click.option("--target", help="v5e:16x16, v5p:4x4x4*2, h100:8x8, cpu:8, local (`autotune targets`)."),
-            click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML)."),
+            click.option("--hardware", type=PATH, help="A hardware file of your own (TOML)."),
             click.option(
                 "--coordinator",
                 metavar="HOST:PORT",
                 help="Multi-process jobs: where process 0 listens; also on the port after it.",
             ),
-            click.option("--processes", type=int, help="Multi-process jobs: how many."),
-            click.option("--process-id", type=int, help="Multi-process jobs: which one this is."),
+            click.option("--processes", type=PROCESS, help="Multi-process jobs: how many."),
+            click.option("--process-id", type=PROCESS, help="Multi-process jobs: which one this is."),
             click.option(
                 "--join-timeout",
-                type=float,
+                type=TIMEOUT,
                 default=JOIN_SECONDS,
                 show_default=True,
                 help="Multi-process jobs: seconds to wait for the others.",
@@ -76,7 +82,7 @@ def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--memory-fraction."""
     return click.option(
         "--memory-fraction",
-        type=float,
+        type=Number(0, 1, above=True),
         help="Share of each GPU's memory that programs may use [0.75, JAX's own; of local: "
         "XLA_PYTHON_CLIENT_MEM_FRACTION].",
     )(command)
@@ -85,15 +91,18 @@ def memory_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def fix_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--fix."""
     return click.option(
-        "--fix", multiple=True, metavar="NAME=VALUE", help=f"Pin one word of the layout, e.g. tensor=8. {words_help()}"
+        "--fix",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help=f"Pin one word of the layout, e.g. tensor=8. {words_help()}",
     )(command)
 
 
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--store."""
-    return click.option(
-        "--store", type=click.Path(path_type=Path), help="Where compiles and measurements are kept [~/.cache/autotune]."
-    )(command)
+    return click.option("--store", type=PATH, help="Where compiles and measurements are kept [~/.cache/autotune].")(
+        command
+    )
 
 
 def quiet_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +129,7 @@ def target_of(target: str | None, hardware: Path | None, memory_fraction: float 
         raise click.UsageError("--target is missing; write e.g. --target v5e:16x16 (`autotune targets` lists them)")
     with bad_input():
         chip = read_hardware(hardware) if hardware else None
-        if target == "local":
+        if target.strip().lower() == "local":
             from autotune.meshes.topology import MEMORY_FRACTION, local_memory_fraction, local_target
 
             if memory_fraction is not None and 0 < memory_fraction <= 1:
@@ -138,20 +147,23 @@ def workload_of(
     """The workload that the flags name: a reference model, or the user's own function."""
     if bool(model) == bool(workload):
         raise click.UsageError("give one of --model and --workload")
-    for name, value in (("--batch", batch), ("--seq", seq)):
-        if value is not None and value < 1:
-            raise click.UsageError(f"{name}={value} must be 1 or more")
     with bad_input():
         if workload:
+            for name, value in (("--batch", batch), ("--seq", seq), ("--dtype", dtype)):
+                if value is not None:
+                    raise click.UsageError(f"{name} does not go with --workload: your step has its own batch and shape")
             from autotune.workload.from_name import load_workload
 
             return load_workload(workload)
+        from autotune.meshes.dtypes import dtype_of
         from autotune.reference_workload import reference_workload
 
         if batch is None or seq is None:
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
         assert model is not None
-        return reference_workload(model, batch=batch, seq=seq, dtype=dtype or default_dtype(target))
+        kind = dtype_of(dtype) if dtype else default_dtype(target)
+        target.hardware.peak(kind)
+        return reference_workload(model, batch=batch, seq=seq, dtype=kind)
 
 
 def machine_of(plan: Plan, target: str | None, memory_fraction: float | None) -> tuple[str, float | None]:
@@ -162,19 +174,77 @@ def machine_of(plan: Plan, target: str | None, memory_fraction: float | None) ->
     return target or plan.target, memory_fraction
 
 
-def recipe_of(plan: Plan, path: Path, workload: str | None) -> dict[str, Any]:
-    """The words for `workload_of` that build a plan's step again; `workload` where the plan names no function."""
-    recipe: dict[str, Any] = {name: plan.recipe.get(name) for name in ("model", "workload", "batch", "seq", "dtype")}
-    if workload:
-        if recipe["model"]:
-            raise click.UsageError(f"--workload {workload}: {path} is a plan of the reference model {recipe['model']}")
-        recipe["workload"] = workload
-    if not recipe["model"] and not recipe["workload"]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a plan and the flags beside it ask for: a flag that is given wins.
+
+    `words`: for `workload_of`. `target`, `memory_fraction`: for `target_of`. `instead`: what differs from the plan, a
+    phrase each, for the heading.
+    """
+
+    words: dict[str, Any]
+    target: str
+    memory_fraction: float | None
+    instead: tuple[str, ...]
+
+
+def asked_of(
+    plan: Plan, path: Path, *, model: str | None = None, workload: str | None = None, batch: int | None = None,
+    seq: int | None = None, dtype: str | None = None, target: str | None = None, hardware: Path | None = None,
+    memory_fraction: float | None = None,
+) -> Asked:  # fmt: skip
+    """The step and the machine of a plan, with the flags that are given in place of the plan's own words.
+
+    A plan is data: the function that it names is imported only where --workload names it too.
+    """
+    from autotune.meshes.dtypes import dtype_of
+
+    if model and workload:
+        raise click.UsageError("give one of --model and --workload")
+    with bad_input():
+        flags = {"model": model, "workload": workload, "batch": batch, "seq": seq,
+                 "dtype": dtype_of(dtype) if dtype else None}  # fmt: skip
+        said = {name: plan.recipe.get(name) for name in flags}
+        words = {name: value if value is not None else said[name] for name, value in flags.items()}
+        if workload:
+            words = flags
+        elif model:
+            words["workload"] = None
+        given: dict[str, tuple[Any, Any]] = {
+            f"--{name}": (value, said[name]) for name, value in flags.items() if value is not None
+        }
+        if target:
+            given["--target"] = (target_of(target, hardware).name, plan.target)
+        if hardware:
+            given["--hardware"] = (_differs(hardware, plan), plan.hardware)
+        if memory_fraction is not None:
+            given["--memory-fraction"] = (memory_fraction, plan.memory_fraction)
+    if words["workload"] and not workload:
         raise click.UsageError(
-            f"plan {path}: was made from Python and names no function; say --workload package.module:function, "
-            f"one that gives the Workload of {plan.workload}"
+            f"plan {one_line(path)}: names the function {words['workload']} as its workload; a plan is data, and "
+            f"running that code is for you to say: --workload {words['workload']}"
         )
-    return recipe
+    if not words["model"] and not words["workload"]:
+        raise click.UsageError(
+            f"plan {one_line(path)}: was made from Python and names no function; say --workload "
+            f"package.module:function, one that gives the Workload of {plan.workload}"
+        )
+    instead = tuple(
+        f"{flag} {one_line(value)} ({one_line(path)} says {one_line(before)})"
+        if before is not None
+        else f"{flag} {one_line(value)} ({one_line(path)} names none)"
+        for flag, (value, before) in given.items()
+        if value != before and not (flag == "--workload" and before is None and not plan.recipe)
+    )
+    machine, fraction = machine_of(plan, target, memory_fraction)
+    return Asked(words=words, target=machine, memory_fraction=fraction, instead=instead)
+
+
+def _differs(hardware: Path, plan: Plan) -> str:
+    """What --hardware is called in a heading: the chip's name where the file says what the plan's own chip has."""
+    from autotune.meshes.hardware import load_hardware, read_hardware
+
+    return plan.hardware if read_hardware(hardware) == load_hardware(plan.hardware) else str(hardware)
 
 
 def critical_tokens(tokens: str | None, norms: str | None) -> float | None:
@@ -230,13 +300,13 @@ def writable(path: Path | None, option: str) -> None:
         return
     folder = path.parent
     if os.path.isdir(path):
-        raise click.UsageError(f"{option} {path}: is a folder")
+        raise click.UsageError(f"{option} {one_line(path)}: is a folder")
     if not os.path.isdir(folder):
-        raise click.UsageError(f"{option} {path}: folder {folder} does not exist")
+        raise click.UsageError(f"{option} {one_line(path)}: folder {one_line(folder)} does not exist")
     try:
         check_writable(path)
     except OSError as error:
-        raise click.UsageError(f"{option} {path}: cannot be written: {error.strerror}") from None
+        raise click.UsageError(f"{option} {one_line(path)}: cannot be written: {error.strerror}") from None
 
 
 def saved(save: Callable[[Path], None], path: Path, option: str) -> bool:
@@ -244,7 +314,7 @@ def saved(save: Callable[[Path], None], path: Path, option: str) -> bool:
     try:
         save(path)
     except OSError as error:
-        click.echo(f"autotune: {option} {path}: cannot be written: {error.strerror or error}", err=True)
+        click.echo(f"autotune: {option} {one_line(path)}: cannot be written: {error.strerror or error}", err=True)
         return False
     return True
 

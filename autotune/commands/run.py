@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,11 @@ def run_search(
     html: Path | None,
     as_json: bool,
     quiet: bool,
+    instead: tuple[str, ...] = (),
 ) -> int:
     """Run `search` with these options, show its report, then save.
+
+    `instead`: flags that were taken in place of what a plan says, for the heading.
 
     Returns 0; 1 when nothing fits; 2 when the report or a file of it could not be written; 130 after Ctrl-C: then the
     report says what was known by then.
@@ -76,6 +80,7 @@ def run_search(
                 on_event=on_event,
                 report_on_interrupt=True,
             )
+        report = replace(report, instead=instead)
         leave_job()
     plan = report.plan_or_none
     # The report first: a disk that is full must not cost a search its answer.

@@ -10,6 +10,7 @@ import click
 
 from autotune.commands.options import json_option, store_option, writable
 from autotune.commands.run import open_store
+from autotune.commands.values import PATH, Number
 from autotune.system.whole_file import descriptor_named
 
 
@@ -40,7 +41,7 @@ def list_entries(store: Path | None, as_json: bool) -> None:
 
 
 @store.command()
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", type=PATH)
 @store_option
 def export(destination: Path, store: Path | None) -> None:
     """Write everything as JSON into DESTINATION, a .tar.gz."""
@@ -54,8 +55,8 @@ def export(destination: Path, store: Path | None) -> None:
 
 
 @store.command()
-@click.option("--older-than-days", type=click.FloatRange(0), help="Delete what is older than this.")
-@click.option("--keep-mib", type=click.FloatRange(0), help="Then delete the oldest until this much is left.")
+@click.option("--older-than-days", type=Number(0, 1e6), help="Delete what is older than this.")
+@click.option("--keep-mib", type=Number(0, 1e12), help="Then delete the oldest until this much is left.")
 @store_option
 def prune(older_than_days: float | None, keep_mib: float | None, store: Path | None) -> None:
     """Delete old entries."""

@@ -20,6 +20,7 @@ from autotune.commands.options import (
     store_option,
     writable,
 )
+from autotune.commands.values import BATCH, COUNT, PATH, TIMEOUT, Number, axes_of
 
 if TYPE_CHECKING:
     from autotune.sweep.batch import BatchRule
@@ -33,24 +34,29 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--model", help="A preset (`autotune models`) or a JSON file with a transformer's shape.")
 @click.option(
-    "--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own step, with its own batch, from its trace."
+    "--workload",
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="Your own step, with its own batch, from its trace.",
 )
 @click.option(
-    "--target", help="One or several, e.g. v5p,h100,v6e; v5p:8x8x8 and h100:4 say what larger ones are made of."
+    "--target",
+    help="One or several, e.g. v5p,h100,v6e; v5p:8x8x8 and h100:4 say what larger ones are made of.",
 )  # noqa: E501
-@click.option("--hardware", type=click.Path(path_type=Path), help="A hardware file of your own (TOML), for one target.")
+@click.option("--hardware", type=PATH, help="A hardware file of your own (TOML), for one target.")
 @memory_option
 @click.option("--chips", help="Powers of two in a range, 64..8192, or single sizes, 64,96,6144.")
 @click.option("--batch-tokens", help="Tokens in one step over all chips: 4M, 4Mi, 4194304.")
-@click.option("--batch-rule", default=None, help="fixed (--batch-tokens), paper, deepseek, critical.")
-@click.option("--batch-scale", type=float, default=1.0, help="Multiplies the batch.")
+@click.option("--batch-rule", help="fixed (--batch-tokens), paper, deepseek, critical.")
+@click.option("--batch-scale", type=Number(2**-10, 2**10), default=1.0, help="Multiplies the batch.")
 @click.option("--critical-batch-tokens", help="The critical batch, yours: adds what a batch costs in steps and tokens.")
 @click.option("--critical-batch-norms", metavar="TOKENS=NORM2,TOKENS=NORM2", help=CRITICAL_NORMS_HELP)
-@click.option("--seq", type=int, help="Tokens in one sequence.")
-@click.option("--dtype", default=None, help="Compute dtype; default bfloat16 (float16 on V100).")
+@click.option("--seq", type=BATCH, help="Tokens in one sequence.")
+@click.option("--dtype", help="Compute dtype: bfloat16 (bf16), float16, float32; default bfloat16 (float16 on V100).")
 @click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
 @fix_option
-@click.option("--depth-scale", type=float, default=1.0, help="As many parameters in so many times the layers.")
+@click.option(
+    "--depth-scale", type=Number(1 / 64, 64), default=1.0, help="As many parameters in so many times the layers."
+)
 @click.option(
     "--scale",
     multiple=True,
@@ -59,19 +65,18 @@ if TYPE_CHECKING:
 )  # noqa: E501
 @click.option("--tokens", help="Tokens of the whole run, e.g. 15T: adds days and chip-hours.")
 @click.option(
-    "--price", multiple=True, metavar="TARGET=MONEY", help="Of one JAX device for an hour, e.g. v5p=4.2,h100=3."
+    "--price",
+    multiple=True,
+    metavar="TARGET=MONEY",
+    help="Of one JAX device for an hour, e.g. v5p=4.2,h100=3.",
 )  # noqa: E501
-@click.option("--min-mfu", type=float, help="The largest size that stays above this utilisation, 0 to 1.")
+@click.option("--min-mfu", type=Number(-1e9, 1e9), help="The largest size that stays above this utilisation, 0 to 1.")
 @click.option("--what-helps", is_flag=True, help="The same with one thing made better at a time, layouts chosen again.")
 @click.option("--shapes", is_flag=True, help="Deep against fat at the largest size: equal parameters, equal FLOPs.")
-@click.option(
-    "--confirm", type=click.IntRange(0), default=0, help="Compile so many of the points, spread over the sizes."
-)  # noqa: E501
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take."
-)  # noqa: E501
+@click.option("--confirm", type=COUNT, default=0, help="Compile so many of the points, spread over the sizes.")  # noqa: E501
+@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds one compile may take.")  # noqa: E501
 @store_option
-@click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (.png, .svg) and its numbers (.csv).")
+@click.option("--plot", type=PATH, help="Write a picture (.png, .svg) and its numbers (.csv).")
 @json_option
 def sweep(
     model, workload, target, hardware, memory_fraction, chips, batch_tokens, batch_rule, batch_scale,
@@ -105,8 +110,6 @@ def sweep(
             raise click.UsageError(f"{name} does not go with --workload: your step has its own batch and shape")
     elif seq is None:
         raise click.UsageError("--seq is missing; write e.g. --seq 4096")
-    elif seq < 1:
-        raise click.UsageError(f"--seq={seq} must be 1 or more")
     if min_mfu is not None and not 0 < min_mfu < 1:
         raise click.UsageError(f"--min-mfu={min_mfu} must lie between 0 and 1")
     if plot is not None:
@@ -115,6 +118,10 @@ def sweep(
         require_plotting(plot)
         writable(plot, "--plot")
         writable(plot.with_suffix(".csv"), "--plot")
+    if store is not None:
+        from autotune.commands.run import open_store
+
+        open_store(store)
     with bad_input():
         from autotune.sweep.sizes import parse_sizes
 
@@ -176,9 +183,9 @@ def _families(text: str, hardware: Path | None, scale: tuple[str, ...], memory_f
     from autotune.meshes.target import with_share
     from autotune.sweep.sizes import parse_family
 
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise click.UsageError("--target names none; write e.g. v5p,h100")
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise click.UsageError("--target names none, or none between two commas; write e.g. v5p,h100")
     if hardware and len(names) > 1:
         raise click.UsageError("--hardware describes one target; give one")
     families = [parse_family(name, read_hardware(hardware) if hardware else None) for name in names]
@@ -188,7 +195,7 @@ def _families(text: str, hardware: Path | None, scale: tuple[str, ...], memory_f
     ]
     if len({family.name for family in families}) < len(families):
         raise click.UsageError(f"--target {text}: names a target twice")
-    for part in (part.strip() for given in scale for part in given.split(",") if part.strip()):
+    for part in _parts("--scale", scale):
         resource, _, factor = part.rpartition("=")
         try:
             families = [
@@ -202,6 +209,14 @@ def _families(text: str, hardware: Path | None, scale: tuple[str, ...], memory_f
     return families
 
 
+def _parts(option: str, given: tuple[str, ...]) -> list[str]:
+    """What stands between the commas of an option that may be given several times; nowhere nothing."""
+    parts = [part.strip() for text in given for part in text.split(",")]
+    if not all(parts):
+        raise click.UsageError(f"{option} has nothing between two commas; write NAME=NUMBER,NAME=NUMBER")
+    return parts
+
+
 def _budgets(
     families: list[Family], tokens: str | None, price: tuple[str, ...], critical: float | None
 ) -> list[Budget]:
@@ -211,7 +226,7 @@ def _budgets(
 
     names = [family.name for family in families]
     prices: dict[str, float] = {}
-    for part in (part.strip() for given in price for part in given.split(",") if part.strip()):
+    for part in _parts("--price", price):
         name, _, value = part.partition("=")
         if name not in names:
             raise click.UsageError(f"--price {part}: {name!r} is not among the targets asked for: {', '.join(names)}")
@@ -248,19 +263,18 @@ def _question(
     dtype: str | None, axes: str | None, fix: tuple[str, ...], depth_scale: float,
 ) -> Question:  # fmt: skip
     """The step, its axes and pins, on one machine."""
+    from autotune.meshes.dtypes import dtype_of
     from autotune.reference_workload import reference_workload, transformer_of, transformer_workload
     from autotune.space import parse_fix
     from autotune.sweep.point import Question
     from autotune.sweep.shapes import reshaped
 
-    if not 1 / 64 <= depth_scale <= 64:
-        raise click.UsageError(f"--depth-scale={depth_scale} must be from 1/64 to 64")
     transformer = transformer_of(model)
     batch = rule.sequences(transformer, seq, tokens)
     offered = next((target for target in map(family.target, sizes) if target is not None), None)
     if offered is None:
         raise ValueError(f"chips: {family.name} comes in none of the sizes asked for: {', '.join(map(str, sizes))}")
-    kind = dtype or default_dtype(offered)
+    kind = dtype_of(dtype) if dtype else default_dtype(offered)
     family.hardware.peak(kind)
     if depth_scale == 1.0:
         workload = reference_workload(model, batch=batch, seq=seq, dtype=kind)
@@ -272,9 +286,9 @@ def _question(
 
 def _axes(text: str | None, workload: Workload) -> tuple[str, ...]:
     """The axes that --axes names, all of which the step can use; those it can use where nothing is named."""
-    if text is None:
+    wanted = axes_of(text)
+    if wanted is None:
         return workload.axes
-    wanted = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in wanted:
         if name not in workload.axes:
             can = ", ".join(workload.axes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from autotune.commands.options import (
@@ -20,6 +18,7 @@ from autotune.commands.options import (
     writable,
 )
 from autotune.commands.run import run_search
+from autotune.commands.values import COUNT, PATH, TIMEOUT, Whole, axes_of
 
 
 @click.command()
@@ -32,7 +31,7 @@ from autotune.commands.run import run_search
 @click.option(
     "--compile",
     "compile_count",
-    type=click.IntRange(0),
+    type=COUNT,
     default=6,
     show_default=True,
     help="How many best-priced layouts to compile.",
@@ -40,7 +39,7 @@ from autotune.commands.run import run_search
 @click.option(
     "--measure",
     "measure_count",
-    type=click.IntRange(0),
+    type=COUNT,
     help="How many best-compiled layouts to run [3 where devices exist].",
 )
 @click.option(
@@ -49,14 +48,12 @@ from autotune.commands.run import run_search
     show_default=True,
     help="Of a --workload: small compiles first, that tell how its bytes and seconds scale.",
 )
-@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Compiles at the same time.")
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=900.0, show_default=True, help="Seconds one compile may take."
-)
+@click.option("--jobs", type=Whole(1, 1024), default=2, show_default=True, help="Compiles at the same time.")
+@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds one compile may take.")
 @click.option("--retry", is_flag=True, help="Try again what crashed or timed out before.")
 @store_option
-@click.option("--out", type=click.Path(path_type=Path), help="Write the plan here (JSON).")
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report here as one HTML page.")
+@click.option("--out", type=PATH, help="Write the plan here (JSON).")
+@click.option("--html", type=PATH, help="Write the report here as one HTML page.")
 @quiet_option
 @json_option
 def tune(
@@ -72,19 +69,11 @@ def tune(
     """
     writable(out, "--out")
     writable(html, "--html")
-    names = None
-    if axes is not None:
-        from autotune.meshes.layout import AXES
-
-        names = tuple(name.strip() for name in axes.split(",") if name.strip())
-        for name in names:
-            if name not in AXES:
-                raise click.UsageError(f"--axes: {name!r} is not a mesh axis; axes: {', '.join(AXES)}")
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
         target=lambda: target_of(target, hardware, memory_fraction),
         job=(coordinator, processes, process_id, join_timeout),
-        axes=names,
+        axes=axes_of(axes),
         layouts=layouts_of(layouts),
         fix=fix,
         compile_count=compile_count,

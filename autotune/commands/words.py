@@ -8,6 +8,7 @@ import json
 import click
 
 from autotune.commands.options import json_option
+from autotune.meshes.fields import short
 
 RESOURCES = {
     "matmul": "The matmul units: compute that would take less time on a chip with more FLOP/s.",
@@ -87,7 +88,7 @@ def words(word: str | None, as_json: bool) -> None:
             known = [name for section in everything().values() for name in section]
             near = difflib.get_close_matches(word, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "; `autotune words` lists all"
-            raise click.UsageError(f"WORD={word!r} is not a word of layouts or reports{hint}")
+            raise click.UsageError(f"WORD={short(word)} is not a word of layouts or reports{hint}")
     if as_json:
         click.echo(json.dumps(sections, indent=1))
         return

@@ -153,17 +153,17 @@ def _evaluate(
     if op.opcode == "copy-start":
         return of(0)
     if op.opcode in _ARITHMETIC:
-        left, right = of(0), of(1)
-        return None if left is None or right is None else _ARITHMETIC[op.opcode](left, right)
+        first, second = of(0), of(1)
+        return None if first is None or second is None else _ARITHMETIC[op.opcode](first, second)
     if op.opcode == "not":
         inner = of(0)
         return None if inner is None else int(not inner)
     if op.opcode == "compare":
-        left, right = of(0), of(1)
+        first, second = of(0), of(1)
         direction = _DIRECTION.search(op.attributes)
-        if left is None or right is None or not direction:
+        if first is None or second is None or not direction:
             return None
-        return int(_COMPARE[direction[1]](left, right))
+        return int(_COMPARE[direction[1]](first, second))
     if op.opcode in ("fusion", "call"):
         callee = module.computations[op.called()[0]]
         given = tuple(of(index) for index in range(len(op.operands)))

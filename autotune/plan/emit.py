@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.meshes.compiler_options import as_variable
+from autotune.meshes.fields import one_line, short
 from autotune.meshes.layout import REMAT, Layout
 from autotune.meshes.remat_sets import REMAT_ARRAYS, places_of
 from autotune.partition import LOGICAL_AXIS_RULES
@@ -47,7 +48,7 @@ def _maxtext_remat(remat: str) -> dict[str, object]:
 def emit(plan: Plan, codebase: str) -> str:
     """The plan as text for that codebase; ValueError when it is unknown or cannot run such a layout."""
     if codebase not in CODEBASES:
-        raise ValueError(f"emit: {codebase!r} is not known; known: {', '.join(CODEBASES)}")
+        raise ValueError(f"emit: {short(codebase)} is not known; known: {', '.join(CODEBASES)}")
     return CODEBASES[codebase](plan)
 
 
@@ -108,7 +109,7 @@ def maxtext(plan: Plan) -> str:
     if along:
         notes.append(f"MaxText cuts weights along {' and '.join(along)} too, where this plan keeps them whole")
     notes = [*_about(plan), *notes, *_unsaid(plan, *expressed), *(f"another device order: {line}" for line in lost)]
-    lines = [f"{name}={value}" for name, value in flags.items()]
+    lines = [f"{name}={escaped(value, in_quotes=True)}" for name, value in flags.items()]
     return _comments(notes) + " \\\n  ".join(["python3 -m maxtext.trainers.pre_train.train maxtext/configs/base.yml",
                                            *lines]) + "\n"  # fmt: skip
 
@@ -193,7 +194,10 @@ def easylm(plan: Plan) -> str:
         notes.append("remat=dots is said as minimal: the attention kernel runs again")
     if layout.remat in ("attention", "offload") or layout.remat not in REMAT:
         notes.append(f"remat={layout.remat} has no word here; nothing_saveable recomputes more")
-    lines = [f"--{name}='{value}'" for name, value in flags.items()]
+    # `words` are this tool's own, and their "!" is for EasyLM to read.
+    lines = [
+        f"--{name}='{value if name in words else escaped(value, in_quotes=True)}'" for name, value in flags.items()
+    ]
     head = "python3 -m EasyLM.models.llama.llama_train"
     return _comments([*_about(plan), *notes]) + " \\\n  ".join([head, *lines]) + "\n"
 
@@ -337,7 +341,22 @@ def _unsaid(plan: Plan, *expressed: str) -> list[str]:
 
 
 def _comments(notes: list[str]) -> str:
-    return "".join(f"# {note}\n" for note in notes)
+    return "".join(f"# {escaped(note)}\n" for note in notes)
+
+
+def escaped(value: object, *, in_quotes: bool = False) -> str:
+    """A value of the plan as it stands in any emitted text: one line of printable characters, whatever it holds.
+
+    `in_quotes`: as the value of a flag or inside quotes, of a shell, YAML or Python: what would end it or be run is
+    escaped too.
+
+    >>> print(escaped("name" + chr(10) + "import os"), escaped("$(rm x)'", in_quotes=True))
+    name\\nimport os \\x24\\x28rm\\x20x\\x29\\x27
+    """
+    text = one_line(value)
+    if not in_quotes:
+        return text
+    return "".join(sign if sign.isalnum() or sign in "_.,:+-/=@%" else f"\\x{ord(sign):02x}" for sign in text)
 
 
 def _short(value: float) -> str:

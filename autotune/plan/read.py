@@ -1,20 +1,32 @@
-"""Reading a plan file: every field is checked, and what is wrong is said with file, field and rule."""
+"""Reading a plan file: every field is checked, and what is wrong is said with file, field and rule.
+
+A plan is data that may come from somebody else: its texts hold no control characters, its numbers are finite and
+bounded, and of XLA's options it may set switches, sizes and thresholds (`autotune.meshes.xla_options`).
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune.meshes.dtypes import ALIASES, dtype_of
+from autotune.meshes.fields import Fields, json_object, one_line, read_text, short
 from autotune.meshes.hardware import load_hardware
-from autotune.meshes.layout import Layout, layout_to_json, parse_layout
-from autotune.meshes.target import Target, parse_target, with_memory_fraction
-from autotune.partition import Partition, partition_from_json
+from autotune.meshes.layout import AXES, Layout, layout_to_json, parse_layout
+from autotune.meshes.target import LARGEST_TARGET, Target, parse_target, with_memory_fraction
+from autotune.meshes.transformer import LARGEST_STEP, check_step
+from autotune.meshes.xla_options import why_not_of_a_file
+from autotune.partition import Leaf, Partition
 from autotune.plan.figures import FIGURES, Figures
 from autotune.plan.plan import SCHEMA, Plan
+
+LARGEST_FIGURE = 1e30
+"""Of the seconds, bytes and FLOPs of a plan."""
+
+ROLES = ("parameters", "optimizer", "batch", "other")
+"""What an array of a plan's partition may be."""
 
 
 class PlanWarning(UserWarning):
@@ -23,13 +35,7 @@ class PlanWarning(UserWarning):
 
 def load_plan(path: Path | str) -> Plan:
     """Read a plan file; ValueError with file, field and rule when it is none. Warns where versions differ."""
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ValueError(f"plan {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"plan {path}: not a text file") from None
-    plan = plan_from_json(text, str(path))
+    plan = plan_from_json(read_text(path, "plan"), one_line(path))
     differences = plan.version_differences()
     if differences:
         warnings.warn(f"plan {path}: made with other versions: {'; '.join(differences)}", PlanWarning, stacklevel=2)
@@ -38,25 +44,25 @@ def load_plan(path: Path | str) -> Plan:
 
 def plan_from_json(text: str, where: str = "text") -> Plan:
     """Read back what `Plan.to_json` wrote; ValueError with field and rule when it is not that."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"plan {where}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"plan {where}: must be one JSON object")
-    read = _Reader(where, values)
+    values = json_object(text, f"plan {where}")
+    read = Fields(f"plan {where}", values)
     if read("schema", int) != SCHEMA:
-        raise ValueError(f"plan {where}: schema={values['schema']} is not known; this version reads {SCHEMA}")
+        raise ValueError(f"plan {where}: schema={short(values['schema'])} is not known; this version reads {SCHEMA}")
     layout = _layout(read)
-    shape = read.numbers("shape", whole=True)
-    order = read.numbers("device_order", whole=True)
-    devices = read("devices", int)
+    shape = tuple(read.listed("shape", int))
+    order = tuple(read.listed("device_order", int))
+    devices = read.whole("devices", 1, LARGEST_TARGET)
     if layout.devices != devices:
         raise ValueError(f"plan {where}: devices={devices} must be the layout's {layout.devices}")
-    if sorted(order) != list(range(devices)):
+    if len(order) != devices or sorted(order) != list(range(devices)):
         raise ValueError(f"plan {where}: device_order must name each of the {devices} devices once")
     figures = _figures(read)
     target = _target(read, shape, devices)
+    sequences, seq = read.whole("sequences", 1, LARGEST_STEP), read.whole("seq", 1, LARGEST_STEP)
+    try:
+        check_step(sequences, seq)
+    except ValueError as error:
+        raise ValueError(f"{read.where}: {error}") from None
     return Plan(
         layout=layout,
         target=target.name,
@@ -68,9 +74,9 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
         versions=read.mapping("versions", str),
         workload=read("workload", str),
         fingerprint=read("fingerprint", str),
-        recipe=read.mapping("recipe", (str, int)),
-        sequences=read("sequences", int),
-        seq=read("seq", int),
+        recipe=_recipe(read, sequences, seq),
+        sequences=sequences,
+        seq=seq,
         partition=_partition(read),
         figures=figures,
         binding=read("binding", (dict, type(None))),
@@ -81,102 +87,128 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Fields of a JSON object, each checked; ValueError names file, field and rule."""
-
-    where: str
-    values: Mapping[str, Any]
-
-    def __call__(self, field: str, kind: Any) -> Any:
-        if field not in self.values:
-            raise ValueError(f"plan {self.where}: {field} is missing")
-        value = self.values[field]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"plan {self.where}: {field}={_short(value)} must be {_kind(kind)}")
-        return value
-
-    def listed(self, field: str, kind: Any) -> list[Any]:
-        found = self(field, list)
-        for value in found:
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"plan {self.where}: {field} holds {_short(value)}; each must be {_kind(kind)}")
-        return found
-
-    def numbers(self, field: str, *, whole: bool) -> tuple[Any, ...]:
-        return tuple(self.listed(field, int if whole else (int, float)))
-
-    def mapping(self, field: str, kind: Any) -> dict[str, Any]:
-        found = self(field, dict)
-        for key, value in found.items():
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"plan {self.where}: {field}.{key}={_short(value)} must be {_kind(kind)}")
-        return found
-
-
-def _layout(read: _Reader) -> Layout:
+def _layout(read: Fields) -> Layout:
     try:
         layout = parse_layout(read("text", str))
     except ValueError as error:
-        raise ValueError(f"plan {read.where}: text: {error}") from None
+        raise ValueError(f"{read.where}: text: {error}") from None
+    for name, value in layout.compiler_options:
+        problem = why_not_of_a_file(name, value)
+        if problem:
+            raise ValueError(f"{read.where}: text: xla.{name}={short(value)} {problem}")
     written = read("layout", dict)
     for key, value in json.loads(json.dumps(layout_to_json(layout))).items():
         if key in written and written[key] != value:
-            both = f"layout.{key}={_short(written[key])}, text says {_short(value)}"
-            raise ValueError(f"plan {read.where}: {both}; they must agree")
+            both = f"layout.{key}={short(written[key])}, text says {short(value)}"
+            raise ValueError(f"{read.where}: {both}; they must agree")
     return layout
 
 
-def _target(read: _Reader, shape: tuple[int, ...], devices: int) -> Target:
+def _recipe(read: Fields, sequences: int, seq: int) -> dict[str, Any]:
+    """The words that build the step again; those of a reference model are whole and say what the plan says."""
+    recipe = read.mapping("recipe", (str, int))
+    inside = read.inside("recipe")
+    for name in recipe.keys() & {"model", "workload", "dtype"}:
+        inside.text(name)
+    for name, value in (("batch", sequences), ("seq", seq)):
+        if (name in recipe or "model" in recipe) and inside(name, int) != value:
+            raise inside.error(name, f"must be the plan's {value}")
+    if "dtype" in recipe or "model" in recipe:
+        try:
+            recipe["dtype"] = dtype_of(inside("dtype", str), tuple(ALIASES))
+        except ValueError as error:
+            raise ValueError(f"{read.where}: recipe.{error}") from None
+    return recipe
+
+
+def _target(read: Fields, shape: tuple[int, ...], devices: int) -> Target:
     """The machine, its name and its figures agreeing."""
-    name, groups = read("target", str), read("groups", int)
+    name, groups = read.text("target"), read.whole("groups", 1, LARGEST_TARGET)
     try:
         hardware = load_hardware(read("hardware", str))
         said = None if name == "local" else parse_target(name, hardware)
-        target = Target(name=name, hardware=hardware, shape=shape, groups=groups, attached=said is None)
     except ValueError as error:
-        raise ValueError(f"plan {read.where}: {str(error).removeprefix(f'plan {read.where}: ')}") from None
+        raise ValueError(f"{read.where}: {str(error).removeprefix(f'{read.where}: ')}") from None
+    if not shape or min(shape) < 1 or max(shape) > LARGEST_TARGET:
+        raise read.error("shape", f"must hold whole numbers from 1 to {LARGEST_TARGET}")
     if said is not None and (said.shape, said.groups) != (shape, groups):
-        both = f"shape={list(shape)} and groups={groups}, target {name} says {list(said.shape)} and {said.groups}"
-        raise ValueError(f"plan {read.where}: {both}; they must agree")
+        both = (
+            f"shape={short(list(shape))} and groups={groups}, target {name} says {list(said.shape)} and {said.groups}"
+        )
+        raise ValueError(f"{read.where}: {both}; they must agree")
+    target = said or Target(name=name, hardware=hardware, shape=shape, groups=groups, attached=True)
     fraction = read("memory_fraction", (int, float, type(None))) if "memory_fraction" in read.values else None
     try:
         target = with_memory_fraction(target, fraction)
     except ValueError as error:
-        raise ValueError(f"plan {read.where}: {error}") from None
+        raise ValueError(f"{read.where}: {error}") from None
     if target.devices != devices:
-        raise ValueError(f"plan {read.where}: devices={devices} must be the target's {target.devices}")
+        raise ValueError(f"{read.where}: devices={devices} must be the target's {target.devices}")
     return target
 
 
-def _partition(read: _Reader) -> Partition | None:
-    values = read("partition", (dict, type(None)))
-    if values is None:
+def _partition(read: Fields) -> Partition | None:
+    if read("partition", (dict, type(None))) is None:
         return None
     try:
-        return partition_from_json(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"plan {read.where}: partition is not one: {error!r}") from None
+        inside = read.inside("partition")
+        rules = tuple(_rule(inside, pair) for pair in inside.listed("rules", list))
+        mesh_names = inside.mapping("mesh_names", str)
+        inside.inside("mesh_names").only(AXES)
+        return Partition(
+            rules=rules,
+            mesh_names=mesh_names,
+            explicit=inside("explicit", bool),
+            state={path: _leaf(inside.inside("state"), path) for path in inside("state", dict)},
+            batch={path: _leaf(inside.inside("batch"), path) for path in inside("batch", dict)},
+        )
+    except ValueError as error:
+        told = str(error).removeprefix(f"{read.where}: ")
+        raise ValueError(f"{read.where}: partition is not one: {told}") from None
 
 
-def _figures(read: _Reader) -> Figures:
-    values = read("figures", dict)
-    inside = _Reader(f"{read.where}: figures", values)
+def _rule(inside: Fields, pair: list[Any]) -> tuple[str, tuple[str, ...]]:
+    """A logical name with the mesh axes that it rides."""
+    if (
+        len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], list)
+        and all(one in AXES for one in pair[1])
+    ):
+        return pair[0], tuple(pair[1])
+    raise ValueError(f"{inside.where}: rules holds {short(pair)}; each must be a name and a list of mesh axes")
+
+
+def _leaf(leaves: Fields, path: str) -> Leaf:
+    leaf = leaves.inside(path)
+    names, shape = leaf("names", list), leaf.listed("shape", int)
+    if len(names) != len(shape) or any(not 0 <= extent < 2**53 for extent in shape):
+        raise leaf.error("shape", "must be the array's, with a name for each dimension")
+    for name in names:
+        parts = name if isinstance(name, list) else [name]
+        if not all(isinstance(part, str) or (part is None and part is name) for part in parts):
+            raise leaf.error("names", "must hold texts, lists of texts and null")
+    return Leaf(
+        names=tuple(tuple(name) if isinstance(name, list) else name for name in names),
+        shape=tuple(shape),
+        role=leaf.text("role", ROLES),
+        guessed=leaf("guessed", bool),
+    )
+
+
+def _figures(read: Fields) -> Figures:
+    inside = Fields(f"{read.where}: figures", read("figures", dict))
     found: dict[str, Any] = {}
     for name in FIGURES:
         if name in ("axis_bytes", "collectives"):
-            found[name] = inside.mapping(name, (int, float)) if values.get(name) is not None else None
+            found[name] = None
+            if inside.values.get(name) is not None:
+                found[name] = inside.mapping(name, (int, float))
+                amounts = inside.inside(name)
+                for key in found[name]:
+                    amounts.number(key, 0, LARGEST_FIGURE)
         else:
             found[name] = inside(name, (int, float, type(None)))
+            if found[name] is not None:
+                inside.number(name, 0, LARGEST_FIGURE)
     return Figures(**found)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _kind(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", dict: "an object", list: "a list",
-             type(None): "null"}  # fmt: skip
-    return " or ".join(names[one] for one in (kind if isinstance(kind, tuple) else (kind,)))

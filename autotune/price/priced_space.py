@@ -12,6 +12,7 @@ from autotune.meshes.hardware import Hardware
 from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.legality import reject, reject_codes, rule_names
 from autotune.meshes.target import Target
+from autotune.price.large_space import Blocks, Dropped
 from autotune.price.price import Estimate, Prices, price
 from autotune.price.traced.laws import Probed
 from autotune.price.transformer.pipeline_schedules import as_published
@@ -32,7 +33,8 @@ class PricedSpace:
 
     `seconds` and `peak_bytes` are per device and step; of illegal rows they are what the closed form would say if the
     cuts came out even. `probed`: what small compiles for this kind of machine taught of a user's step; None where there
-    were none. `notes`: what was done to the space, a line each.
+    were none. `notes`: what was done to the space, a line each. Of a large space only the rows that a claim can rest on
+    are kept: `dropped` counts the others, `blocks` enumerates them again (`autotune.price.blocks`); None of small ones.
     """
 
     workload: Workload
@@ -43,6 +45,8 @@ class PricedSpace:
     prices: Prices
     probed: Probed | None
     notes: tuple[str, ...]
+    dropped: Dropped | None = None
+    blocks: Blocks | None = None
 
     @property
     def legal(self) -> np.ndarray:
@@ -116,21 +120,25 @@ class PricedSpace:
 
     def rule_of(self, row: int) -> str:
         """Name of the first rule an illegal row breaks."""
-        return (*rule_names(), OWN_RULE)[int(self.broken[row])]
+        return rule_named(int(self.broken[row]))
+
+    def __len__(self) -> int:
+        """Layouts of the space, those in no row too."""
+        return len(self.table) + (self.dropped.count if self.dropped else 0)
 
     def why_illegal(self, row: int) -> str:
         """The first rule an illegal row breaks, with its values."""
         return why_illegal(self.workload, self.target, self.layout(row)) or self.rule_of(row)
 
-    def priced_with(self, probed: Probed | None) -> PricedSpace:
-        """The same layouts priced by what probes taught."""
-        prices = price(self.workload, self.table, self.target, probed)
-        return dataclasses.replace(self, probed=probed, prices=prices)
-
     def repriced(self, hardware: Hardware) -> Prices:
         """The whole space priced on other hardware."""
         target = dataclasses.replace(self.target, hardware=hardware)
         return price(self.workload, self.table, target, self.probed)
+
+
+def rule_named(code: int) -> str:
+    """Name of the rule that a code of `PricedSpace.broken` stands for."""
+    return (*rule_names(), OWN_RULE)[code]
 
 
 def price_space(
@@ -146,7 +154,7 @@ def price_space(
         target=target,
         table=table,
         layouts=tuple(layouts) if layouts is not None else None,
-        broken=_broken(workload, target, table),
+        broken=broken_rules(workload, target, table),
         prices=price(workload, table, target, probed),
         probed=probed,
         notes=(),
@@ -159,7 +167,7 @@ def why_illegal(workload: Workload, target: Target, layout: Layout) -> str | Non
     return str(rejection) if rejection else workload.problem(layout)
 
 
-def _broken(workload: Workload, target: Target, table: LayoutTable) -> np.ndarray:
+def broken_rules(workload: Workload, target: Target, table: LayoutTable) -> np.ndarray:
     """For each row the first rule it breaks, -1 for none: those of every model, then those of the user's own arrays."""
     codes = reject_codes(table, workload.transformer, workload.sequences, workload.seq, target)
     if workload.partition is None:

@@ -63,27 +63,42 @@ def bytes_by_collective(
     return dict(sorted(both.items(), key=lambda item: (-abs(sent(item[1][1]) - sent(item[1][0])), item[0])))
 
 
-def comparison_to_json(report: Report, first: Row, second: Row) -> dict[str, Any]:
-    """Both rows, and the differences by resource and by memory category; null where one did not compile."""
+def comparison_to_json(report: Report, first: Row, second: Row, other: Report | None = None) -> dict[str, Any]:
+    """Both rows, and the differences by resource and by memory category; null where one did not compile.
+
+    `other`: the report of the second row, where it is of another step or machine than the first.
+    """
+    other = other or report
     both = first.analysis is not None and second.analysis is not None
     return {
         "schema": 1,
         "target": report.target.name,
         "workload": report.workload,
+        "targets": [report.target.name, other.target.name],
+        "workloads": [report.workload, other.workload],
+        "in_place_of_plan": list(report.instead),
         "first": row_to_json(report, first),
-        "second": row_to_json(report, second),
+        "second": row_to_json(other, second),
         "seconds": {name: list(pair) for name, pair in seconds_by_resource(first, second).items()} if both else None,
         "memory_bytes": {name: list(pair) for name, pair in _memory(first, second).items()} if both else None,
     }
 
 
-def render_comparison(report: Report, first: Row, second: Row) -> RenderableType:
-    """The screen of `compare`."""
+def render_comparison(report: Report, first: Row, second: Row, other: Report | None = None) -> RenderableType:
+    """The screen of `compare`. `other`: the report of the second row, where it is of another step or machine."""
+    other = other or report
     if first.analysis is None or second.analysis is None:
         told = (f"{row.layout}: {row.status}" + (f": {row.reason}" if row.reason else "") for row in (first, second))
         return Text("\n".join(told))
-    head = f"{report.workload} on {report.target.name}, per device and step (compiled)"
-    head += f"\nA = {first.layout}\nB = {second.layout}"
+    jobs = [f"{one.workload} on {one.target.name}" for one in (report, other)]
+    head = f"in place of what the plans say: {', '.join(report.instead)}\n" if report.instead else ""
+    if jobs[0] == jobs[1]:
+        head += f"{jobs[0]}, per device and step (compiled)\nA = {first.layout}\nB = {second.layout}"
+        head += "\nA and B are one layout" if first.layout == second.layout else ""
+    else:
+        head += (
+            f"two jobs, per device and step (compiled)\nA = {first.layout}: {jobs[0]}\nB = {second.layout}: {jobs[1]}"
+        )
     seconds = _table("seconds on the critical path", "resource")
     _line(seconds, "step", first.step_seconds, second.step_seconds, seconds_text)
     for name, pair in seconds_by_resource(first, second).items():
@@ -95,8 +110,10 @@ def render_comparison(report: Report, first: Row, second: Row) -> RenderableType
         _line(traffic, name, a.wire_bytes if a else 0.0, b.wire_bytes if b else 0.0, bytes_text)
     memory = _table("memory at the peak", "category")
     _line(memory, "peak", first.peak_bytes, second.peak_bytes, bytes_text)
-    capacity = report.target.hardware.capacity_bytes
-    spare = [None if row.peak_bytes is None else max(capacity - row.peak_bytes, 0.0) for row in (first, second)]
+    spare = [
+        None if row.peak_bytes is None else max(one.target.hardware.capacity_bytes - row.peak_bytes, 0.0)
+        for one, row in ((report, first), (other, second))
+    ]
     _line(memory, "left", spare[0], spare[1], bytes_text)
     for name, pair in _memory(first, second).items():
         _line(memory, name, *pair, bytes_text)

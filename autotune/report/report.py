@@ -130,7 +130,8 @@ class Report(Shown):
     `more_devices`: how many devices the least state of any layout asks for, if more. `roomier`: where the chosen
     layout is near the capacity, the best one that is not; None elsewhere, and where the space has none. `prices`:
     fraction of the step time saved when a resource is `limits.ARC` times as good and the layout is chosen again.
-    `notes`: doubts that concern the whole report.
+    `notes`: doubts that concern the whole report. `instead`: flags that were taken in place of what a
+    plan says.
     """
 
     workload: str
@@ -153,6 +154,7 @@ class Report(Shown):
     roomier: Roomier | None = None
     interrupted: bool = False
     """Whether Ctrl-C ended the search before every layout was compiled or measured."""
+    instead: tuple[str, ...] = ()
 
     @property
     def ranked(self) -> tuple[Row, ...]:
@@ -316,6 +318,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "devices": report.target.devices,
         "memory_fraction": report.target.memory_fraction,
         "workload": report.workload,
+        "in_place_of_plan": list(report.instead),
         "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
         "compilers_word": report.compilers_word,
         "interrupted": report.interrupted,

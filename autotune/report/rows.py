@@ -21,7 +21,7 @@ from autotune.meshes.transformer import NOTABLE_MASK
 from autotune.outcomes import Outcomes, fits
 from autotune.price.changes_that_fit import Change, devices_needed, smallest_changes
 from autotune.price.price import Estimate
-from autotune.price.priced_space import PricedSpace
+from autotune.price.priced_space import PricedSpace, rule_named
 from autotune.price.transformer.pipeline_schedules import REFERENCE
 from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
@@ -71,11 +71,17 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         keep |= members == closest_row
         rows += [_priced_row(workload, target, space, int(row), word) for row in members[keep]]
         omitted += _omit(space, members[~keep], word)
+    omitted = _with_dropped(omitted, _dropped(space))
     closest = None if closest_row is None else space.layout(closest_row)
     rows = _with_changes(_ranked(rows), space, outcomes.neighbours, closest)
     runnable = [row for row in rows if row.status.can_run]
     rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
-    counts = {word.value: count for word in sorted(RowStatus) if (count := int((status == word.rank).sum()))}
+    unlisted = _dropped(space)
+    counts = {
+        word.value: count
+        for word in sorted(RowStatus)
+        if (count := int((status == word.rank).sum()) + sum(unlisted.get(word, {}).values()))
+    }
     best = runnable[0] if runnable else None
     report = Report(
         workload=workload.name,
@@ -293,6 +299,32 @@ def _omit(space: PricedSpace, members: np.ndarray, word: RowStatus) -> list[Omit
         Omitted(reason=f"illegal: {rule}", count=count, best_step_seconds=None, status=word)
         for rule, count in sorted(groups.items(), key=lambda item: (-item[1], item[0]))
     ]
+
+
+PRICED_SLOWER = "priced, slower than those listed"
+PRICED_TOO_LARGE = "does not fit: priced peak over the capacity"
+"""Reasons why layouts are counted and not listed."""
+
+
+def _dropped(space: PricedSpace) -> dict[RowStatus, dict[str, int]]:
+    """How many layouts of a large space are in no row, by status and reason."""
+    if space.dropped is None:
+        return {}
+    rules = {f"illegal: {rule_named(code)}": count for code, count in space.dropped.illegal.items()}
+    return {
+        RowStatus.PRICED: {PRICED_SLOWER: space.dropped.fits},
+        RowStatus.OOM: {PRICED_TOO_LARGE: space.dropped.oom},
+        RowStatus.ILLEGAL: rules,
+    }
+
+
+def _with_dropped(omitted: list[Omitted], dropped: Mapping[RowStatus, Mapping[str, int]]) -> list[Omitted]:
+    """The omitted with those that are in no row added to their reasons; rules stay sorted, the most broken first."""
+    left = {reason: count for reasons in dropped.values() for reason, count in reasons.items() if count}
+    found = [replace(item, count=item.count + left.pop(item.reason, 0)) for item in omitted]
+    found += [Omitted(reason=reason, count=count, best_step_seconds=None) for reason, count in left.items()]
+    rules = [item for item in found if item.reason.startswith("illegal: ")]
+    return [item for item in found if item not in rules] + sorted(rules, key=lambda item: -item.count)
 
 
 def _ranked(rows: list[Row]) -> list[Row]:

@@ -68,7 +68,8 @@ def mfu_text(row: Row) -> str:
 def _heading(report: Report) -> Prose:
     capacity = bytes_text(report.target.hardware.capacity_bytes)
     machine = f"{report.target.devices} devices, {capacity} usable each{_share(report.target)}"
-    return Prose(f"{report.workload} on {report.target.name} ({machine})", style="bold")
+    instead = f"in place of what the plan says: {', '.join(report.instead)}\n" if report.instead else ""
+    return Prose(f"{instead}{report.workload} on {report.target.name} ({machine})", style="bold")
 
 
 def _counts(report: Report) -> Prose:

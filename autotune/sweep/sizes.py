@@ -6,12 +6,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
-from autotune.meshes.target import Target, parse_target, slice_shapes
+from autotune.meshes.fields import short
+from autotune.meshes.hardware import Hardware, load_hardware
+from autotune.meshes.target import LARGEST_TARGET, Target, as_written_here, check_chip, parse_target, slice_shapes
 from autotune.space import divisors
-
-LARGEST = 2**20
-"""Chips; beyond it the search takes minutes a size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +51,9 @@ def parse_family(text: str, hardware: Hardware | None = None) -> Family:
     >>> parse_family("v5p").target(8192).name, parse_family("h100").target(64).name
     ('v5p:16x16x16*2', 'h100:8x8')
     """
-    name, colon, block = text.strip().partition(":")
-    if hardware is None and name not in hardware_names():
-        raise ValueError(f"target: {name!r} is not known; known: {', '.join(hardware_names())}")
+    name, colon, block = as_written_here(text).partition(":")
+    if hardware is None:
+        check_chip(text, name, block)
     chip = hardware or load_hardware(name)
     if not colon:
         return Family(name=name, hardware=chip, block=None)
@@ -63,7 +61,7 @@ def parse_family(text: str, hardware: Hardware | None = None) -> Family:
         parse_target(f"{name}:{block}", chip)
         if "*" in block:
             raise ValueError(f"target: {text!r}: --chips says how many slices; write {name}:{block.partition('*')[0]}")
-    elif not block.isdigit() or int(block) < 1:
+    elif not re.fullmatch("[0-9]{1,7}", block) or not 1 <= int(block) <= LARGEST_TARGET:
         raise ValueError(f"target: {text!r}: write {name}, or {name}:GPUS with the GPUs of one NVLink domain")
     return Family(name=name, hardware=chip, block=block)
 
@@ -76,12 +74,12 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     """
     found: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        match = re.fullmatch(r"([0-9]{1,18})(?:\.\.([0-9]{1,18}))?", part)
         if not match:
-            raise ValueError(f"chips: {part!r} must be a number or a range like 64..8192")
+            raise ValueError(f"chips: {short(part)} must be a number or a range like 64..8192")
         low, high = int(match[1]), int(match[2] or match[1])
-        if low < 1 or high > LARGEST:
-            raise ValueError(f"chips: {part!r} must lie from 1 to {LARGEST}")
+        if low < 1 or high > LARGEST_TARGET:
+            raise ValueError(f"chips: {part!r} must lie from 1 to {LARGEST_TARGET:,}")
         if low > high:
             raise ValueError(f"chips: {part!r} is empty: {low} is more than {high}")
         sizes = {2**power for power in range(21) if low <= 2**power <= high} if match[2] else {low}
@@ -102,9 +100,9 @@ def parse_tokens(text: str, option: str) -> float:
     >>> parse_tokens("15T", "tokens")
     15000000000000.0
     """
-    match = re.fullmatch(r"([-+]?\d+(?:\.\d+)?(?:e\d+)?)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"([-+]?[0-9]{1,40}(?:\.[0-9]{1,40})?(?:e[0-9]{1,2})?)\s*([A-Za-z]*)", text.strip())
     if not match or match[2] not in _SUFFIXES:
-        raise ValueError(f"{option}={text!r} must be a number, with K, M, B, T, Ki or Mi behind it")
+        raise ValueError(f"{option}={short(text)} must be a number, with K, M, B, T, Ki or Mi behind it")
     value = float(match[1]) * _SUFFIXES[match[2]]
     if not 0 < value < 1e30:
         raise ValueError(f"{option}={text!r} must be above 0")

@@ -1,7 +1,7 @@
 """A CI gate: the plan in the repository still holds. `pytest scripts/examples/ci_gate.py`, after `python` of it once.
 
 Run as a script it makes the plan that the test then guards; in your repository you commit that file. The shell's way is
-`autotune check plan.json`, which exits 1 and names the lines that brought new collectives.
+`autotune check plan.json --workload ci_gate:workload`, which exits 1 and names the lines that brought new collectives.
 """
 
 import sys

@@ -158,10 +158,11 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
         if match[1] == "dcn":
             dcn[axis] = int(value)
     remat = _remat(row["remat"], problems)
+    options = row.get("xla_flags") or {}
+    problems += [f"the option {name}={value}" for name, value in options.items() if set(str(value)) & set(", \t\n")]
     missing += problems
     if problems or remat is None:
         return None
-    options = row.get("xla_flags") or {}
     return Layout(
         **sizes,
         dcn=tuple(dcn.items()),

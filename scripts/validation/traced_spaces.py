@@ -22,6 +22,7 @@ from autotune.compile.compilation import Candidate, Compilation
 from autotune.compile.compile import compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import Target, parse_target
+from autotune.price.blocks import priced_again
 from autotune.price.priced_space import PricedSpace, price_space
 from autotune.price.traced.laws import Probed
 from autotune.probes.choose import every_probe
@@ -154,7 +155,7 @@ def before_and_after(case: TracedCase, saved: dict[str, Any]) -> tuple[PricedSpa
     layouts = [parse_layout(row["layout"]) for row in legal]
     before = price_space(case.workload, case.placed, LayoutTable.from_layouts(layouts), layouts)
     probed = probed_in(saved["probes"], case.placed)
-    return before, before.priced_with(probed), legal
+    return before, priced_again(before, probed), legal
 
 
 def save(cases: dict[str, dict[str, Any]], path: Path = SAVED) -> None:

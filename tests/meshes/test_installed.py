@@ -107,33 +107,44 @@ def failing_step():
     import jax.numpy as jnp
 
     def step(state, batch):
-        return jax.tree.map(lambda leaf: leaf + 1, state), jnp.sum(batch)
+        def unknown(leaf):
+            return jax.ffi.ffi_call("no_such_kernel", jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))(leaf)
+
+        return jax.tree.map(unknown, state), jnp.sum(batch)
 
     state = {"w": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
     return Workload(step, state, jax.ShapeDtypeStruct((8, 64), jnp.float32))
 
 
 def test_where_every_compile_fails_there_is_no_plan(tmp_path, capsys):
-    """An option that XLA does not know makes every compile fail for one reason."""
+    """A kernel that nobody registered makes every compile fail for one reason."""
     out = tmp_path / "plan.json"
-    words = ["tune", "--model", "tiny", "--target", "cpu:4", "--batch", "8", "--seq", "32", "--axes", "data,fsdp"]
-    words += ["--fix", "xla.xla_there_is_no_such_option=1", "--compile", "2", "--measure", "0"]
-    words += ["--store", str(tmp_path / "store"), "--out", str(out)]
+    words = ["tune", "--workload", "test_installed:failing_step", "--target", "cpu:4", "--axes", "data"]
+    words += ["--compile", "2", "--measure", "0", "--store", str(tmp_path / "store"), "--out", str(out)]
     assert run(words) == 1
     said = capsys.readouterr()
-    assert "no plan, since all" in said.err and "xla_there_is_no_such_option" in said.err
+    assert "no plan, since all" in said.err and "no_such_kernel" in said.err
     assert not out.exists() and "plan written" not in said.out
     assert run([*words, "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["best"] is None and "no plan" in document["compilers_word"]
 
 
+@pytest.mark.parametrize("option", ["xla_there_is_no_such_option", "xla_cpu_no_such_switch"])
+def test_an_option_that_the_compiler_does_not_know_is_bad_input(option, tmp_path, capsys):
+    words = ["tune", "--model", "tiny", "--target", "cpu:4", "--batch", "8", "--seq", "32", "--axes", "data,fsdp"]
+    words += ["--fix", f"xla.{option}=1", "--compile", "2", "--measure", "0", "--store", str(tmp_path), "--quiet"]
+    assert run(words) == 2
+    error = capsys.readouterr().err
+    assert option in error and "No such compile option" in error and error.count("\n") == 1
+
+
 def test_from_python_such_a_report_raises_with_the_reason(tmp_path):
     report = tune(
-        failing_step(), "cpu:4", axes=("data",), fix=("xla.xla_there_is_no_such_option=1",), compile=1, measure=0,
+        failing_step(), "cpu:4", axes=("data",), compile=1, measure=0,
         store=Store(tmp_path / "store"),
     )  # fmt: skip
-    with pytest.raises(NoPlanFits, match="xla_there_is_no_such_option"):
+    with pytest.raises(NoPlanFits, match="no_such_kernel"):
         _ = report.plan
     with pytest.raises(NoPlanFits, match="compiles? failed|compile failed"):
         report.best()

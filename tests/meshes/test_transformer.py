@@ -54,7 +54,7 @@ def test_a_file_needs_only_the_sizes(tmp_path):
     ("values", "message"),
     [
         ("{", "not JSON"),
-        ("[1]", "must hold one JSON object"),
+        ("[1]", "must be one JSON object"),
         (SHAPE | {"wings": 2}, "unknown key 'wings'"),
         ({key: SHAPE[key] for key in SHAPE if key != "d_ff"}, "missing key 'd_ff'"),
         (SHAPE | {"layers": 0}, "layers=0 must be a whole number above 0"),

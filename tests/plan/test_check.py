@@ -112,7 +112,7 @@ def test_compiled_for_real_a_regression_of_the_users_step_is_found():
     )
     with pytest.raises(CheckFailed, match="does not compile any more: .*must|returned int"):
         check_plan(plan, broken)
-    with pytest.raises(ValueError, match="does not name its workload's function"):
+    with pytest.raises(ValueError, match="a plan is data, pass the step that it is for"):
         assert_plan_holds(plan)
 
 
@@ -136,7 +136,10 @@ def test_the_command_line_exits_1_and_says_what_grew(tmp_path):
     assert made.returncode == 0, made.stderr
     source = tmp_path / "steps.py"
     source.write_text(source.read_text().replace("EXTRA = 0", "EXTRA = 1"))
-    checked = autotune("check", "plan.json", "--json")
+    unsaid = autotune("check", "plan.json")
+    assert unsaid.returncode == 2 and unsaid.stderr.count("\n") == 1
+    assert "a plan is data, and running that code is for you to say: --workload steps:workload" in unsaid.stderr
+    checked = autotune("check", "plan.json", "--workload", "steps:workload", "--json")
     assert checked.returncode == 1, checked.stderr
     document = json.loads(checked.stdout)
     assert document["holds"] is False and "flops" in [one["figure"] for one in document["grown"]]

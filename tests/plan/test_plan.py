@@ -5,6 +5,7 @@ import json
 import warnings
 
 import jax
+import numpy as np
 import pytest
 import user_models as user
 from jax.sharding import PartitionSpec as P
@@ -211,3 +212,31 @@ def test_jit_trains_and_gives_the_state_back_where_it_was():
     assert jax.tree.leaves(found) == jax.tree.leaves(zero.shardings(tuple(state)))
     assert state[1][0].mu["head"].sharding.spec == P("data", "tensor")
     assert state[0]["head"].sharding.spec == P(None, "tensor")
+
+
+def test_jit_of_a_reference_models_plan_builds_its_step_once(monkeypatch):
+    from autotune.plan import apply
+    from autotune.reference_workload import reference_workload
+
+    plan = plan_for("data=2,fsdp=2,tensor=2,zero=1", "cpu:8")
+    reference = reference_workload("tiny", batch=plan.sequences, seq=plan.seq, dtype="float32")
+    here = reference.build(plan.layout, plan.mesh())
+    built = []
+    build = apply.reference_step
+    monkeypatch.setattr(apply, "reference_step", lambda *given: built.append(given) or build(*given))
+
+    def step(state, batch):
+        parameters = jax.tree.map(lambda leaf: 0.5 * leaf, state["parameters"])
+        return {**state, "parameters": parameters}, batch["tokens"].sum()
+
+    planned = plan.jit(step)
+    state, batch = here.initialise(0), here.make_batch(0)
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    state = jax.device_get(state)  # the plan brings it back
+    halved = jax.tree.map(lambda leaf: 0.25 * leaf, state["parameters"])
+    for _ in range(2):
+        state, total = planned(state, batch)
+    assert len(built) == 1
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == where
+    assert int(total) == int(batch["tokens"].sum())
+    jax.tree.map(lambda found, expected: np.testing.assert_array_equal(found, expected), state["parameters"], halved)

@@ -1,0 +1,94 @@
+"""Which XLA options a file may set: switches, sizes and thresholds, never one that names a path. JAX-free.
+
+A plan or a hardware file is data that may come from somebody else. Among XLA's options are some that write files
+(`xla_dump_to`), run a program (`xla_gpu_cuda_data_dir` names the folder of `ptxas`) or load one (`xla_gpu_ptx_file`);
+these, and any that is not listed here, are taken from the command line and from Python only.
+"""
+
+from __future__ import annotations
+
+import re
+
+from autotune.meshes.fields import did_you_mean
+
+FILE_OPTIONS = frozenset(
+    """
+exec_time_optimization_effort memory_fitting_effort memory_fitting_level optimization_level
+xla_allow_excess_precision xla_backend_optimization_level xla_cpu_copy_insertion_use_region_analysis
+xla_cpu_enable_concurrency_optimized_scheduler xla_cpu_enable_fast_math xla_cpu_enable_fast_min_max
+xla_cpu_multi_thread_eigen xla_cpu_parallel_codegen_split_count xla_cpu_prefer_vector_width
+xla_cpu_use_fusion_emitters xla_cpu_use_thunk_runtime xla_enable_async_all_gather xla_enable_async_all_reduce
+xla_enable_async_all_to_all xla_enable_async_collective_permute xla_enable_async_reduce_scatter_fusion
+xla_enable_fast_math xla_enable_transpose_bfloat16_spmd xla_gpu_all_gather_combine_threshold_bytes
+xla_gpu_all_reduce_blueconnect_num_devices_per_host xla_gpu_all_reduce_combine_threshold_bytes xla_gpu_async_dot
+xla_gpu_auto_spmd_partitioning_memory_budget_gb xla_gpu_auto_spmd_partitioning_memory_budget_ratio
+xla_gpu_autotune_level xla_gpu_collective_combine_threshold_count xla_gpu_collective_inflation_factor
+xla_gpu_collective_permute_combine_threshold_bytes xla_gpu_collective_permute_decomposer_threshold
+xla_gpu_copy_insertion_use_region_analysis xla_gpu_cublas_fallback xla_gpu_cudnn_gemm_fusion_level
+xla_gpu_cudnn_gemm_max_plans xla_gpu_deterministic_ops xla_gpu_disable_async_collectives
+xla_gpu_dot_merger_threshold_mb xla_gpu_enable_all_gather_combine_by_dim xla_gpu_enable_analytical_latency_estimator
+xla_gpu_enable_analytical_sol_latency_estimator xla_gpu_enable_approx_costly_collectives xla_gpu_enable_command_buffer
+xla_gpu_enable_cublaslt xla_gpu_enable_cudnn_fmha xla_gpu_enable_cudnn_layer_norm xla_gpu_enable_dynamic_slice_fusion
+xla_gpu_enable_fast_min_max xla_gpu_enable_highest_priority_async_stream xla_gpu_enable_host_memory_offloading
+xla_gpu_enable_latency_hiding_scheduler xla_gpu_enable_nccl_comm_splitting xla_gpu_enable_nccl_user_buffers
+xla_gpu_enable_pipelined_all_gather xla_gpu_enable_pipelined_all_reduce xla_gpu_enable_pipelined_host_offloading
+xla_gpu_enable_pipelined_p2p xla_gpu_enable_pipelined_reduce_scatter xla_gpu_enable_reassociation_for_converted_ar
+xla_gpu_enable_reduce_scatter_combine_by_dim xla_gpu_enable_triton_gemm xla_gpu_enable_while_loop_double_buffering
+xla_gpu_enable_while_loop_reduce_scatter_code_motion xla_gpu_enable_while_loop_unrolling
+xla_gpu_exclude_nondeterministic_ops xla_gpu_exhaustive_tiling_search
+xla_gpu_experimental_collective_cse_distance_threshold xla_gpu_experimental_enable_alltoall_windowed_einsum
+xla_gpu_experimental_enable_heuristic_collective_combining xla_gpu_experimental_max_unroll_factor
+xla_gpu_experimental_parallel_async_compute_limit xla_gpu_experimental_parallel_collective_overlap_limit
+xla_gpu_experimental_pipeline_parallelism_opt_level xla_gpu_ftz xla_gpu_gemm_rewrite_size_threshold
+xla_gpu_graph_enable_concurrent_region xla_gpu_graph_min_graph_size xla_gpu_memory_limit_slop_factor
+xla_gpu_multi_streamed_windowed_einsum xla_gpu_nccl_collective_max_nchannels xla_gpu_nccl_p2p_max_nchannels
+xla_gpu_operand_bytes_threshold_for_windowed_einsum xla_gpu_reduce_scatter_combine_threshold_bytes
+xla_gpu_shard_autotuning xla_gpu_strict_conv_algorithm_picker xla_gpu_threshold_for_windowed_einsum_mib
+xla_gpu_triton_gemm_any xla_gpu_use_memcpy_local_p2p xla_gpu_use_runtime_fusion
+xla_jf_rematerialization_percent_shared_memory_limit xla_jf_spmd_threshold_for_windowed_einsum_mib
+xla_latency_hiding_scheduler_rerun xla_llvm_disable_expensive_passes xla_max_concurrent_async_all_gathers
+xla_max_concurrent_host_send_recv xla_sc_disable_megacore_partitioning xla_sc_disjoint_spmem
+xla_sc_enable_instruction_fusion xla_tpu_aggressive_opt_barrier_removal xla_tpu_all_gather_collective_matmul_mode
+xla_tpu_data_parallel_opt_different_sized_ops xla_tpu_decompose_all_gather_einsum
+xla_tpu_decompose_einsum_reduce_scatter xla_tpu_enable_ag_backward_pipelining
+xla_tpu_enable_all_experimental_scheduler_features xla_tpu_enable_all_gather_offload_tracing
+xla_tpu_enable_all_reduce_offload_tracing xla_tpu_enable_all_reduce_scatter_fusion xla_tpu_enable_async_all_to_all
+xla_tpu_enable_async_collective_fusion xla_tpu_enable_async_collective_fusion_fuse_all_gather
+xla_tpu_enable_async_collective_fusion_fuse_all_reduce xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter
+xla_tpu_enable_async_collective_fusion_multiple_steps xla_tpu_enable_data_parallel_all_reduce_opt
+xla_tpu_enable_latency_hiding_scheduler xla_tpu_enable_megacore_fusion xla_tpu_enable_reduce_scatter_offload_tracing
+xla_tpu_enable_scheduler_memory_pressure_tracking xla_tpu_enable_sparse_core_collective_offload_all_gather
+xla_tpu_enable_sparse_core_collective_offload_all_reduce xla_tpu_enable_sparse_core_collective_offload_reduce_scatter
+xla_tpu_enable_sparse_core_reduce_scatter_v2 xla_tpu_enable_sunk_dcn_allreduce_done_with_host_reduction
+xla_tpu_host_transfer_overlap_limit xla_tpu_megacore_fusion_allow_ags xla_tpu_overlap_compute_collective_tc
+xla_tpu_prefer_async_allgather_to_allreduce xla_tpu_reduce_scatter_collective_matmul_mode xla_tpu_rwb_fusion
+xla_tpu_scavenge_vmem_for_fusions xla_tpu_scoped_vmem_limit_kib xla_tpu_sparse_core_all_gather_latency_multiplier
+xla_tpu_sparse_core_reduce_scatter_latency_multiplier xla_tpu_spmd_rng_bit_generator_unsafe
+xla_tpu_spmd_threshold_for_windowed_einsum_mib xla_tpu_use_enhanced_launch_barrier
+xla_tpu_use_minor_sharding_for_major_trivial_input xla_tpu_use_repeated_instance_for_preferred_prefetch_time
+xla_tpu_use_tc_device_shape_on_sc xla_tpu_vf_vmem_max_outer_to_inner_overlap_limit
+""".split()
+)
+"""Options of XLA and libtpu that a plan or a hardware file may set: none names a file, a folder or a program."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]{1,120}")
+"""What the options of XLA, and those of JAX beside them, are called."""
+
+
+def why_not_of_a_file(name: str, value: bool | int | float | str) -> str | None:
+    """Why a file may not set this option to this value, as the end of a message; None where it may.
+
+    >>> why_not_of_a_file("xla_gpu_enable_latency_hiding_scheduler", "true")
+    >>> print(why_not_of_a_file("xla_dump_to", "/tmp/x"))
+    is no option that a file may set (only switches, sizes and thresholds); give it on the command line
+    """
+    if name not in FILE_OPTIONS:
+        rule = "is no option that a file may set (only switches, sizes and thresholds); give it on the command line"
+        return rule + did_you_mean(name, FILE_OPTIONS)
+    if isinstance(value, bool | int | float):
+        return None
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[-+]?[0-9]{1,18}(\.[0-9]{1,18})?(e[-+]?[0-9]{1,2})?|[A-Za-z]{1,24}", value
+    ):
+        return "must be true, false, a number or one word"
+    return None
