@@ -159,7 +159,10 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
             dcn[axis] = int(value)
     remat = _remat(row["remat"], problems)
     options = row.get("xla_flags") or {}
-    problems += [f"the option {name}={value}" for name, value in options.items() if set(str(value)) & set(", \t\n")]
+    if isinstance(options, str):
+        problems.append(f"options that are only described ({options.split(',')[0]})")
+    else:
+        problems += [f"the option {name}={value}" for name, value in options.items() if set(str(value)) & set(", \t\n")]
     missing += problems
     if problems or remat is None:
         return None
