@@ -15,6 +15,7 @@ from autotune.meshes.placement import default_dcn
 from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
 from autotune.meshes.target import Target, parse_target
 from autotune.meshes.transformer import TransformerShape
+from autotune.meshes.xla_options import NAME
 
 AXES = {
     "data": "data", "fsdp": "fsdp", "tensor": "tensor", "pipeline": "stage", "expert": "expert", "context": "context",
@@ -162,7 +163,11 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
     if isinstance(options, str):
         problems.append(f"options that are only described ({options.split(',')[0]})")
     else:
-        problems += [f"the option {name}={value}" for name, value in options.items() if set(str(value)) & set(", \t\n")]
+        problems += [
+            f"the option {name}={value}"
+            for name, value in options.items()
+            if not NAME.fullmatch(name) or set(str(value)) & set(", \t\n")
+        ]
     missing += problems
     if problems or remat is None:
         return None

@@ -18,7 +18,9 @@ from autotune.reference_workload import transformer_workload
 from autotune.space import enumerate_layouts
 from autotune.table import LayoutTable
 
-DENSE = dataclasses.replace(PRESETS["tiny"], name="dense", layers=8, d_model=512, d_ff=2048, vocab=4096, heads=8, kv_heads=4)
+DENSE = dataclasses.replace(
+    PRESETS["tiny"], name="dense", layers=8, d_model=512, d_ff=2048, vocab=4096, heads=8, kv_heads=4
+)
 ENCODER = dataclasses.replace(DENSE, name="encoder", kind="encoder", mlp="gelu-2mat", kv_heads=8)
 ROUTED = dataclasses.replace(DENSE, name="routed", d_ff=256, experts=8, experts_per_token=2, shared_experts=1)
 BATCH, SEQ = 16, 1024
