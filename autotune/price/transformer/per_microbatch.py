@@ -56,8 +56,9 @@ class MicrobatchTerms(Rows):
             # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2).
             own = shares.again["context"]
             self.again["context"] = np.where(self.of(work.attention.blocked), own, self.again["context"])
-        self.kept = sum(shares.kept[part] * self.of(values) for part, values in work.kept.items())
-        self.waiting = sum(shares.waiting[part] * self.of(values) for part, values in work.kept.items())
+        nothing = np.zeros(len(table))
+        self.kept = sum((shares.kept[part] * self.of(work.kept[part]) for part in shares.kept), nothing)
+        self.waiting = sum((shares.waiting[part] * self.of(work.kept[part]) for part in shares.waiting), nothing)
         self.tick_weights = np.zeros(len(table))
         if self.staged.any():
             # Without recomputation the pipeline keeps, for each microbatch, the weights that its matmuls read.
