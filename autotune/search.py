@@ -34,6 +34,7 @@ from autotune.price.axis_orders import with_best_orders
 from autotune.price.blocks import SLACK, Blocks, large_space, price_in_blocks, priced_again
 from autotune.price.changes_that_fit import price_one, scaled_peak
 from autotune.price.priced_space import PricedSpace, price_space, why_illegal
+from autotune.price.remat_choices import with_best_sets
 from autotune.probes.choose import learned, probing
 from autotune.probes.fit import probe_of
 from autotune.report.comparison import Comparison
@@ -192,6 +193,9 @@ def search(
         clock.lap("probing")
     if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
         space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
+        clock.lap("pricing")
+    if listed is None and "remat" not in {**parse_fix(fix), **workload.fixed}:
+        space = with_best_sets(space, LISTED_PRICED)
         clock.lap("pricing")
     eta = _Eta(workload, target, jobs, store)
     early = _early_answer(space, target, compile_count, eta)

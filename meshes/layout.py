@@ -15,6 +15,7 @@ from typing import Any
 
 from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout_words import LARGEST_COUNT, LAYOUT_WORDS, WORD_FAMILIES, whole_number
+from autotune.meshes.remat_sets import places_of
 from autotune.meshes.xla_options import NAME
 
 OUTERMOST_FIRST: tuple[str, ...] = LAYOUT_WORDS["order"].default
@@ -24,7 +25,7 @@ AXES = tuple(word.name for word in LAYOUT_WORDS.values() if word.kind == "axis")
 """The order axes are written in."""
 
 REMAT: tuple[str, ...] = LAYOUT_WORDS["remat"].values
-"""Recomputation policies, the one that saves most first. MoE layers: see `autotune.models.remat`."""
+"""Recomputation policies, the one that saves most first: names of sets (`autotune.meshes.remat_sets`)."""
 
 SCHEDULES: tuple[str, ...] = LAYOUT_WORDS["schedule"].values
 """Pipeline schedules that a layout can name."""
@@ -69,6 +70,7 @@ class Layout:
         for word in LAYOUT_WORDS.values():
             if word.kind in ("axis", "count"):
                 word.check(getattr(self, word.name))
+        object.__setattr__(self, "remat", LAYOUT_WORDS["remat"].parse(self.remat))
         if self.devices > LARGEST_COUNT:
             raise ValueError(
                 f"layout: its axes multiply to {self.devices:,} devices; at most {LARGEST_COUNT:,} may be had"
@@ -212,12 +214,16 @@ def layout_from_words(words: Mapping[str, str]) -> Layout:
 
 
 def layout_to_json(layout: Layout) -> dict[str, object]:
-    """The layout as the JSON of rows and plans has it."""
+    """The layout as the JSON of rows and plans has it.
+
+    `remat_arrays`: array -> "device", "host" or "recompute" (`autotune.meshes.remat_sets`).
+    """
     return {
         "axes": layout.axes,
         "dcn_axes": layout.dcn_axes,
         "zero": layout.zero,
         "remat": layout.remat,
+        "remat_arrays": dict(places_of(layout.remat)),
         "accumulate": layout.accumulate,
         "microbatches": layout.microbatches,
         "schedule": layout.schedule,

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from autotune.meshes import remat_sets
 from autotune.meshes.fields import short
 
 LARGEST_COUNT = 2**20
@@ -63,6 +66,13 @@ class LayoutWord:
             return code
         return self.values[code] if code >= 0 else None
 
+    def on_host(self, codes: Any) -> Any:
+        """Whether the value of a code, or of each of an array of codes, keeps arrays in host memory."""
+        found = codes != codes
+        for value in self.host_memory:
+            found = found | (codes == self.code(value))
+        return found
+
     def text(self, value: Any) -> str:
         """The value as a layout text writes it."""
         if self.kind == "order":
@@ -96,6 +106,58 @@ class LayoutWord:
             raise ValueError(f"layout: {self.name}={short(value)} must be at most {largest:,}")
 
 
+class RematWord(LayoutWord):
+    """`remat`: a policy's name, or any other set of arrays (`autotune.meshes.remat_sets`).
+
+    The codes of sets that have no name follow those of the names.
+    """
+
+    __slots__ = ()
+
+    def code(self, value: Any) -> int:
+        """A name's position, or the number of its set after all names."""
+        if value in self.values:
+            return self.values.index(value)
+        return len(self.values) + remat_sets.set_code(remat_sets.places_of(value))
+
+    def value(self, code: int) -> Any:
+        """The name or the text of a set: the inverse of `code`."""
+        if code < len(self.values):
+            return self.values[code]
+        return remat_sets.text_of(remat_sets.places_of_code(code - len(self.values)))
+
+    def set_codes(self, codes: Any) -> np.ndarray:
+        """The number of the set of each code, whether it has a name or not."""
+        codes, named = np.asarray(codes), self._named_sets()
+        return np.where(self.unnamed(codes), codes - len(named), named[np.minimum(codes, len(named) - 1)])
+
+    def unnamed(self, codes: Any) -> np.ndarray:
+        """Whether each code is that of a set without a name."""
+        return np.asarray(codes) >= len(self.values)
+
+    def on_host(self, codes: Any) -> np.ndarray:
+        """Whether some array of each set waits in host memory."""
+        codes, named = np.asarray(codes), _waits(self._named_sets())
+        found = named[np.minimum(codes, len(named) - 1)]
+        unnamed = self.unnamed(codes)
+        return np.where(unnamed, _waits(codes - len(named)), found) if unnamed.any() else found
+
+    def _named_sets(self) -> np.ndarray:
+        return np.array([remat_sets.set_code(remat_sets.NAMED_SETS[name]) for name in self.values], dtype=np.int64)
+
+    def parse(self, text: str) -> Any:
+        """The one text of the set that `text` writes."""
+        return text if text in self.values else remat_sets.text_of(remat_sets.places_of(text))
+
+    def check(self, value: Any) -> None:
+        """ValueError where the value is neither a name nor a set."""
+        remat_sets.places_of(str(value))
+
+
+def _waits(sets: np.ndarray) -> np.ndarray:
+    return np.logical_or.reduce([digit == remat_sets.HOST for digit in remat_sets.digits_of(sets).values()])
+
+
 def whole_number(name: str, text: str) -> int:
     """The whole number that a text writes; ValueError names the word. Where it must lie is for `LayoutWord.check`."""
     if not re.fullmatch(r"[-+]?[0-9]{1,18}", text):
@@ -124,14 +186,17 @@ _WORDS = (
         needs_axis="data",
         meaning="What is cut over `data` besides the batch: 0 nothing, 1 optimizer state, 2 gradients too.",
     ),
-    LayoutWord(
+    RematWord(
         name="remat",
         kind="choice",
         default="none",
         values=("none", "dots", "minimal", "attention", "full", "offload"),
         searched=("none", "dots", "minimal", "attention", "full", "offload"),
         host_memory=("offload",),
-        meaning="What the backward pass finds saved of each layer besides its input; the other values are recomputed.",
+        meaning="What the backward pass finds saved of each layer besides its input; the other values are recomputed. "
+        "Beside the names any set of arrays: save:A+B/offload:C, of "
+        f"{', '.join(remat_sets.REMAT_ARRAYS)}; what it does not name is recomputed.",
+        search_rule="sets of arrays that win are added by `autotune.price.remat_choices`",
         value_meanings={
             "none": "whatever the backward pass reads",
             "dots": "outputs of every weight's matmul (query, key and value after rotation, attention out, MLP in, MLP "

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from autotune.meshes.layout import SCHEDULES, Layout
-from autotune.meshes.layout_words import LAYOUT_WORDS
+from autotune.meshes.layout_words import LAYOUT_WORDS, RematWord
+from autotune.meshes.remat_sets import RECOMPUTE, REMAT_ARRAYS, RematArray, digits_of
 from autotune.meshes.target import Target
 from autotune.meshes.transformer import TransformerShape
 
@@ -154,7 +155,6 @@ def _needs_axis(constraint: str, name: str, works: str) -> Rule:
 def _needs_host_memory(constraint: str, name: str, remedy: str) -> Rule:
     """A choice that keeps arrays in host memory needs a platform on which XLA can address it."""
     word = LAYOUT_WORDS[name]
-    codes = [word.code(value) for value in word.host_memory]
 
     def told(columns, job) -> str:
         value = word.text(word.value(getattr(columns, name)))
@@ -162,10 +162,37 @@ def _needs_host_memory(constraint: str, name: str, remedy: str) -> Rule:
 
     return _excludes(
         constraint,
-        lambda c, j: np.logical_or.reduce([getattr(c, name) == code for code in codes]) & (j.platform != "tpu"),
+        lambda c, j: word.on_host(getattr(c, name)) & (j.platform != "tpu"),
         told,
         needed=lambda c, j: 1, available=lambda c, j: 0, unit="host memories", remedy=remedy,
     )  # fmt: skip
+
+
+def _foreign_arrays(remat: Any, shape: TransformerShape) -> dict[str, Any]:
+    """Array that the model has not -> whether each set that has no policy's name keeps or offloads it."""
+    word = LAYOUT_WORDS["remat"]
+    assert isinstance(word, RematWord)
+    unnamed = word.unnamed(remat)
+    absent = [name for name, array in REMAT_ARRAYS.items() if not has_array(array, shape)] if unnamed.any() else []
+    digits = digits_of(word.set_codes(remat)) if absent else {}
+    return {name: unnamed & (digits[name] != RECOMPUTE) for name in absent}
+
+
+def _names_foreign(columns, job) -> Any:
+    found = columns.remat < 0
+    for named in _foreign_arrays(columns.remat, job.transformer).values():
+        found = found | named
+    return found
+
+
+def has_array(array: RematArray, shape: TransformerShape) -> bool:
+    """Whether a layer of the model has the array."""
+    return {None: True, "gate": shape.mlp_matrices > 2, "experts": bool(shape.experts)}[array.needs]
+
+
+def _foreign_sentence(columns, job) -> str:
+    found = [name for name, named in _foreign_arrays(columns.remat, job.transformer).items() if named]
+    return f"remat={LAYOUT_WORDS['remat'].value(columns.remat)} names {found[0]}, {job.transformer.name} has none"
 
 
 GPIPE = SCHEDULES.index("gpipe")
@@ -237,6 +264,12 @@ LEGALITY_RULES: tuple[Rule, ...] = (
         lambda c, j: f"context_attention=ring goes round whole sequences, {j.transformer.name} attends over windows",
         needed=lambda c, j: 1, available=lambda c, j: 0, unit="windows in a ring", remedy="context_attention=gather",
         of_model=True,
+    ),
+    _excludes(
+        "remat names arrays of the model",
+        _names_foreign,
+        _foreign_sentence,
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="arrays", of_model=True,
     ),
 )  # fmt: skip
 """Every rule, in the order in which the first broken one is reported."""

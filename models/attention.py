@@ -10,7 +10,7 @@ from autotune.meshes.transformer import TransformerShape
 from autotune.models import kernels
 from autotune.models.execution import Execution
 from autotune.models.parameters import weight
-from autotune.models.remat import ATTENTION, ATTENTION_PROJECTIONS, keep
+from autotune.models.remat import ATTENTION, ATTENTION_OUT, KEY, QUERY, VALUE, keep
 from autotune.models.ring import in_order, ring_attention
 
 ROTARY_BASE = 500_000.0
@@ -33,13 +33,13 @@ class Attention(nnx.Module):
             w = run.sharder.fetch(parameter[...], ("embed", heads, "head_dim"), run.dtype)
             return run.sharder.einsum("bld,dnh->blnh", x_BLD, w, ("batch", "length", heads, "head_dim"))
 
-        q = keep(rotate(project(self.query, "heads"), positions_L), ATTENTION_PROJECTIONS)
-        k = keep(rotate(project(self.key, "kv_heads"), positions_L), ATTENTION_PROJECTIONS)
-        v = keep(project(self.value, "kv_heads"), ATTENTION_PROJECTIONS)
+        q = keep(rotate(project(self.query, "heads"), positions_L), QUERY)
+        k = keep(rotate(project(self.key, "kv_heads"), positions_L), KEY)
+        v = keep(project(self.value, "kv_heads"), VALUE)
         mixed = attend(q, k, v, positions_L, self.causal, run)
         w = run.sharder.fetch(self.output[...], ("heads", "head_dim", "embed"), run.dtype)
         out = run.sharder.einsum("blnh,nhd->bld", mixed, w, ("batch", "norm_length", "features"))
-        return keep(out, ATTENTION_PROJECTIONS)
+        return keep(out, ATTENTION_OUT)
 
 
 def rotate(x_BLNH: jax.Array, positions_L: jax.Array) -> jax.Array:

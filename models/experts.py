@@ -17,7 +17,7 @@ from autotune.meshes.transformer import TransformerShape
 from autotune.models.execution import Execution
 from autotune.models.mlp import MLP
 from autotune.models.parameters import weight
-from autotune.models.remat import EXPERT_TOKENS, MLP_PROJECTIONS, keep
+from autotune.models.remat import EXPERT_TOKENS, MLP_GATE, MLP_OUT, MLP_UP, keep
 
 BALANCE = 0.01
 """Weight of the load-balance loss in the loss (Fedus et al. 2021, arXiv 2101.03961, section 2.2)."""
@@ -56,15 +56,15 @@ class Experts(nnx.Module):
         """Every expert's MLP on its slots; results cut over `tensor` along D, the sums over F reduced into that."""
         hidden_axes = ("expert_batch", "experts", "slots", "mlp")
 
-        def widen(parameter):
+        def widen(parameter, name):
             w = run.sharder.fetch(parameter[...], ("experts", "embed", "mlp"), run.dtype)
-            return keep(run.sharder.einsum("becd,edf->becf", slots_BECD, w, hidden_axes), MLP_PROJECTIONS)
+            return keep(run.sharder.einsum("becd,edf->becf", slots_BECD, w, hidden_axes), name)
 
-        up = widen(self.up)
-        hidden = jax.nn.silu(widen(self.gate)) * up if hasattr(self, "gate") else jax.nn.gelu(up)
+        up = widen(self.up, MLP_UP)
+        hidden = jax.nn.silu(widen(self.gate, MLP_GATE)) * up if hasattr(self, "gate") else jax.nn.gelu(up)
         w = run.sharder.fetch(self.down[...], ("experts", "mlp", "embed"), run.dtype)
         out_axes = ("expert_batch", "experts", "slots", "slot_features")
-        return keep(run.sharder.einsum("becf,efd->becd", hidden, w, out_axes), MLP_PROJECTIONS)
+        return keep(run.sharder.einsum("becf,efd->becd", hidden, w, out_axes), MLP_OUT)
 
 
 def choose(scores_BLE: jax.Array, per_token: int, run: Execution):

@@ -8,7 +8,7 @@ from flax import nnx
 from autotune.meshes.transformer import TransformerShape
 from autotune.models.execution import Execution
 from autotune.models.parameters import weight
-from autotune.models.remat import MLP_PROJECTIONS, keep
+from autotune.models.remat import MLP_GATE, MLP_OUT, MLP_UP, keep
 
 
 class MLP(nnx.Module):
@@ -22,13 +22,13 @@ class MLP(nnx.Module):
         self.down = weight(rngs, (f, d), ("mlp", "embed"), fan_in=f)
 
     def __call__(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
-        def widen(parameter):
+        def widen(parameter, name):
             w = run.sharder.fetch(parameter[...], ("embed", "mlp"), run.dtype)
             y = run.sharder.einsum("bld,df->blf", x_BLD, w, ("batch", "length", "mlp"))
-            return keep(y, MLP_PROJECTIONS)
+            return keep(y, name)
 
-        up = widen(self.up)
-        hidden = jax.nn.silu(widen(self.gate)) * up if hasattr(self, "gate") else jax.nn.gelu(up)
+        up = widen(self.up, MLP_UP)
+        hidden = jax.nn.silu(widen(self.gate, MLP_GATE)) * up if hasattr(self, "gate") else jax.nn.gelu(up)
         w = run.sharder.fetch(self.down[...], ("mlp", "embed"), run.dtype)
         out = run.sharder.einsum("blf,fd->bld", hidden, w, ("batch", "norm_length", "features"))
-        return keep(out, MLP_PROJECTIONS)
+        return keep(out, MLP_OUT)

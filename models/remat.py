@@ -1,19 +1,7 @@
-"""What the backward pass finds saved of each layer: the policies behind `Layout.remat`.
+"""What the backward pass finds saved of each layer: the sets behind `Layout.remat`.
 
-Values with a name (`keep(x, name)`) are the candidates:
-
-    projections   outputs of every weight's matmul: query, key, value (rotated), attention out, MLP in, MLP out
-    attention     the attention kernel's output and its softmax statistics
-    tokens        an expert's tokens after their all-to-all
-
-and each policy saves, besides the layer's input:
-
-    none        whatever the backward pass reads
-    dots        projections, attention and tokens                    (MaxText `minimal_with_context`)
-    minimal     projections and tokens; the attention kernel runs again         (MaxText `minimal`)
-    attention   attention and its projections; the MLP runs again    (MaxText `save_dot_with_context_except_mlp`)
-    full        nothing                                              (MaxText `full`)
-    offload     nothing, and the layer's input waits in host memory
+Values with a name (`keep(x, name)`) are the candidates; `autotune.meshes.remat_sets` lists them, and the policies that
+are names of sets. `none` is no set: the backward pass finds whatever it reads.
 """
 
 from __future__ import annotations
@@ -23,37 +11,37 @@ from collections.abc import Callable
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from autotune.meshes.remat_sets import places_of
+
 ATTENTION = "attention"
-ATTENTION_PROJECTIONS = "attention_projections"
-MLP_PROJECTIONS = "mlp_projections"
+ATTENTION_OUT = "attention_out"
+QUERY, KEY, VALUE = "query", "key", "value"
+MLP_GATE, MLP_UP, MLP_OUT = "mlp_gate", "mlp_up", "mlp_out"
 EXPERT_TOKENS = "expert_tokens"
 LAYER_INPUT = "layer_input"
 
-SAVED = {
-    "dots": (ATTENTION, ATTENTION_PROJECTIONS, MLP_PROJECTIONS, EXPERT_TOKENS),
-    "minimal": (ATTENTION_PROJECTIONS, MLP_PROJECTIONS, EXPERT_TOKENS),
-    "attention": (ATTENTION, ATTENTION_PROJECTIONS),
-    "full": (),
-}
-
 
 def keep(x: jax.Array, name: str) -> jax.Array:
-    """`x`, saved for the backward pass by the policies that list `name`."""
+    """`x`, saved for the backward pass by the sets that have `name`."""
     return checkpoint_name(x, name)
 
 
 def rematerialise(layer: Callable, policy: str) -> Callable:
-    """`layer` with its forward pass run again in the backward pass, but for what the policy saves."""
+    """`layer` with its forward pass run again in the backward pass, but for what the set saves or offloads."""
     if policy == "none":
         return layer
-    if policy == "offload":
-        saved = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[LAYER_INPUT],
+    places = places_of(policy)
+    # The layer's input is the argument of what is checkpointed: it is saved without a name.
+    saved = [name for name, place in places.items() if place == "device" and name != LAYER_INPUT]
+    waiting = [name for name, place in places.items() if place == "host"]
+    if waiting:
+        rule = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=saved,
+            names_which_can_be_offloaded=waiting,
             offload_src="device",
             offload_dst="pinned_host",
         )
     else:
-        saved = jax.checkpoint_policies.save_only_these_names(*SAVED[policy])
+        rule = jax.checkpoint_policies.save_only_these_names(*saved)
     # Inside a scan nothing can be merged with the first forward pass, so the barriers that prevent it are not needed.
-    return jax.checkpoint(layer, policy=saved, prevent_cse=False)
+    return jax.checkpoint(layer, policy=rule, prevent_cse=False)

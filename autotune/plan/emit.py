@@ -13,10 +13,36 @@ from typing import Any
 
 from autotune.meshes.compiler_options import as_variable
 from autotune.meshes.fields import one_line, short
-from autotune.meshes.layout import Layout
+from autotune.meshes.layout import REMAT, Layout
+from autotune.meshes.remat_sets import REMAT_ARRAYS, places_of
 from autotune.partition import LOGICAL_AXIS_RULES
 from autotune.plan.plan import Plan
 from autotune.plan.their_mesh import best_of, easylm_meshes, maxtext_meshes
+
+MAXTEXT_PLACES = {"device": "device", "host": "offload", "recompute": "remat"}
+"""configs/base.yml: "Pick one of these options for following tensors: ['remat','device','offload']"."""
+
+MAXTEXT_POLICIES = {"none": "none", "dots": "minimal_with_context", "minimal": "minimal", "full": "full",
+                    "attention": "save_dot_with_context_except_mlp"}  # fmt: skip
+
+
+def _maxtext_remat(remat: str) -> dict[str, object]:
+    """MaxText's words for a set: the name of a policy, or `custom` and a key for each array that is saved or offloaded.
+
+    Arrays without a key are recomputed there, as they are here. `mlpwi` is what the only first matmul of an MLP
+    without a gate is called; MaxText reads it beside `mlpwi_1`.
+    """
+    if remat in MAXTEXT_POLICIES:
+        return {"remat_policy": MAXTEXT_POLICIES[remat]}
+    flags: dict[str, object] = {"remat_policy": "custom"}
+    for name, place in places_of(remat).items():
+        key = REMAT_ARRAYS[name].maxtext
+        default = "device" if name == "layer_input" else "recompute"
+        if key is not None and place != default:
+            flags[key] = MAXTEXT_PLACES[place]
+            if name == "mlp_up":
+                flags["mlpwi"] = MAXTEXT_PLACES[place]
+    return flags
 
 
 def emit(plan: Plan, codebase: str) -> str:
@@ -51,11 +77,7 @@ def maxtext(plan: Plan) -> str:
     flags["per_device_batch_size"] = _short(plan.sequences / (layout.devices * layout.accumulate))
     flags["max_target_length"] = plan.seq
     flags["gradient_accumulation_steps"] = layout.accumulate
-    policies = {"none": "none", "dots": "minimal_with_context", "minimal": "minimal", "full": "full",
-                "attention": "save_dot_with_context_except_mlp", "offload": "custom"}  # fmt: skip
-    flags["remat_policy"] = policies[layout.remat]
-    if layout.remat == "offload":
-        flags["decoder_layer_input"] = "offload"
+    flags |= _maxtext_remat(layout.remat)
     if layout.zero and layout.fsdp == 1:
         flags["shard_optimizer_over_data"] = True
     if layout.offload == "optimizer":
@@ -66,6 +88,11 @@ def maxtext(plan: Plan) -> str:
             flags |= {"attention": "flash", "use_tokamax_splash": True}  # its only ring there
     expressed = ["dcn", "zero", "remat", "accumulate", "sequence_parallel", "context_attention", "offload"]
     notes = []
+    if "save:" in layout.remat or "offload:" in layout.remat:
+        # MaxText has no key for the tokens of experts.
+        unsaid = [name for name, place in places_of(layout.remat).items()
+                  if place != "recompute" and REMAT_ARRAYS[name].maxtext is None]  # fmt: skip
+        notes += [f"{name} has no key in MaxText's remat_policy=custom: it is recomputed there" for name in unsaid]
     if layout.zero and layout.fsdp > 1:
         notes.append(
             f"not expressed: zero={layout.zero}: MaxText refuses it beside fsdp, so what it would shard over data "
@@ -131,7 +158,7 @@ def levanter(plan: Plan) -> str:
         lines += [f"      {name}: {json.dumps(part)}" for name, part in value.items()]
     lines += ["model:", f"  gradient_checkpointing: {checkpointing}"]
     notes = _unsaid(plan, "dcn", "remat", "accumulate")
-    if layout.remat in ("dots", "minimal", "attention"):
+    if layout.remat not in ("none", "full", "offload"):
         notes.append(f"remat={layout.remat} has no word here; whole layers are recomputed: less memory, more time")
     return _comments([*_about(plan), *notes]) + "\n".join(lines) + "\n"
 
@@ -165,7 +192,7 @@ def easylm(plan: Plan) -> str:
         notes.append(f"EasyLM counts every pass as a step: {layout.accumulate} of its steps are one of this plan")
     if layout.remat == "dots":
         notes.append("remat=dots is said as minimal: the attention kernel runs again")
-    if layout.remat in ("attention", "offload"):
+    if layout.remat in ("attention", "offload") or layout.remat not in REMAT:
         notes.append(f"remat={layout.remat} has no word here; nothing_saveable recomputes more")
     # `words` are this tool's own, and their "!" is for EasyLM to read.
     lines = [

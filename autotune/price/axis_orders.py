@@ -50,9 +50,9 @@ def with_best_orders(space: PricedSpace, keep: int, most_bytes: float) -> Priced
     )
     return dataclasses.replace(
         space,
-        table=_joined(space.table, others.take(best)),
+        table=joined(space.table, others.take(best)),
         broken=np.concatenate([space.broken, space.broken[at]]),
-        prices=_joined_prices(space.prices, prices, best, _joined(space.table, others.take(best))),
+        prices=joined_prices(space.prices, prices, best, joined(space.table, others.take(best))),
         notes=(*space.notes, note),
     )
 
@@ -94,7 +94,8 @@ def without_links(target: Target) -> Target:
     return dataclasses.replace(target, hardware=hardware)
 
 
-def _joined(first: LayoutTable, second: LayoutTable) -> LayoutTable:
+def joined(first: LayoutTable, second: LayoutTable) -> LayoutTable:
+    """The rows of two tables, one after the other."""
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in LayoutTable.columns()
     }
@@ -102,7 +103,8 @@ def _joined(first: LayoutTable, second: LayoutTable) -> LayoutTable:
     return dataclasses.replace(first, orders=(*first.orders, *second.orders), **columns)
 
 
-def _joined_prices(first: Prices, second: Prices, rows: np.ndarray, table: LayoutTable) -> Prices:
+def joined_prices(first: Prices, second: Prices, rows: np.ndarray, table: LayoutTable) -> Prices:
+    """The prices of `table`: those of `first`, then some rows of `second`."""
     return Prices(
         table=table,
         pricer=first.pricer,

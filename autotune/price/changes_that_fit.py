@@ -128,7 +128,7 @@ def _attempts(workload: Workload, layout: Layout) -> Sequence[Iterator[tuple[str
             yield f"fsdp={other.fsdp},data={other.data}", workload, other
 
     ways: list[Iterator[tuple[str, Workload, Layout]]] = [
-        ((f"remat={name}", workload, cut(remat=name)) for name in REMAT[REMAT.index(layout.remat) + 1 :]),
+        ((f"remat={name}", workload, cut(remat=name)) for name in _keeping_less(layout.remat)),
         ((f"accumulate={by * layout.accumulate}", workload, cut(accumulate=by * layout.accumulate)) for by in FACTORS),
         iter([("offload=optimizer", workload, cut(offload="optimizer"))] if layout.offload == "none" else []),
         ((f"zero={zero}", workload, cut(zero=zero)) for zero in (1, 2) if layout.data > 1 and zero > layout.zero),
@@ -143,6 +143,11 @@ def _attempts(workload: Workload, layout: Layout) -> Sequence[Iterator[tuple[str
              for by in FACTORS if seq % by == 0),
         ]  # fmt: skip
     return ways
+
+
+def _keeping_less(remat: str) -> tuple[str, ...]:
+    """Policies that keep less than `remat` on the device; of a set without a name, those that keep least."""
+    return REMAT[REMAT.index(remat) + 1 :] if remat in REMAT else REMAT[REMAT.index("full") :]
 
 
 def _resized(workload: Workload, sequences: int, seq: int) -> Workload:

@@ -5,6 +5,7 @@ Seconds are of the processor (pricing runs on one core), so that other work on t
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import time
 
@@ -13,6 +14,7 @@ import numpy as np
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
 from autotune.price.price import estimate, price_transformer
+from autotune.price.remat_choices import candidate_sets
 from autotune.space import enumerate_layouts
 from autotune.table import LayoutTable
 
@@ -37,6 +39,11 @@ def run() -> dict[str, object]:
     together = price_transformer(transformer, BATCH, SEQ, "bfloat16", table.take(rows), target).step_seconds
     assert np.allclose(alone, together, rtol=1e-12), "one layout alone must cost what it costs among others"
 
+    sets = candidate_sets(transformer, True)
+    by_array = table.take(np.linspace(0, len(table) - 1, len(table) // 4, dtype=np.int64))
+    by_array = dataclasses.replace(by_array, remat=np.resize(sets, len(by_array)))
+    set_seconds = min(_seconds(transformer, by_array, target) for _ in range(3))
+
     large = parse_target("v5p:16x16x16*4")
     meshes = _all_meshes(large, transformer)
     price_transformer(transformer, 16384, SEQ, "bfloat16", meshes.take(slice(0, 10)), large)
@@ -48,6 +55,7 @@ def run() -> dict[str, object]:
         "layouts_per_second": len(table) / seconds,
         "one_by_one_per_second": ONE_BY_ONE / one_by_one,
         "faster": len(table) / seconds * one_by_one / ONE_BY_ONE,
+        "remat_sets_per_second": len(by_array) / set_seconds,
         "meshes_of_16384_chips": len(meshes),
         "seconds_of_16384_chips": large_seconds,
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

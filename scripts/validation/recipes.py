@@ -12,8 +12,10 @@ from typing import Any
 
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
+from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
 from autotune.meshes.target import Target, parse_target
 from autotune.meshes.transformer import TransformerShape
+from autotune.meshes.xla_options import NAME
 
 AXES = {
     "data": "data", "fsdp": "fsdp", "tensor": "tensor", "pipeline": "stage", "expert": "expert", "context": "context",
@@ -35,15 +37,10 @@ POLICIES = {
 }
 """MaxText's remat policy -> ours (`autotune/models/remat.py`)."""
 
-QUERY_KEY_VALUE = frozenset({"query_proj", "key_proj", "value_proj"})
-MLP_ARRAYS = frozenset({"mlpwi_0", "mlpwi_1", "mlpwo"})
-SAVED = {
-    frozenset(): "full",
-    QUERY_KEY_VALUE | {"context", "out_proj"}: "attention",
-    QUERY_KEY_VALUE | {"out_proj"} | MLP_ARRAYS: "minimal",
-    QUERY_KEY_VALUE | {"context", "out_proj"} | MLP_ARRAYS: "dots",
-}
-"""Arrays of a layer kept on the device, beside its input -> our policy."""
+ARRAYS = {array.maxtext: name for name, array in REMAT_ARRAYS.items() if array.maxtext}
+"""MaxText's key -> our array."""
+
+PLACES = {"device": "device", "offload": "host", "remat": "recompute"}
 
 SAME_ARRAY = ("qkv_proj", "mlpwi")
 """Other names of arrays that are listed by themselves too."""
@@ -162,10 +159,18 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
         if match[1] == "dcn":
             dcn[axis] = int(value)
     remat = _remat(row["remat"], problems)
+    options = row.get("xla_flags") or {}
+    if isinstance(options, str):
+        problems.append(f"options that are only described ({options.split(',')[0]})")
+    else:
+        problems += [
+            f"the option {name}={value}"
+            for name, value in options.items()
+            if not NAME.fullmatch(name) or set(str(value)) & set(", \t\n")
+        ]
     missing += problems
     if problems or remat is None:
         return None
-    options = row.get("xla_flags") or {}
     return Layout(
         **sizes,
         dcn=tuple(dcn.items()),
@@ -176,7 +181,7 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
 
 
 def _remat(told: Mapping[str, Any], problems: list[str]) -> str | None:
-    """Our policy of a row's; what is kept array by array has one only where the arrays are those of a policy."""
+    """Our text for a row's policy, or for the arrays that it keeps or offloads one by one."""
     policy = str(told["policy"])
     if policy in POLICIES:
         return POLICIES[policy]
@@ -185,15 +190,11 @@ def _remat(told: Mapping[str, Any], problems: list[str]) -> str | None:
         problems.append(f"the remat policy {policy}")
         return None
     places = {name: place for name, place in arrays.items() if place != "remat" and name not in SAME_ARRAY}
-    carried = places.pop("decoder_layer_input", "remat")
-    if carried == "offload" and not places:
-        return "offload"
-    kept = frozenset(places)
-    if carried == "device" and set(places.values()) <= {"device"} and kept in SAVED:
-        return SAVED[kept]
-    listed = ", ".join(f"{name} {place}" for name, place in {"decoder_layer_input": carried, **places}.items())
-    problems.append(f"remat array by array ({listed})")
-    return None
+    strange = [f"{name} {place}" for name, place in places.items() if name not in ARRAYS or place not in PLACES]
+    if strange:
+        problems.append(f"remat array by array ({', '.join(strange)})")
+        return None
+    return text_of({ARRAYS[name]: PLACES[place] for name, place in places.items()})
 
 
 def _optimizer(told: Mapping[str, Any], missing: list[str]) -> None:

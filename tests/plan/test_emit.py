@@ -16,7 +16,7 @@ import pytest
 import yaml
 from test_plan import PLAN, plan_for
 
-from autotune.meshes.layout import AXES, Layout
+from autotune.meshes.layout import AXES, Layout, layout_to_json
 from autotune.meshes.sharding import rules_of
 from autotune.plan.emit import CODEBASES, emit
 
@@ -30,6 +30,8 @@ LAYOUTS = {
     "stage=4,data=2,fsdp=16,tensor=2,dcn.stage=2,microbatches=8,schedule=gpipe": "v5e:8x16*2",
     "stage=2,fsdp=128,microbatches=4,schedule=1f1b,zero=2": "v5e:16x16",
     "data=64,tensor=4,zero=2": "v5e:16x16",
+    "fsdp=64,tensor=4,remat=save:layer_input+query+attention/offload:key+value+mlp_up": "v5e:16x16",
+    "fsdp=256,remat=save:attention_out+mlp_gate+mlp_out/offload:layer_input": "v5e:16x16",
 }
 CASES = [plan_for(text, target) for text, target in LAYOUTS.items()]
 
@@ -57,10 +59,21 @@ MAXTEXT_SAVES = {
     "save_dot_with_context_except_mlp": "attention",
     "full": "full",
     "none": "none",
-    "custom": "offload",
 }
-"""src/maxtext/layers/decoders.py get_remat_policy: what each saves is said in `autotune.models.remat`; `custom` with
-nothing but decoder_layer_input=offload moves the layer's input to the host."""
+"""src/maxtext/layers/decoders.py get_remat_policy: what each saves is said in `autotune.models.remat`; the keys of
+`custom` are below."""
+
+MAXTEXT_ARRAYS = {
+    "decoder_layer_input": "layer_input", "query_proj": "query", "key_proj": "key", "value_proj": "value",
+    "context": "attention", "out_proj": "attention_out", "mlpwi_0": "mlp_gate", "mlpwi_1": "mlp_up",
+    "mlpwi": "mlp_up", "mlpwo": "mlp_out",
+}  # fmt: skip
+MAXTEXT_DEFAULTS = {**dict.fromkeys(MAXTEXT_ARRAYS, "remat"), "decoder_layer_input": "device"}
+"""base.yml, under remat_policy: "If "custom" remat_policy is chosen, you can select tensors from the following list to
+offload on host memory, rematerialize or save on device memory", each 'remat' by default but decoder_layer_input:
+'device', which "cannot be rematerialized - it serves as periodic checkpoints that act as the remat start points".
+layers/attentions.py and layers/linears.py name what each is: query_proj and key_proj after rotation, context the
+kernel's output, mlpwi_N the Nth of the MLP's first matmuls (mlpwi the only one), the activation being on the 0th."""
 
 EASYLM = {"embed": ("fsdp",), "heads": ("mp",), "kv_heads": ("mp",), "mlp": ("mp",), "vocab": ("mp",),
           "batch": ("dp", "fsdp")}  # fmt: skip
@@ -109,6 +122,21 @@ def cuts(plan) -> dict[str, int]:
     return {name: math.prod(plan.layout.axes[axis] for axis in axes) for name, axes in tables.items()}
 
 
+def read_back_remat(flags: dict[str, str], remat: str) -> None:
+    """What MaxText does with each array is what the layout says, by the name of a policy or array by array."""
+    if flags["remat_policy"] != "custom":
+        assert MAXTEXT_SAVES[flags["remat_policy"]] == remat
+        assert not MAXTEXT_ARRAYS.keys() & flags.keys()
+        return
+    told = {key: flags.get(key, default) for key, default in MAXTEXT_DEFAULTS.items()}
+    assert set(told.values()) <= {"remat", "device", "offload"} and told["decoder_layer_input"] != "remat"
+    does = {"remat": "recompute", "device": "device", "offload": "host"}
+    expected = layout_to_json(Layout(remat=remat))["remat_arrays"]
+    assert {name: expected[name] for name in MAXTEXT_ARRAYS.values()} == {
+        MAXTEXT_ARRAYS[key]: does[word] for key, word in told.items()
+    }
+
+
 def theirs(rules: dict[str, tuple[str, ...]], axes: dict[str, int]) -> dict[str, int]:
     return {name: math.prod(axes.get(axis, 1) for axis in used) for name, used in rules.items()}
 
@@ -147,8 +175,7 @@ def test_maxtext():
         agree(plan, text, theirs(MAXTEXT, axes), {"embed": along, **({"norm_length": ""} if plain else {})})
         batch = float(flags["per_device_batch_size"]) * plan.devices * int(flags["gradient_accumulation_steps"])
         assert batch == plan.sequences and int(flags["max_target_length"]) == plan.seq
-        assert MAXTEXT_SAVES[flags["remat_policy"]] == layout.remat
-        assert (flags.get("decoder_layer_input") == "offload") == (layout.remat == "offload")
+        read_back_remat(flags, layout.remat)
         # configs/types.py: Zero-1 "cannot be combined with FSDP".
         assert (flags.get("shard_optimizer_over_data") == "True") == (layout.zero > 0 and layout.fsdp == 1)
         assert ("zero=2 is said as zero=1" in text) == (layout.zero == 2 and layout.fsdp == 1)
@@ -205,13 +232,15 @@ def test_levanter(inherited):
         passes = trainer["train_batch_size"] / (trainer["per_device_parallelism"] * found["batch"])
         assert passes == plan.layout.accumulate and trainer["train_batch_size"] == plan.sequences
         word = str(config["model"]["gradient_checkpointing"]).lower()
-        assert plan.layout.remat in LEVANTER_REMAT[word]
-        assert ("whole layers are recomputed" in text) == (plan.layout.remat in ("dots", "minimal", "attention"))
+        assert plan.layout.remat in LEVANTER_REMAT[word] or (word == "true" and "save:" in plan.layout.remat)
+        assert ("whole layers are recomputed" in text) == (
+            plan.layout.remat in ("dots", "minimal", "attention") or "save:" in plan.layout.remat
+        )
 
 
 def test_easylm():
     plans = list(emitted("easylm"))
-    assert len(plans) == 5  # no stage, context or expert axis
+    assert len(plans) == 7  # no stage, context or expert axis
     for plan, text in plans:
         flags = dict(re.findall(r"^  --([\w.]+)='(\S*?)'", text, re.M))
         named = flags["mesh_dim"].removeprefix("!").split(",")

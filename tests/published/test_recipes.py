@@ -96,11 +96,14 @@ def test_all_that_is_missing_is_named_at_once(tmp_path):
         ({"decoder_layer_input": "offload"}, "offload"),
         (dict.fromkeys("decoder_layer_input context query_proj key_proj value_proj out_proj".split(), "device"),
          "attention"),
-        ({"decoder_layer_input": "device", "context": "device"}, None),
-        ({"decoder_layer_input": "device", "query_proj": "offload"}, None),
+        ({"decoder_layer_input": "device", "context": "device"}, "save:layer_input+attention"),
+        ({"decoder_layer_input": "device", "query_proj": "offload"}, "save:layer_input/offload:query"),
+        ({"decoder_layer_input": "offload", "mlpwi_0": "device", "mlpwi_1": "device"},
+         "save:mlp_gate+mlp_up/offload:layer_input"),
+        ({"decoder_layer_input": "device", "mla_q": "device"}, None),
     ],
 )  # fmt: skip
-def test_arrays_kept_one_by_one_are_a_policy_only_where_they_are_the_same(tmp_path, tensors, remat):
+def test_arrays_kept_one_by_one_are_a_set_and_a_policy_where_they_are_the_same(tmp_path, tensors, remat):
     def change(row):
         row["remat"] = {"policy": "custom", "tensors": {"mlpwo": "remat", **tensors}}
 

@@ -221,12 +221,18 @@ class _Chunk:
         first = next(iter(values.values()))
         return np.where(self.table.zero > 0, values.get(1, first), values.get(0, first))
 
+    @property
+    def _policy(self) -> np.ndarray:
+        """The policy of each row. A set without a name, whose arrays a user's step need not have, is priced as full
+        recomputation."""
+        return np.where(self.table.remat < len(REMAT), self.table.remat, REMAT.index("full"))
+
     def chosen(self, probed: Probed, factors: Callable[[Choice], Mapping[Any, float]], key: Any = "") -> np.ndarray:
         """What each row's remat and accumulation multiply an amount by; `key` says which of a choice's factors."""
         by_remat = np.ones(len(REMAT))
         for name, choice in probed.remat.items():
             by_remat[REMAT.index(name)] = factors(choice).get(key, 1.0)
-        total = by_remat[self.table.remat]
+        total = by_remat[self._policy]
         if probed.accumulate is not None:
             doublings = np.log2(self.table.accumulate / probed.passes)
             total = total * np.power(factors(probed.accumulate).get(key, 1.0), doublings)
@@ -297,7 +303,7 @@ class _Chunk:
             # In the probes activations are the most; where they have fallen below them, gradients are still held.
             activations, workspace = np.maximum(held - gradients, 0.0), np.zeros(len(self.table))
         else:
-            kept = np.where(self.table.remat >= REMAT.index("full"), KEPT_BY_FULL_REMAT, 1.0)
+            kept = np.where(self._policy >= REMAT.index("full"), KEPT_BY_FULL_REMAT, 1.0)
             activations = self.activations * kept / self.table.accumulate
             workspace = self.traced.batch_bytes / self.pieces + self.mutable / stages
         return {

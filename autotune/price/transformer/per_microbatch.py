@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.meshes.collectives import wire_bytes
-from autotune.meshes.layout import REMAT
-from autotune.price.transformer import remat as price_remat
 from autotune.price.transformer.device_work import Matmul
+from autotune.price.transformer.remat import Shares
 from autotune.price.transformer.rows import Rows
 from autotune.table import CONTEXT_ATTENTION
 
@@ -38,6 +37,8 @@ class MicrobatchTerms(Rows):
     """Seconds of compute of the gradients of one layer's weights."""
     kept: np.ndarray
     """Bytes of activations that one layer saves for its backward pass."""
+    waiting: np.ndarray
+    """Bytes of activations that one layer keeps in host memory for its backward pass."""
     kept_weights: np.ndarray
     """Bytes of gathered or cast weights that one layer saves for its backward pass."""
     tick_weights: np.ndarray
@@ -46,19 +47,18 @@ class MicrobatchTerms(Rows):
     def enter(self) -> None:
         """Every term of a layer and of the head, in the order in which a microbatch runs them."""
         stack, table, work = self.stack, self.table, self.prepared.work
-        reruns = price_remat.run_again(stack.reruns_kernel)
-        self.again = {part: share[table.remat] for part, share in reruns.items()}
-        if self.shape.experts:
-            # The gradient of the gates reads the outputs of the routed experts, so they are recomputed too.
-            routed = self.shape.routed_share
-            self.again["hidden_out"] = np.maximum(self.again["hidden_out"], routed * self.again["hidden_in"])
+        shares = Shares(table.remat, self.shape)
+        self.again = dict(shares.again)
+        if stack.reruns_kernel:
+            self.again["context"] = self.again["elementwise"]
         if stack.flash and stack.reruns_kernel:
             # Plain attention on blocks of queries always recomputes its scores. It runs its forward pass again only
             # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2).
-            own = price_remat.run_again(False)["context"][table.remat]
+            own = shares.again["context"]
             self.again["context"] = np.where(self.of(work.attention.blocked), own, self.again["context"])
-        kept = price_remat.kept()
-        self.kept = sum(kept[part][table.remat] * self.of(values) for part, values in work.kept.items())
+        nothing = np.zeros(len(table))
+        self.kept = sum((shares.kept[part] * self.of(work.kept[part]) for part in shares.kept), nothing)
+        self.waiting = sum((shares.waiting[part] * self.of(work.kept[part]) for part in shares.waiting), nothing)
         self.tick_weights = np.zeros(len(table))
         if self.staged.any():
             # Without recomputation the pipeline keeps, for each microbatch, the weights that its matmuls read.
@@ -109,7 +109,7 @@ class MicrobatchTerms(Rows):
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
         book.add("launches", "launch", "layer", launches)
         cast = self._casts()
-        self._offloaded_inputs(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
+        self._offloaded(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
         forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast
         backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast
         backward = backward + again["context"] * core[0] + again["elementwise"] * (rest[0] + work.launches[0])
@@ -128,11 +128,11 @@ class MicrobatchTerms(Rows):
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
 
-    def _offloaded_inputs(self, matmuls: np.ndarray | float) -> None:
-        """Add the copies of layer inputs to host memory and back. Matmuls hide them while they last."""
-        rows = self.table.remat == REMAT.index("offload")
+    def _offloaded(self, matmuls: np.ndarray | float) -> None:
+        """Add the copies of what waits in host memory, there and back. Matmuls hide them while they last."""
+        rows = self.waiting > 0
         if rows.any():
-            full = 2.0 * self.of(self.prepared.work.kept["input"]) / self.host_rate * rows
+            full = 2.0 * self.waiting / self.host_rate * rows
             self.book.add("offload.activations", "host", "layer", np.maximum(full - matmuls, 0.0) * rows, full)
 
     def _tensor(self) -> None:
@@ -168,10 +168,11 @@ class MicrobatchTerms(Rows):
             # A gated MLP gathers the gradient of its result once for each matmul that reads it; a pipeline gathers each
             # array once. An all-to-all changes the mixed tokens, and their gradient, from a cut along d_model to a cut
             # along the sequence and back.
-            slots, more = self.of(work.slot_bytes), self.again["hidden_in"]
+            slots, more = self.of(work.slot_bytes), self.again["widened"]
             gated = self.shape.mlp_matrices - 2.0
             self.move("tensor", "all_gather", "layer", slots, np.where(self.staged, 3.0, 3.0 + gated + more))
-            self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + more)
+            # `hidden_out` is above 0 where the outputs of routed experts are computed again.
+            self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + (self.again["hidden_out"] > 0))
             cut = self.stream_bytes / self.size["tensor"]
             self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0 * self.shape.expert_share, 0.0))
 
@@ -198,7 +199,7 @@ class MicrobatchTerms(Rows):
             # both passes.
             tokens = self.stream_bytes * size / self.size["tensor"]
             share = self.shape.expert_share
-            self.move("context", "all_gather", "layer", tokens, (2.0 + self.again["hidden_in"]) * share)
+            self.move("context", "all_gather", "layer", tokens, (2.0 + self.again["slots"]) * share)
             self.move("context", "reduce_scatter", "layer", tokens, 2.0 * share * np.ones(len(self.table)))
         # Gradients travel in float32. They take one step more than keys and values, back to their owner, in the compute
         # dtype. A recomputed ring shares its first step with the backward pass (a100-40 and h100, jax 0.10.2).
@@ -213,7 +214,7 @@ class MicrobatchTerms(Rows):
         (mixtral-like on h100, remat=dots, jax 0.10.2).
         """
         if self.used["expert"] and self.shape.experts:
-            times = 4.0 + self.again["elementwise"] + self.again["hidden_in"]
+            times = 4.0 + self.again["elementwise"] + self.again["slots"]
             slots = self.of(self.prepared.work.slot_bytes) / self.size["tensor"]
             self.move("expert", "all_to_all", "layer", slots, times)
 

@@ -1,10 +1,13 @@
-"""What each recomputation policy keeps and runs again, as shares of the parts of a layer. Rows follow `REMAT`."""
+"""What each set of `remat` keeps, offloads and runs again, as shares of the parts of a layer."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from autotune.meshes.layout import REMAT
+from autotune.meshes.layout_words import LAYOUT_WORDS, RematWord
+from autotune.meshes.remat_sets import DEVICE, HOST, RECOMPUTE, digits_of
+from autotune.meshes.transformer import TransformerShape
+from autotune.price.unique_rows import unique_rows
 
 KEPT_PARTS = (
     "input", "stream", "whole", "heads", "context", "outputs", "mlp_outputs", "slots", "scores", "hidden_in",
@@ -14,45 +17,80 @@ KEPT_PARTS = (
 its projection back to d_model; the MLP's (shared experts' of a mixture); what goes into routed experts or comes out of
 them, each; scores; outputs of the MLP's first matmuls; the rest of the MLP."""
 
-_KEPT = {
-    "none": (1, 1, 1, 1, 1, 0, 0, 2, 1, 1, 1),
-    # The MLP's output is on the policies' lists, but nothing reads it again: the next layer keeps its own input.
-    "dots": (1, 0, 0, 1, 1, 1, 0, 2, 0, 1, 0),
-    "attention": (1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0),
-    "minimal": (1, 0, 0, 1, 0, 1, 0, 2, 0, 1, 0),
-    "full": (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-    "offload": (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-}
+_KEPT_BY_NONE = dict(zip(KEPT_PARTS, (1, 1, 1, 1, 1, 0, 0, 2, 1, 1, 1), strict=True))
+"""Without recomputation: all that the backward pass reads. Nothing reads the projection back and the MLP's output."""
 
-RUN_PARTS = ("heads", "context", "out", "hidden_in", "hidden_out", "elementwise", "gathers", "scatters")
+RUN_PARTS = (
+    "heads", "context", "out", "hidden_in", "hidden_out", "elementwise", "gathers", "scatters", "slots", "widened"
+)  # fmt: skip
 """Forward work: projections to heads, attention's core, projection back, the MLP's first and last matmuls, everything
 elementwise, and of the collectives along `tensor` the gathers before and the reductions behind the matmuls (each half
-of a layer's)."""
-
-_RUN = {
-    "none": (0, 0, 0, 0, 0, 0, 0, 0),
-    "dots": (0, 0, 0, 0, 0, 1, 1, 0),
-    "attention": (0, 0, 0, 1, 0, 1, 1, 0),
-    "minimal": (0, 1, 0, 0, 0, 1, 1, 0),
-    # XLA drops what nothing reads: the MLP's last matmul, and with it one of two reductions
-    "full": (1, 1, 1, 1, 0, 1, 1, 0.5),
-    "offload": (1, 1, 1, 1, 0, 1, 1, 0.5),
-}
+of a layer's). Of experts: the tokens' way to them, and the gather of their tokens along `tensor`."""
 
 
-def kept() -> dict[str, np.ndarray]:
-    """Part -> share kept, by policy."""
-    table = np.array([_KEPT[name] for name in REMAT], dtype=np.float64)
-    return dict(zip(KEPT_PARTS, table.T, strict=True))
+class Shares:
+    """The shares of each row of a column of `remat`; arrays of shape (rows,).
 
-
-def run_again(reruns_kernel: bool) -> dict[str, np.ndarray]:
-    """Part of the forward pass -> share run again in the backward pass, by policy.
-
-    `reruns_kernel`: the stack runs attention's core again wherever anything is recomputed.
+    `kept`, `waiting`: part of `KEPT_PARTS` -> share of it on the device, in host memory; parts of which no row has any
+    are left out. `again`: part of `RUN_PARTS`
+    -> share that runs again. Queries, keys and values are shares of "heads" by their heads; the MLP's first matmuls
+    have equal shares.
     """
-    rows: list[tuple[float, ...]] = [_RUN[name] for name in REMAT]
-    if reruns_kernel:
-        core = RUN_PARTS.index("context")
-        rows = [(*row[:core], 1 if any(row) else 0, *row[core + 1 :]) for row in rows]
-    return dict(zip(RUN_PARTS, np.array(rows, dtype=np.float64).T, strict=True))
+
+    def __init__(self, column: np.ndarray, shape: TransformerShape) -> None:
+        word = LAYOUT_WORDS["remat"]
+        assert isinstance(word, RematWord)
+        first, of_row = unique_rows([column])
+        codes = column[first]
+        self._of_row, self._shape = of_row, shape
+        self._digits = digits_of(word.set_codes(codes))
+        self._none = codes == word.code("none")
+        kept = {part: np.where(self._none, _KEPT_BY_NONE[part], share) for part, share in self._parts(DEVICE).items()}
+        self.kept = {part: share[of_row] for part, share in kept.items() if share.any()}
+        self.waiting = {part: share[of_row] for part, share in self._parts(HOST).items() if share.any()}
+        self.again = {part: np.where(self._none, 0.0, share)[of_row] for part, share in self._run_again().items()}
+
+    def _parts(self, place: int) -> dict[str, np.ndarray]:
+        """The share of each part that is in a place."""
+        there = {name: (digit == place) * 1.0 for name, digit in self._digits.items()}
+        nothing = np.zeros(len(self._none))
+        return dict.fromkeys(KEPT_PARTS, nothing) | {
+            "input": there["layer_input"],
+            "heads": self._heads(there),
+            "context": there["attention"],
+            "outputs": there["attention_out"],
+            # Nothing reads the output of a dense MLP again: the next layer keeps its own input.
+            "slots": there["expert_tokens"] + there["mlp_out"],
+            "hidden_in": self._hidden(there),
+        }
+
+    def _run_again(self) -> dict[str, np.ndarray]:
+        missing = {name: (digit == RECOMPUTE) * 1.0 for name, digit in self._digits.items()}
+        every = np.ones(len(self._none))
+        shape = self._shape
+        # XLA drops what nothing reads: the last matmul of a dense MLP and of shared experts, and with it one of two
+        # reductions. The gradient of the gates reads the outputs of the routed experts.
+        routed = shape.routed_share if shape.experts else 0.0
+        hidden = self._hidden(missing)
+        return {
+            "heads": self._heads(missing),
+            "context": missing["attention"],
+            "out": missing["attention_out"],
+            "hidden_in": hidden,
+            "hidden_out": routed * missing["mlp_out"],
+            "elementwise": every,
+            "gathers": every,
+            "scatters": 0.5 * missing["attention_out"],
+            "slots": missing["expert_tokens"],
+            "widened": (hidden > 0) * 1.0,
+        }
+
+    def _heads(self, among: dict[str, np.ndarray]) -> np.ndarray:
+        heads, groups = self._shape.heads, self._shape.kv_heads
+        found = heads * among["query"] + groups * (among["key"] + among["value"])
+        return found / (heads + 2 * groups)
+
+    def _hidden(self, among: dict[str, np.ndarray]) -> np.ndarray:
+        if self._shape.mlp_matrices == 2:
+            return among["mlp_up"]
+        return (among["mlp_gate"] + among["mlp_up"]) / 2.0

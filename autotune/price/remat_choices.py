@@ -1,0 +1,153 @@
+"""Which arrays of a layer to keep, offload or compute again: for every layout that may be best, the best set.
+
+The policies of the space are six sets of thousands (`autotune.meshes.remat_sets`). What tells one set
+from another in time and memory is shared by arrays of equal size and work, so one set stands for all that differ in
+which of such arrays they name; arrays that the model lacks, or whose absence costs nothing, are computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+
+from autotune.meshes.layout_words import LAYOUT_WORDS
+from autotune.meshes.legality import has_array
+from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
+from autotune.meshes.transformer import TransformerShape
+from autotune.price.axis_orders import joined, joined_prices
+from autotune.price.price import price, price_transformer
+from autotune.price.priced_space import PricedSpace
+from autotune.price.transformer.training_stack import stack_of
+from autotune.price.unique_rows import unique_rows
+from autotune.table import LayoutTable
+
+WINS = 0.99
+"""A set is listed where it takes no more than this share of the time of the best policy on the same mesh: less is
+within what prices are sure of, and a policy is known to every codebase."""
+
+AT_ONCE = 1 << 17
+"""Rows priced together."""
+
+MOST_ROWS = 1 << 21
+"""Rows priced in all, the most hopeful meshes first."""
+
+TWINS = (("key", "value"), ("mlp_gate", "mlp_up"))
+"""Arrays of equal size and work."""
+
+
+@functools.lru_cache(maxsize=8)
+def candidate_sets(shape: TransformerShape, host: bool) -> np.ndarray:
+    """The code of one set of each kind that differs in price. `host`: whether arrays can wait in host memory."""
+    places = ("device", "host", "recompute") if host else ("device", "recompute")
+    options: dict[str, tuple[str, ...]] = {}
+    for name, array in REMAT_ARRAYS.items():
+        # Nothing reads the last matmul of a dense MLP again.
+        read = has_array(array, shape) and (name != "mlp_out" or shape.experts > 0)
+        options[name] = places if read else ("recompute",)
+    options["layer_input"] = tuple(place for place in places if place != "recompute")
+    word, found = LAYOUT_WORDS["remat"], []
+    for chosen in itertools.product(*options.values()):
+        of = dict(zip(options, chosen, strict=True))
+        if all(of[a] == of[b] or "recompute" in options[a] and options[a] != options[b]
+               or places.index(of[a]) < places.index(of[b]) for a, b in TWINS):  # fmt: skip
+            found.append(word.code(text_of(of)))
+    return np.unique(np.array(found, dtype=np.int64))
+
+
+def undominated(seconds: np.ndarray, peak_bytes: np.ndarray) -> np.ndarray:
+    """Rows that no other beats in both: none is at least as fast with less memory, or faster with as much. Of equal
+    ones the first. By rising memory."""
+    order = np.lexsort((np.arange(len(seconds)), seconds, peak_bytes))
+    fastest = np.minimum.accumulate(seconds[order])
+    return order[np.append(True, fastest[1:] < fastest[:-1])] if len(order) else order
+
+
+def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
+    """The space with a further row for each mesh (with its other choices) on which a set without a name wins.
+
+    Of each mesh that is the fastest set that fits. Meshes are passed over that would not be among the `keep` best even
+    if they had the memory to keep every array: no set makes them so.
+    """
+    shape, hardware = space.workload.transformer, space.target.hardware
+    if shape is None:
+        return space
+    legal = np.flatnonzero(space.legal & space.compilable)
+    if not len(legal):
+        return space
+    columns = [name for name in LayoutTable.columns() if name != "remat"]
+    first, mesh_of = unique_rows([getattr(space.table, name)[legal] for name in columns])
+    meshes = space.table.take(legal[first])
+    fits = space.peak_bytes[legal] <= hardware.capacity_bytes
+    policy = np.full(len(first), np.inf)
+    np.minimum.at(policy, mesh_of[fits], space.seconds[legal][fits])
+    least, bound = _bounds(space, meshes)
+    order = np.argsort(bound, kind="stable")
+    order = order[(least[order] <= hardware.capacity_bytes) & (bound[order] < WINS * policy[order])]
+    sets = candidate_sets(shape, space.target.platform == "tpu")
+    best = np.sort(policy)[:keep]
+    rows, mesh_rows, priced = [], [], 0
+    size = max(AT_ONCE // len(sets), 1)
+    for begin in range(0, len(order), size):
+        some = order[begin : begin + size]
+        some = some[bound[some] <= best[-1]] if len(best) == keep else some
+        if not len(some) or priced >= MOST_ROWS:
+            break
+        table = _with_remat(meshes.take(np.repeat(some, len(sets))), np.tile(sets, len(some)))
+        prices = price(space.workload, table, space.target, space.probed)
+        priced += len(table)
+        seconds = np.where(prices.peak_bytes <= hardware.capacity_bytes, prices.step_seconds, np.inf)
+        seconds = seconds.reshape(len(some), len(sets))
+        at = seconds.argmin(axis=1)
+        fastest = seconds[np.arange(len(some)), at]
+        wins = fastest < WINS * policy[some]
+        rows.append(table.take(np.flatnonzero(wins) * len(sets) + at[wins]))
+        mesh_rows.append(legal[first[some[wins]]])
+        best = np.sort(np.concatenate([best, fastest[wins]]))[:keep]
+    found = np.concatenate(mesh_rows) if mesh_rows else np.empty(0, dtype=np.int64)
+    if not len(found):
+        return space
+    table = _concatenated(rows)
+    prices = price(space.workload, table, space.target, space.probed)
+    whole = joined(space.table, table)
+    note = (
+        f"{priced:,} layouts that keep, offload or recompute arrays one by one priced; "
+        f"{len(found)} meshes are faster so, and listed with their arrays"
+    )
+    return dataclasses.replace(
+        space,
+        table=whole,
+        broken=np.concatenate([space.broken, space.broken[found]]),
+        prices=joined_prices(space.prices, prices, np.arange(len(table)), whole),
+        notes=(*space.notes, note),
+    )
+
+
+def _bounds(space: PricedSpace, meshes: LayoutTable) -> tuple[np.ndarray, np.ndarray]:
+    """Of each mesh: bytes and seconds that no set brings below. Least memory: nothing kept on the device. Least time:
+    every matmul kept, and keeping it free."""
+    assert space.workload.transformer is not None
+    workload, word = space.workload, LAYOUT_WORDS["remat"]
+    least = word.code("offload" if space.target.platform == "tpu" else "full")
+    peak = price(workload, _with_remat(meshes, np.full(len(meshes), least)), space.target, space.probed).peak_bytes
+    stack = stack_of(space.target.hardware, workload.dtype)
+    free = dataclasses.replace(stack, traffic=dataclasses.replace(stack.traffic, saving=0.0))
+    all_kept = _with_remat(meshes, np.full(len(meshes), word.code("dots")))
+    prices = price_transformer(
+        workload.transformer, workload.sequences, workload.seq, workload.dtype, all_kept, space.target, free
+    )
+    return peak, prices.step_seconds * (1 - 1e-9)
+
+
+def _with_remat(table: LayoutTable, codes: np.ndarray) -> LayoutTable:
+    return dataclasses.replace(table, remat=codes)
+
+
+def _concatenated(tables: list[LayoutTable]) -> LayoutTable:
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(table, name) for table in tables]) for name in LayoutTable.columns()
+    }
+    return dataclasses.replace(tables[0], **columns)

@@ -1,0 +1,145 @@
+"""The arrays of a layer that a layout keeps, offloads or computes again, and the names of the usual sets. JAX-free.
+
+`REMAT_ARRAYS` says of each array once what it is, which part of a layer it belongs to, what runs again where the
+backward pass does not find it, and what MaxText calls it. The policies of `remat` are names of sets of these arrays;
+any other set is written `save:layer_input+query/offload:mlp_up`, arrays that are not named being computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autotune.meshes.fields import short
+
+PLACES = ("recompute", "device", "host")
+"""Where the backward pass has an array from. The position is the digit of a set's code."""
+
+RECOMPUTE, DEVICE, HOST = range(3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RematArray:
+    """One array of a layer.
+
+    `kept_part`: the part of a layer's saved bytes (`price.transformer.remat.KEPT_PARTS`) that it is, or is a share of;
+    None where nothing reads it in the backward pass. `reruns`: the part of the forward pass (`RUN_PARTS`) that runs
+    again where it is not saved; None: nothing does. `maxtext`: its key in MaxText's configs/base.yml under
+    `remat_policy: custom`; None where MaxText has none. `needs`: what the model must have: "gate", "experts" or None.
+    """
+
+    name: str
+    meaning: str
+    kept_part: str | None
+    reruns: str | None
+    maxtext: str | None
+    needs: str | None = None
+
+
+_ARRAYS = (
+    RematArray(name="layer_input", meaning="the residual stream that enters the layer", kept_part="input", reruns=None,
+               maxtext="decoder_layer_input"),
+    RematArray(name="query", meaning="queries after rotation", kept_part="heads", reruns="heads", maxtext="query_proj"),
+    RematArray(name="key", meaning="keys after rotation", kept_part="heads", reruns="heads", maxtext="key_proj"),
+    RematArray(name="value", meaning="values", kept_part="heads", reruns="heads", maxtext="value_proj"),
+    RematArray(name="attention", meaning="the attention kernel's output and its softmax statistics",
+               kept_part="context", reruns="context", maxtext="context"),
+    RematArray(name="attention_out", meaning="attention's projection back to the residual stream",
+               kept_part="outputs", reruns="out", maxtext="out_proj"),
+    RematArray(name="mlp_gate", meaning="the MLP's first matmul that the activation takes", kept_part="hidden_in",
+               reruns="hidden_in", maxtext="mlpwi_0", needs="gate"),
+    RematArray(name="mlp_up", meaning="the MLP's other first matmul, or its only one", kept_part="hidden_in",
+               reruns="hidden_in", maxtext="mlpwi_1"),
+    RematArray(name="mlp_out", meaning="the MLP's last matmul; read again only where its experts are mixed",
+               kept_part="slots", reruns="hidden_out", maxtext="mlpwo"),
+    RematArray(name="expert_tokens", meaning="an expert's tokens after their all-to-all", kept_part="slots",
+               reruns="slots", maxtext=None, needs="experts"),
+)  # fmt: skip
+
+REMAT_ARRAYS: dict[str, RematArray] = {array.name: array for array in _ARRAYS}
+"""Every array, by name, in the order in which a layout text writes them."""
+
+_PROJECTIONS = ("query", "key", "value", "attention_out")
+_MLP = ("mlp_gate", "mlp_up", "mlp_out", "expert_tokens")
+
+NAMED_SETS: dict[str, Mapping[str, str]] = {
+    name: {array: places.get(array, "recompute") for array in REMAT_ARRAYS}
+    for name, places in {
+        "none": dict.fromkeys(REMAT_ARRAYS, "device"),
+        "dots": dict.fromkeys(("layer_input", "attention", *_PROJECTIONS, *_MLP), "device"),
+        "minimal": dict.fromkeys(("layer_input", *_PROJECTIONS, *_MLP), "device"),
+        "attention": dict.fromkeys(("layer_input", "attention", *_PROJECTIONS), "device"),
+        "full": {"layer_input": "device"},
+        "offload": {"layer_input": "host"},
+    }.items()
+}
+"""Name -> where each array is. `none` keeps what lies between the arrays, too: whatever the backward pass reads."""
+
+_DIGITS = 3 ** np.arange(len(REMAT_ARRAYS), dtype=np.int64)
+
+
+def places_of(text: str) -> Mapping[str, str]:
+    """Array -> "device", "host" or "recompute", of a policy's name or of the text of a set.
+
+    The layer's input cannot be computed again: it starts the layer, so it is on the device unless it is offloaded.
+    ValueError names the array and lists those that there are.
+
+    >>> [name for name, place in places_of("save:query/offload:layer_input").items() if place != "recompute"]
+    ['layer_input', 'query']
+    """
+    if text in NAMED_SETS:
+        return NAMED_SETS[text]
+    places: dict[str, str] = {}
+    told: list[str] = []
+    for section in text.split("/"):
+        verb, colon, names = section.partition(":")
+        place = {"save": "device", "offload": "host"}.get(verb)
+        if not colon or place is None:
+            raise ValueError(
+                f"layout: remat={short(text)} must be one of {', '.join(NAMED_SETS)}, or arrays by name: "
+                "save:layer_input+query/offload:mlp_up"
+            )
+        if verb in told:
+            raise ValueError(f"layout: remat={short(text)} has {verb}: twice")
+        told.append(verb)
+        for name in names.split("+"):
+            if name not in REMAT_ARRAYS:
+                raise ValueError(
+                    f"layout: remat: {short(name)} is no array of a layer; arrays: {', '.join(REMAT_ARRAYS)}"
+                )
+            if name in places:
+                raise ValueError(f"layout: remat={short(text)} names {name} twice")
+            places[name] = place
+    return {name: places.get(name, "device" if name == "layer_input" else "recompute") for name in REMAT_ARRAYS}
+
+
+def text_of(places: Mapping[str, str]) -> str:
+    """The one text of a set: a policy's name where it has one, but `none`, which keeps more than these arrays."""
+    full = {name: places.get(name, "recompute") for name in REMAT_ARRAYS}
+    if full["layer_input"] == "recompute":
+        full["layer_input"] = "device"
+    for name, named in NAMED_SETS.items():
+        if name != "none" and named == full:
+            return name
+    sections = (
+        (verb, "+".join(name for name in REMAT_ARRAYS if full[name] == place))
+        for verb, place in (("save", "device"), ("offload", "host"))
+    )
+    return "/".join(f"{verb}:{names}" for verb, names in sections if names)
+
+
+def set_code(places: Mapping[str, str]) -> int:
+    """A set as a whole number, one ternary digit an array."""
+    return sum(int(digit) * PLACES.index(places[name]) for digit, name in zip(_DIGITS, REMAT_ARRAYS, strict=True))
+
+
+def digits_of(codes: np.ndarray) -> dict[str, np.ndarray]:
+    """Array -> the position in `PLACES` of each code."""
+    return {name: codes // digit % 3 for digit, name in zip(_DIGITS, REMAT_ARRAYS, strict=True)}
+
+
+def places_of_code(code: int) -> dict[str, str]:
+    """The inverse of `set_code`."""
+    return {name: PLACES[int(digit)] for name, digit in digits_of(np.asarray(code, dtype=np.int64)).items()}
