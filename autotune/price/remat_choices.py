@@ -129,15 +129,15 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
 def _bounds(space: PricedSpace, meshes: LayoutTable) -> tuple[np.ndarray, np.ndarray]:
     """Of each mesh: bytes and seconds that no set brings below. Least memory: nothing kept on the device. Least time:
     every matmul kept, and keeping it free."""
-    assert space.workload.transformer is not None
-    workload, word = space.workload, LAYOUT_WORDS["remat"]
+    workload, word, transformer = space.workload, LAYOUT_WORDS["remat"], space.workload.transformer
+    assert transformer is not None
     least = word.code("offload" if space.target.platform == "tpu" else "full")
     peak = price(workload, _with_remat(meshes, np.full(len(meshes), least)), space.target, space.probed).peak_bytes
     stack = stack_of(space.target.hardware, workload.dtype)
     free = dataclasses.replace(stack, traffic=dataclasses.replace(stack.traffic, saving=0.0))
     all_kept = _with_remat(meshes, np.full(len(meshes), word.code("dots")))
     prices = price_transformer(
-        workload.transformer, workload.sequences, workload.seq, workload.dtype, all_kept, space.target, free
+        transformer, workload.sequences, workload.seq, workload.dtype, all_kept, space.target, free
     )
     return peak, prices.step_seconds * (1 - 1e-9)
 
