@@ -32,7 +32,7 @@ class EarlyAnswer:
     to_compile: int
     """Layouts that the search compiles next; 0 when it compiles none."""
     left_seconds: float | None
-    """Expected wall time of those compiles, from earlier compiles in the store; None where the store holds none."""
+    """Expected wall time of those compiles, from earlier compiles in the store; None without any."""
 
     def __str__(self) -> str:
         answer = (

@@ -81,8 +81,8 @@ def check_axes(axes: Sequence[str]) -> None:
     """ValueError unless these are mesh axes, each named once."""
     for name in axes:
         if name not in AXES:
-            close = did_you_mean(name, AXES)
-            raise ValueError(f"axes: {short(name)} is not a mesh axis{close}; axes: {', '.join(AXES)}")
+            what, close = short(name) if name else "an empty name", did_you_mean(name, AXES)
+            raise ValueError(f"axes: {what} is not a mesh axis{close}; axes: {', '.join(AXES)}")
     if len(set(axes)) < len(axes):
         raise ValueError(f"axes: {max(axes, key=list(axes).count)!r} is named twice")
 

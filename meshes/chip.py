@@ -236,6 +236,11 @@ class Hardware:
         """Dimensions of the torus of one slice; 0 where devices hang on a switch."""
         return int(str(self.compile_fields.get("torus_dimensions", 0)))
 
+    @property
+    def outer_tier(self) -> str | None:
+        """The tier between slices, domains or hosts; None where the machine has one tier."""
+        return self.tiers[-1].name if len(self.tiers) > 1 else None
+
     def peak(self, dtype: str) -> float:
         """Dense peak FLOP/s of one device in that dtype; ValueError naming chip and dtype where it has none."""
         if dtype not in self.flops_per_second:

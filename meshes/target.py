@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from autotune.meshes.fields import did_you_mean, short
 from autotune.meshes.hardware import Hardware, hardware_names, load_hardware
+from autotune.meshes.layout_words import LARGEST_COUNT
 
-LARGEST_TARGET = 2**20
+LARGEST_TARGET = LARGEST_COUNT
 """JAX devices of the largest target that is looked at, in `sweep` too; beyond it a search takes minutes a size."""
 
 

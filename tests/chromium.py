@@ -34,7 +34,7 @@ def dumped(page: Path, *options: str, profile: Path) -> str:
 
 
 def asked(page: str, question: str, widths: tuple[int, ...], folder: Path, *, dark: bool = False) -> dict[int, dict]:
-    """What a JavaScript function of (window, document) says of the page, in frames of those widths in pixels."""
+    """The value of a JavaScript function of (window, document) on the page, for each width of a frame in pixels."""
     frames = "".join(
         f'<iframe style="width:{width}px;height:900px;border:0" data-width="{width}" srcdoc="{html.escape(page)}">'
         "</iframe>"

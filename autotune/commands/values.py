@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from autotune.meshes.fields import one_line, short
+from autotune.meshes.layout_words import LARGEST_COUNT
+from autotune.meshes.transformer import LARGEST_STEP
 
 LONGEST_TEXT = 4096
 """Characters of one option; `--layouts` of a hundred layouts takes as many."""
@@ -108,9 +110,9 @@ class FilePath(Word):
         return Path(value)
 
 
-BATCH = Whole(1, 2**53)
-COUNT = Whole(0, 2**20)
-PROCESS = Whole(0, 2**20)
+BATCH = Whole(1, LARGEST_STEP)
+COUNT = Whole(0, LARGEST_COUNT)
+PROCESS = Whole(0, LARGEST_COUNT)
 TIMEOUT = Number(1, LONGEST_TIMEOUT)
 PATH = FilePath()
 
@@ -119,17 +121,13 @@ def axes_of(text: str | None) -> tuple[str, ...] | None:
     """`--axes data,fsdp`: each a mesh axis, named once; None where the option was left out."""
     if text is None:
         return None
-    from autotune.meshes.fields import did_you_mean
-    from autotune.meshes.layout import AXES
+    from autotune.space import check_axes
 
     names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in AXES:
-            what = short(name) if name else "an empty name"
-            close = did_you_mean(name, AXES)
-            raise click.UsageError(f"--axes: {what} is not a mesh axis{close}; axes: {', '.join(AXES)}")
-    if len(set(names)) < len(names):
-        raise click.UsageError(f"--axes: {max(names, key=names.count)!r} is named twice")
+    try:
+        check_axes(names)
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from None
     return names
 
 

@@ -135,10 +135,11 @@ def _imports(path: Path, module: str, package: bool) -> frozenset[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                outer = module.split(".")[: None if package and node.level == 1 else (1 if package else 0) - node.level]
-                base = ".".join([*outer, *([base] if base else [])])
+            base = "." * node.level + (node.module or "")
+            try:
+                base = importlib.util.resolve_name(base, module if package else module.rpartition(".")[0])
+            except ImportError:  # it leads above the outermost package
+                continue
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return frozenset(found)
 

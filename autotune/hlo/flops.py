@@ -143,8 +143,8 @@ def _valid_pairs(have: int, give: int, size: int, stride: int, low: int, dilatio
         give, size, stride, window_dilation = size, give, window_dilation, stride
     if give > MOST_PLACES:
         raise UnreadableProgram(f"hlo: a convolution slides a window of {size} to {give} places")
-    # For each output position: count the window's taps that fall on a multiple of the input dilation, and of those only
-    # the taps inside the input, [0, dilation x have).
+    # At each output position, the taps count that fall inside the input, [0, dilation x have), and on a multiple of its
+    # dilation.
     common = math.gcd(window_dilation, dilation)
     every = dilation // common
     inverse = pow(window_dilation // common, -1, every)

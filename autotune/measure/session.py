@@ -55,7 +55,7 @@ class Session:
 
 
 def measured_together(store: Store, keys: Mapping[Layout, Key], *, retry: bool) -> dict[Layout, Outcome] | None:
-    """The stored outcomes of the latest session that measured all of these layouts; None if there is no such session.
+    """The stored outcomes of the latest session that measured all of these layouts; None without such a session.
 
     A single layout is compared with nothing, so its latest measurement is taken from any session. An outcome that
     cannot be read counts as absent, as does a process killed from outside, and with `retry` any crash or timeout.

@@ -151,7 +151,7 @@ def price_in_blocks(
         prices = price(workload, table, target, probed)
         pricer = prices.pricer
         broken = broken_rules(workload, target, table)
-        kept.add(table, broken, prices, _bounds(workload, target, table, broken, prices, kept, probed, blocks))
+        kept.add(table, broken, prices, _bounds(workload, target, table, broken, prices, probed, blocks))
         priced += len(table)
         if time.perf_counter() - told > EVERY_SECONDS:
             told = time.perf_counter()
@@ -187,7 +187,7 @@ def price_in_blocks(
     )
 
 
-def _bounds(workload, target, table, broken, prices: Prices, kept: Kept, probed, blocks: Blocks) -> np.ndarray | None:
+def _bounds(workload, target, table, broken, prices: Prices, probed, blocks: Blocks) -> np.ndarray | None:
     """Of rows that another order of their axes may bring among the best: seconds that no order beats; inf elsewhere.
     None where no order is tried."""
     if not blocks.orders or target.platform != "tpu":

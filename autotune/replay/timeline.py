@@ -64,7 +64,7 @@ class Recorder:
             parts = core_seconds(op, self.hardware)
             seconds = sum(part for _, part in parts)
             if seconds:
-                self._work(op, CORE, start, seconds)
+                self._work(op, parts, CORE, start, seconds)
                 start += seconds
 
     def sent(
@@ -77,7 +77,7 @@ class Recorder:
             return
         for lane in lanes:
             if isinstance(instruction, WorkStart):
-                self._work(instruction.work, lane, start, seconds)
+                self._work(instruction.work, core_seconds(instruction.work, self.hardware), lane, start, seconds)
                 continue
             if isinstance(instruction, Start):
                 moved = instruction.collective
@@ -110,8 +110,10 @@ class Recorder:
         """Say of a loop's turns when they begin and end."""
         return Turns(recorder=self, name=name, trips=trips, outside=self.turn)
 
-    def _work(self, op: Compute, lane: str, start: float, seconds: float) -> None:
-        parts = core_seconds(op, self.hardware)
+    def _work(
+        self, op: Compute, parts: Sequence[tuple[tuple[str, str], float]], lane: str, start: float, seconds: float
+    ) -> None:
+        """`parts`: the seconds of the instruction by what they are spent on, as `core_seconds` gives them."""
         (resource, _), _ = max(parts, key=lambda part: part[1])
         self._add(
             lane=lane, name=op.name, what="work", resource=resource, start_seconds=start, seconds=seconds,

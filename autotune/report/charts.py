@@ -79,12 +79,6 @@ def page_style(resource: str, outer_tier: str | None) -> Style:
     return Style(colour=colour, hatched=bool(hatch), ink=ink_on(colour))
 
 
-def outer_tier(report: Report) -> str | None:
-    """The tier between slices, domains or hosts; None where the machine has one tier."""
-    tiers = report.target.hardware.tiers
-    return tiers[-1].name if len(tiers) > 1 else None
-
-
 def some_rows(report: Report) -> list[Row]:
     """The chosen row and the next ones."""
     return list(report.ranked[: 1 + NEXT])
@@ -92,7 +86,7 @@ def some_rows(report: Report) -> list[Row]:
 
 def limits(report: Report) -> Bars:
     """Seconds on the critical path by resource, of the chosen layout and the next."""
-    outer = outer_tier(report)
+    outer = report.target.hardware.outer_tier
     rows = [(row, seconds) for row in some_rows(report) if (seconds := _predicted(row))]
     longest = max((seconds for _, seconds in rows), default=1.0)
     names: dict[str, None] = {}
@@ -116,7 +110,7 @@ def limits(report: Report) -> Bars:
 
 def helps(report: Report) -> Bars:
     """The fraction of the step saved by each better resource."""
-    outer = outer_tier(report)
+    outer = report.target.hardware.outer_tier
     gains = sorted(((gain, name) for name, gain in report.prices.items() if gain >= 0.001), reverse=True)
     bars = [
         Bar(
@@ -133,7 +127,7 @@ def collectives(report: Report) -> Bars:
     best = report.ranked[0]
     if best.analysis is None:
         return Bars(bars=(), legend=())
-    outer = outer_tier(report)
+    outer = report.target.hardware.outer_tier
     ledger = best.analysis.prediction.ledger
     longest = max((line.seconds for line in ledger), default=0.0) or 1.0
     hidden = Style(colour="var(--wait)", hatched=False, ink="var(--ink)")
@@ -244,7 +238,7 @@ def timeline(report: Report) -> dict[str, Any] | None:
     found = report.timeline()
     if found is None:
         return None
-    outer = outer_tier(report)
+    outer = report.target.hardware.outer_tier
     names: dict[str, int] = {}
     styles: dict[tuple[str, bool], int] = {}
     told: list[list[Any]] = []

@@ -92,7 +92,7 @@ class Omitted:
     reason: str
     count: int
     best_step_seconds: float | None
-    status: RowStatus | None = None
+    status: RowStatus
 
 
 NOT_LISTED = {

@@ -73,16 +73,16 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         keep |= members == closest_row
         rows += [_priced_row(workload, target, space, int(row), word) for row in members[keep]]
         omitted += _omit(space, members[~keep], word)
-    omitted = _with_dropped(omitted, _dropped(space))
+    dropped = _dropped(space)
+    omitted = _with_dropped(omitted, dropped)
     closest = None if closest_row is None else space.layout(closest_row)
     rows = _with_changes(_ranked(rows), space, outcomes.neighbours, closest)
     runnable = [row for row in rows if row.status.can_run]
     rows = [_with_reason(row, runnable[0]) if row in runnable[1:] else row for row in rows]
-    unlisted = _dropped(space)
     counts = {
         word.value: count
         for word in sorted(RowStatus)
-        if (count := int((status == word.rank).sum()) + sum(unlisted.get(word, {}).values()))
+        if (count := int((status == word.rank).sum()) + sum(one.count for one in dropped if one.status is word))
     }
     best = runnable[0] if runnable else None
     report = Report(
@@ -309,30 +309,26 @@ def _omit(space: PricedSpace, members: np.ndarray, word: RowStatus) -> list[Omit
     ]
 
 
-PRICED_SLOWER = "priced, slower than those listed"
-PRICED_TOO_LARGE = "does not fit: priced peak over the capacity"
-"""Reasons why layouts are counted and not listed."""
-
-
-def _dropped(space: PricedSpace) -> dict[RowStatus, dict[str, int]]:
-    """How many layouts of a large space are in no row, by status and reason."""
+def _dropped(space: PricedSpace) -> list[Omitted]:
+    """Layouts of a large space that are in no row, counted by status and reason."""
     if space.dropped is None:
-        return {}
-    rules = {f"illegal: {rule_named(code)}": count for code, count in space.dropped.illegal.items()}
-    return {
-        RowStatus.PRICED: {PRICED_SLOWER: space.dropped.fits},
-        RowStatus.OOM: {PRICED_TOO_LARGE: space.dropped.oom},
-        RowStatus.ILLEGAL: rules,
-    }
+        return []
+    counted = [(word, NOT_LISTED[word], count) for word, count in
+               ((RowStatus.PRICED, space.dropped.fits), (RowStatus.OOM, space.dropped.oom))]  # fmt: skip
+    counted += [(RowStatus.ILLEGAL, f"illegal: {rule_named(code)}", n) for code, n in space.dropped.illegal.items()]
+    return [Omitted(reason=reason, count=count, best_step_seconds=None, status=word)
+            for word, reason, count in counted if count]  # fmt: skip
 
 
-def _with_dropped(omitted: list[Omitted], dropped: Mapping[RowStatus, Mapping[str, int]]) -> list[Omitted]:
-    """The omitted with those that are in no row added to their reasons; rules stay sorted, the most broken first."""
-    left = {reason: count for reasons in dropped.values() for reason, count in reasons.items() if count}
-    found = [replace(item, count=item.count + left.pop(item.reason, 0)) for item in omitted]
-    found += [Omitted(reason=reason, count=count, best_step_seconds=None) for reason, count in left.items()]
-    rules = [item for item in found if item.reason.startswith("illegal: ")]
-    return [item for item in found if item not in rules] + sorted(rules, key=lambda item: -item.count)
+def _with_dropped(omitted: list[Omitted], dropped: list[Omitted]) -> list[Omitted]:
+    """Both together, by status and reason; rules stay sorted, the most broken first."""
+    found = {(item.status, item.reason): item for item in omitted}
+    for item in dropped:  # rules on the same size share a name
+        known = found.get((item.status, item.reason))
+        found[item.status, item.reason] = replace(known, count=known.count + item.count) if known else item
+    rules = [item for item in found.values() if item.status is RowStatus.ILLEGAL]
+    others = [item for item in found.values() if item.status is not RowStatus.ILLEGAL]
+    return others + sorted(rules, key=lambda item: -item.count)
 
 
 def _ranked(rows: list[Row]) -> list[Row]:

@@ -401,7 +401,7 @@ def _others(report: Report, ranking: Sequence[Row]) -> RenderableType | None:
     ]
     for item in counted:
         best = f" (best {seconds_text(item.best_step_seconds)} priced)" if item.best_step_seconds else ""
-        cells.append([f"{item.count} more", str(item.status or ""), item.reason + best])
+        cells.append([f"{item.count} more", str(item.status), item.reason + best])
     return FittedTable(columns, cells, "what is not in the ranking")
 
 

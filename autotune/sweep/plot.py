@@ -85,8 +85,7 @@ def picture(sweeps: Sequence[Sweep], budgets: Sequence[Budget], path: Path) -> N
 
 def limit_style(resource: str, found: Sweep) -> tuple[str, str]:
     """(colour, hatch) of a limit; a network axis on the outer tier is hatched."""
-    tiers = found.family.hardware.tiers
-    return style_of(resource, tiers[-1].name if len(tiers) > 1 else None)
+    return style_of(resource, found.family.hardware.outer_tier)
 
 
 def _stack(panel: Any, found: Sweep, points: Sequence[Point], seen: dict[str, tuple[str, str]]) -> None:

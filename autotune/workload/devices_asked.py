@@ -18,7 +18,7 @@ ASKED = ("devices", "local_devices", "device_count", "local_device_count", "defa
 
 @contextlib.contextmanager
 def devices_asked() -> Iterator[list[str]]:
-    """Inside, calls of these functions by the user's code are listed: "jax.devices() at file.py:12", each once.
+    """List where the user's code calls these functions: "jax.devices() at file.py:12", each place once.
 
     A function that was imported by its own name (`from jax import devices`) is not seen.
     """

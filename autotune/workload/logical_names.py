@@ -17,7 +17,8 @@ from flax.core.spmd import get_logical_axis_rules, logical_axis_rules
 from autotune.partition import BATCH_AXES
 from autotune.workload.adapt import Adapted, traced
 from autotune.workload.dimensions import dimensions_of
-from autotune.workload.same_program import source
+from autotune.workload.same_program import listed_places, source
+from autotune.workload.trace import names_of
 from autotune.workload.tracing import is_traced_mesh, tracing
 
 MOST_NAMES = 32
@@ -27,9 +28,6 @@ SPARE = tuple(f"logical_{index}" for index in range(MOST_NAMES))
 
 BATCH_WORD = re.compile(r"(^|_)batch(_|$)")
 """A logical name that says itself that it is the batch."""
-
-LISTED = 3
-"""Places that are named one by one."""
 
 
 class _Asked(list):  # type: ignore[type-arg]
@@ -154,9 +152,9 @@ def explain_names(
     for name in names:
         if name in rules:
             continue
-        places = [one for one in held if any(name in _listed(part) for part in one.parts)]
+        places = [one for one in held if any(name in names_of(part) for part in one.parts)]
         at = f" ({places[0].at})" if places else ""
-        on_rows = any(one.rows is not None and name in _listed(one.parts[one.rows]) for one in places)
+        on_rows = any(one.rows is not None and name in names_of(one.parts[one.rows]) for one in places)
         if on_rows or BATCH_WORD.search(name):
             made[name] = rows
             notes.append(
@@ -181,9 +179,9 @@ def held_away(held: Sequence[Held], axes_of: Callable[[str], tuple[str, ...]], c
     for one in held:
         if one.rows is None or one.parts[one.rows] is False or one.shape[one.rows] == 1:
             continue
-        here = {axis for name in _listed(one.parts[one.rows]) for axis in axes_of(name)}
+        here = {axis for name in names_of(one.parts[one.rows]) for axis in axes_of(name)}
         elsewhere = {
-            axis for index, part in enumerate(one.parts) if index != one.rows for name in _listed(part)
+            axis for index, part in enumerate(one.parts) if index != one.rows for name in names_of(part)
             for axis in axes_of(name)
         }  # fmt: skip
         away = [axis for axis in cut if axis not in here | elsewhere]
@@ -193,14 +191,8 @@ def held_away(held: Sequence[Held], axes_of: Callable[[str], tuple[str, ...]], c
             places.setdefault(one.at, f"dimension {one.rows} of {list(one.shape)} away from {words}")
     if not places:
         return []
-    shown = "; ".join(f"{at}: {what}" for at, what in list(places.items())[:LISTED])
-    more = f"; and {len(places) - LISTED} more places" if len(places) > LISTED else ""
     return [
         f"constraints of the step hold the batch away from {' and '.join(missing)}, along which the batch is cut: with "
-        f"such a layout every device works on rows of others ({shown}{more}); name all of "
+        f"such a layout every device works on rows of others ({listed_places(places)}); name all of "
         f"{', '.join(cut)} there, or give the search fewer axes"
     ]
-
-
-def _listed(part: Any) -> tuple[str, ...]:
-    return part if isinstance(part, tuple) else (part,) if isinstance(part, str) else ()

@@ -7,12 +7,9 @@ from typing import Any
 
 from jax.sharding import Mesh, NamedSharding
 
-from autotune.workload.same_program import source
+from autotune.workload.same_program import LISTED, listed_places, source
 from autotune.workload.trace import equations
 from autotune.workload.tracing import is_traced_mesh
-
-LISTED = 3
-"""Places that are named one by one."""
 
 
 def own_meshes(jaxpr: Any, mesh: Any) -> list[str]:
@@ -33,11 +30,9 @@ def own_meshes(jaxpr: Any, mesh: Any) -> list[str]:
     shapes = " and ".join(
         " x ".join(f"{name}={size}" for name, size in own.shape.items()) for own in list(meshes)[:LISTED]
     )
-    shown = "; ".join(f"{place}: {instead}" for place, instead in list(places.items())[:LISTED])
-    more = f"; and {len(places) - LISTED} more places" if len(places) > LISTED else ""
     return [
         f"the step pins arrays to a mesh of its own ({shapes}), so no layout changes how they are cut, and on other "
-        f"devices it does not compile. Write instead, so that the mesh which is set is used: {shown}{more}"
+        f"devices it does not compile. Write instead, so that the mesh which is set is used: {listed_places(places)}"
     ]
 
 

@@ -175,7 +175,7 @@ def usual_parameters(leaves: Mapping[str, tuple[Any, Any]]) -> tuple[set[str], b
 
 
 def _under(leaves: Mapping[str, Any], words: tuple[str, ...]) -> set[str]:
-    """Paths whose first part is one of these words; where there is none, paths whose second part is."""
+    """Paths whose first part is one of these words. If there are none: paths whose second part is one."""
     for depth in (0, 1):
         found = {path for path in leaves if len(parts := path.split("/")) > depth and parts[depth] in words}
         if found:

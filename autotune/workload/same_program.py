@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,16 @@ def source(equation: Any) -> str | None:
         if owner_of(frame.file_name) == "user":
             return f"{frame.file_name}:{frame.line_num}"
     return None
+
+
+LISTED = 3
+"""Places of the user's code that a note names one by one."""
+
+
+def listed_places(places: Mapping[str, str]) -> str:
+    """ "file.py:3: what is there; ...": the first `LISTED` places, and how many more there are."""
+    shown = "; ".join(f"{place}: {what}" for place, what in list(places.items())[:LISTED])
+    return shown + (f"; and {len(places) - LISTED} more places" if len(places) > LISTED else "")
 
 
 def _message(index: int, wanted: str, found: str, at: str | None) -> str:

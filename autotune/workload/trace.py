@@ -150,10 +150,13 @@ def mesh_axis_names(jaxpr: Any) -> list[str]:
     """Mesh axes that the step's own sharding constraints name, in the order of their first use."""
     found: dict[str, None] = {}
     for part in named_parts(jaxpr):
-        for name in part if isinstance(part, tuple) else (part,):
-            if isinstance(name, str):
-                found[name] = None
+        found |= dict.fromkeys(name for name in names_of(part) if isinstance(name, str))
     return list(found)
+
+
+def names_of(part: Any) -> tuple[Any, ...]:
+    """What a constraint says of one dimension as a tuple of names; () where it names nothing."""
+    return part if isinstance(part, tuple) else (part,) if isinstance(part, str) else ()
 
 
 def named_parts(jaxpr: Any) -> Iterator[Any]:

@@ -70,8 +70,7 @@ def is_recipe(row: Mapping[str, Any]) -> bool:
 
 
 def read_recipe(row: Mapping[str, Any]) -> Recipe:
-    """The run that a row describes; ValueError lists what of it cannot be expressed, KeyError a field that is
-    missing."""
+    """The run that a row describes. ValueError lists what cannot be expressed; KeyError names a missing field."""
     missing: list[str] = []
     target = _target(row)
     transformer = _transformer(row["model"], missing)

@@ -1,13 +1,19 @@
 """A space priced in blocks gives the report that the whole table gives; all is counted, and memory stays bounded."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from autotune.meshes.legality import rule_names
 from autotune.meshes.target import parse_target
 from autotune.meshes.transformer import TransformerShape
 from autotune.price import blocks, large_space
+from autotune.price.large_space import Dropped
 from autotune.reference_workload import reference_workload, transformer_workload
-from autotune.report.report import report_to_json
+from autotune.report.report import NOT_LISTED, Omitted, report_to_json
+from autotune.report.rows import _dropped, _with_dropped
+from autotune.row_status import RowStatus
 from autotune.search import search
 from autotune.space import mesh_count, meshes_in_blocks, meshes_over
 
@@ -97,3 +103,13 @@ def test_a_block_is_small_and_the_kept_rows_are_bounded(monkeypatch):
     assert len(space) == sum(sizes) and len(space.table) < 1000 + blocks.SHORTLISTED + 60 * blocks.FEW
     fastest = np.sort(space.seconds[space.legal & (space.peak_bytes <= machine.hardware.capacity_bytes)])
     assert space.dropped.fits > 0 and len(fastest) >= 1000
+
+
+def test_dropped_layouts_add_to_the_counted_ones_by_status_and_reason():
+    """Two rules share a name: their counts add up, neither replaces the other."""
+    codes = [code for code, name in enumerate(rule_names()) if name == "divides(d_model)"]
+    assert len(codes) == 2
+    space = SimpleNamespace(dropped=Dropped(fits=5, oom=0, illegal=dict(zip(codes, (10, 7), strict=True))))
+    listed = [Omitted(reason=NOT_LISTED[RowStatus.PRICED], count=3, best_step_seconds=1.0, status=RowStatus.PRICED)]
+    found = _with_dropped(listed, _dropped(space))
+    assert [(str(item.status), item.count) for item in found] == [("priced", 8), ("illegal", 17)]

@@ -240,7 +240,9 @@ def test_a_checkpoint_whose_digests_nobody_noted_is_still_refused_when_it_cannot
 
 
 def test_whether_it_fits_can_be_asked_before_the_devices_are_there(place, undisturbed):
-    dataclasses.replace(plan_for("fsdp=4", "v5e:2x2"), seq=128).save(place / "tpu.json")
+    plan = plan_for("fsdp=4", "v5e:2x2")
+    plan = dataclasses.replace(plan, seq=128, recipe={**plan.recipe, "seq": 128})
+    plan.save(place / "tpu.json")
     done = run("reshard", place / "tpu.json", place / "whole")
     assert done.exit_code == 0, done.output
     assert re.search(r"step 8: (\d+) of \1 arrays fit fsdp=4 on v5e:2x2", done.stdout)
