@@ -145,7 +145,9 @@ class Partition:
         used = {axis for leaf in (*self.state.values(), *self.batch.values()) for name in leaf.names
                 for axis in _axes(name, rules)}  # fmt: skip
         used -= set(self.unusable)
-        held = {axis for leaf in self.state.values() for name in leaf.names for axis in _axes(name, rules)}
+        rows = {name for leaf in self.batch.values() for name in leaf.names}
+        held = {axis for leaf in self.state.values() for name in leaf.names if name not in rows
+                for axis in _axes(name, rules)}  # fmt: skip
         # A batch cut over `expert` or `fsdp` alone would be data parallelism by another name.
         same_as_data = {"expert"} | ({"fsdp"} if "data" in used else set())
         return tuple(name for name in AXES if name in used and (name in held or name not in same_as_data))
