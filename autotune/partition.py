@@ -146,8 +146,8 @@ class Partition:
                 for axis in _axes(name, rules)}  # fmt: skip
         used -= set(self.unusable)
         rows = {name for leaf in self.batch.values() for name in leaf.names}
-        held = {axis for leaf in self.state.values() for name in leaf.names if name not in rows
-                for axis in _axes(name, rules)}  # fmt: skip
+        held = {axis for leaf in self.state.values() for name in leaf.names
+                if leaf.role != "mutable" or name not in rows for axis in _axes(name, rules)}  # fmt: skip
         # A batch cut over `expert` or `fsdp` alone would be data parallelism by another name.
         same_as_data = {"expert"} | ({"fsdp"} if "data" in used else set())
         return tuple(name for name in AXES if name in used and (name in held or name not in same_as_data))
