@@ -18,7 +18,7 @@ from autotune.workload.adapt import Adapted, Builder, adapt, traced
 from autotune.workload.batch import batch_dimensions, tokens_of
 from autotune.workload.devices_asked import devices_asked, notes_on
 from autotune.workload.dimensions import dimensions_of
-from autotune.workload.explicit_axes import axes_that_fail
+from autotune.workload.explicit_axes import axes_that_fail, pairs_that_fail
 from autotune.workload.flow import flow_of
 from autotune.workload.guess import describe, guess_names, kind_of, rule_for
 from autotune.workload.handover import hand_over
@@ -228,7 +228,10 @@ def fields_of(
         partition = dataclasses.replace(partition, unusable=alone)
         failing = axes_that_fail(adapted, partition, tuple(own))
         partition = dataclasses.replace(partition, unusable=alone | failing)
+        partition = dataclasses.replace(partition, apart=pairs_that_fail(adapted, partition, tuple(own)))
         guesses += [f"{axis} is left out of the search: {why}" for axis, why in partition.unusable.items()]
+        guesses += [f"layouts with {pair.replace(',', ' and ')} are left out of the search: {why}"
+                    for pair, why in partition.apart.items()]  # fmt: skip
     guesses += [*closed_over(closed, leaves), *(stay_whole(partition, leaves) or untold)]
     if not explicit:
         guesses += held_away(held, naming.axes_of, _rows_cut(partition))
