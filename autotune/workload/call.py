@@ -93,15 +93,7 @@ class PureCall:
         stands again.
         """
         objects = self._merged(parts)
-        given = iter(zip(self.objects, parts, strict=True))
-
-        def fill(leaf: Any) -> Any:
-            if not isinstance(leaf, _Hole):
-                return leaf
-            which, part = next(given)
-            return part if which is None else objects[which]
-
-        arguments, named = jax.tree.map(fill, self.skeleton)
+        arguments, named = self._whole(parts, objects)
         with user_code("the step"):
             result = self._bound()(*arguments, **named)
         states = nnx.state(tuple(objects)) if objects else {}
@@ -113,6 +105,22 @@ class PureCall:
         known = {id(one): which for which, one in enumerate(objects)}
         self.returned[:] = [jax.tree.map(lambda leaf: _kept(leaf, known, self.static), result, is_leaf=is_object)]
         return jax.tree.map(lambda leaf: _arrays(leaf, known, self.static), result, is_leaf=is_object), after
+
+    def arguments(self, parts: list[Any]) -> tuple[Any, ...]:
+        """The arguments by position, with these parts in the holes and NNX objects made of theirs."""
+        return tuple(self._whole(parts, self._merged(parts))[0])
+
+    def _whole(self, parts: list[Any], objects: list[Any]) -> Any:
+        """(arguments, keywords) with these parts and NNX objects in the holes."""
+        given = iter(zip(self.objects, parts, strict=True))
+
+        def fill(leaf: Any) -> Any:
+            if not isinstance(leaf, _Hole):
+                return leaf
+            which, part = next(given)
+            return part if which is None else objects[which]
+
+        return jax.tree.map(fill, self.skeleton)
 
     def result(self, arrays: Any, made: tuple[Any, ...]) -> Any:
         """What the step returns, from the arrays of it; `made`: the user's own objects."""
@@ -263,6 +271,29 @@ def split_call(
         step=step, skeleton=skeleton, objects=tuple(objects), graph=graph, bound_axes=bound_axes, static=static
     )
     return Split(call=call, parts=parts, made=tuple(made))
+
+
+def abstract_arguments(step: Callable[..., Any], make: Callable[[], Any]) -> tuple[Any, ...]:
+    """The arguments that `make()` returns as a tuple, with shapes in place of arrays, in NNX objects too: nothing is
+    computed. ValueError where it returns no tuple."""
+    made: list[Any] = []
+
+    def pure() -> list[Any]:
+        # Without a mesh of the user's own to live on, an annotated NNX variable must not ask for one when it is made.
+        with nnx.use_eager_sharding(False):
+            arguments = make()
+        if not isinstance(arguments, (tuple, list)):
+            made[:] = [arguments]
+            return []
+        made[:] = [split_call(step, tuple(arguments), {}, static=NUMBERS)]
+        return list(made[0].parts)
+
+    with user_code("making the arguments"):
+        parts = jax.eval_shape(pure)
+    if not isinstance(made[0], Split):
+        kind = "an array" if is_array(made[0]) else type(made[0]).__name__
+        raise ValueError(f"of_call: args() returns {kind}; it must return a tuple of the step's arguments")
+    return made[0].call.arguments(parts)
 
 
 @dataclass(slots=True)

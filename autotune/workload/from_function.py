@@ -92,7 +92,7 @@ def plain_fields(
 
 def call_fields(
     step: Callable[..., Any],
-    arguments: Sequence[Any],
+    arguments: Sequence[Any] | Callable[[], Sequence[Any]],
     named: Mapping[str, Any],
     batch: Any,
     *,

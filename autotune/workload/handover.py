@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from autotune.workload.adapt import Adapted, abstract
-from autotune.workload.call import PureCall, Split, abstract_parts, fit_call, names_of, places_of
+from autotune.workload.call import (
+    Fit,
+    PureCall,
+    Split,
+    abstract_arguments,
+    abstract_parts,
+    fit_call,
+    names_of,
+    places_of,
+)
 from autotune.workload.dimensions import dimensions_of
 from autotune.workload.flow import fed_by, flow_of
 from autotune.workload.leaves import path_of, same_structure
 from autotune.workload.returned import find_returned
-from autotune.workload.tracing import first_that_traces
+from autotune.workload.tracing import first_that_traces, tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
@@ -89,7 +100,7 @@ class HandedOver:
 
 def hand_over(
     step: Callable[..., Any],
-    arguments: Sequence[Any],
+    arguments: Sequence[Any] | Callable[[], Sequence[Any]],
     named: Mapping[str, Any],
     batch: Any,
     explicit: bool | None,
@@ -98,8 +109,15 @@ def hand_over(
     """Read one call of the step as its own loop makes it; ValueError in one line for what cannot be one."""
     if not callable(step):
         raise ValueError(f"of_call: step={step!r} must be a function")
+    make = arguments if callable(arguments) else None
+    if make is not None:
+        with tracing(False, mesh_axes):
+            arguments = abstract_arguments(step, make)
     if not isinstance(arguments, (tuple, list)):
-        raise ValueError(f"of_call: args={type(arguments).__name__} must be a tuple of the step's arguments")
+        raise ValueError(
+            f"of_call: args={type(arguments).__name__} must be a tuple of the step's arguments, or a function that "
+            "makes it"
+        )
     if not isinstance(named, Mapping):
         raise ValueError(f"of_call: kwargs={type(named).__name__} must be a dict of the step's keyword arguments")
     given, said = tuple(arguments), explicit
@@ -127,8 +145,11 @@ def hand_over(
         function=CallStep(call=split.call, places=places, batch=chosen, returned=returned),
         state={name: placed[name] for name in state},
         batch=whole_batch[chosen[0]] if len(chosen) == 1 else whole_batch,
-        initialise=None,
+        initialise=None
+        if make is None
+        else _Initialise(make=make, fit=fit, named=named, places=places, of=tuple(state)),
         in_place=False,
+        again=None if make is None else partial(_adapted_again, step, make, named, chosen, explicit, mesh_axes),
     )
     if not jax.tree.leaves(adapted.state):
         raise ValueError("of_call: no argument beside the batch holds arrays; the step has no state")
@@ -142,6 +163,27 @@ def hand_over(
         adapted=adapted, closed=ordered, explicit=explicit, context=found.context, notes=tuple(notes),
         batch=chosen[0] if len(chosen) == 1 else None,
     )  # fmt: skip
+
+
+def _adapted_again(*given: Any) -> Adapted:
+    return hand_over(*given).adapted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
+class _Initialise:
+    """Makes the real state, by the names of the arguments `of`, from the user's own function that makes them."""
+
+    make: Callable[[], Sequence[Any]]
+    fit: Fit
+    named: Mapping[str, Any]
+    places: Mapping[str, int | str]
+    of: tuple[str, ...]
+
+    def __call__(self) -> dict[str, Any]:
+        with nnx.use_eager_sharding(False):
+            split = self.fit.split(tuple(self.make()), self.named)
+        trees = _by_name(split, self.places, split.parts)
+        return {name: trees[name] for name in self.of}
 
 
 def batch_names(batch: Any, places: Mapping[str, int | str], given: Mapping[str, Any]) -> tuple[str, ...]:
