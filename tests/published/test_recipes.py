@@ -63,6 +63,19 @@ def test_a_rows_mesh_model_and_options_become_a_layout():
     assert case.differs == ("its layers are not scanned, ours are",)
 
 
+def test_what_a_run_told_libtpu_and_jax_is_of_its_machine():
+    cases = {case.id: case for case in read_cases(FILE)}
+    trillium = cases["tpurec-Llama3.1-8B-MaxText-v6e-256"]
+    assert trillium.target.hardware.compile_fields["chip_config_name"] == "megachip_tccontrol"
+    assert not any("chip_config" in name for name, _ in trillium.layout.compiler_options)
+    assert trillium.layout.remat == "offload:layer_input+query+key+value+attention_out"
+    card = cases["dgxc-maxtext-llama3-70b-bf16-128"]
+    assert card.target.memory_fraction == 0.94
+    assert card.layout.remat == "save:layer_input+query+key+value"
+    assert card.differs == ("its schedule was guided by a profile of an earlier run, ours is not",)
+    assert not any("pgle" in name for name, _ in card.layout.compiler_options)
+
+
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
