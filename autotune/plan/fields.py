@@ -24,7 +24,7 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
 """Packages whose versions decide what a plan is worth."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PlanFields:
     """`target`, `hardware`, `shape`, `groups`, `memory_fraction`: the machine it was made for, as `Target` has them.
 

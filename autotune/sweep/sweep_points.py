@@ -36,7 +36,7 @@ def loss_name(point: Point | Gap) -> str:
     return limit_of({**point.shares, "matmul": 0.0}, point.arcs).resource
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SweepPoints:
     """Points and gaps of one kind of machine, sizes rising. `skipped`: chip counts the machine does not come in.
 
