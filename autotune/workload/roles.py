@@ -55,11 +55,9 @@ def roles_of(
     if "parameters" not in found.values() and (given := _with_gradients(found, analysis, leaves)):
         found |= dict.fromkeys(given, "parameters")
         meaning = "have gradients that the step returns: their update is another program, and in no price"
-        said = list(_describe(found, leaves, state, "parameters", meaning))
-        return found, (
-            *said,
-            *(line for role in ("frozen", "mutable") for line in _describe(found, leaves, state, role)),
-        )
+        first = _describe(found, leaves, state, "parameters", meaning)
+        rest = (line for role in ("frozen", "mutable") for line in _describe(found, leaves, state, role))
+        return found, (*first, *rest)
     usual = usual_parameters(leaves)[0]
     weights = {path for path, role in found.items() if role in ("parameters", "frozen")}
     trained = {path for path, role in found.items() if role == "parameters"}
