@@ -112,6 +112,13 @@ class LayoutTable:
         )
 
 
+def across(table: LayoutTable, sets: np.ndarray) -> LayoutTable:
+    """The table with columns of shape (rows, 1), and `sets` (codes of `remat`) as its column of shape (1, sets): it
+    stands for every row with every set, and columns broadcast against each other."""
+    columns: dict[str, Any] = {name: getattr(table, name)[:, None] for name in LayoutTable.columns()}
+    return dataclasses.replace(table, **{**columns, "remat": sets[None, :]})
+
+
 def _row(layout: Layout, orders: tuple[tuple[str, ...], ...]) -> dict[str, int]:
     outer = {f"dcn_{name}": factor for name, factor in layout.dcn_axes.items()}
     return {**layout.codes, **outer, "order": orders.index(layout.order)}

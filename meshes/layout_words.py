@@ -131,6 +131,14 @@ class RematWord(LayoutWord):
         codes, named = np.asarray(codes), self._named_sets()
         return np.where(self.unnamed(codes), codes - len(named), named[np.minimum(codes, len(named) - 1)])
 
+    def codes_of_sets(self, sets: np.ndarray) -> np.ndarray:
+        """The code of each number of a set: that of its name, where it has one (but `none`, which keeps more)."""
+        codes = sets + len(self.values)
+        for code, (name, number) in enumerate(zip(self.values, self._named_sets(), strict=True)):
+            if name != "none":
+                codes = np.where(sets == number, code, codes)
+        return codes
+
     def unnamed(self, codes: Any) -> np.ndarray:
         """Whether each code is that of a set without a name."""
         return np.asarray(codes) >= len(self.values)

@@ -58,7 +58,7 @@ def hidden_beside(
         if some and share:
             total = np.add.reduce([line.full for line in some])
             exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
-            left = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
+            left = np.divide(exposed, total, out=np.zeros(exposed.shape), where=total > 0)
             some = [line.lasting(line.full * left, line.full) for line in some]
         found += some
     return found
@@ -77,9 +77,10 @@ def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
 class Rows:
     """Some layouts of a table, the mesh and the piece of work of each, and a ledger of their own that `enter` fills.
 
-    Every array has one entry a row. `layers`: of a stage; `staged`: whether there is a pipeline
-    (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several; `dealt`: whether a
-    stage has several chunks.
+    Every array has one entry a row. Where the table stands for every row with every set (`autotune.table.across`), an
+    array is (rows, sets), of length 1 where all rows or all sets agree. `layers`: of a stage; `staged`: whether there
+    is a pipeline (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several;
+    `dealt`: whether a stage has several chunks. `nothing`: zeros, one a row.
     """
 
     def __init__(
@@ -100,7 +101,9 @@ class Rows:
         self.staged = self.size["stage"] > 1
         self.parameters: Parameters = parameters_of(self.shape, self.size)
         waiting = self.hardware.waiting(inputs.target.groups)
-        self.book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
+        shape = np.broadcast_shapes(piece.shape, table.remat.shape)
+        self.book = CostTerms(rows=shape if len(shape) > 1 else len(table), waiting=waiting, counting=counting)
+        self.nothing = np.zeros(piece.shape)
         count = float(self.shape.layers)
         slices = self.size["stage"] * table.virtual_stages
         of_a_stage = np.ceil(count / slices - 1e-9) * table.virtual_stages
