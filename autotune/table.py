@@ -57,6 +57,7 @@ class LayoutTable:
     zero: np.ndarray
     remat: np.ndarray
     accumulate: np.ndarray
+    reduce: np.ndarray
     microbatches: np.ndarray
     schedule: np.ndarray
     virtual_stages: np.ndarray

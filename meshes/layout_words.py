@@ -223,6 +223,20 @@ _WORDS = (
         meaning="Gradient accumulation: sequential passes over slices of the batch before one optimizer step.",
     ),
     LayoutWord(
+        name="reduce",
+        kind="choice",
+        default="pass",
+        values=("pass", "step"),
+        searched=("pass",),
+        search_rule="step is added where it wins by `autotune.price.deferred_reduction`",
+        needs_axis="data",
+        meaning="How often gradients are reduced over `data` under accumulation: in every pass, or once a step.",
+        value_meanings={
+            "pass": "each pass's gradients are reduced, and their sums are the same on all replicas",
+            "step": "each replica sums its own gradients over the passes, and the sums are reduced once",
+        },
+    ),
+    LayoutWord(
         name="microbatches",
         kind="count",
         default=1,

@@ -357,6 +357,7 @@ EVERY_WORD = {
     "zero": "data=8,zero=1",
     "remat": "data=8,remat=attention",
     "accumulate": "data=8,accumulate=2",
+    "reduce": "data=8,accumulate=2,reduce=step",
     "microbatches": "stage=2,data=4,schedule=gpipe,microbatches=4",
     "schedule": "stage=2,data=4,schedule=zero-bubble,microbatches=4",
     "virtual_stages": "stage=2,data=4,schedule=circular,microbatches=4,virtual_stages=2",
@@ -384,6 +385,7 @@ def test_no_word_of_a_layout_is_dropped_silently(codebase, word):
         "virtual_stages": text.replace(",virtual_stages=2", ",virtual_stages=1"),
         "microbatches": text.replace("microbatches=4", "microbatches=2"),
         "dcn": "data=4,tensor=2",
+        "reduce": "data=8,accumulate=2",
     }.get(word, ",".join(part for part in text.split(",") if part.partition("=")[0] in AXES))
     other = plan_for(plain, "h100:1x8" if word == "dcn" else "cpu:8")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.meshes.layout import SCHEDULES
+from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import cost_of, meshes_of
 from autotune.price.terms import CostTerms
 from autotune.price.transformer.device_work import work_of
@@ -97,7 +98,7 @@ class RowBlock:
         if sets is not None:
             some, pieces = across(some, sets), pieces[:, None]
         self.passes = MicrobatchTerms(pricer, prepared, some, pieces, counting)
-        choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")
+        choices = ("zero", "reduce", "microbatches", "schedule", "virtual_stages", "offload")
         first, self.of_once = unique_rows([piece, *(getattr(table, name) for name in choices)])
         self.once = StepTerms(pricer, prepared, table.take(first), piece[first], counting)
         waiting = pricer.target.hardware.waiting(pricer.target.groups)
@@ -133,6 +134,8 @@ class RowBlock:
         if stack.scatter_hides == "never":
             # They run beside the backward pass only where no reduce-scatter along fsdp comes first.
             beside = np.where(self.table.fsdp > 1, 0.0, 0.5 * beside)
+        # Once a step they come after the last pass: nothing is left to run beside them.
+        beside = np.where(self.table.reduce == ONCE_A_STEP, 0.0, beside)
         outer = self.pricer.target.hardware.tiers[-1].name
         for lines in self.once.hidden_later:
             every = [(line, line.full[self.of_once]) for line in lines]

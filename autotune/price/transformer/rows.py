@@ -10,6 +10,7 @@ import numpy as np
 from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES
+from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import CollectiveCost, Meshes
 from autotune.price.terms import CostTerms, Link, TermRows
 from autotune.price.transformer.device_work import Work
@@ -125,14 +126,20 @@ class Rows:
         """Values of each row's piece of work."""
         return values[self.piece]
 
-    def reductions(self) -> np.ndarray:
+    def reductions(self, axis: str) -> np.ndarray:
         """How often a step reduces gradients along an axis that repeats the weights."""
-        return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
+        once = self.deferred if axis == "data" else False
+        return np.where(self.stack.gradients_per_pass & ~np.asarray(once), self.table.accumulate, 1.0)
 
-    def table_share(self) -> np.ndarray:
+    def table_share(self, axis: str) -> np.ndarray:
         """Of these reductions, the share in which the vocabulary's tables take part."""
         once = self.stack.sums_tables_once & (self.table.zero == 0)
-        return np.where(once, 1.0 / self.reductions(), 1.0)
+        return np.where(once, 1.0 / self.reductions(axis), 1.0)
+
+    @property
+    def deferred(self) -> np.ndarray:
+        """Rows that reduce gradients along `data` once a step (`reduce=step`), by a collective of their own."""
+        return self.table.reduce == ONCE_A_STEP
 
     @property
     def hbm_rate(self) -> float:
