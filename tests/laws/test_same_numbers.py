@@ -60,7 +60,7 @@ ROWS = [
     ("tiny", "data=2,fsdp=2,tensor=2,accumulate=2,reduce=step"),
     ("tiny", f"data=2,context=2,tensor=2,accumulate=2,reduce=step,{RING},remat=full"),
     ("tiny-moe", "data=2,expert=2,accumulate=2,reduce=step"),
-    ("tiny-encoder", "data=2,fsdp=2,zero=1,accumulate=4,reduce=step,remat=save:query+mlp_up"),
+    ("tiny-encoder", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step,remat=save:query+mlp_up"),
     # pairs
     ("tiny", "data=2,fsdp=4"),
     ("tiny", "fsdp=4,tensor=2,order=tensor>stage>context>expert>fsdp>data"),

@@ -31,6 +31,7 @@ LAYOUTS = {
     "stage=2,fsdp=128,microbatches=4,schedule=1f1b,zero=2": "v5e:16x16",
     "data=64,tensor=4,zero=2": "v5e:16x16",
     "fsdp=64,tensor=4,remat=save:layer_input+query+attention/offload:key+value+mlp_up": "v5e:16x16",
+    "fsdp=128,tensor=2,remat=save:query+key+value/offload:attention": "v5e:16x16",
     "fsdp=256,remat=save:attention_out+mlp_gate+mlp_out/offload:layer_input": "v5e:16x16",
 }
 CASES = [plan_for(text, target) for text, target in LAYOUTS.items()]
@@ -130,6 +131,9 @@ def read_back_remat(flags: dict[str, str], remat: str) -> None:
         return
     told = {key: flags.get(key, default) for key, default in MAXTEXT_DEFAULTS.items()}
     assert set(told.values()) <= {"remat", "device", "offload"} and told["decoder_layer_input"] != "remat"
+    # query, key and value from one matmul (fused_qkv)
+    three = {told[key] for key in ("query_proj", "key_proj", "value_proj")}
+    assert flags.get("qkv_proj", "remat") == (three.pop() if len(three) == 1 else "remat")
     does = {"remat": "recompute", "device": "device", "offload": "host"}
     expected = layout_to_json(Layout(remat=remat))["remat_arrays"]
     assert {name: expected[name] for name in MAXTEXT_ARRAYS.values()} == {

@@ -1,4 +1,4 @@
-"""Gradients reduced over data once a step (`reduce=step`): what it sends and holds, where it is legal, and its search."""
+"""Gradients reduced over data once a step (`reduce=step`): what it sends and holds, where it is legal, its search."""
 
 import dataclasses
 
