@@ -244,7 +244,7 @@ def test_levanter(inherited):
 
 def test_easylm():
     plans = list(emitted("easylm"))
-    assert len(plans) == 7  # no stage, context or expert axis
+    assert len(plans) == 8  # no stage, context or expert axis
     for plan, text in plans:
         flags = dict(re.findall(r"^  --([\w.]+)='(\S*?)'", text, re.M))
         named = flags["mesh_dim"].removeprefix("!").split(",")
