@@ -39,8 +39,8 @@ from autotune.workload.trace import (
 )
 from autotune.workload.tracing import first_that_traces
 
-FIXED = {"remat": "none", "accumulate": "1", "stage": "1", "sequence_parallel": "1", "context_attention": "gather",
-         "offload": "none"}  # fmt: skip
+FIXED = {"remat": "none", "accumulate": "1", "reduce": "pass", "stage": "1", "sequence_parallel": "1",
+         "context_attention": "gather", "offload": "none"}  # fmt: skip
 """What a step that was not built from the layout cannot change."""
 
 WHOLE_BYTES_SHARE = 0.05
