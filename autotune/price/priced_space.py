@@ -23,6 +23,9 @@ from autotune.workload.workload import Workload
 STATE = ("parameters", "gradients", "optimizer_state")
 """Categories of memory that stay between passes, however small a piece of the batch is worked on at a time."""
 
+NEAR_CAPACITY = 0.95
+"""From this share of the capacity on the compiler starts to rematerialise on its own, and times are less sure."""
+
 OWN_RULE = "divides(an array of the step)"
 """What a user's own step adds to the rules of `autotune.meshes.legality`; its code is the one after theirs."""
 

@@ -19,7 +19,7 @@ from autotune.meshes.remat_sets import DEVICE, HOST, PLACES, RECOMPUTE, REMAT_AR
 from autotune.meshes.transformer import TransformerShape
 from autotune.price.axis_orders import joined, joined_prices
 from autotune.price.price import price, price_sets, price_transformer
-from autotune.price.priced_space import PricedSpace
+from autotune.price.priced_space import NEAR_CAPACITY, PricedSpace
 from autotune.price.transformer.training_stack import stack_of
 from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
@@ -74,8 +74,10 @@ def undominated(seconds: np.ndarray, peak_bytes: np.ndarray) -> np.ndarray:
 def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
     """The space with a further row for each mesh (with its other choices) on which a set without a name wins.
 
-    Of each mesh that is the fastest set that fits. Meshes are passed over that would not be among the `keep` best even
-    if they had the memory to keep every array: no set makes them so.
+    Of each mesh that is the fastest set that fits with `NEAR_CAPACITY` of the memory: the compiler works long on
+    programs nearer to the limit (more than 15 minutes for llama3-8b with offloaded arrays on v5e:8x8), and they often
+    do not fit. Meshes are passed over that would not be among the `keep` best even if they had the memory to keep every
+    array: no set makes them so.
     """
     shape, hardware = space.workload.transformer, space.target.hardware
     if shape is None:
@@ -91,7 +93,7 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
     np.minimum.at(policy, mesh_of[fits], space.seconds[legal][fits])
     least, bound = _bounds(space, meshes)
     order = np.argsort(bound, kind="stable")
-    order = order[(least[order] <= hardware.capacity_bytes) & (bound[order] < WINS * policy[order])]
+    order = order[(least[order] <= NEAR_CAPACITY * hardware.capacity_bytes) & (bound[order] < WINS * policy[order])]
     sets = candidate_sets(shape, space.target.platform == "tpu")
     best = np.sort(policy)[:keep]
     rows, mesh_rows, priced = [], [], 0
@@ -103,7 +105,7 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
             break
         seconds, peak = price_sets(space.workload, meshes.take(some), sets, space.target)
         priced += seconds.size
-        seconds = np.where(peak <= hardware.capacity_bytes, seconds, np.inf)
+        seconds = np.where(peak <= NEAR_CAPACITY * hardware.capacity_bytes, seconds, np.inf)
         at = seconds.argmin(axis=1)
         fastest = seconds[np.arange(len(some)), at]
         wins = fastest < WINS * policy[some]
@@ -134,8 +136,11 @@ def _bounds(space: PricedSpace, meshes: LayoutTable) -> tuple[np.ndarray, np.nda
     every matmul kept, and keeping it free."""
     workload, word, transformer = space.workload, LAYOUT_WORDS["remat"], space.workload.transformer
     assert transformer is not None
-    least = word.code("offload" if space.target.platform == "tpu" else "full")
-    peak = price(workload, _with_remat(meshes, np.full(len(meshes), least)), space.target, space.probed).peak_bytes
+    least = [word.code("full"), *([word.code("offload")] if space.target.platform == "tpu" else [])]
+    peak = np.minimum.reduce([
+        price(workload, _with_remat(meshes, np.full(len(meshes), code)), space.target, space.probed).peak_bytes
+        for code in least
+    ])  # fmt: skip
     stack = stack_of(space.target.hardware, workload.dtype, workload.training)
     free = dataclasses.replace(stack, traffic=dataclasses.replace(stack.traffic, saving=0.0))
     all_kept = _with_remat(meshes, np.full(len(meshes), word.code("dots")))

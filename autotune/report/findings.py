@@ -16,6 +16,7 @@ from autotune.meshes.target import Target
 from autotune.plan.plan import Plan
 from autotune.price.changes_that_fit import Change
 from autotune.price.price import Estimate
+from autotune.price.priced_space import NEAR_CAPACITY
 from autotune.row_status import RowStatus
 from autotune.units import seconds_text
 
@@ -162,9 +163,6 @@ class Findings:
             return None
         return timeline_of(self.compiled, self.ranked[0].layout, self.target)
 
-
-NEAR_CAPACITY = 0.95
-"""From this share of the capacity on the compiler starts to rematerialise on its own, and times are less sure."""
 
 SPARE = 0.1
 """Share of the capacity that a layout keeps free to be safe from what is not counted: fragments, other programs."""

@@ -123,7 +123,7 @@ class RowBlock:
         if published.any():
             # That each tick keeps the weights which its matmuls read is the reference pipeline's own.
             kept = kept - np.where(published, made.tick_weights[of], 0.0)
-        # What waits in host memory passes through the device: one layer's arrays on their way while the next ones are made.
+        # What waits in host memory passes through the device: a layer's arrays leave while the next layer's are made.
         on_its_way = 2.0 * made.waiting[of]
         return {"activations": (kept * waiting + made.kept_weights[of]) * layers + on_its_way}
 
