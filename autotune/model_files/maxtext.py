@@ -40,7 +40,7 @@ OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd", "muon": "muon
 
 def is_maxtext(values: Mapping[str, Any]) -> bool:
     """Whether a parsed yml is a MaxText config."""
-    return "decoder_block" in values or "base_emb_dim" in values or "model_name" in values
+    return any(key in values for key in ("decoder_block", "base_emb_dim", "model_name", "base_config"))
 
 
 def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[str, ...] = ()) -> ReadModel:
@@ -126,7 +126,7 @@ BLOCKS = {
 
 def _architecture(keys: Keys, name: str, block: Block) -> Architecture:
     d_model = keys.whole("base_emb_dim", DEFAULTS["base_emb_dim"])
-    count = keys.whole("base_num_decoder_layers", DEFAULTS["base_num_decoder_layers"]) * block.merged
+    count = keys.layers("base_num_decoder_layers", DEFAULTS["base_num_decoder_layers"]) * block.merged
     activations = keys.take("mlp_activations", DEFAULTS["mlp_activations"])
     activation = ACTIVATIONS.get(tuple(activations) if isinstance(activations, list) else ())
     if activation is None:
@@ -160,7 +160,7 @@ def _attention(keys: Keys, block: Block) -> AttentionKind:
     bias = "all" if block.bias == "always" else block.bias if biased else "none"
     if keys.values.get("attention_type") == "mla":
         rope = keys.whole("qk_rope_head_dim", 64)
-        keys.used.add("head_dim")
+        keys.used |= {"head_dim", "use_qk_norm", "attention_sink"}
         return AttentionKind(
             heads=heads, kv_heads=heads, head_dim=keys.whole("qk_nope_head_dim", 128) + rope,
             value_dim=keys.whole("v_head_dim", 128), kv_rank=keys.whole("kv_lora_rank", 512),

@@ -10,6 +10,7 @@ from typing import Any
 
 NEUTRAL = {
     "names, logs and metrics": (
+        "base_config", "sharding_strategy",
         "run_name", "model_name", "override_*", "metrics_file", "gcs_metrics", "*wandb*", "save_config_to_gcs",
         "base_output_directory", "log_*", "*tensorboard*", "*goodput*", "monitor_*", "step_deviation_*", "*heartbeat*",
         "report_*", "enable_gcp_*", "record_internal_nn_metrics", "*prometheus*", "managed_mldiagnostics*",

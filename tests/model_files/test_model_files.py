@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from other_models import COUNTED
+from other_models import REFUSED as REFUSED_TOO
 from published_models import FOLDER, PUBLISHED, files, table
 
 from autotune.cli import run
@@ -37,6 +39,46 @@ def test_every_published_count_is_met_and_the_page_shows_the_same_table():
     lines = table()
     assert all(line.endswith("| PASS |") for line in lines[2:]), [line for line in lines[2:] if "PASS" not in line]
     assert "\n".join(lines) in DOCS.read_text()
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_other_public_models_are_counted_as_published(name, tmp_path):
+    """To all digits where these are published, else to half a per cent."""
+    values, published = COUNTED[name]
+    model = read_model(write(tmp_path, values))
+    exact = isinstance(published, int)
+    assert model.architecture.parameters == pytest.approx(published, rel=0 if exact else 6e-3)
+    assert not [note for note in model.not_modelled if "unknown" in note]
+    assert shape_of(model, 2048).parameters == model.architecture.parameters
+
+
+@pytest.mark.parametrize("name", REFUSED_TOO)
+def test_other_public_models_are_refused_in_one_line(name, tmp_path, capsys):
+    values, words = REFUSED_TOO[name]
+    assert run(["models", write(tmp_path, values)]) == 2
+    told = capsys.readouterr().err.strip()
+    assert words in told and "\n" not in told
+
+
+def test_an_unknown_name_is_read_as_the_one_that_is_said_for_it(tmp_path):
+    path = write(tmp_path, changed("llama-3.1-8b", model_type="mine"))
+    with pytest.raises(ValueError, match="--set model_type=llama"):
+        read_model(path)
+    assert read_model(path, ["model_type=llama"]).architecture.parameters == 8_030_261_248
+
+
+STRANGE = ("x", [1], {"a": 1}, 0, -1, None, 1.5, True, 10**30)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_strange_value_of_any_key_is_read_or_refused_in_one_line(name, tmp_path):
+    values = COUNTED[name][0]
+    for place, key in enumerate(values):
+        for value in (STRANGE[place % len(STRANGE)], STRANGE[(place + len(name)) % len(STRANGE)]):
+            try:
+                read_model(write(tmp_path, values | {key: value}))
+            except ValueError as error:
+                assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -197,6 +239,18 @@ def test_a_maxtext_run_is_base_yml_under_the_model_under_the_command_line(tmp_pa
     assert alone.run["seq"] == 2048 and alone.architecture.parameters == 8_030_261_248
     with pytest.raises(ValueError, match="model_name='nobody'"):
         read_model(path, ["model_name=nobody"])
+
+
+def test_a_run_over_a_named_base_takes_the_model_that_it_names(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "gpu" / "models").mkdir(parents=True)
+    (tmp_path / "models" / "llama3.1-8b.yml").write_text(MAXTEXT.read_text())
+    write(tmp_path, {"run_name": "", "model_name": "default", "remat_policy": "full"}, "base.yml")
+    own = {"base_config": "base.yml", "run_name": "mine", "model_name": "llama3.1-8b", "remat_policy": "minimal"}
+    model = read_model(write(tmp_path / "gpu" / "models", own, "mine.yml"))
+    assert (model.architecture.parameters, model.run["remat"]) == (8_030_261_248, "minimal")
+    with pytest.raises(ValueError, match="base_config='bass.yml': there is no such file"):
+        read_model(write(tmp_path, own | {"base_config": "bass.yml"}, "mine.yml"))
 
 
 @pytest.mark.parametrize(
