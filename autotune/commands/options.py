@@ -64,7 +64,7 @@ TRAINING_WORDS = "autotune.training"
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--optimizer, --weights-dtype, --moments-dtype and --set; `given_training` tells what they said."""
+    """--optimizer, the dtypes of what is kept, and --set; `given_training` tells what they said."""
     from autotune.meshes.training import DTYPES, OPTIMIZERS
 
     def keep(context: click.Context, option: click.Parameter, value: Any) -> Any:
@@ -81,11 +81,19 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--weights-dtype", type=dtypes, expose_value=False, callback=keep,
-                help="Dtype of weights and gradients between steps [float32].",
+                help="Dtype of the weights between steps [float32].",
             ),
             click.option(
                 "--moments-dtype", type=dtypes, expose_value=False, callback=keep,
                 help="Dtype of the optimizer's state between steps [float32].",
+            ),
+            click.option(
+                "--gradients-dtype", type=dtypes, expose_value=False, callback=keep,
+                help="Dtype in which gradients are summed over passes and handed to the optimizer [the weights'].",
+            ),
+            click.option(
+                "--master-dtype", type=dtypes, expose_value=False, callback=keep,
+                help="Dtype of a master copy of the weights in the optimizer's state [none is kept].",
             ),
             click.option(
                 "--set", "settings", multiple=True, metavar="KEY=VALUE", expose_value=False, callback=keep,
@@ -333,9 +341,9 @@ def _differs(hardware: Path, plan: Plan) -> str:
 
 def training_words(plan: Plan) -> dict[str, Any]:
     """What a plan keeps of its training, for `workload_of`."""
-    words: dict[str, Any] = {
-        name: plan.recipe[name] for name in ("optimizer", "weights_dtype", "moments_dtype") if name in plan.recipe
-    }
+    from autotune.meshes.training import WORDS
+
+    words: dict[str, Any] = {name: plan.recipe[name] for name in WORDS if name in plan.recipe}
     return words | ({"settings": tuple(str(plan.recipe["set"]).splitlines())} if "set" in plan.recipe else {})
 
 

@@ -161,6 +161,11 @@ class Report(Shown):
     interrupted: bool = False
     """Whether Ctrl-C ended the search before every layout was compiled or measured."""
     instead: tuple[str, ...] = ()
+    taken: str | None = None
+    """How a reference model is trained, in words; None of a step of your own."""
+    ignored: tuple[str, ...] = ()
+    not_modelled: tuple[str, ...] = ()
+    """Of a model file: keys without effect on cost, and "key: what it may cost" of what no price or program has."""
 
     @property
     def ranked(self) -> tuple[Row, ...]:
@@ -336,6 +341,9 @@ def report_to_json(report: Report) -> dict[str, Any]:
         "memory_fraction": report.target.memory_fraction,
         "workload": report.workload,
         "in_place_of_plan": list(report.instead),
+        "taken": report.taken,
+        "ignored": list(report.ignored),
+        "not_modelled": list(report.not_modelled),
         "best": row_to_json(report, ranked[0]) if ranked and not report.compilers_word else None,
         "compilers_word": report.compilers_word,
         "interrupted": report.interrupted,

@@ -87,6 +87,9 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
     best = runnable[0] if runnable else None
     report = Report(
         workload=workload.name,
+        taken=workload.taken,
+        ignored=workload.ignored,
+        not_modelled=workload.not_modelled,
         target=target,
         tokens=workload.tokens,
         named=space.layouts or (),
@@ -430,7 +433,7 @@ def _sources(price: Estimate) -> str:
 
 
 def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
-    notes = [*workload.guesses, *space.notes]
+    notes = [*workload.guesses, *filter(None, [workload.model_note]), *space.notes]
     ratios = [
         row.analysis.prediction.step_seconds / row.price.step_seconds for row in runnable if row.analysis and row.price
     ]
