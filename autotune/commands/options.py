@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,11 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def given_training() -> dict[str, Any]:
     """What `training_options` of the running command were given, by the names of the options; `settings` is a tuple."""
     return dict(click.get_current_context().meta.get(TRAINING_WORDS, {}))
+
+
+def settings_given() -> tuple[str, ...]:
+    """--set of the running command."""
+    return tuple(given_training().get("settings", ()))
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -242,17 +247,47 @@ def workload_of(
 
             return load_workload(workload)
         from autotune.meshes.dtypes import dtype_of
-        from autotune.meshes.training import training_of
+        from autotune.meshes.training import WORDS, training_of
         from autotune.reference_workload import reference_workload
 
+        assert model is not None
+        if training is None:  # what a MaxText file says of its run, under the flags
+            run = run_of_model(model, told.get("settings", ()))
+            batch = batch if batch is not None else _batch_of(run, model, target)
+            seq, dtype = seq if seq is not None else run.get("seq"), dtype or run.get("dtype")
+            told = {word: run[word] for word in WORDS if word in run} | told
         if batch is None or seq is None:
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
-        assert model is not None
         kind = dtype_of(dtype) if dtype else default_dtype(target)
         target.hardware.peak(kind)
         return reference_workload(
             model, batch=batch, seq=seq, dtype=kind, settings=told.pop("settings", ()), training=training_of(told)
         )
+
+
+def run_of_model(model: str, settings: Sequence[str]) -> dict[str, Any]:
+    """What a model file says of its job and layout (MaxText), under the words of flags; empty of any other."""
+    from autotune.model_files.read import read_model
+
+    with bad_input():
+        return dict(read_model(model, settings).run)
+
+
+def _batch_of(run: Mapping[str, Any], model: str, target: Target) -> int | None:
+    from autotune.model_files.maxtext_run import devices_batch
+
+    return devices_batch(run, target, f"model file {one_line(model)}")
+
+
+def layout_of_model(model: str, target: Target) -> tuple[Layout, ...]:
+    """The layout that the mesh, remat and pipeline keys of a MaxText file say on a target."""
+    from autotune.model_files.maxtext_run import layout_of_run
+    from autotune.model_files.read import read_model
+
+    with bad_input():
+        found = read_model(model, given_training().get("settings", ()))
+        layers = len(found.architecture.layers)
+        return (layout_of_run(found.run, layers, target, f"model file {one_line(model)}"),)
 
 
 def machine_of(plan: Plan, target: str | None, memory_fraction: float | None) -> tuple[str, float | None]:

@@ -39,8 +39,8 @@ class Plan(Shown):
     `workload`, `fingerprint`, `recipe`: what is trained, and the words that build it again; `sequences` of `seq` tokens
     make one step. `partition`: how its arrays are cut; None for the reference models.
     `binding`: resource, elasticity, runner_up, margin; `kept_out_by`: constraint, layout, gain. `runners_up`: layout,
-    status, step_seconds and the reason it lost. `taken`, `ignored`, `not_modelled`: how a reference model is trained, and
-    what its file said beside the architecture, as `Workload` has them.
+    status, step_seconds and the reason it lost. `taken`, `ignored`, `not_modelled`: how a reference model is trained,
+    and what its file said beside the architecture, as `Workload` has them.
     """
 
     layout: Layout

@@ -94,7 +94,8 @@ def render_comparison(report: Report, first: Row, second: Row, other: Report | N
         told = (f"{row.layout}: {row.status}" + (f": {row.reason}" if row.reason else "") for row in (first, second))
         return Text("\n".join(told))
     jobs = [f"{one.workload} on {one.target.name}" for one in (report, other)]
-    head = f"in place of what the plans say: {', '.join(report.instead)}\n" if report.instead else ""
+    whose = "the plans say" if report.instead_of == "the plan" else f"{report.instead_of} says"
+    head = f"in place of what {whose}: {', '.join(report.instead)}\n" if report.instead else ""
     if jobs[0] == jobs[1]:
         head += f"{jobs[0]}, per device and step (compiled)"
         head += (f"\ntaken: {report.taken}" if report.taken else "") + f"\nA = {first.layout}\nB = {second.layout}"

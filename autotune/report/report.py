@@ -161,6 +161,8 @@ class Report(Shown):
     interrupted: bool = False
     """Whether Ctrl-C ended the search before every layout was compiled or measured."""
     instead: tuple[str, ...] = ()
+    instead_of: str = "the plan"
+    """What `instead` differs from: "the plan" or "the job file"."""
     taken: str | None = None
     """How a reference model is trained, in words; None of a step of your own."""
     ignored: tuple[str, ...] = ()

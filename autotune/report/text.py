@@ -73,7 +73,7 @@ def heading_text(report: Report) -> str:
     """What was asked: the step, the machine and its memory, and how a reference model is trained."""
     capacity = bytes_text(report.target.hardware.capacity_bytes)
     machine = f"{report.target.devices} devices, {capacity} usable each{_share(report.target)}"
-    instead = f"in place of what the plan says: {', '.join(report.instead)}\n" if report.instead else ""
+    instead = f"in place of what {report.instead_of} says: {', '.join(report.instead)}\n" if report.instead else ""
     taken = f"\ntaken: {report.taken}" if report.taken else ""
     return f"{instead}{report.workload} on {report.target.name} ({machine}){taken}"
 

@@ -96,7 +96,7 @@ def test_the_price_counts_the_bytes_of_the_state(training):
 
 
 def test_a_master_copy_moves_where_16_bit_weights_stand_still():
-    """A step far below a weight's rounding is lost in bfloat16 and kept in the copy, from which the weight is rounded."""
+    """A step far below a weight's rounding is lost in bfloat16 and kept in the copy, from which weights are rounded."""
     kept = Training(optimizer="sgd", weights_dtype="bfloat16", master_dtype="float32")
     weights = {"w": jnp.ones((4,), jnp.bfloat16)}
     rule = optimizer(kept)
