@@ -317,7 +317,8 @@ def test_explain_shows_what_a_maxtext_run_runs(tmp_path, capsys):
     assert told["best"]["text"] == "fsdp=4,tensor=2,remat=full" and told["best"]["status"] == "compiled"
     assert "batch 16 x 64 tokens, float32" in told["workload"]
     assert told["taken"].startswith("float32 compute, bfloat16 weights and moments") and told["ignored"]
-    alone = write(tmp_path, {"decoder_block": "llama2", "base_emb_dim": 64}, "alone.yml")
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    alone = write(tmp_path / "far" / "away", {"decoder_block": "llama2", "base_emb_dim": 64}, "alone.yml")
     assert run(["explain", "--model", alone, "--target", "cpu:8"]) == 2
     assert "give one of PLAN and --layout" in capsys.readouterr().err
 
