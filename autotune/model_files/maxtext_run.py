@@ -207,7 +207,7 @@ def layout_of_run(run: Mapping[str, Any], layers: int, target: Target, where: st
     groups = target.groups
     inner = _filled(run.get("ici", {}), target.devices // groups, "ici", target, where)
     outer = _filled(run.get("dcn", {}), groups, "dcn", target, where)
-    sizes = {axis: inner.get(axis, 1) * outer.get(axis, 1) for axis in {*inner, *outer}}
+    sizes: dict[str, Any] = {axis: inner.get(axis, 1) * outer.get(axis, 1) for axis in {*inner, *outer}}
     words: dict[str, Any] = {
         name: run[name] for name in ("remat", "accumulate", "zero", "offload", "sequence_parallel") if name in run
     }
