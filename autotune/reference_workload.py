@@ -16,6 +16,7 @@ from autotune.meshes.layout import AXES
 from autotune.meshes.training import Training, training_of
 from autotune.meshes.transformer import TransformerShape, check_step
 from autotune.model_files.read import read_model
+from autotune.model_files.read_model import ReadModel
 from autotune.model_files.shape import shape_of
 from autotune.system.source_digest import source_digest
 from autotune.workload.workload import Workload
@@ -29,8 +30,10 @@ def reference_workload(
     `settings`: KEY=VALUE in place of what a model file says. `training`: the optimizer and the dtypes of the state;
     None: AdamW with float32 weights and moments.
     """
-    shape = transformer_of(model, seq, settings)
-    workload = transformer_workload(shape, batch=batch, seq=seq, dtype=dtype, training=training)
+    found = read_model(model, settings)
+    workload = transformer_workload(
+        shape_of(found, seq), batch=batch, seq=seq, dtype=dtype, training=training, read=found
+    )
     words = {"model": model, "batch": batch, "seq": seq, "dtype": dtype, **workload.training.recipe()}
     return workload.with_recipe(words | ({"set": "\n".join(settings)} if settings else {}))
 
@@ -57,9 +60,13 @@ def transformer_of(model: str, seq: int | None = None, settings: Sequence[str] =
 
 
 def transformer_workload(
-    transformer: TransformerShape, *, batch: int, seq: int, dtype: str, training: Training | None = None
-) -> Workload:
-    """The workload of a shape: our reference train step; ValueError where it has more tokens than we count."""
+    transformer: TransformerShape, *, batch: int, seq: int, dtype: str, training: Training | None = None,
+    read: ReadModel | None = None,
+) -> Workload:  # fmt: skip
+    """The workload of a shape: our reference train step; ValueError where it has more tokens than we count.
+
+    `read`: the file that the shape is of.
+    """
     check_step(batch, seq)
     training = training or Training()
     told = ", ".join(filter(None, (dtype, training.words())))
@@ -73,6 +80,8 @@ def transformer_workload(
         axes=tuple(axis for axis in AXES if axis != "expert" or transformer.experts),
         fingerprint=_fingerprint(transformer, batch, seq, dtype, training),
         training=training,
+        ignored=read.ignored if read else (),
+        not_modelled=read.not_modelled if read else (),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-ACTIVATIONS = {"swiglu": 3, "geglu": 3, "gelu": 2, "relu": 2, "silu": 2}
+ACTIVATIONS = {"swiglu": 3, "geglu": 3, "gelu": 2, "relu": 2, "relu2": 2, "silu": 2}
 """Activation of an MLP -> its matrices: three where a gate multiplies the hidden units (Shazeer 2020, arXiv
 2002.05202), else two."""
 
@@ -18,7 +18,7 @@ QK_NORMS = ("none", "unscaled", "head", "whole")
 """Norm of queries and keys: none; without a scale (Llama 4); a scale of one head's width, shared by the heads (Qwen 3);
 a scale over all heads (OLMo 2)."""
 
-BIASES = ("none", "qkv", "all")
+BIASES = ("none", "qkv", "out", "all")
 """Projections of attention with a bias."""
 
 
@@ -93,9 +93,9 @@ class AttentionKind:
     def vectors(self, d_model: int) -> int:
         """Parameters of its norms, biases and sinks."""
         count = {"none": 0, "unscaled": 0, "head": 2, "whole": self.heads + self.kv_heads}[self.qk_norm] * self.head_dim
-        if self.bias != "none":
+        if self.bias in ("qkv", "all"):
             count += (self.heads + self.kv_heads) * self.head_dim + self.kv_heads * self.value_width
-        if self.bias == "all":
+        if self.bias in ("out", "all"):
             count += d_model
         return count + self.sinks * self.heads + self.latent * (self.query_rank + self.kv_rank)
 

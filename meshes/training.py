@@ -15,9 +15,17 @@ DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 """Dtype of weights and moments -> bytes of one number."""
 
 
+WORDS = ("optimizer", "weights_dtype", "moments_dtype", "gradients_dtype", "master_dtype")
+"""The fields of `Training`, which are also the words of flags, plans and job files."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The optimizer and what it keeps. Gradients have the dtype of the weights; updates are computed in float32.
+    """The optimizer and what it keeps. Updates are computed in float32.
+
+    `gradients_dtype`: of the gradients that passes sum and the optimizer takes; None: as the weights. (They are reduced
+    over devices in the compute dtype.) `master_dtype`: of a copy of the weights that the optimizer keeps and updates;
+    None: there is none.
 
     >>> Training(optimizer="adafactor", weights_dtype="bfloat16").words()
     'adafactor, bfloat16 weights'
@@ -26,22 +34,33 @@ class Training:
     optimizer: str = "adamw"
     weights_dtype: str = "float32"
     moments_dtype: str = "float32"
+    gradients_dtype: str | None = None
+    master_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for field, known in (("optimizer", OPTIMIZERS), ("weights_dtype", DTYPES), ("moments_dtype", DTYPES)):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer={self.optimizer!r} must be one of {', '.join(OPTIMIZERS)}")
+        for field in WORDS[1:]:
             value = getattr(self, field)
-            if value not in known:
-                raise ValueError(f"{field}={value!r} must be one of {', '.join(known)}")
+            if value not in DTYPES and not (value is None and field in WORDS[3:]):
+                raise ValueError(f"{field}={value!r} must be one of {', '.join(DTYPES)}")
+        if self.gradients_dtype == self.weights_dtype:
+            object.__setattr__(self, "gradients_dtype", None)
 
     @property
     def weight_bytes(self) -> float:
-        """Bytes of one parameter, and of its gradient."""
+        """Bytes of one parameter."""
         return DTYPES[self.weights_dtype]
 
     @property
+    def gradient_bytes(self) -> float:
+        """Bytes of the gradient of one parameter."""
+        return DTYPES[self.gradients_dtype or self.weights_dtype]
+
+    @property
     def moment_bytes(self) -> float:
-        """Bytes of optimizer state for each parameter."""
-        return OPTIMIZERS[self.optimizer] * DTYPES[self.moments_dtype]
+        """Bytes of optimizer state for each parameter, a master copy of it among them."""
+        return OPTIMIZERS[self.optimizer] * DTYPES[self.moments_dtype] + self._master_bytes
 
     @property
     def update_bytes(self) -> float:
@@ -49,7 +68,11 @@ class Training:
         more for their norm; Adafactor reads them a third time, for the means, and writes and reads the update to clip
         it."""
         passes = 5.0 if self.optimizer == "adafactor" else 2.0
-        return 2.0 * self.weight_bytes + 2.0 * self.moment_bytes + passes * self.weight_bytes
+        return 2.0 * self.weight_bytes + 2.0 * self.moment_bytes + passes * self.gradient_bytes
+
+    @property
+    def _master_bytes(self) -> float:
+        return DTYPES[self.master_dtype] if self.master_dtype else 0.0
 
     def words(self) -> str:
         """What differs from AdamW with float32 weights and moments, for a heading; empty where nothing does."""
@@ -58,16 +81,33 @@ class Training:
             found.append(f"{self.weights_dtype} weights")
         if self.moments_dtype != "float32":
             found.append(f"{self.moments_dtype} moments")
+        if self.gradients_dtype:
+            found.append(f"{self.gradients_dtype} gradients")
+        if self.master_dtype:
+            found.append(f"a {self.master_dtype} master copy")
         return ", ".join(found)
+
+    def told(self) -> str:
+        """All of it, for a heading.
+
+        >>> Training(weights_dtype="bfloat16").told()
+        'bfloat16 weights, float32 moments, adamw with gradient clipping'
+        """
+        kept = f"{self.weights_dtype} weights, {self.moments_dtype} moments"
+        if self.weights_dtype == self.moments_dtype:
+            kept = f"{self.weights_dtype} weights and moments"
+        if self.gradients_dtype:
+            kept += f", {self.gradients_dtype} gradients"
+        if self.master_dtype:
+            kept += f", a {self.master_dtype} master copy"
+        return f"{kept}, {self.optimizer} with gradient clipping"
 
     def recipe(self) -> dict[str, str]:
         """The flags' words that say it again; none that are at their default."""
         plain = Training()
-        names = ("optimizer", "weights_dtype", "moments_dtype")
-        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        return {name: getattr(self, name) for name in WORDS if getattr(self, name) != getattr(plain, name)}
 
 
 def training_of(words: Mapping[str, Any]) -> Training:
     """The training that some words say; those that are missing or None are at their default."""
-    names = ("optimizer", "weights_dtype", "moments_dtype")
-    return Training(**{name: str(words[name]) for name in names if words.get(name) is not None})
+    return Training(**{name: str(words[name]) for name in WORDS if words.get(name) is not None})

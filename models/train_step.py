@@ -41,9 +41,9 @@ def optimizer(training: Training | None = None) -> optax.GradientTransformation:
         "sgd": lambda: optax.sgd(LEARNING_RATE, momentum=0.9),
     }[training.optimizer]()
     chain = optax.chain(optax.clip_by_global_norm(CLIP_NORM), update)
-    if training.weights_dtype == training.moments_dtype == "float32":
-        return chain
-    return _in_float32(chain, jnp.dtype(training.moments_dtype))
+    if {training.weights_dtype, training.moments_dtype, training.gradients_dtype or "float32"} != {"float32"}:
+        chain = _in_float32(chain, jnp.dtype(training.moments_dtype))
+    return _with_master(chain, jnp.dtype(training.master_dtype)) if training.master_dtype else chain
 
 
 def _in_float32(inner: optax.GradientTransformation, kept: Any) -> optax.GradientTransformation:
@@ -59,6 +59,24 @@ def _in_float32(inner: optax.GradientTransformation, kept: Any) -> optax.Gradien
         wide = None if parameters is None else cast(parameters, jnp.float32)
         updates, state = inner.update(cast(gradients, jnp.float32), cast(state, jnp.float32), wide)
         return updates, cast(state, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _with_master(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """The same update of a copy of the weights that the state keeps in another dtype; the weights follow it."""
+
+    def init(parameters: Any) -> Any:
+        master = jax.tree.map(lambda leaf: leaf.astype(dtype), parameters)
+        return {"master": master, "inner": inner.init(parameters)}
+
+    def update(gradients: Any, state: Any, parameters: Any = None) -> Any:
+        updates, kept = inner.update(gradients, state["inner"], state["master"])
+        master = optax.apply_updates(state["master"], updates)
+        moves = jax.tree.map(  # added to the weights in float32, they give the master copy, rounded
+            lambda new, old: new.astype(old.dtype).astype(jnp.float32) - old.astype(jnp.float32), master, parameters
+        )
+        return moves, {"master": master, "inner": kept}
 
     return optax.GradientTransformation(init, update)
 
@@ -231,7 +249,8 @@ def train_step(
     """One optimizer step: (new state, metrics)."""
     with jax.sharding.use_abstract_mesh(run.sharder.mesh.abstract_mesh):
         weights = replicas(state["parameters"], axes, run)
-        kept = jnp.dtype((training or Training()).weights_dtype)
+        told = training or Training()
+        kept = jnp.dtype(told.gradients_dtype or told.weights_dtype)
         loss, gradients = accumulate(functools.partial(mean_loss, definition), weights, batch, axes, run, kept)
         if run.layout.zero == 1 and run.sharder.explicit:
             # Explicit axes want the gradients cut as the optimizer's state before they meet.

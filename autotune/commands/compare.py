@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from autotune.commands.job_file import instead_of_job, job_options, of_workload, save_job_of
 from autotune.commands.options import (
     Asked,
     asked_of,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.argument("first")
 @click.argument("second")
 @workload_options
+@job_options
 @target_options
 @memory_option
 @click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
@@ -67,7 +69,7 @@ def compare(
     machines = [target_of(one.target, hardware, one.memory_fraction) for one in asked]
     steps = [workload_of(**one.words, target=machine) for one, machine in zip(asked, machines, strict=True)]
     one_job = asked[0].words == asked[1].words and machines[0] == machines[1]
-    instead = tuple(dict.fromkeys(phrase for one in plans for phrase in one.instead))
+    instead = tuple(dict.fromkeys([*(phrase for one in plans for phrase in one.instead), *instead_of_job()]))
     reports, rows = [], []
     with progress(quiet) as on_event, bad_input():
         layouts = [default_dcn(layout, machine) for (layout, _), machine in zip(sides, machines, strict=True)]
@@ -79,7 +81,7 @@ def compare(
                 measure_count=0, jobs=2, probe=False, timeout_seconds=timeout, retry=True, store=kept,
                 on_event=on_event,
             )  # fmt: skip
-            report = replace(report, instead=instead)
+            report = replace(report, instead=instead, instead_of="the plan" if plans else "the job file")
             for side in together:
                 reports.append(report)
                 rows.append(next(row for row in report.rows if row.layout == layouts[side]))
@@ -90,6 +92,8 @@ def compare(
         from autotune.tables import lines
 
         click.echo("\n".join(lines(render_comparison(reports[0], a, b, reports[1]))))
+    if not save_job_of(click.get_current_context(), of_workload(steps[0], machines[0])):
+        return 2
     return 0 if all(row.analysis for row in rows) else 1
 
 

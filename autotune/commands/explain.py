@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from autotune.commands.job_file import JOB, job_options
 from autotune.commands.options import (
     asked_of,
     bad_input,
     json_option,
+    layout_of_model,
     layouts_of,
     memory_option,
     quiet_option,
+    run_of_model,
+    settings_given,
     store_option,
     target_of,
     target_options,
@@ -27,6 +33,7 @@ from autotune.commands.values import PATH, TIMEOUT
 @click.argument("plan", required=False, type=PATH)
 @click.option("--layout", help="The layout in words, e.g. fsdp=64,tensor=4,remat=full.")
 @workload_options
+@job_options
 @target_options
 @memory_option
 @click.option("--measure/--no-measure", default=None, help="Run it too [where devices exist].")
@@ -48,11 +55,14 @@ def explain(
     \b
     autotune explain --layout fsdp=64,tensor=4 --model llama3-8b --target v5e:16x16 --batch 256 --seq 4096
     autotune explain plan.json
+    autotune explain --model base.yml --set model_name=llama3.1-8b --target v5p:4x4x4
     """
     writable(html, "--html")
     writable(timeline, "--timeline")
-    if bool(plan) == bool(layout):
-        raise click.UsageError("give one of PLAN and --layout")
+    layout = None if plan and layout and click.get_current_context().meta.get(JOB) else layout
+    of_model = bool(model) and not plan and not layout and "ici" in run_of_model(model, settings_given())
+    if bool(plan) == bool(layout) and not of_model:
+        raise click.UsageError("give one of PLAN and --layout (a MaxText --model over its base.yml says its own)")
     words = {"model": model, "workload": workload, "batch": batch, "seq": seq, "dtype": dtype}
     instead: tuple[str, ...] = ()
     if plan:
@@ -60,10 +70,12 @@ def explain(
 
         with bad_input():
             saved = load_plan(plan)
-        layouts: tuple | None = (saved.layout,)
+        layouts: Any = (saved.layout,)
         asked = asked_of(saved, plan, target=target, hardware=hardware, memory_fraction=memory_fraction, **words)
         words, target, instead = asked.words, asked.target, asked.instead
         memory_fraction = asked.memory_fraction
+    elif of_model:
+        layouts = lambda on: layout_of_model(model, on)  # noqa: E731
     else:
         layouts = layouts_of(layout)
         if layouts is None or len(layouts) != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ TRAINING_WORDS = "autotune.training"
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--optimizer, --weights-dtype, --moments-dtype and --set; `given_training` tells what they said."""
+    """--optimizer, the dtypes of what is kept, and --set; `given_training` tells what they said."""
     from autotune.meshes.training import DTYPES, OPTIMIZERS
 
     def keep(context: click.Context, option: click.Parameter, value: Any) -> Any:
@@ -81,11 +81,19 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--weights-dtype", type=dtypes, expose_value=False, callback=keep,
-                help="Dtype of weights and gradients between steps [float32].",
+                help="Dtype of the weights between steps [float32].",
             ),
             click.option(
                 "--moments-dtype", type=dtypes, expose_value=False, callback=keep,
                 help="Dtype of the optimizer's state between steps [float32].",
+            ),
+            click.option(
+                "--gradients-dtype", type=dtypes, expose_value=False, callback=keep,
+                help="Dtype in which gradients are summed over passes and handed to the optimizer [the weights'].",
+            ),
+            click.option(
+                "--master-dtype", type=dtypes, expose_value=False, callback=keep,
+                help="Dtype of a master copy of the weights in the optimizer's state [none is kept].",
             ),
             click.option(
                 "--set", "settings", multiple=True, metavar="KEY=VALUE", expose_value=False, callback=keep,
@@ -100,6 +108,11 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def given_training() -> dict[str, Any]:
     """What `training_options` of the running command were given, by the names of the options; `settings` is a tuple."""
     return dict(click.get_current_context().meta.get(TRAINING_WORDS, {}))
+
+
+def settings_given() -> tuple[str, ...]:
+    """--set of the running command."""
+    return tuple(given_training().get("settings", ()))
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -234,17 +247,47 @@ def workload_of(
 
             return load_workload(workload)
         from autotune.meshes.dtypes import dtype_of
-        from autotune.meshes.training import training_of
+        from autotune.meshes.training import WORDS, training_of
         from autotune.reference_workload import reference_workload
 
+        assert model is not None
+        if training is None:  # what a MaxText file says of its run, under the flags
+            run = run_of_model(model, told.get("settings", ()))
+            batch = batch if batch is not None else _batch_of(run, model, target)
+            seq, dtype = seq if seq is not None else run.get("seq"), dtype or run.get("dtype")
+            told = {word: run[word] for word in WORDS if word in run} | told
         if batch is None or seq is None:
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
-        assert model is not None
         kind = dtype_of(dtype) if dtype else default_dtype(target)
         target.hardware.peak(kind)
         return reference_workload(
             model, batch=batch, seq=seq, dtype=kind, settings=told.pop("settings", ()), training=training_of(told)
         )
+
+
+def run_of_model(model: str, settings: Sequence[str]) -> dict[str, Any]:
+    """What a model file says of its job and layout (MaxText), under the words of flags; empty of any other."""
+    from autotune.model_files.read import read_model
+
+    with bad_input():
+        return dict(read_model(model, settings).run)
+
+
+def _batch_of(run: Mapping[str, Any], model: str, target: Target) -> int | None:
+    from autotune.model_files.maxtext_run import devices_batch
+
+    return devices_batch(run, target, f"model file {one_line(model)}")
+
+
+def layout_of_model(model: str, target: Target) -> tuple[Layout, ...]:
+    """The layout that the mesh, remat and pipeline keys of a MaxText file say on a target."""
+    from autotune.model_files.maxtext_run import layout_of_run
+    from autotune.model_files.read import read_model
+
+    with bad_input():
+        found = read_model(model, given_training().get("settings", ()))
+        layers = len(found.architecture.layers)
+        return (layout_of_run(found.run, layers, target, f"model file {one_line(model)}"),)
 
 
 def machine_of(plan: Plan, target: str | None, memory_fraction: float | None) -> tuple[str, float | None]:
@@ -333,9 +376,9 @@ def _differs(hardware: Path, plan: Plan) -> str:
 
 def training_words(plan: Plan) -> dict[str, Any]:
     """What a plan keeps of its training, for `workload_of`."""
-    words: dict[str, Any] = {
-        name: plan.recipe[name] for name in ("optimizer", "weights_dtype", "moments_dtype") if name in plan.recipe
-    }
+    from autotune.meshes.training import WORDS
+
+    words: dict[str, Any] = {name: plan.recipe[name] for name in WORDS if name in plan.recipe}
     return words | ({"settings": tuple(str(plan.recipe["set"]).splitlines())} if "set" in plan.recipe else {})
 
 

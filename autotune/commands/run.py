@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autotune.commands import ARGUMENTS
+from autotune.commands.job_file import instead_of_job, of_workload, save_job_of
 from autotune.commands.options import bad_input, saved, shown
 from autotune.commands.progress import progress
 from autotune.system.whole_file import write_whole
@@ -47,7 +48,8 @@ def run_search(
 ) -> int:
     """Run `search` with these options, show its report, then save.
 
-    `instead`: flags that were taken in place of what a plan says, for the heading.
+    `layouts`: those named, or a function of the target that gives them. `instead`: flags that were taken in place of
+    what a plan says, for the heading; those in place of a job file's words are added.
 
     Returns 0; 1 when nothing fits; 2 when the report or a file of it could not be written; 130 after Ctrl-C: then the
     report says what was known by then.
@@ -60,6 +62,8 @@ def run_search(
         if compile_count:
             require_compiler(machine)
         train_step = workload(machine)
+        if callable(layouts):
+            layouts = layouts(machine)
         require_same(machine, train_step)
         if not reports:
             from autotune.commands.follow import follow
@@ -83,13 +87,15 @@ def run_search(
                 on_event=on_event,
                 report_on_interrupt=True,
             )
-        report = replace(report, instead=instead)
+        report = replace(report, instead=(*instead, *(told := instead_of_job())))
+        report = replace(report, instead_of="the job file" if told and not instead else report.instead_of)
         leave_job()
     plan = report.plan_or_none
     # The report first: a disk that is full must not cost a search its answer.
     kept = _show(report, as_json)
     if out and plan and (kept := saved(plan.save, out, "--out") and kept) and not as_json:
         kept = shown(f"plan written to {out}") and kept
+    kept = save_job_of(click.get_current_context(), of_workload(train_step, machine)) and kept
     if html:
         from autotune.report.html import render_html
 
@@ -184,7 +190,7 @@ def leave_job() -> None:
     leave()
 
 
-PROCESS_0_ONLY = ("out", "html", "timeline", "as_json", "store", "quiet")
+PROCESS_0_ONLY = ("out", "html", "timeline", "as_json", "store", "quiet", "save_job", "job")
 """Options that may differ between the processes of a job: only process 0 reports and keeps."""
 OF_THE_PROCESS = ("coordinator", "processes", "process_id", "join_timeout")
 INPUT_FILES = ("plan", "hardware")

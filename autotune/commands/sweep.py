@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from autotune.commands.job_file import instead_of_job, job_options, save_job_of
 from autotune.commands.options import (
     CRITICAL_NORMS_HELP,
     MODEL_HELP,
@@ -15,10 +16,13 @@ from autotune.commands.options import (
     critical_tokens,
     default_dtype,
     fix_option,
+    given_training,
     json_option,
     memory_option,
+    run_of_model,
     saved,
     store_option,
+    training_options,
     writable,
 )
 from autotune.commands.values import BATCH, COUNT, PATH, TIMEOUT, Number, axes_of
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--model", help=MODEL_HELP)
+@training_options
+@job_options
 @click.option(
     "--workload",
     metavar="PACKAGE.MODULE:FUNCTION",
@@ -103,6 +109,10 @@ def sweep(
     for name, value in (("--target", target), ("--chips", chips)):
         if not value:
             raise click.UsageError(f"{name} is missing")
+    told = given_training()
+    if workload and told:
+        name = next(iter(told)).replace("_", "-").replace("settings", "set")
+        raise click.UsageError(f"--{name} is of a --model; a --workload brings its own optimizer and dtypes")
     if workload:
         said = {"--batch-tokens": batch_tokens, "--batch-rule": batch_rule, "--seq": seq, "--dtype": dtype,
                 "--batch-scale": batch_scale != 1.0, "--depth-scale": depth_scale != 1.0, "--shapes": shapes,
@@ -165,6 +175,9 @@ def sweep(
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(width=200, highlight=False)
+        instead = instead_of_job()
+        if instead:
+            console.print(f"in place of what the job file says: {', '.join(instead)}", markup=False)
         console.print(render(found, budgets, min_mfu=min_mfu, helps=helps, shapes=drawn))
     if plot is not None:
         from autotune.sweep.plot import picture
@@ -172,6 +185,8 @@ def sweep(
         if not saved(lambda path: picture(found, budgets, path), plot, "--plot"):
             return 2
         click.echo(f"wrote {plot} and {plot.with_suffix('.csv')}", err=True)
+    if not save_job_of(click.get_current_context(), {}):
+        return 2
     return 0 if any(one.feasible for one in found) else 1
 
 
@@ -265,12 +280,17 @@ def _question(
 ) -> Question:  # fmt: skip
     """The step, its axes and pins, on one machine."""
     from autotune.meshes.dtypes import dtype_of
+    from autotune.meshes.training import WORDS, training_of
     from autotune.reference_workload import reference_workload, transformer_of, transformer_workload
     from autotune.space import parse_fix
     from autotune.sweep.point import Question
     from autotune.sweep.shapes import reshaped
 
-    transformer = transformer_of(model)
+    told = given_training()
+    settings, run = told.pop("settings", ()), run_of_model(model, given_training().get("settings", ()))
+    told = {word: run[word] for word in WORDS if word in run} | told
+    dtype, training = dtype or run.get("dtype"), training_of(told)
+    transformer = transformer_of(model, seq, settings)
     batch = rule.sequences(transformer, seq, tokens)
     offered = next((target for target in map(family.target, sizes) if target is not None), None)
     if offered is None:
@@ -278,10 +298,10 @@ def _question(
     kind = dtype_of(dtype) if dtype else default_dtype(offered)
     family.hardware.peak(kind)
     if depth_scale == 1.0:
-        workload = reference_workload(model, batch=batch, seq=seq, dtype=kind)
+        workload = reference_workload(model, batch=batch, seq=seq, dtype=kind, settings=settings, training=training)
     else:
         shape = reshaped(transformer, depth_scale, lambda one: float(one.parameters))
-        workload = transformer_workload(shape, batch=batch, seq=seq, dtype=kind)
+        workload = transformer_workload(shape, batch=batch, seq=seq, dtype=kind, training=training)
     return Question(workload=workload, axes=_axes(axes, workload), fixed=parse_fix(fix))
 
 

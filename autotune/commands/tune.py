@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from autotune.commands.job_file import job_options
 from autotune.commands.options import (
     fix_option,
     json_option,
@@ -24,6 +25,7 @@ from autotune.commands.values import COUNT, PATH, TIMEOUT, Whole, axes_of
 
 @click.command()
 @workload_options
+@job_options
 @target_options
 @memory_option
 @click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from autotune.meshes.fields import short
+from autotune.meshes.transformer import LARGEST_SIZE
+
 REQUIRED = object()
 """Default of a key that must be there."""
+
+MOST_LAYERS = 10_000
+"""Layers of a model, of which each is looked at alone."""
 
 
 class Keys:
@@ -37,14 +43,23 @@ class Keys:
         if name in self.values and self.values[name] is not None:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 rule = "a whole number above 0" if least == 1 else f"a whole number, {least} or more"
-                raise ValueError(f"{self.where}: {name}={value!r} must be {rule}")
+                raise ValueError(f"{self.where}: {name}={short(value)} must be {rule}")
+            if value > LARGEST_SIZE:
+                raise ValueError(f"{self.where}: {name}={short(value)} must be at most {LARGEST_SIZE:,}")
+        return value
+
+    def layers(self, name: str, default: Any = REQUIRED) -> int:
+        """How many layers there are: a whole number from 1 to `MOST_LAYERS`."""
+        value: int = self.whole(name, default)
+        if value > MOST_LAYERS:
+            raise ValueError(f"{self.where}: {name}={value} must be at most {MOST_LAYERS:,}")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.take(name, default)
         if not isinstance(value, bool):
-            raise ValueError(f"{self.where}: {name}={value!r} must be true or false")
+            raise ValueError(f"{self.where}: {name}={short(value)} must be true or false")
         return value
 
     def texts(self, name: str, count: int) -> list[str] | None:

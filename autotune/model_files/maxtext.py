@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind, MlpKind
+from autotune.meshes.fields import short
 from autotune.model_files.keys import Keys
 from autotune.model_files.maxtext_keys import REFUSED, costs, is_off, neutral
+from autotune.model_files.maxtext_run import run_of
 from autotune.model_files.read_model import DROPLESS, ReadModel
 
 DEFAULTS: dict[str, Any] = {
@@ -23,24 +25,10 @@ ACTIVATIONS = {("silu", "linear"): "swiglu", ("gelu", "linear"): "geglu", ("sigm
                ("gelu",): "gelu", ("relu",): "relu", ("silu",): "silu"}  # fmt: skip
 """`mlp_activations` -> ours. gpt-oss's gate is a sigmoid times its input, which is SiLU."""
 
-MESH_AXES = {"data": "data", "fsdp": "fsdp", "tensor": "tensor", "tensor_sequence": "tensor", "context": "context",
-             "expert": "expert", "pipeline": "stage"}  # fmt: skip
-"""MaxText's `ici_*_parallelism` and `dcn_*_parallelism` -> mesh axis."""
-
-OTHER_AXES = ("diloco", "fsdp_transpose", "sequence", "context_usp_ulysses", "context_autoregressive", "autoregressive")
-"""Axes of MaxText's mesh that a layout here does not have."""
-
-REMAT = {"none": "none", "minimal_with_context": "dots", "minimal": "minimal", "full": "full",
-         "save_dot_with_context_except_mlp": "attention"}  # fmt: skip
-"""`remat_policy` -> remat word of a layout, as `autotune emit` writes them."""
-
-OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd", "muon": "muon"}
-"""`opt_type` -> optimizer of the job."""
-
 
 def is_maxtext(values: Mapping[str, Any]) -> bool:
     """Whether a parsed yml is a MaxText config."""
-    return "decoder_block" in values or "base_emb_dim" in values or "model_name" in values
+    return any(key in values for key in ("decoder_block", "base_emb_dim", "model_name", "base_config"))
 
 
 def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[str, ...] = ()) -> ReadModel:
@@ -61,6 +49,8 @@ def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[
             f"{where}: global_parameter_scale={values['global_parameter_scale']!r} must be 1; set the base_* keys"
         )
     block = keys.take("decoder_block", "llama2")
+    if not isinstance(block, str):
+        raise ValueError(f"{where}: decoder_block={short(block)} must be a text")
     if block in GATED_DELTA_NET:
         raise ValueError(f"{where}: decoder_block={block!r}: gated delta net (linear attention) is not modelled")
     if block not in BLOCKS:
@@ -71,8 +61,8 @@ def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[
         told = str(error)
         raise ValueError(told if told.startswith(where) else f"{where}: {told}") from None
     factor = keys.take("capacity_factor", -1.0)
-    run = _run(keys)
     routed = any(layer.mlp.experts for layer in architecture.layers)
+    run = run_of(keys, gated=any(layer.mlp.matrices == 3 for layer in architecture.layers), experts=routed)
     if routed and factor and factor > 0:
         run["capacity_factor"] = float(factor)
     keys.sort(neutral, costs, asked)
@@ -126,7 +116,7 @@ BLOCKS = {
 
 def _architecture(keys: Keys, name: str, block: Block) -> Architecture:
     d_model = keys.whole("base_emb_dim", DEFAULTS["base_emb_dim"])
-    count = keys.whole("base_num_decoder_layers", DEFAULTS["base_num_decoder_layers"]) * block.merged
+    count = keys.layers("base_num_decoder_layers", DEFAULTS["base_num_decoder_layers"]) * block.merged
     activations = keys.take("mlp_activations", DEFAULTS["mlp_activations"])
     activation = ACTIVATIONS.get(tuple(activations) if isinstance(activations, list) else ())
     if activation is None:
@@ -160,7 +150,7 @@ def _attention(keys: Keys, block: Block) -> AttentionKind:
     bias = "all" if block.bias == "always" else block.bias if biased else "none"
     if keys.values.get("attention_type") == "mla":
         rope = keys.whole("qk_rope_head_dim", 64)
-        keys.used.add("head_dim")
+        keys.used |= {"head_dim", "use_qk_norm", "attention_sink"}
         return AttentionKind(
             heads=heads, kv_heads=heads, head_dim=keys.whole("qk_nope_head_dim", 128) + rope,
             value_dim=keys.whole("v_head_dim", 128), kv_rank=keys.whole("kv_lora_rank", 512),
@@ -228,56 +218,3 @@ def _mlps(keys: Keys, block: Block, activation: str, count: int) -> list[MlpKind
     first = keys.whole("first_num_dense_layers", 0, least=0)
     step = keys.whole("interleave_moe_layer_step", 1)
     return [dense if layer < first or (layer + 1) % step else routed for layer in range(count)]
-
-
-def _run(keys: Keys) -> dict[str, Any]:
-    """What the file says of the job and its layout, under the words of our flags."""
-    run: dict[str, Any] = {}
-    where = keys.where
-    for ours, theirs in (("seq", "max_target_length"), ("dtype", "dtype"), ("weights_dtype", "weight_dtype"),
-                         ("moments_dtype", "mu_dtype"), ("gradients_dtype", "grad_dtype"),
-                         ("per_device_batch", "per_device_batch_size"),
-                         ("accumulate", "gradient_accumulation_steps"),
-                         ("microbatches", "num_pipeline_microbatches")):  # fmt: skip
-        value = keys.take(theirs, None)
-        if value not in (None, "", -1):
-            run[ours] = value
-    optimizer = keys.take("opt_type", None)
-    if optimizer is not None:
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"{where}: opt_type={optimizer!r} must be one of {', '.join(OPTIMIZERS)}")
-        run["optimizer"] = OPTIMIZERS[optimizer]
-    policy = keys.take("remat_policy", None)
-    if policy is not None:
-        if policy in REMAT:
-            run["remat"] = REMAT[policy]
-        else:
-            keys.not_modelled.append(f"remat_policy: {policy!r} is no policy of a layout here; say it with --layout")
-    for tier in ("ici", "dcn"):
-        for theirs, axis in MESH_AXES.items():
-            value = keys.take(f"{tier}_{theirs}_parallelism", None)
-            if value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value == 0 or value < -1:
-                raise ValueError(
-                    f"{where}: {tier}_{theirs}_parallelism={value!r} must be a whole number above 0, or -1"
-                )
-            sizes = run.setdefault(tier, {})
-            before = sizes.get(axis, 1)
-            sizes[axis] = -1 if -1 in (value, before) else value * before
-            if theirs == "tensor_sequence" and value != 1:
-                run["sequence_parallel"] = True
-        for theirs in OTHER_AXES:
-            value = keys.take(f"{tier}_{theirs}_parallelism", 1)
-            if value != 1:
-                keys.not_modelled.append(f"{tier}_{theirs}_parallelism: {value}: a mesh axis that no layout here has")
-    if keys.take("shard_optimizer_over_data", False):
-        run["zero"] = 1
-    if keys.take("optimizer_memory_host_offload", False):
-        run["offload"] = "optimizer"
-    for key in ("enable_dropout", "dropout_rate"):
-        keys.used.add(key)
-    rate = keys.values.get("dropout_rate") or 0
-    if rate and keys.values.get("enable_dropout", True):
-        keys.not_modelled.append(f"dropout_rate: {rate}: random bits and a mask for each activation")
-    return run

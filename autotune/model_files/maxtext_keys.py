@@ -10,6 +10,7 @@ from typing import Any
 
 NEUTRAL = {
     "names, logs and metrics": (
+        "base_config", "sharding_strategy",
         "run_name", "model_name", "override_*", "metrics_file", "gcs_metrics", "*wandb*", "save_config_to_gcs",
         "base_output_directory", "log_*", "*tensorboard*", "*goodput*", "monitor_*", "step_deviation_*", "*heartbeat*",
         "report_*", "enable_gcp_*", "record_internal_nn_metrics", "*prometheus*", "managed_mldiagnostics*",
@@ -38,7 +39,7 @@ NEUTRAL = {
     ),
     "learning rate and other numbers of the optimizer": (
         "learning_rate*", "lr_schedule_type", "wsd_*", "warmup_*", "adam_*", "adamw_*", "muon_*",
-        "gradient_clipping_threshold", "dense_init_scale", "z_loss_multiplier",
+        "dense_init_scale", "z_loss_multiplier",
     ),
     "generation": (
         "max_prefill_predict_length", "prompt", "prefill_*", "autoregressive_*", "decode_*", "inference_*",
@@ -68,8 +69,10 @@ NEUTRAL = {
         "float32_weight_sum", "vocab_tiling_ag_once",
         "shard_exp_on_fsdp", "use_2d_fsdp_sharding", "*_two_stage_all_gather", "force_unroll", "scan_layers",
         "param_scan_axis", "scan_pipeline_*", "scan_layers_per_stage", "set_remat_policy_on_*", "matmul_precision",
-        "inhomogeneous_layer_cycle_interval", "pipeline_*", "num_pipeline_repeats", "num_layers_per_pipeline_stage",
-        "context_parallel_*", "allow_split_physical_axes", "optimize_mesh_for_tpu_v6e", "custom_mesh", "shardy",
+        "inhomogeneous_layer_cycle_interval", "pipeline_*",
+       
+        "context_parallel_load_balance", "context_parallel_reorder_strategy",
+        "allow_split_physical_axes", "optimize_mesh_for_tpu_v6e", "custom_mesh", "shardy",
         "remove_size_one_mesh_axis_from_type", "shard_mode", "use_sequential_layers", "enable_mhc_lite",
         "num_communication_overlapping_steps", "communication_overlapping_alpha", "*jax_splash*",
     ),
@@ -84,13 +87,12 @@ NEUTRAL = {
         "replicate_quant_scale", "use_qwix_quantization", "use_manual_quantization", "*_calibration_method",
         "quantization_local_shard_count", "dropout_rate", "remat_policy_for_vit", "vocab_size_per_layer_input",
         "o_groups", "compressed_*", "num_experts_per_tok", "first_num_hash_layers", "experimental_sa_*",
-        "use_dpo", "query_wa_proj", "kv_wa_proj", "video_max_grid_*", "q_lora_rank", "kv_lora_rank", "qk_*_head_dim",
+        "use_dpo", "video_max_grid_*", "q_lora_rank", "kv_lora_rank", "qk_*_head_dim",
         "v_head_dim", "base_moe_mlp_dim", "checkpoint_is_quantized", "sliding_window_size", "chunk_attn_window_size",
         "shared_experts", "first_num_dense_layers", "interleave_moe_layer_step",
     ),
-    "arrays of the remat policy `custom`": (
-        "decoder_layer_input", "context", "mlpw*", "moe_mlpw*", "*_proj", "mla_q", "mla_kv", "attention_out",
-        "indexer_cutoff_threshold", "engram",
+    "arrays of the remat policy `custom`, recomputed": (
+        "query_wa_proj", "kv_wa_proj", "mla_q", "mla_kv", "attention_out", "indexer_cutoff_threshold", "engram",
     ),
 }  # fmt: skip
 """Why keys change nothing in cost -> patterns of the keys."""

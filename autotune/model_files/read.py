@@ -146,18 +146,34 @@ def _with_base(path: Path, values: Mapping[str, Any], changes: Mapping[str, Any]
     `base.yml` itself takes the model that `model_name` names, from `models/` beside it. A model's yml takes the
     `base.yml` beside it or in the folder above, where there is one. What is set by hand wins.
     """
-    if path.stem == "base" or "run_name" in values:
+    if path.stem == "base" or "run_name" in values and "base_config" not in values:
         name = changes.get("model_name", values.get("model_name", "default"))
         if name in ("default", "", None):
             return {**values, **changes}
         file = path.parent / "models" / f"{name}.yml"
-        if not file.is_file():
+        if not isinstance(name, str) or not file.is_file():
             raise ValueError(f"model file {path}: model_name={name!r}: there is no file {file}")
         return {**values, **_parsed(file), **changes}
+    named = values.get("base_config")
+    if named is not None:  # a run's own yml over another one, which takes the model that the run names
+        if not isinstance(named, str):
+            raise ValueError(f"model file {path}: base_config={named!r} must be a path")
+        base = _found_above(path, named)
+        own = {key: value for key, value in values.items() if key != "base_config"}
+        put = _with_base(base, {**_parsed(base), **own}, changes)
+        return {**put, **own, **changes} if values.get("override_model_config") else put
     for base in (path.parent / "base.yml", path.parent.parent / "base.yml"):
         if base.is_file() and base != path:
             return {**_parsed(base), **values, **changes}
     return {**values, **changes}
+
+
+def _found_above(path: Path, named: str) -> Path:
+    """The file that a yml names, beside it or in a folder above, as MaxText looks for it."""
+    for folder in path.resolve().parents[:4]:
+        if (folder / named).is_file():
+            return folder / named
+    raise ValueError(f"model file {path}: base_config={named!r}: there is no such file beside it or above")
 
 
 def _maxtext_name(path: Path, values: Mapping[str, Any], changes: Mapping[str, Any]) -> str:

@@ -33,7 +33,8 @@ class PlanFields:
     `workload`, `fingerprint`, `recipe`: what is trained, and the words that build it again; `sequences` of `seq` tokens
     make one step. `partition`: how its arrays are cut; None for the reference models.
     `binding`: resource, elasticity, runner_up, margin; `kept_out_by`: constraint, layout, gain. `runners_up`: layout,
-    status, step_seconds and the reason it lost.
+    status, step_seconds and the reason it lost. `taken`, `ignored`, `not_modelled`: how a reference model is trained,
+    and what its file said beside the architecture, as `Workload` has them.
     """
 
     layout: Layout
@@ -56,6 +57,9 @@ class PlanFields:
     runners_up: tuple[Mapping[str, Any], ...]
     guesses: tuple[str, ...]
     memory_fraction: float | None = None
+    taken: str | None = None
+    ignored: tuple[str, ...] = ()
+    not_modelled: tuple[str, ...] = ()
 
     def machine(self) -> Target:
         """The target it was made for."""
@@ -87,6 +91,9 @@ class PlanFields:
             "kept_out_by": self.kept_out_by,
             "runners_up": self.runners_up,
             "guesses": self.guesses,
+            "taken": self.taken,
+            "ignored": self.ignored,
+            "not_modelled": self.not_modelled,
             "partition": self.partition.to_json() if self.partition else None,
         }
         if self.memory_fraction is not None:

@@ -64,6 +64,8 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
         check_step(sequences, seq)
     except ValueError as error:
         raise ValueError(f"{read.where}: {error}") from None
+    # what a plan of an earlier version does not say
+    later = Fields(read.where, {"taken": None, "ignored": [], "not_modelled": []} | dict(read.values))
     return Plan(
         layout=layout,
         target=target.name,
@@ -85,6 +87,9 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
         runners_up=tuple(read.listed("runners_up", dict)),
         guesses=tuple(read.listed("guesses", str)),
         memory_fraction=target.memory_fraction,
+        taken=later("taken", (str, type(None))),
+        ignored=tuple(later.listed("ignored", str)),
+        not_modelled=tuple(later.listed("not_modelled", str)),
     )
 
 

@@ -22,6 +22,8 @@ def _named(plan: PlanFields) -> Iterator[tuple[str, str]]:
     figures, binding, kept_out = plan.figures, plan.binding, plan.kept_out_by
     yield "layout", str(plan.layout)
     yield "job", f"{plan.workload}: {plan.sequences:,} sequences of {plan.seq:,} tokens in one step"
+    if plan.taken:
+        yield "taken", plan.taken
     yield "machine", f"{plan.target}: {plan.devices} devices ({plan.hardware})"
     yield "step", _step(plan)
     if figures.mfu is not None:
@@ -41,6 +43,8 @@ def _named(plan: PlanFields) -> Iterator[tuple[str, str]]:
     yield "made with", ", ".join(f"{name} {version}" for name, version in plan.versions.items())
     for guess in plan.guesses:
         yield "guess", guess
+    for note in plan.not_modelled:
+        yield "note", f"not modelled: {note}"
 
 
 def _step(plan: PlanFields) -> str:

@@ -8,6 +8,7 @@ mesh (`collective_costs`), one microbatch (`transformer.per_microbatch`), and on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -79,7 +80,7 @@ class Estimate:
     @property
     def elasticities(self) -> dict[str, float]:
         """Resource -> its share of the step, largest first; the shares add up to 1."""
-        total = sum(self.resources.values())
+        total = math.fsum(self.resources.values())  # whatever their order
         ranked = sorted(self.resources.items(), key=lambda item: (-item[1], item[0]))
         return {name: seconds / total for name, seconds in ranked}
 
@@ -100,7 +101,11 @@ class Prices:
 
     def estimate(self, row: int) -> Estimate:
         """One row with every term."""
-        return _estimate(self.pricer, self.table.take(slice(row, row + 1)))
+        return _estimates(self.pricer, self.table.take(slice(row, row + 1)))[0]
+
+    def estimates(self, rows: np.ndarray) -> list[Estimate]:
+        """The rows of an index array with every term, the same numbers as one by one."""
+        return _estimates(self.pricer, self.table.take(rows)) if len(rows) else []
 
     def memory(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Category -> bytes of one device, shape (len(rows),), of the rows of an index array. Prices them once more."""
@@ -206,26 +211,39 @@ def estimate(
     return price_transformer(transformer, batch, seq, dtype, table, target, stack).estimate(0)
 
 
-def _estimate(pricer: AnyPricer, table: LayoutTable) -> Estimate:
-    cost = pricer.cost_terms(table, pricer.prepare(table), slice(0, 1), counting=True)
-    counts = {name: float(amount[0]) for name, amount in cost.counted().items()}
-    flops = counts.pop("flops", 0.0)
-    step, low, high, peak = (float(values[0]) for values in cost.totals())
-    terms: dict[str, Term] = {}
-    for name, resource, link, seconds in cost.terms():
-        before = terms[name].seconds if name in terms else 0.0
-        if seconds[0] or name in terms:
-            source = cost.sources.get(name, "closed form")
-            parts = {} if link is None else {"axis": link.axis, "tier": link.tier, "kind": link.kind}
-            terms[name] = Term(seconds=before + float(seconds[0]), resource=resource, source=source, **parts)
-    return Estimate(
-        step_seconds=step,
-        low_seconds=low,
-        high_seconds=high,
-        peak_bytes=peak,
-        terms=dict(sorted(terms.items(), key=lambda item: -item[1].seconds)),
-        resources={name: float(seconds[0]) for name, seconds in cost.resources().items() if seconds[0]},
-        memory={name: float(values[0]) for name, values in cost.all_memory().items()},
-        flops=flops,
-        sent={axis: amount for axis, amount in counts.items() if amount},
-    )
+def _estimates(pricer: AnyPricer, table: LayoutTable) -> list[Estimate]:
+    """Every row of a table with every term."""
+    count = len(table)
+    cost = pricer.cost_terms(table, pricer.prepare(table), slice(0, count), counting=True)
+
+    def columns(amounts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.broadcast_to(amount, count) for name, amount in amounts.items()}
+
+    counts, memory, resources = columns(cost.counted()), columns(cost.all_memory()), columns(cost.resources())
+    totals = [np.broadcast_to(values, count) for values in cost.totals()]
+    lines = [(name, resource, link, np.broadcast_to(seconds, count)) for name, resource, link, seconds in cost.terms()]
+    flops = counts.pop("flops", np.zeros(count))
+    found = []
+    for row in range(count):
+        terms: dict[str, Term] = {}
+        for name, resource, link, seconds in lines:
+            before = terms[name].seconds if name in terms else 0.0
+            if seconds[row] or name in terms:
+                source = cost.sources.get(name, "closed form")
+                parts = {} if link is None else {"axis": link.axis, "tier": link.tier, "kind": link.kind}
+                terms[name] = Term(seconds=before + float(seconds[row]), resource=resource, source=source, **parts)
+        step, low, high, peak = (float(values[row]) for values in totals)
+        found.append(
+            Estimate(
+                step_seconds=step,
+                low_seconds=low,
+                high_seconds=high,
+                peak_bytes=peak,
+                terms=dict(sorted(terms.items(), key=lambda item: -item[1].seconds)),
+                resources={name: float(seconds[row]) for name, seconds in resources.items() if seconds[row]},
+                memory={name: float(values[row]) for name, values in memory.items()},
+                flops=float(flops[row]),
+                sent={axis: float(amount[row]) for axis, amount in counts.items() if amount[row]},
+            )
+        )
+    return found

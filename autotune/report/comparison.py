@@ -79,6 +79,9 @@ def comparison_to_json(report: Report, first: Row, second: Row, other: Report | 
         "targets": [report.target.name, other.target.name],
         "workloads": [report.workload, other.workload],
         "in_place_of_plan": list(report.instead),
+        "taken": [report.taken, other.taken],
+        "ignored": [list(report.ignored), list(other.ignored)],
+        "not_modelled": [list(report.not_modelled), list(other.not_modelled)],
         "first": row_to_json(report, first),
         "second": row_to_json(other, second),
         "seconds": {name: list(pair) for name, pair in seconds_by_resource(first, second).items()} if both else None,
@@ -93,14 +96,20 @@ def render_comparison(report: Report, first: Row, second: Row, other: Report | N
         told = (f"{row.layout}: {row.status}" + (f": {row.reason}" if row.reason else "") for row in (first, second))
         return Text("\n".join(told))
     jobs = [f"{one.workload} on {one.target.name}" for one in (report, other)]
-    head = f"in place of what the plans say: {', '.join(report.instead)}\n" if report.instead else ""
+    whose = "the plans say" if report.instead_of == "the plan" else f"{report.instead_of} says"
+    head = f"in place of what {whose}: {', '.join(report.instead)}\n" if report.instead else ""
     if jobs[0] == jobs[1]:
-        head += f"{jobs[0]}, per device and step (compiled)\nA = {first.layout}\nB = {second.layout}"
+        head += f"{jobs[0]}, per device and step (compiled)"
+        head += (f"\ntaken: {report.taken}" if report.taken else "") + f"\nA = {first.layout}\nB = {second.layout}"
         head += "\nA and B are one layout" if first.layout == second.layout else ""
     else:
         head += (
             f"two jobs, per device and step (compiled)\nA = {first.layout}: {jobs[0]}\nB = {second.layout}: {jobs[1]}"
         )
+    if jobs[0] != jobs[1]:
+        head += "".join(f"\n{side} taken: {one.taken}" for side, one in (("A", report), ("B", other)) if one.taken)
+    notes = dict.fromkeys(note for one in (report, other) for note in one.notes if note.startswith("the model file"))
+    head += "".join(f"\nnote: {note}" for note in notes)
     seconds = _table("seconds on the critical path", "resource")
     _line(seconds, "step", first.step_seconds, second.step_seconds, seconds_text)
     for name, pair in seconds_by_resource(first, second).items():

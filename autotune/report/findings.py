@@ -148,6 +148,13 @@ class Findings:
     interrupted: bool = False
     """Whether Ctrl-C ended the search before every layout was compiled or measured."""
     instead: tuple[str, ...] = ()
+    instead_of: str = "the plan"
+    """What `instead` differs from: "the plan" or "the job file"."""
+    taken: str | None = None
+    """How a reference model is trained, in words; None of a step of your own."""
+    ignored: tuple[str, ...] = ()
+    not_modelled: tuple[str, ...] = ()
+    """Of a model file: keys without effect on cost, and "key: what it may cost" of what no price or program has."""
 
     @property
     def ranked(self) -> tuple[Row, ...]:

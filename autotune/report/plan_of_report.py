@@ -47,6 +47,9 @@ def plan_of(report: Report, workload: Workload) -> Plan:
         ),
         guesses=workload.guesses,
         memory_fraction=target.memory_fraction,
+        taken=workload.taken,
+        ignored=workload.ignored,
+        not_modelled=workload.not_modelled,
     )  # fmt: skip
 
 

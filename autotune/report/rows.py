@@ -72,7 +72,11 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         members = members[np.argsort(space.seconds[members], kind="stable")]
         keep = np.arange(len(members)) < (listed if word is not RowStatus.ILLEGAL or named else 0)
         keep |= members == closest_row
-        rows += [_priced_row(workload, target, space, int(row), word) for row in members[keep]]
+        kept = members[keep]
+        prices = [None] * len(kept) if word is RowStatus.ILLEGAL else space.prices.estimates(kept)
+        rows += [
+            _priced_row(workload, target, space, int(row), word, price) for row, price in zip(kept, prices, strict=True)
+        ]
         omitted += _omit(space, members[~keep], word)
     dropped = _dropped(space)
     omitted = _with_dropped(omitted, dropped)
@@ -88,6 +92,9 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
     best = runnable[0] if runnable else None
     report = Report(
         workload=workload.name,
+        taken=workload.taken,
+        ignored=workload.ignored,
+        not_modelled=workload.not_modelled,
         target=target,
         tokens=workload.tokens,
         named=space.layouts or (),
@@ -152,10 +159,10 @@ def _examined_row(workload, target, space: PricedSpace, layout: Layout, outcomes
                 measurement=measurement)  # fmt: skip
 
 
-def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus) -> Row:
-    layout, price = space.layout(row), space.price(row)
+def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus, price: Estimate | None) -> Row:
+    layout = space.layout(row)
     reason = None
-    if word is RowStatus.ILLEGAL:
+    if price is None:
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
     if not space.compilable[row]:
         shape = workload.transformer
@@ -431,7 +438,7 @@ def _sources(price: Estimate) -> str:
 
 
 def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
-    notes = [*workload.guesses, *space.notes]
+    notes = [*workload.guesses, *filter(None, [workload.model_note]), *space.notes]
     ratios = [
         row.analysis.prediction.step_seconds / row.price.step_seconds for row in runnable if row.analysis and row.price
     ]

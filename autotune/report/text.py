@@ -70,11 +70,12 @@ def _heading(report: Findings) -> Prose:
 
 
 def heading_text(report: Findings) -> str:
-    """What was asked: the step, the machine, and its memory."""
+    """What was asked: the step, the machine and its memory, and how a reference model is trained."""
     capacity = bytes_text(report.target.hardware.capacity_bytes)
     machine = f"{report.target.devices} devices, {capacity} usable each{_share(report.target)}"
-    instead = f"in place of what the plan says: {', '.join(report.instead)}\n" if report.instead else ""
-    return f"{instead}{report.workload} on {report.target.name} ({machine})"
+    instead = f"in place of what {report.instead_of} says: {', '.join(report.instead)}\n" if report.instead else ""
+    taken = f"\ntaken: {report.taken}" if report.taken else ""
+    return f"{instead}{report.workload} on {report.target.name} ({machine}){taken}"
 
 
 def _counts(report: Findings) -> Prose:

@@ -35,6 +35,8 @@ def render(
     """Everything asked, one kind of machine after another, then all side by side."""
     workload = sweeps[0].question.workload
     parts: list[RenderableType] = [Text(f"{workload.name} = {workload.tokens:,} tokens a step")]
+    if workload.taken:
+        parts.append(Text(f"taken: {workload.taken}"))
     effort = budgets[0].effort(workload.tokens)
     if effort:
         parts.append(
@@ -51,6 +53,8 @@ def render(
             parts += [Text(""), _shapes(shapes[found.family.name])]
     if len(sweeps) > 1:
         parts += [Text(""), _side_by_side(sweeps, budgets)]
+    if workload.model_note:
+        parts += [Text(""), Text(f"note: {workload.model_note}")]
     return Group(*parts)
 
 

@@ -287,9 +287,9 @@ def current() -> Job | None:
 def leave() -> None:
     """End the job, if there is one; its other processes then leave it too."""
     global _current
-    import jax
+    if _current is not None:  # alone, a process that only prices never needs jax
+        import jax
 
-    if _current is not None:
         _current.leave()
         _current = None
         jax.distributed.shutdown()

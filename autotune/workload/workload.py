@@ -29,7 +29,8 @@ class Workload:
     how its arrays are cut; None for the reference models, which the `transformer` describes.
     `recipe`: the command-line words that build it again (model or workload, batch, seq, dtype); empty when only Python
     can. `training`: the optimizer and dtypes of a reference model; a step of your own has its own, and its trace tells
-    them. Travels to worker processes by cloudpickle.
+    them. `ignored`, `not_modelled`: keys of a model file that change nothing in cost, and "key: what it may cost" of
+    what the file says and no price or program has. Travels to worker processes by cloudpickle.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Workload:
     partition: Partition | None
     recipe: Mapping[str, Any]
     training: Training
+    ignored: tuple[str, ...]
+    not_modelled: tuple[str, ...]
 
     def __init__(
         self,
@@ -139,13 +142,15 @@ class Workload:
         partition: Partition | None = None,
         recipe: Mapping[str, Any] | None = None,
         training: Training | None = None,
+        ignored: tuple[str, ...] = (),
+        not_modelled: tuple[str, ...] = (),
     ) -> Workload:
         """The workload whose `build` and figures are already known."""
         workload = object.__new__(cls)
         workload._set(
             name=name, build=build, sequences=sequences, seq=seq, dtype=dtype, transformer=transformer, axes=axes,
             fixed=fixed or {}, fingerprint=fingerprint, guesses=guesses, traced=traced, partition=partition,
-            recipe=recipe or {}, training=training or Training(),
+            recipe=recipe or {}, training=training or Training(), ignored=ignored, not_modelled=not_modelled,
         )  # fmt: skip
         return workload
 
@@ -190,6 +195,23 @@ class Workload:
         return self.partition.problem(layout) if self.partition else None
 
     @property
+    def taken(self) -> str | None:
+        """How a reference model is trained, in words; None of a step of your own, which says it itself."""
+        if self.transformer is None:
+            return None
+        return f"{self.dtype} compute, {self.training.told()}, whole logits"
+
+    @property
+    def model_note(self) -> str | None:
+        """One line on what no price or program has of a model file, and on its keys without effect; None: nothing."""
+        found = []
+        if self.not_modelled:
+            found.append(f"the model file says what is not modelled: {'; '.join(self.not_modelled)}")
+        if self.ignored:
+            found.append(f"{len(self.ignored)} of its keys change nothing in cost (`autotune models FILE` lists them)")
+        return "; ".join(found) or None
+
+    @property
     def tokens(self) -> int:
         """Tokens of one step over the whole mesh."""
         return self.sequences * self.seq
@@ -200,7 +222,7 @@ class Workload:
         return workload
 
     def _set(self, **values: Any) -> None:
-        for field, value in values.items():
+        for field, value in ({"ignored": (), "not_modelled": ()} | values).items():
             object.__setattr__(self, field, value)
 
 

@@ -17,6 +17,7 @@ from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target
+from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
 from autotune.price.transformer.training_stack import TrainingStack, stack_of
 
@@ -61,6 +62,8 @@ class Case:
     """The row as it stands in the file."""
     measured_from: str | None = "step_time_s"
     """The field of the row that `measured_seconds` is, or is worked out from."""
+    training: Training = Training()
+    """The optimizer, and the dtypes of what it keeps."""
     differs: tuple[str, ...] = ()
     """Where the step that is predicted is not quite the one that ran."""
 
@@ -167,7 +170,8 @@ def _recipe_case(row: dict) -> Case:
         dtype=found.dtype,
         layout=found.layout,
         target=found.target,
-        stack=stack_of(found.target.hardware, found.dtype),
+        stack=stack_of(found.target.hardware, found.dtype, found.training),
+        training=found.training,
         told=row,
         measured_from=found.seconds_from,
         differs=found.differs,

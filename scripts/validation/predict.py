@@ -87,7 +87,9 @@ def compile_cases(cases: Sequence[Case], store: Store) -> Iterator[tuple[Case, C
     again: list[Case] = []
     jobs = [
         Candidate(
-            workload=transformer_workload(case.transformer, batch=case.batch, seq=case.seq, dtype=case.dtype),
+            workload=transformer_workload(
+                case.transformer, batch=case.batch, seq=case.seq, dtype=case.dtype, training=case.training
+            ),
             layout=case.layout,
             target=case.target,
         )

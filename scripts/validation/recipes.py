@@ -14,8 +14,11 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
 from autotune.meshes.target import Target, parse_target, with_memory_fraction
+from autotune.meshes.training import Training, training_of
 from autotune.meshes.transformer import TransformerShape
 from autotune.meshes.xla_options import NAME
+from autotune.model_files.maxtext import read_maxtext
+from autotune.model_files.shape import shape_of
 
 AXES = {
     "data": "data", "fsdp": "fsdp", "tensor": "tensor", "pipeline": "stage", "expert": "expert", "context": "context",
@@ -48,6 +51,18 @@ CHIP_CONFIG = "2a886c8_chip_config_name"
 PROFILE = "xla_gpu_pgle_profile_file_or_directory_path"
 """The option that names a profile of an earlier run, which nobody published."""
 
+YML_KEYS = {
+    "layers": "base_num_decoder_layers", "d_model": "base_emb_dim", "heads": "base_num_query_heads",
+    "kv_heads": "base_num_kv_heads", "head_dim": "head_dim", "d_ff": "base_mlp_dim", "vocab": "vocab_size",
+    "moe_d_ff": "base_moe_mlp_dim", "experts": "num_experts", "experts_per_token": "num_experts_per_tok",
+    "decoder_block": "decoder_block", "use_qk_norm": "use_qk_norm", "sliding_window_size": "sliding_window_size",
+    "capacity_factor": "capacity_factor", "tied_embeddings": "logits_via_embedding",
+}  # fmt: skip
+"""Key of a row's model -> MaxText's key, of models that are read by their yml."""
+
+OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw"}
+"""How the type of a row's optimizer begins -> ours."""
+
 SAME_ARRAY = ("qkv_proj", "mlpwi")
 """Other names of arrays that are listed by themselves too."""
 
@@ -68,6 +83,7 @@ class Recipe:
     seconds: float | None
     seconds_from: str | None
     differs: tuple[str, ...]
+    training: Training
 
 
 def is_recipe(row: Mapping[str, Any]) -> bool:
@@ -79,16 +95,15 @@ def read_recipe(row: Mapping[str, Any]) -> Recipe:
     """The run that a row describes. ValueError lists what cannot be expressed; KeyError names a missing field."""
     missing: list[str] = []
     target = _target(row)
-    transformer = _transformer(row["model"], missing)
+    notes: list[str] = []
+    transformer = _transformer(row["model"], int(row["seq"]), missing, notes)
     layout = _layout(row, missing)
     dtype = str(row["dtype"]).split(" ")[0]
     if dtype not in target.hardware.flops_per_second:
         missing.append(f"dtype {dtype} on {target.hardware.name}")
-    if not str(row["weight_dtype"]).startswith("float32"):
-        missing.append(f"weights in {row['weight_dtype']}")
     if row.get("quantization"):
         missing.append(f"quantization {str(row['quantization']).split(' ')[0]}")
-    _optimizer(row["optimizer"], missing)
+    training = _training(row, missing)
     if missing:
         raise ValueError("it cannot be expressed: " + "; ".join(missing))
     assert transformer is not None and layout is not None
@@ -105,7 +120,8 @@ def read_recipe(row: Mapping[str, Any]) -> Recipe:
         target=target,
         seconds=seconds,
         seconds_from=source,
-        differs=_differs(row),
+        differs=(*_differs(row), *notes),
+        training=training,
     )
 
 
@@ -136,20 +152,14 @@ def _differs(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _transformer(model: Mapping[str, Any], missing: list[str]) -> TransformerShape | None:
+def _transformer(model: Mapping[str, Any], seq: int, missing: list[str], notes: list[str]) -> TransformerShape | None:
+    """The shape of a row's model: by its own yml where our reference decoder lacks something of it, priced then."""
     block = model.get("decoder_block")
     mlp = MLPS.get(tuple(model["mlp"]))
-    problems = []
-    if block not in DECODERS:
-        problems.append(f"the model's decoder_block {block}")
-    if mlp is None:
-        problems.append(f"the model's mlp {'+'.join(model['mlp'])}")
-    problems += [f"the model's {name}" for name in ("use_qk_norm", "sliding_window_size") if model.get(name)]
-    if model.get("experts") and float(model.get("capacity_factor", -1)) <= 0:
-        problems.append("experts that drop no token")
-    missing += problems
-    if problems:
-        return None
+    ours = block in DECODERS and mlp and not any(model.get(name) for name in ("use_qk_norm", "sliding_window_size"))
+    dropless = bool(model.get("experts")) and float(model.get("capacity_factor", -1)) <= 0
+    if not ours or dropless:
+        return _of_yml(model, seq, missing, notes)
     return TransformerShape(
         name=str(model["name"]),
         layers=int(model["layers"]),
@@ -165,6 +175,19 @@ def _transformer(model: Mapping[str, Any], missing: list[str]) -> TransformerSha
         capacity_factor=float(model.get("capacity_factor") or 1.25),
         tied_embeddings=bool(model["tied_embeddings"]),
     )
+
+
+def _of_yml(model: Mapping[str, Any], seq: int, missing: list[str], notes: list[str]) -> TransformerShape | None:
+    """The shape that the MaxText yml of a row describes, with the row's own sizes in front; what of it no price has is
+    noted."""
+    keys = {theirs: model[ours] for ours, theirs in YML_KEYS.items() if model.get(ours) is not None}
+    try:
+        read = read_maxtext({**dict(model.get("yml") or {}), **keys}, "", str(model["name"]))
+        notes += [f"not modelled: {note}" for note in read.not_modelled]
+        return shape_of(read, seq)
+    except ValueError as error:
+        missing.append(f"the model's {str(error).lstrip(': ')}")
+        return None
 
 
 def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
@@ -222,15 +245,23 @@ def _remat(told: Mapping[str, Any], problems: list[str]) -> str | None:
     return text_of({ARRAYS[name]: PLACES[place] for name, place in places.items()})
 
 
-def _optimizer(told: Mapping[str, Any], missing: list[str]) -> None:
+def _training(row: Mapping[str, Any], missing: list[str]) -> Training:
+    """The optimizer and dtypes of a row; moments have the weights' dtype where it says none."""
+    told = row["optimizer"]
     kind = str(told["type"]).split(" ")[0]
-    if not kind.startswith("adamw"):
-        missing.append(f"the optimizer {kind}")
-    for moment in ("mu_dtype", "nu_dtype", "grad_dtype"):
-        value = str(told.get(moment, "unset"))
-        if not value.startswith(("unset", "float32")):
-            missing.append(f"the optimizer's {moment} {value}")
+    name = next((ours for theirs, ours in OPTIMIZERS.items() if kind.startswith(theirs)), kind)
+    words = {"optimizer": name, "weights_dtype": str(row["weight_dtype"]).split(" ")[0]}
+    words["moments_dtype"] = words["weights_dtype"]
+    for field, moment in (("moments_dtype", "mu_dtype"), ("gradients_dtype", "grad_dtype")):
+        value = str(told.get(moment, "unset")).split(" ")[0]
+        if value != "unset":
+            words[field] = value
     missing += [f"the optimizer's {name}" for name in ("optimizer_memory_host_offload",) if told.get(name)]
+    try:
+        return training_of(words)
+    except ValueError as error:
+        missing.append(f"the optimizer: {error}")
+        return Training()
 
 
 def _seconds(

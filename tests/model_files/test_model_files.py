@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from other_models import COUNTED
+from other_models import REFUSED as REFUSED_TOO
 from published_models import FOLDER, PUBLISHED, files, table
 
 from autotune.cli import run
+from autotune.meshes.layout import parse_layout
+from autotune.meshes.placement import default_dcn
+from autotune.meshes.target import parse_target
 from autotune.model_files import huggingface_keys, maxtext_keys
+from autotune.model_files.maxtext_run import devices_batch, layout_of_run
 from autotune.model_files.read import read_model
 from autotune.model_files.read_model import architecture_of, describe
 from autotune.model_files.shape import shape_of
@@ -37,6 +43,46 @@ def test_every_published_count_is_met_and_the_page_shows_the_same_table():
     lines = table()
     assert all(line.endswith("| PASS |") for line in lines[2:]), [line for line in lines[2:] if "PASS" not in line]
     assert "\n".join(lines) in DOCS.read_text()
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_other_public_models_are_counted_as_published(name, tmp_path):
+    """To all digits where these are published, else to half a per cent."""
+    values, published = COUNTED[name]
+    model = read_model(write(tmp_path, values))
+    exact = isinstance(published, int)
+    assert model.architecture.parameters == pytest.approx(published, rel=0 if exact else 6e-3)
+    assert not [note for note in model.not_modelled if "unknown" in note]
+    assert shape_of(model, 2048).parameters == model.architecture.parameters
+
+
+@pytest.mark.parametrize("name", REFUSED_TOO)
+def test_other_public_models_are_refused_in_one_line(name, tmp_path, capsys):
+    values, words = REFUSED_TOO[name]
+    assert run(["models", write(tmp_path, values)]) == 2
+    told = capsys.readouterr().err.strip()
+    assert words in told and "\n" not in told
+
+
+def test_an_unknown_name_is_read_as_the_one_that_is_said_for_it(tmp_path):
+    path = write(tmp_path, changed("llama-3.1-8b", model_type="mine"))
+    with pytest.raises(ValueError, match="--set model_type=llama"):
+        read_model(path)
+    assert read_model(path, ["model_type=llama"]).architecture.parameters == 8_030_261_248
+
+
+STRANGE = ("x", [1], {"a": 1}, 0, -1, None, 1.5, True, 10**30)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_strange_value_of_any_key_is_read_or_refused_in_one_line(name, tmp_path):
+    values = COUNTED[name][0]
+    for place, key in enumerate(values):
+        for value in (STRANGE[place % len(STRANGE)], STRANGE[(place + len(name)) % len(STRANGE)]):
+            try:
+                read_model(write(tmp_path, values | {key: value}))
+            except ValueError as error:
+                assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -197,6 +243,84 @@ def test_a_maxtext_run_is_base_yml_under_the_model_under_the_command_line(tmp_pa
     assert alone.run["seq"] == 2048 and alone.architecture.parameters == 8_030_261_248
     with pytest.raises(ValueError, match="model_name='nobody'"):
         read_model(path, ["model_name=nobody"])
+
+
+def test_a_run_over_a_named_base_takes_the_model_that_it_names(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "gpu" / "models").mkdir(parents=True)
+    (tmp_path / "models" / "llama3.1-8b.yml").write_text(MAXTEXT.read_text())
+    write(tmp_path, {"run_name": "", "model_name": "default", "remat_policy": "full"}, "base.yml")
+    own = {"base_config": "base.yml", "run_name": "mine", "model_name": "llama3.1-8b", "remat_policy": "minimal"}
+    model = read_model(write(tmp_path / "gpu" / "models", own, "mine.yml"))
+    assert (model.architecture.parameters, model.run["remat"]) == (8_030_261_248, "minimal")
+    with pytest.raises(ValueError, match="base_config='bass.yml': there is no such file"):
+        read_model(write(tmp_path, own | {"base_config": "bass.yml"}, "mine.yml"))
+
+
+BASE = {"run_name": "", "decoder_block": "llama2", "per_device_batch_size": 2, "max_target_length": 64,
+        "remat_policy": "full", "ici_fsdp_parallelism": -1, "dcn_data_parallelism": -1, "opt_type": "adamw",
+        "weight_dtype": "float32", "mu_dtype": "", "dtype": "bfloat16", "base_emb_dim": 64, "base_num_query_heads": 4,
+        "base_num_kv_heads": 4, "base_mlp_dim": 128, "base_num_decoder_layers": 8, "head_dim": 16, "vocab_size": 256,
+        "gradient_accumulation_steps": 1}  # fmt: skip
+LAYOUTS = [
+    ("v5p:4x4x4", {}, "fsdp=64,remat=full", 128),
+    ("v5p:4x4x4*2", {"ici_tensor_parallelism": 4}, "data=2,fsdp=16,tensor=4,dcn.data=2,remat=full", 256),
+    ("v5e:4x4", {"remat_policy": "custom", "decoder_layer_input": "offload", "query_proj": "device", "context": "remat",
+                 "mlpwi_0": "offload"}, "fsdp=16,remat=save:query/offload:layer_input+mlp_gate", 32),
+    ("v5e:4x4", {"remat_policy": "qkv_proj_offloaded", "gradient_accumulation_steps": 4},
+     "fsdp=16,remat=save:layer_input/offload:query+key+value,accumulate=4", 128),
+    ("v5e:4x4", {"ici_pipeline_parallelism": 4, "num_pipeline_microbatches": 8, "num_layers_per_pipeline_stage": 1,
+                 "per_device_batch_size": 0.5},
+     "fsdp=4,stage=4,remat=full,microbatches=8,schedule=circular,virtual_stages=2", 8),
+    ("v5e:4x4", {"ici_context_parallelism": 2, "context_parallel_strategy": "ring", "ici_fsdp_parallelism": 8},
+     "fsdp=8,context=2,remat=full,context_attention=ring", 32),
+    ("h100:2x8", {"dcn_data_parallelism": 1, "dcn_fsdp_parallelism": 2, "remat_policy": "minimal_with_context"},
+     "fsdp=16,dcn.fsdp=2,remat=dots", 32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "changes", "layout", "batch"), LAYOUTS)
+def test_the_keys_of_a_maxtext_run_are_a_layout_and_a_batch(target, changes, layout, batch, tmp_path):
+    machine = parse_target(target)
+    told = read_model(write(tmp_path, BASE | changes, "base.yml")).run
+    found = layout_of_run(told, 8, machine, "file")
+    assert found == default_dcn(parse_layout(layout), machine)
+    assert devices_batch(told, machine, "file") == batch
+
+
+def test_a_mesh_of_another_machine_is_refused():
+    machine = parse_target("v5e:4x4")
+    for told, words in (({"ici": {"fsdp": 8}}, "multiply to 8, v5e:4x4 has 16 devices in a slice"),
+                       ({"ici": {"fsdp": -1, "data": -1}}, "are -1; one may be"),
+                       ({"ici": {"fsdp": 16}, "dcn": {"data": 2}}, "multiply to 2, v5e:4x4 has 1 slices")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            layout_of_run(told, 8, machine, "file")
+    with pytest.raises(ValueError, match="must be a whole number"):
+        devices_batch({"per_device_batch": 0.01}, machine, "file")
+
+
+@pytest.mark.parametrize("key", BASE)
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}, 0, -2, 1.5, True, 10**30])
+def test_a_strange_value_of_a_maxtext_key_is_read_or_refused_in_one_line(key, value, tmp_path):
+    try:
+        model = read_model(write(tmp_path, BASE | {key: value}, "mine.yml"))
+        layout_of_run(model.run, 8, parse_target("v5e:4x4"), "file")
+    except ValueError as error:
+        assert "\n" not in str(error)
+
+
+def test_explain_shows_what_a_maxtext_run_runs(tmp_path, capsys):
+    path = write(tmp_path, BASE | {"dtype": "float32", "weight_dtype": "bfloat16"}, "base.yml")
+    words = ["explain", "--model", path, "--target", "cpu:8", "--no-measure", "--store", str(tmp_path / "store")]
+    assert run([*words, "--set", "ici_tensor_parallelism=2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["best"]["text"] == "fsdp=4,tensor=2,remat=full" and told["best"]["status"] == "compiled"
+    assert "batch 16 x 64 tokens, float32" in told["workload"]
+    assert told["taken"].startswith("float32 compute, bfloat16 weights and moments") and told["ignored"]
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    alone = write(tmp_path / "far" / "away", {"decoder_block": "llama2", "base_emb_dim": 64}, "alone.yml")
+    assert run(["explain", "--model", alone, "--target", "cpu:8"]) == 2
+    assert "give one of PLAN and --layout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ TRAININGS = [
     Training(moments_dtype="bfloat16"),
     Training(optimizer="adafactor", weights_dtype="bfloat16"),
     Training(weights_dtype="bfloat16", moments_dtype="bfloat16"),
+    Training(weights_dtype="bfloat16", gradients_dtype="float32", master_dtype="float32"),
 ]
 LAYOUTS = ("fsdp=4,tensor=2", "data=2,fsdp=2,zero=1,accumulate=2")
 
@@ -69,7 +70,7 @@ def kinds(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, jnp.dtype(leaf.dtype)), tree)
 
 
-@pytest.mark.parametrize("training", [TRAININGS[index] for index in (1, 3, 4)], ids=lambda one: one.words())
+@pytest.mark.parametrize("training", [TRAININGS[index] for index in (1, 3, 4, 6)], ids=lambda one: one.words())
 def test_every_layout_gives_the_numbers_of_one_device(training):
     loss, weights = one_step(training, "data=1")
     # A 16-bit weight is rounded to about 1 part in 256; Lion's step is a sign, which rounding may turn.
@@ -92,6 +93,20 @@ def test_the_price_counts_the_bytes_of_the_state(training):
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert held / count == pytest.approx(training.moment_bytes, abs=0.05)
+
+
+def test_a_master_copy_moves_where_16_bit_weights_stand_still():
+    """A step far below a weight's rounding is lost in bfloat16 and kept in the copy, from which weights are rounded."""
+    kept = Training(optimizer="sgd", weights_dtype="bfloat16", master_dtype="float32")
+    weights = {"w": jnp.ones((4,), jnp.bfloat16)}
+    rule = optimizer(kept)
+    state = rule.init(weights)
+    for _ in range(40):
+        updates, state = rule.update({"w": 0.1 * jnp.ones((4,), jnp.bfloat16)}, state, weights)
+        weights = jax.tree.map(lambda w, u: (w + u).astype(w.dtype), weights, updates)
+    assert weights["w"].dtype == jnp.bfloat16 and state["master"]["w"].dtype == jnp.float32
+    assert 0.0 < 1.0 - float(state["master"]["w"][0]) < 0.1
+    np.testing.assert_array_equal(np.asarray(weights["w"]), np.asarray(state["master"]["w"].astype(jnp.bfloat16)))
 
 
 def test_defaults_change_no_price_and_fewer_bytes_need_less():

@@ -17,6 +17,8 @@ import validate  # noqa: E402
 from validation import predict  # noqa: E402
 from validation.cases import Case, Skipped, read_cases  # noqa: E402
 
+from autotune.meshes.training import Training  # noqa: E402
+
 FILE = validate.DATA / "jax_recipes.json"
 ROWS = {row["id"]: row for row in json.loads(FILE.read_text())}
 
@@ -81,14 +83,16 @@ def test_what_a_run_told_libtpu_and_jax_is_of_its_machine():
     ("change", "missing"),
     [
         (lambda row: row.update(quantization="fp8_full (qwix)"), "quantization fp8_full"),
-        (lambda row: row["optimizer"].update(type="lion"), "the optimizer lion"),
-        (lambda row: row["optimizer"].update(mu_dtype="bfloat16"), "the optimizer's mu_dtype bfloat16"),
+        (lambda row: row["optimizer"].update(type="shampoo"),
+         "the optimizer: optimizer='shampoo' must be one of adamw, adafactor, lion, sgd"),
+        (lambda row: row["optimizer"].update(mu_dtype="int8"),
+         "the optimizer: moments_dtype='int8' must be one of float32, bfloat16, float16"),
         (lambda row: row["mesh"].update(ici_fsdp_transpose_parallelism=2), "the mesh axis fsdp_transpose"),
         (lambda row: row["remat"].update(policy="save_out_proj"), "the remat policy save_out_proj"),
-        (lambda row: row["model"].update(decoder_block="gemma3"), "the model's decoder_block gemma3"),
-        (lambda row: row.update(weight_dtype="bfloat16"), "weights in bfloat16"),
+        (lambda row: row["model"].update(decoder_block="qwen3_next"),
+         "the model's decoder_block='qwen3_next': gated delta net (linear attention) is not modelled"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_expressed_is_named(tmp_path, change, missing):
     case = case_of(tmp_path, change)
     assert isinstance(case, Skipped) and case.reason == f"it cannot be expressed: {missing}"
@@ -96,11 +100,32 @@ def test_what_cannot_be_expressed_is_named(tmp_path, change, missing):
 
 def test_all_that_is_missing_is_named_at_once(tmp_path):
     def change(row):
-        row["optimizer"]["type"] = "sgd"
+        row["optimizer"]["type"] = "shampoo"
         row["quantization"] = "int8"
 
     case = case_of(tmp_path, change)
-    assert isinstance(case, Skipped) and case.reason.endswith("quantization int8; the optimizer sgd")
+    assert isinstance(case, Skipped) and "quantization int8; the optimizer: optimizer=" in case.reason
+
+
+def test_the_optimizer_and_the_dtypes_of_a_row_are_priced(tmp_path):
+    def change(row):
+        row["optimizer"] |= {"type": "lion", "mu_dtype": "bfloat16", "grad_dtype": "float32"}
+        row["weight_dtype"] = "bfloat16"
+
+    case = case_of(tmp_path, change)
+    told = Training(optimizer="lion", weights_dtype="bfloat16", moments_dtype="bfloat16", gradients_dtype="float32")
+    assert isinstance(case, Case) and case.training == told
+    assert (case.stack.state.weights, case.stack.state.gradients, case.stack.state.optimizer) == (2.0, 4.0, 2.0)
+
+
+def test_a_model_that_the_reference_lacks_parts_of_is_read_by_its_yml():
+    cases = {case.id: case for case in read_cases(FILE)}
+    small = cases["mt-v7x-qwen3-0.6b-eng-dp8-auto-ga1"]
+    assert isinstance(small, Case) and small.transformer.architecture is not None
+    assert small.transformer.parameters == 596_049_920
+    large = cases["ironwood-qwen3-235b-a22b-256-4096-bf16"]
+    assert isinstance(large, Case) and large.transformer.parameters == 235_093_634_560
+    assert any("dropping" in note for note in large.differs)
 
 
 @pytest.mark.parametrize(

@@ -264,14 +264,14 @@ def stack_of(hardware: Hardware, dtype: str, training: Training | None = None) -
 
 
 def _state(state: State, training: Training) -> State:
-    """The bytes of a parameter under another optimizer or other dtypes. Gradients have the weights' dtype."""
+    """The bytes of a parameter under another optimizer or other dtypes."""
     return dataclasses.replace(
         state,
         weights=training.weight_bytes,
-        gradients=training.weight_bytes,
+        gradients=training.gradient_bytes,
         optimizer=training.moment_bytes,
         update_traffic=training.update_bytes,
-        accumulate_traffic=state.accumulate_traffic * training.weight_bytes / 4.0,
+        accumulate_traffic=state.accumulate_traffic * training.gradient_bytes / 4.0,
     )
 
 
