@@ -42,13 +42,14 @@ def short(value: object) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'tensor'?" where a known word is close to this one, else nothing.
+    """ "; did you mean 'tensor'?" where a known word is close to this one in any case, else nothing.
 
-    >>> did_you_mean("tensr", ("data", "tensor"))
+    >>> did_you_mean("Tensr", ("data", "tensor"))
     "; did you mean 'tensor'?"
     """
-    close = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.7)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    spelt = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word[:100].lower(), list(spelt), n=1, cutoff=0.7)
+    return f"; did you mean {spelt[close[0]]!r}?" if close else ""
 
 
 def read_text(path: Path | str, what: str) -> str:

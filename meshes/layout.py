@@ -112,6 +112,7 @@ class Layout:
                 if axis not in OUTERMOST_FIRST:
                     raise ValueError(
                         f"layout: rule.{logical}={short(axis)} is not a mesh axis; axes: {', '.join(AXES)}, none"
+                        f"{did_you_mean(str(axis), (*AXES, 'none'))}"
                     )
         if self.stage == 1 and (self.schedule, self.microbatches, self.virtual_stages) != (None, 1, 1):
             raise ValueError("layout: schedule, microbatches and virtual_stages need stage above 1")
@@ -209,7 +210,8 @@ def layout_from_words(words: Mapping[str, str]) -> Layout:
             arguments[key] = LAYOUT_WORDS[key].parse(value)
         else:
             known = f"; known: {', '.join((*LAYOUT_WORDS, *WORD_FAMILIES))}"
-            raise ValueError(f"layout: {short(key)} is not known{known}{did_you_mean(key, LAYOUT_WORDS)}")
+            words_known = [*LAYOUT_WORDS, *(f"dcn.{axis}" for axis in AXES)]
+            raise ValueError(f"layout: {short(key)} is not known{known}{did_you_mean(key, words_known)}")
     return Layout(dcn=tuple(dcn), compiler_options=tuple(options), rules=tuple(rules), **arguments)  # type: ignore[arg-type]
 
 

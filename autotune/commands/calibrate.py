@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from autotune.commands.command import Command
 from autotune.commands.options import bad_input, json_option, saved, shown, target_of, target_options, writable
 from autotune.commands.run import in_job, leave_job, require_same
 from autotune.commands.values import PATH
@@ -11,7 +12,7 @@ from autotune.system.host_memory import keep_freed_memory
 from autotune.system.whole_file import write_whole
 
 
-@click.command()
+@click.command(cls=Command)
 @target_options
 @click.option("--out", type=PATH, help="Write the hardware file here (TOML) [print it].")
 @json_option

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autotune.commands.options import json_option, set_option
-from autotune.commands.values import PATH
+from autotune.commands.command import Command
+from autotune.commands.options import json_option, setting_option
+from autotune.commands.values import CHIP, MODEL, PATH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from autotune.meshes.hardware import Hardware
 
 
-@click.command()
-@click.argument("name", required=False)
+@click.command(cls=Command)
+@click.argument("name", required=False, type=CHIP)
 @click.option("--hardware", type=PATH, help="A hardware file of your own, in place of NAME.")
 @json_option
 def targets(name: str | None, hardware: Path | None, as_json: bool) -> None:
@@ -70,9 +71,9 @@ def targets(name: str | None, hardware: Path | None, as_json: bool) -> None:
     console.print(table)
 
 
-@click.command()
-@click.argument("model", required=False, metavar="[FILE]")
-@set_option
+@click.command(cls=Command)
+@click.argument("model", required=False, metavar="[FILE]", type=MODEL)
+@setting_option()
 @json_option
 def models(model: str | None, settings: tuple[str, ...], as_json: bool) -> None:
     """The reference models it knows; with FILE, what was read of a model file, or of one of them.
@@ -131,7 +132,7 @@ def _read(model: str, settings: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"not modelled: {note}")
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def selftest(as_json: bool) -> None:
     """Which compiler versions the reader of compiled programs has been checked with, and those installed here."""

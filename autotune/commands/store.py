@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
+from autotune.commands.command import Group
 from autotune.commands.options import json_option, store_option, writable
 from autotune.commands.run import open_store
 from autotune.commands.values import PATH, Number
 from autotune.system.whole_file import descriptor_named
 
 
-@click.group()
+@click.group(cls=Group)
 def store() -> None:
     """List, export and prune what was compiled and measured."""
 

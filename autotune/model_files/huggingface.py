@@ -178,7 +178,7 @@ def _activation(keys: Keys, name: str, gated: bool) -> str:
         value = keys.take("hidden_activation")  # Gemma: the newer name wins
     known = GATED if gated else PLAIN
     if value not in known:
-        raise ValueError(f"{keys.where}: {name}={value!r} must be one of {', '.join(known)}")
+        raise ValueError(f"{keys.where}: {name}={value!r} must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
     return known[value]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from autotune.meshes.fields import did_you_mean
+
 REQUIRED = object()
 """Default of a key that must be there."""
 
@@ -28,7 +30,8 @@ class Keys:
         if value is not None:
             return value
         if default is REQUIRED:
-            raise ValueError(f"{self.where}: missing key {name!r}")
+            spelt = did_you_mean(name, set(self.values) - self.used)
+            raise ValueError(f"{self.where}: missing key {name!r}{spelt.replace('did you mean', 'is it')}")
         return default
 
     def whole(self, name: str, default: Any = REQUIRED, *, least: int = 1) -> Any:
@@ -76,6 +79,8 @@ class Keys:
             elif value is None or neutral(name, value):
                 self.ignored.append(name)
             elif name in asked:
-                raise ValueError(f"{self.where}: --set {name}: is no key that such a file has")
+                close = did_you_mean(name, self.used | set(self.values) - {name})
+                raise ValueError(f"{self.where}: --set {name}: is no key that such a file has{close}")
             else:
-                self.not_modelled.append(f"{name}: unknown key; it may change parameters, FLOPs or memory")
+                close = did_you_mean(name, self.used - {name})
+                self.not_modelled.append(f"{name}: unknown key; it may change parameters, FLOPs or memory{close}")

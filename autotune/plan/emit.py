@@ -48,7 +48,8 @@ def _maxtext_remat(remat: str) -> dict[str, object]:
 def emit(plan: Plan, codebase: str) -> str:
     """The plan as text for that codebase; ValueError when it is unknown or cannot run such a layout."""
     if codebase not in CODEBASES:
-        raise ValueError(f"emit: {short(codebase)} is not known; known: {', '.join(CODEBASES)}")
+        close = did_you_mean(codebase, CODEBASES)
+        raise ValueError(f"emit: {short(codebase)} is not known; known: {', '.join(CODEBASES)}{close}")
     return CODEBASES[codebase](plan)
 
 
