@@ -64,8 +64,7 @@ def parse_fix(texts: tuple[str, ...]) -> dict[str, str]:
             if not equals or not value:
                 raise ValueError(f"fix: {short(part)} must be written name=value")
             if key in words:
-                close = "" if key[4:] in AXES else did_you_mean(key[4:], AXES)
-            raise ValueError(f"fix: {one_line(key)} is given twice")
+                raise ValueError(f"fix: {one_line(key)} is given twice")
             words[key] = value
     pipeline = {"stage", *PIPELINE_WORDS}
     probe = {key: value for key, value in words.items() if key not in pipeline and not key.startswith("dcn.")}

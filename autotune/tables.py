@@ -101,11 +101,11 @@ class FittedTable:
         heads = [place for place in used if self.columns[place].heads]
         for number, row in enumerate(self.rows):
             style = (self.styles[number] if self.styles else None) or ""
-            for line in wrapped_after(" ".join(row[place] for place in heads), ",", width):
+            for line in wrapped_after(" ".join(row[place] for place in heads if row[place]), ",", width):
                 yield Text(line, style=style, no_wrap=True, overflow="ignore")
             rest = [f"{self.columns[place].name} {row[place]}" for place in used if place not in heads and row[place]]
             for line in joined_lines(rest, " | ", width - 4):
-                yield Text(f"    {line}", style=style)
+                yield Prose(f"    {line}", style=style)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,9 +47,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("Tensr", ("data", "tensor"))
     "; did you mean 'tensor'?"
     """
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near is not None else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is closest to this one in any case; None where none is close."""
     spelt = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(word[:100].lower(), list(spelt), n=1, cutoff=0.7)
-    return f"; did you mean {spelt[close[0]]!r}?" if close else ""
+    close = difflib.get_close_matches(word[:100].lower(), list(spelt), n=1, cutoff=0.65)
+    return spelt[close[0]] if close else None
 
 
 def read_text(path: Path | str, what: str) -> str:

@@ -78,7 +78,8 @@ class Layout:
         outer = dict(self.dcn)
         for name, factor in self.dcn:
             if name not in AXES:
-                raise ValueError(f"layout: dcn.{one_line(name)} is not a mesh axis; axes: {', '.join(AXES)}")
+                close = did_you_mean(name, AXES)
+                raise ValueError(f"layout: dcn.{one_line(name)} is not a mesh axis; axes: {', '.join(AXES)}{close}")
             if not isinstance(factor, int) or factor < 1 or getattr(self, name) % factor:
                 raise ValueError(f"layout: dcn.{name}={factor} must divide {name}={getattr(self, name)}")
         if len(outer) != len(self.dcn):
@@ -90,6 +91,7 @@ class Layout:
         if sorted(self.order) != sorted(OUTERMOST_FIRST):
             raise ValueError(
                 f"layout: order={short('>'.join(self.order))} must name each of {', '.join(OUTERMOST_FIRST)} once"
+                + next((did_you_mean(name, OUTERMOST_FIRST) for name in self.order if name not in OUTERMOST_FIRST), "")
             )
         for prefix, pairs in (("xla", self.compiler_options), ("rule", self.rules)):
             names = [name for name, _ in pairs]

@@ -33,7 +33,8 @@ class Training:
         for field, known in (("optimizer", OPTIMIZERS), ("weights_dtype", DTYPES), ("moments_dtype", DTYPES)):
             value = getattr(self, field)
             if value not in known:
-                raise ValueError(f"{field}={value!r} must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
+                close = did_you_mean(str(value), known)
+                raise ValueError(f"{field}={value!r} must be one of {', '.join(known)}{close}")
 
     @property
     def weight_bytes(self) -> float:

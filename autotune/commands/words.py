@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import click
+from rich.console import Group
 
 from autotune.commands.command import Command
 from autotune.commands.options import json_option
+from autotune.commands.run import show
 from autotune.commands.values import Suggested
 from autotune.meshes.fields import did_you_mean, short
+from autotune.tables import Prose
 
 RESOURCES = {
     "matmul": "The matmul units: compute that would take less time on a chip with more FLOP/s.",
@@ -91,16 +94,12 @@ def words(word: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(sections, indent=1))
         return
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = Console(highlight=False)
+    parts = []
     for title, section in sections.items():
-        console.print(Text(title, style="bold"))
+        parts.append(Prose(title, style="bold"))
         for name, meaning in section.items():
-            console.print(Text(f"  {name}", style="cyan"))
-            console.print(Padding(Text(meaning), (0, 0, 0, 6)))
+            parts += [Prose(f"  {name}", style="cyan"), Prose(f"      {meaning}")]
+    show(Group(*parts))
 
 
 def _known() -> list[str]:

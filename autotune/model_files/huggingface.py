@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind, MlpKind
+from autotune.meshes.fields import did_you_mean
 from autotune.model_files.huggingface_keys import costs, neutral
 from autotune.model_files.keys import Keys
 from autotune.model_files.read_model import DROPLESS, ReadModel
@@ -68,7 +69,8 @@ def read_huggingface(values: Mapping[str, Any], where: str, name: str, asked: tu
     build = BUILDERS.get(kind)
     if build is None and kind not in FAMILIES:
         known = ", ".join(sorted({*FAMILIES, *BUILDERS} - set(_SAME_AS)))
-        raise ValueError(f"{where}: model_type={kind!r} is no architecture that is known here; known: {known}")
+        close = did_you_mean(str(kind), {*FAMILIES, *BUILDERS})
+        raise ValueError(f"{where}: model_type={kind!r} is no architecture that is known here; known: {known}{close}")
     try:
         architecture = build(keys, name) if build else _decoder(keys, name, FAMILIES[kind])
     except ValueError as error:
@@ -178,7 +180,8 @@ def _activation(keys: Keys, name: str, gated: bool) -> str:
         value = keys.take("hidden_activation")  # Gemma: the newer name wins
     known = GATED if gated else PLAIN
     if value not in known:
-        raise ValueError(f"{keys.where}: {name}={value!r} must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
+        close = did_you_mean(str(value), known)
+        raise ValueError(f"{keys.where}: {name}={value!r} must be one of {', '.join(known)}{close}")
     return known[value]
 
 

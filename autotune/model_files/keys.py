@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autotune.meshes.fields import did_you_mean
+from autotune.meshes.fields import did_you_mean, nearest
 
 REQUIRED = object()
 """Default of a key that must be there."""
@@ -30,8 +30,9 @@ class Keys:
         if value is not None:
             return value
         if default is REQUIRED:
-            spelt = did_you_mean(name, set(self.values) - self.used)
-            raise ValueError(f"{self.where}: missing key {name!r}{spelt.replace('did you mean', 'is it')}")
+            near = nearest(name, set(self.values) - self.used)
+            meant = "" if near is None else f"; is {near!r} meant to be it?"
+            raise ValueError(f"{self.where}: missing key {name!r}{meant}")
         return default
 
     def whole(self, name: str, default: Any = REQUIRED, *, least: int = 1) -> Any:

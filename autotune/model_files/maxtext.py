@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind, MlpKind
+from autotune.meshes.fields import did_you_mean
 from autotune.model_files.keys import Keys
 from autotune.model_files.maxtext_keys import REFUSED, costs, is_off, neutral
 from autotune.model_files.read_model import DROPLESS, ReadModel
@@ -64,7 +65,8 @@ def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[
     if block in GATED_DELTA_NET:
         raise ValueError(f"{where}: decoder_block={block!r}: gated delta net (linear attention) is not modelled")
     if block not in BLOCKS:
-        raise ValueError(f"{where}: decoder_block={block!r} is not known here; known: {', '.join(BLOCKS)}{did_you_mean(str(block), BLOCKS)}")
+        close = did_you_mean(str(block), BLOCKS)
+        raise ValueError(f"{where}: decoder_block={block!r} is not known here; known: {', '.join(BLOCKS)}{close}")
     try:
         architecture = _architecture(keys, name, BLOCKS[block])
     except ValueError as error:
@@ -131,7 +133,7 @@ def _architecture(keys: Keys, name: str, block: Block) -> Architecture:
     activation = ACTIVATIONS.get(tuple(activations) if isinstance(activations, list) else ())
     if activation is None:
         known = "; ".join(map(str, map(list, ACTIVATIONS)))
-        raise ValueError(f"{keys.where}: mlp_activations={activations!r} must be one of {known}{spelt}")
+        raise ValueError(f"{keys.where}: mlp_activations={activations!r} must be one of {known}")
     attention = _attention(keys, block)
     kinds = _windows(keys, block, attention, count)
     layers = [
@@ -245,7 +247,8 @@ def _run(keys: Keys) -> dict[str, Any]:
     optimizer = keys.take("opt_type", None)
     if optimizer is not None:
         if optimizer not in OPTIMIZERS:
-            raise ValueError(f"{where}: opt_type={optimizer!r} must be one of {', '.join(OPTIMIZERS)}{did_you_mean(str(optimizer), OPTIMIZERS)}")
+            close = did_you_mean(str(optimizer), OPTIMIZERS)
+            raise ValueError(f"{where}: opt_type={optimizer!r} must be one of {', '.join(OPTIMIZERS)}{close}")
         run["optimizer"] = OPTIMIZERS[optimizer]
     policy = keys.take("remat_policy", None)
     if policy is not None:

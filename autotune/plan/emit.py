@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.meshes.compiler_options import as_variable
-from autotune.meshes.fields import one_line, short
+from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout import REMAT, Layout
 from autotune.meshes.remat_sets import REMAT_ARRAYS, places_of
 from autotune.partition import LOGICAL_AXIS_RULES
