@@ -155,7 +155,7 @@ def show(screen: RenderableType, piped: int = 140) -> bool:
     from autotune.tables import lines
 
     if sys.stdout.isatty():
-        Console(highlight=False).print(screen)
+        Console(highlight=False).print(screen, crop=False)
         return True
     return shown("\n".join(lines(screen, piped)))
 
