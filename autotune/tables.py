@@ -193,8 +193,7 @@ def share_bar(share: float, width: int = 10) -> str:
 def lines(renderable: RenderableType, width: int = 140) -> Iterable[str]:
     """The screen as plain lines of at most `width` columns: what goes to a file, a pipe or a golden test.
 
-    A piece of a layout that is wider stands whole on a line of its own, as everywhere a screen is printed (`crop=False`:
-    rich would cut it).
+    A piece of a layout that is wider stands whole on a line of its own (`crop=False`: rich would cut it).
     """
     text = io.StringIO()  # not `console.capture`, which flushes stdout
     Console(file=text, width=width, no_color=True, highlight=False, force_terminal=False).print(renderable, crop=False)

@@ -232,4 +232,4 @@ def _require_plotting(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise click.UsageError("--plot needs matplotlib: pip install 'autotune-jax[plot]'") from None
+        raise click.UsageError("--plot needs matplotlib; in the clone: pip install -e '.[plot]'") from None
