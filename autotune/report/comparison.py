@@ -10,7 +10,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from autotune.replay.replay import CollectiveTotal
-from autotune.report.report import Report, Row, row_to_json
+from autotune.report.document import row_to_json
+from autotune.report.findings import Row
+from autotune.report.report import Report
 from autotune.row_status import RowStatus
 from autotune.shown import Shown
 from autotune.tables import Column, FittedTable, Prose
