@@ -32,7 +32,7 @@ BASE = {
     "store export": ("TMP/all.tar.gz",),
     "store prune": ("--keep-mib", "1"),
     "targets": ("v5e",),
-    "models": (),
+    "models": ("tiny",),
     "words": ("mfu",),
     "selftest": (),
 }
@@ -93,7 +93,9 @@ def test_a_bad_value_of_any_option_is_exit_2_and_one_line(name, parameter, tmp_p
     bad = (*ANYWHERE, *NO_NUMBER) if isinstance(parameter.type, Number | Whole) else ANYWHERE
     for value in bad:
         if isinstance(parameter, click.Argument):
-            place = {"plan": 0, "first": 0, "second": 1, "name": 0, "word": 0, "destination": 0}[parameter.name]
+            place = {"plan": 0, "first": 0, "second": 1, "name": 0, "model": 0, "word": 0, "destination": 0}[
+                parameter.name
+            ]
             if name == "explain":
                 words = [*name.split(), value]
             else:
