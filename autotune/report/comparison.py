@@ -130,7 +130,10 @@ def render_comparison(report: Report, first: Row, second: Row, other: Report | N
         None if row.peak_bytes is None else max(one.target.hardware.capacity_bytes - row.peak_bytes, 0.0)
         for one, row in ((report, first), (other, second))
     ]
-    memory = [_line("peak", first.peak_bytes, second.peak_bytes, bytes_text), _line("left", *spare, bytes_text)]
+    memory = [
+        _line("peak", first.peak_bytes, second.peak_bytes, bytes_text),
+        _line("left", spare[0], spare[1], bytes_text),
+    ]
     memory += [_line(name, *pair, bytes_text) for name, pair in _memory(first, second).items()]
     return Group(
         Prose(head),
@@ -158,7 +161,7 @@ def _traffic(first: Row, second: Row) -> list[list[str]]:
     for (axis, tier, kind), (before, after) in bytes_by_collective(first, second).items():
         count = f"{before.count if before else 0} / {after.count if after else 0}"
         amounts = [line.wire_bytes if line else 0.0 for line in (before, after)]
-        found.append(_line(f"{kind} {axis}@{tier} (x {count})", *amounts, bytes_text))
+        found.append(_line(f"{kind} {axis}@{tier} (x {count})", amounts[0], amounts[1], bytes_text))
     return found
 
 
