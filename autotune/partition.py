@@ -72,6 +72,7 @@ class Partition:
     `mesh_context`: where the step finds the mesh that is set (`CONTEXTS`).
     `extra_axes`: the step's own name of a further axis of one of our kinds -> that kind; it has size 1, and stands in
     `Leaf.names` as `extra_name` of it. `unusable`: our mesh axis -> why the step cannot be cut along it.
+    `apart`: two of our mesh axes ("data,tensor") -> why the step cannot be cut along both, though it can along each.
     """
 
     state: Mapping[str, Leaf]
@@ -82,6 +83,7 @@ class Partition:
     mesh_context: str = "both"
     extra_axes: Mapping[str, str] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
+    apart: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, path: str, shape: tuple[int, ...]) -> Leaf | None:
         """The state's array at that path, or at a path that ends so (a tree that is a part of the state)."""
@@ -123,7 +125,11 @@ class Partition:
         return any(_axes(name, rules) and extent > 1 for name, extent in zip(leaf.names, leaf.shape, strict=True))
 
     def problem(self, layout: Layout) -> str | None:
-        """Why that layout cannot be: the first dimension that its axes do not divide; None if all divide."""
+        """Why that layout cannot be: two axes of it that the step refuses together, or the first dimension that its
+        axes do not divide; None if all divide."""
+        for pair, why in self.apart.items():
+            if all(layout.axes[axis] > 1 for axis in pair.split(",")):
+                return f"{' x '.join(f'{axis}={layout.axes[axis]}' for axis in pair.split(','))}: {why}"
         seen: set[Leaf] = set()
         for where, leaves in (("batch", self.batch), ("state", self.state)):
             for path, leaf in leaves.items():
@@ -145,7 +151,9 @@ class Partition:
         used = {axis for leaf in (*self.state.values(), *self.batch.values()) for name in leaf.names
                 for axis in _axes(name, rules)}  # fmt: skip
         used -= set(self.unusable)
-        held = {axis for leaf in self.state.values() for name in leaf.names for axis in _axes(name, rules)}
+        rows = {name for leaf in self.batch.values() for name in leaf.names}
+        held = {axis for leaf in self.state.values() for name in leaf.names
+                if leaf.role != "mutable" or name not in rows for axis in _axes(name, rules)}  # fmt: skip
         # A batch cut over `expert` or `fsdp` alone would be data parallelism by another name.
         same_as_data = {"expert"} | ({"fsdp"} if "data" in used else set())
         return tuple(name for name in AXES if name in used and (name in held or name not in same_as_data))
@@ -159,6 +167,7 @@ class Partition:
             **({"mesh_context": self.mesh_context} if self.mesh_context != "both" else {}),
             **({"extra_axes": dict(self.extra_axes)} if self.extra_axes else {}),
             **({"unusable": dict(self.unusable)} if self.unusable else {}),
+            **({"apart": dict(self.apart)} if self.apart else {}),
             "state": {path: _leaf_json(leaf) for path, leaf in self.state.items()},
             "batch": {path: _leaf_json(leaf) for path, leaf in self.batch.items()},
         }

@@ -35,6 +35,7 @@ from autotune.outcomes import Outcomes, fitting
 from autotune.price.axis_orders import with_best_orders
 from autotune.price.blocks import SLACK, Blocks, large_space, price_in_blocks, priced_again
 from autotune.price.changes_that_fit import price_one, scaled_peak
+from autotune.price.deferred_reduction import with_deferred_reduction
 from autotune.price.priced_space import PricedSpace, price_space, why_illegal
 from autotune.price.remat_choices import with_best_sets
 from autotune.probes.choose import learned, probing
@@ -202,6 +203,9 @@ def search(
         clock.lap("probing")
     if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
         space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
+        clock.lap("pricing")
+    if listed is None and "reduce" not in {**parse_fix(fix), **workload.fixed}:
+        space = with_deferred_reduction(space, LISTED_PRICED)
         clock.lap("pricing")
     if listed is None and "remat" not in {**parse_fix(fix), **workload.fixed}:
         space = with_best_sets(space, LISTED_PRICED)

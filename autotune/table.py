@@ -57,6 +57,7 @@ class LayoutTable:
     zero: np.ndarray
     remat: np.ndarray
     accumulate: np.ndarray
+    reduce: np.ndarray
     microbatches: np.ndarray
     schedule: np.ndarray
     virtual_stages: np.ndarray
@@ -110,6 +111,13 @@ class LayoutTable:
             compiler_options=self.compiler_options,
             rules=self.rules,
         )
+
+
+def across(table: LayoutTable, sets: np.ndarray) -> LayoutTable:
+    """The table with columns of shape (rows, 1), and `sets` (codes of `remat`) as its column of shape (1, sets): it
+    stands for every row with every set, and columns broadcast against each other."""
+    columns: dict[str, Any] = {name: getattr(table, name)[:, None] for name in LayoutTable.columns()}
+    return dataclasses.replace(table, **{**columns, "remat": sets[None, :]})
 
 
 def _row(layout: Layout, orders: tuple[tuple[str, ...], ...]) -> dict[str, int]:

@@ -54,6 +54,7 @@ class Layout:
     zero: int = _default("zero")
     remat: str = _default("remat")
     accumulate: int = _default("accumulate")
+    reduce: str = _default("reduce")
     microbatches: int = _default("microbatches")
     schedule: str | None = _default("schedule")
     virtual_stages: int = _default("virtual_stages")
@@ -229,6 +230,7 @@ def layout_to_json(layout: Layout) -> dict[str, object]:
         "remat": layout.remat,
         "remat_arrays": dict(places_of(layout.remat)),
         "accumulate": layout.accumulate,
+        "reduce": layout.reduce,
         "microbatches": layout.microbatches,
         "schedule": layout.schedule,
         "virtual_stages": layout.virtual_stages,

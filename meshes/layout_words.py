@@ -136,6 +136,14 @@ class RematWord(LayoutWord):
         codes, named = np.asarray(codes), self._named_sets()
         return np.where(self.unnamed(codes), codes - len(named), named[np.minimum(codes, len(named) - 1)])
 
+    def codes_of_sets(self, sets: np.ndarray) -> np.ndarray:
+        """The code of each number of a set: that of its name, where it has one (but `none`, which keeps more)."""
+        codes = sets + len(self.values)
+        for code, (name, number) in enumerate(zip(self.values, self._named_sets(), strict=True)):
+            if name != "none":
+                codes = np.where(sets == number, code, codes)
+        return codes
+
     def unnamed(self, codes: Any) -> np.ndarray:
         """Whether each code is that of a set without a name."""
         import numpy as np
@@ -226,6 +234,20 @@ _WORDS = (
         default=1,
         search_rule="powers of two up to the sequences of one batch shard; 1 where there are pipeline stages",
         meaning="Gradient accumulation: sequential passes over slices of the batch before one optimizer step.",
+    ),
+    LayoutWord(
+        name="reduce",
+        kind="choice",
+        default="pass",
+        values=("pass", "step"),
+        searched=("pass",),
+        search_rule="step is added where it wins by `autotune.price.deferred_reduction`",
+        needs_axis="data",
+        meaning="How often gradients are reduced over `data` under accumulation: in every pass, or once a step.",
+        value_meanings={
+            "pass": "each pass's gradients are reduced, and their sums are the same on all replicas",
+            "step": "each replica sums its own gradients over the passes, and the sums are reduced once",
+        },
     ),
     LayoutWord(
         name="microbatches",

@@ -197,6 +197,7 @@ def _foreign_sentence(columns, job) -> str:
 
 GPIPE = SCHEDULES.index("gpipe")
 CIRCULAR = SCHEDULES.index("circular")
+ONCE_A_STEP = LAYOUT_WORDS["reduce"].code("step")
 RING = LAYOUT_WORDS["context_attention"].code("ring")
 LANES = 128
 """The TPU attention kernel works on tiles of at least this many positions (Pallas splash attention, NUM_LANES)."""
@@ -246,6 +247,25 @@ LEGALITY_RULES: tuple[Rule, ...] = (
         needed=lambda c, j: c.expert, available=lambda c, j: 0, unit="experts", remedy="expert=1", of_model=True,
     ),
     _needs_axis("zero needs data", "zero", "shards over"),
+    _needs_axis("reduce=step needs data", "reduce", "puts off reductions over"),
+    _excludes(
+        "reduce=step needs accumulate",
+        lambda c, j: (c.reduce == ONCE_A_STEP) & (c.accumulate == 1),
+        lambda c, j: "reduce=step sums gradients over the passes of accumulate, which is 1",
+        needed=lambda c, j: 2, available=lambda c, j: 1, unit="accumulate", remedy="accumulate=2",
+    ),
+    _excludes(
+        "reduce=step excludes zero=2",
+        lambda c, j: (c.reduce == ONCE_A_STEP) & (c.zero == 2),
+        lambda c, j: "reduce=step keeps whole gradients on every replica, zero=2 cuts them over data in every pass",
+        needed=lambda c, j: 2, available=lambda c, j: 1, unit="zero", remedy="zero=1",
+    ),
+    _excludes(
+        "reduce=step excludes stage",
+        lambda c, j: (c.reduce == ONCE_A_STEP) & (c.stage > 1),
+        lambda c, j: f"reduce=step does not go with stage={c.stage}: a pipeline reduces once for all its microbatches",
+        needed=lambda c, j: c.stage, available=lambda c, j: 1, unit="stage", remedy="reduce=pass",
+    ),
     _needs_axis("ring needs context", "context_attention", "goes round"),
     _excludes(
         "virtual_stages needs circular",

@@ -132,6 +132,8 @@ class Sharder:
 
     mesh: Mesh
     rules: Rules
+    mapped_over: tuple[str, ...] = ()
+    """Mesh axes over which a surrounding vmap cuts an axis of every array (its `spmd_axis_name`)."""
 
     @property
     def explicit(self) -> bool:
@@ -158,6 +160,8 @@ class Sharder:
     def map(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`function` on each device's part, by hand along every axis that a surrounding shard_map does not handle."""
         free = set(self.mesh.axis_names) - set(jax.sharding.get_abstract_mesh().manual_axes)
+        if self.explicit:
+            free -= set(self.mapped_over)  # such a vmap runs what is inside on the mesh of the other axes
         # check_vma off: Pallas kernels do not say along which axes their results vary
         mapped = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False)
         if not self.explicit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -231,7 +232,12 @@ def train_step(
     with jax.sharding.use_abstract_mesh(run.sharder.mesh.abstract_mesh):
         weights = replicas(state["parameters"], axes, run)
         kept = jnp.dtype((training or Training()).weights_dtype)
-        loss, gradients = accumulate(functools.partial(mean_loss, definition, run), weights, batch, axes, run, kept)
+        loss, gradients = accumulate(functools.partial(mean_loss, definition), weights, batch, axes, run, kept)
+        if run.layout.zero == 1 and run.sharder.explicit:
+            # Explicit axes want the gradients cut as the optimizer's state before they meet.
+            gradients = jax.tree.map(
+                lambda leaf, names: run.sharder.constrain(leaf, names, "optimizer"), gradients, axes
+            )
         moments = state["optimizer"]
         if run.layout.offload == "optimizer":  # the new ones go back where the state's shardings say
             moments = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), moments)
@@ -289,25 +295,92 @@ def slices(leaf_BL: jax.Array, count: int, name: str | None, run: Execution) -> 
 def accumulate(loss, weights: Any, batch: Any, axes: Any, run: Execution, kept: Any = jnp.float32):
     """(loss, gradients of dtype `kept`) of the whole batch, in `layout.accumulate` passes over slices of it.
 
-    Gradients are reduced in the compute dtype in every pass and summed in `kept`.
+    Gradients are reduced in the compute dtype and summed in `kept`: reduced in every pass, or over `data` once, the
+    sums of each replica (`reduce=step`).
     """
+    if run.layout.reduce == "step":
+        return _reduced_once(loss, weights, batch, axes, run, kept)
 
     def settle(gradients):
         return jax.tree.map(
             lambda leaf, names: run.sharder.constrain(leaf.astype(kept), names, "gradients"), gradients, axes
         )
 
-    passes = run.layout.accumulate
-    if passes == 1:
-        value, gradients = jax.value_and_grad(loss)(weights, batch)
+    def pass_over(batch):
+        value, gradients = jax.value_and_grad(functools.partial(loss, run))(weights, batch)
         return value, settle(gradients)
 
-    def one_pass(carry, piece):
-        value, gradients = jax.value_and_grad(loss)(weights, piece)
-        total, sums = carry
-        return (total + value, jax.tree.map(jnp.add, sums, settle(gradients))), None
-
+    passes = run.layout.accumulate
+    if passes == 1:
+        return pass_over(batch)
     pieces = jax.tree.map(lambda leaf: slices(leaf, passes, None, run), batch)
-    zeros = settle(jax.tree.map(jnp.zeros_like, weights))
-    (value, gradients), _ = jax.lax.scan(one_pass, (jnp.zeros(()), zeros), pieces)
+    return _mean_of_passes(pass_over, pieces, settle(jax.tree.map(jnp.zeros_like, weights)), jnp.zeros(()), passes)
+
+
+def _mean_of_passes(pass_over: Callable, pieces: Any, zeros: Any, zero_loss: jax.Array, passes: int):
+    """The mean of (loss, gradients) over passes, one after the other."""
+
+    def one_pass(carry, piece):
+        value, gradients = pass_over(piece)
+        total, sums = carry
+        return (total + value, jax.tree.map(jnp.add, sums, gradients)), None
+
+    (value, gradients), _ = jax.lax.scan(one_pass, (zero_loss, zeros), pieces)
     return value / passes, jax.tree.map(lambda leaf: leaf / passes, gradients)
+
+
+def _reduced_once(loss, weights: Any, batch: Any, axes: Any, run: Execution, kept: Any):
+    """`accumulate` with one reduction over `data` a step: each replica sums the gradients of its own rows.
+
+    The replicas are an axis of every array, cut over `data`, so that a sum over it is a reduction over `data`. A loop
+    cannot carry a gradient without that axis: all replicas have one value of it, so it is reduced in every pass.
+    """
+    count, on_replica = run.layout.data, beside_data(run)
+
+    def constrain(leaf, names, role="activations"):
+        spec = jax.sharding.PartitionSpec("data", *on_replica.sharder.spec(names, role))
+        if run.sharder.explicit:
+            return jax.reshard(leaf, spec)
+        return jax.lax.with_sharding_constraint(leaf, spec)
+
+    def settle(gradients):
+        return jax.tree.map(lambda leaf, names: constrain(leaf.astype(kept), names, "gradients"), gradients, axes)
+
+    def pass_over(piece):
+        on_each = jax.vmap(
+            jax.value_and_grad(functools.partial(loss, on_replica)), in_axes=(None, 0), spmd_axis_name="data"
+        )
+        values, gradients = on_each(weights, piece)
+        return values, settle(gradients)
+
+    def rows(leaf_BL):
+        """(passes, replicas, rows of a pass, length): a replica's rows are those that its devices hold."""
+        split = (count, leaf_BL.shape[0] // count, leaf_BL.shape[1])
+        spec = jax.sharding.PartitionSpec("data", *on_replica.sharder.spec(("batch", "length")))
+        of_replica = jnp.reshape(leaf_BL, split, out_sharding=spec if run.sharder.explicit else None)
+        of_replica = constrain(of_replica, ("batch", "length"))
+        return jax.vmap(
+            lambda leaf: slices(leaf, run.layout.accumulate, None, on_replica), out_axes=1, spmd_axis_name="data"
+        )(of_replica)
+
+    def mean(leaf, names):
+        # In the compute dtype, as every reduction of gradients: jnp.sum would widen it.
+        sent = run.sharder.narrow(leaf, names, run.stage_dtype)
+        total = jax.lax.reduce(sent, jnp.zeros((), sent.dtype), jax.lax.add, (0,))
+        return run.sharder.constrain(total, names, "gradients").astype(kept) / count
+
+    zeros = settle(jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), weights))
+    values, gradients = _mean_of_passes(
+        pass_over, jax.tree.map(rows, batch), zeros, constrain(jnp.zeros(count), ()), run.layout.accumulate
+    )
+    return values.mean(), jax.tree.map(mean, gradients, axes)
+
+
+def beside_data(run: Execution) -> Execution:
+    """The execution of one replica: its arrays are cut along every axis but `data`."""
+    rules = run.sharder.rules
+    alone = {name: tuple(axis for axis in axes if axis != "data") for name, axes in rules.activations.items()}
+    sharder = dataclasses.replace(
+        run.sharder, rules=dataclasses.replace(rules, activations=alone), mapped_over=("data",)
+    )
+    return dataclasses.replace(run, sharder=sharder)

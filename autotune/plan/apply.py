@@ -315,9 +315,9 @@ def returned(places: list[Any], closed: Any, shapes: Any) -> Any:
     """
     result, after = shapes
     where = [leaf.sharding for leaf in jax.tree.leaves(places)]
-    found = find_returned(
-        {str(index): part for index, part in enumerate(places)}, result, fed_by(flow_of(closed.jaxpr))
-    )
+    flow = flow_of(closed.jaxpr)
+    arguments = {str(index): part for index, part in enumerate(places)}
+    found = find_returned(arguments, result, fed_by(flow), fed_by(flow, within_loss=True))
     old = {new: index for index, new in found.items()}
     numbers = iter(range(len(jax.tree.leaves(result))))
     of_result = jax.tree.map(lambda leaf: where[old[number]] if (number := next(numbers)) in old else None, result)

@@ -30,7 +30,8 @@ def _maxtext_remat(remat: str) -> dict[str, object]:
     """MaxText's words for a set: the name of a policy, or `custom` and a key for each array that is saved or offloaded.
 
     Arrays without a key are recomputed there, as they are here. `mlpwi` is what the only first matmul of an MLP
-    without a gate is called; MaxText reads it beside `mlpwi_1`.
+    without a gate is called; MaxText reads it beside `mlpwi_1`. `qkv_proj` is query, key and value from one matmul
+    (`fused_qkv`), so it is said where all three are at one place.
     """
     if remat in MAXTEXT_POLICIES:
         return {"remat_policy": MAXTEXT_POLICIES[remat]}
@@ -42,6 +43,9 @@ def _maxtext_remat(remat: str) -> dict[str, object]:
             flags[key] = MAXTEXT_PLACES[place]
             if name == "mlp_up":
                 flags["mlpwi"] = MAXTEXT_PLACES[place]
+    projections = {flags.get(key) for key in ("query_proj", "key_proj", "value_proj")}
+    if len(projections) == 1 and None not in projections:
+        flags["qkv_proj"] = projections.pop()
     return flags
 
 

@@ -156,12 +156,13 @@ def _partition(read: Fields) -> Partition | None:
         rules = tuple(_rule(inside, pair) for pair in inside.listed("rules", list))
         mesh_names = inside.mapping("mesh_names", str)
         inside.inside("mesh_names").only(AXES)
-        given = {"mesh_context": BOTH, "extra_axes": {}, "unusable": {}} | dict(inside.values)
+        given = {"mesh_context": BOTH, "extra_axes": {}, "unusable": {}, "apart": {}} | dict(inside.values)
         later = Fields(inside.where, given, inside.path)  # what a plan of an earlier version does not say
         extra_axes = later.mapping("extra_axes", str)
         for name in extra_axes:
             later.inside("extra_axes").text(name, AXES)
         later.inside("unusable").only(AXES)
+        later.inside("apart").only(tuple(f"{one},{other}" for one in AXES for other in AXES))
         return Partition(
             rules=rules,
             mesh_names=mesh_names,
@@ -169,6 +170,7 @@ def _partition(read: Fields) -> Partition | None:
             mesh_context=later.text("mesh_context", CONTEXTS),
             extra_axes=extra_axes,
             unusable=later.mapping("unusable", str),
+            apart=later.mapping("apart", str),
             state={path: _leaf(inside.inside("state"), path) for path in inside("state", dict)},
             batch={path: _leaf(inside.inside("batch"), path) for path in inside("batch", dict)},
         )

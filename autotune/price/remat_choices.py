@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import numpy as np
 
-from autotune.meshes.layout_words import LAYOUT_WORDS
+from autotune.meshes.layout_words import LAYOUT_WORDS, RematWord
 from autotune.meshes.legality import has_array
-from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
+from autotune.meshes.remat_sets import DEVICE, HOST, PLACES, RECOMPUTE, REMAT_ARRAYS, digits_of, set_code
 from autotune.meshes.transformer import TransformerShape
 from autotune.price.axis_orders import joined, joined_prices
-from autotune.price.price import price, price_transformer
+from autotune.price.price import price, price_sets, price_transformer
 from autotune.price.priced_space import PricedSpace
 from autotune.price.transformer.training_stack import stack_of
 from autotune.price.unique_rows import unique_rows
@@ -42,20 +41,26 @@ TWINS = (("key", "value"), ("mlp_gate", "mlp_up"))
 @functools.lru_cache(maxsize=8)
 def candidate_sets(shape: TransformerShape, host: bool) -> np.ndarray:
     """The code of one set of each kind that differs in price. `host`: whether arrays can wait in host memory."""
-    places = ("device", "host", "recompute") if host else ("device", "recompute")
-    options: dict[str, tuple[str, ...]] = {}
+    word, somewhere = LAYOUT_WORDS["remat"], (DEVICE, HOST) if host else (DEVICE,)
+    assert isinstance(word, RematWord)
+    places: dict[str, tuple[int, ...]] = {}
     for name, array in REMAT_ARRAYS.items():
         # Nothing reads the last matmul of a dense MLP again.
         read = has_array(array, shape) and (name != "mlp_out" or shape.experts > 0)
-        options[name] = places if read else ("recompute",)
-    options["layer_input"] = tuple(place for place in places if place != "recompute")
-    word, found = LAYOUT_WORDS["remat"], []
-    for chosen in itertools.product(*options.values()):
-        of = dict(zip(options, chosen, strict=True))
-        if all(of[a] == of[b] or "recompute" in options[a] and options[a] != options[b]
-               or places.index(of[a]) < places.index(of[b]) for a, b in TWINS):  # fmt: skip
-            found.append(word.code(text_of(of)))
-    return np.unique(np.array(found, dtype=np.int64))
+        places[name] = (*somewhere, RECOMPUTE) if read else (RECOMPUTE,)
+    places["layer_input"] = somewhere
+    sets = np.zeros(1, dtype=np.int64)
+    for name, digits in places.items():
+        own = [set_code({**dict.fromkeys(REMAT_ARRAYS, "recompute"), name: PLACES[digit]}) for digit in digits]
+        sets = (sets[:, None] + np.array(own)).ravel()
+    digit_of = digits_of(sets)
+    for first, second in TWINS:
+        if places[first] == places[second]:
+            # Of two that differ in which of the twins is where: the device before the host before neither.
+            rank = [(digit_of[name] - DEVICE) % len(PLACES) for name in (first, second)]
+            keep = rank[0] <= rank[1]
+            sets, digit_of = sets[keep], {name: digit[keep] for name, digit in digit_of.items()}
+    return np.unique(word.codes_of_sets(sets))
 
 
 def undominated(seconds: np.ndarray, peak_bytes: np.ndarray) -> np.ndarray:
@@ -96,15 +101,13 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
         some = some[bound[some] <= best[-1]] if len(best) == keep else some
         if not len(some) or priced >= MOST_ROWS:
             break
-        table = _with_remat(meshes.take(np.repeat(some, len(sets))), np.tile(sets, len(some)))
-        prices = price(space.workload, table, space.target, space.probed)
-        priced += len(table)
-        seconds = np.where(prices.peak_bytes <= hardware.capacity_bytes, prices.step_seconds, np.inf)
-        seconds = seconds.reshape(len(some), len(sets))
+        seconds, peak = price_sets(space.workload, meshes.take(some), sets, space.target)
+        priced += seconds.size
+        seconds = np.where(peak <= hardware.capacity_bytes, seconds, np.inf)
         at = seconds.argmin(axis=1)
         fastest = seconds[np.arange(len(some)), at]
         wins = fastest < WINS * policy[some]
-        rows.append(table.take(np.flatnonzero(wins) * len(sets) + at[wins]))
+        rows.append(_with_remat(meshes.take(some[wins]), sets[at[wins]]))
         mesh_rows.append(legal[first[some[wins]]])
         best = np.sort(np.concatenate([best, fastest[wins]]))[:keep]
     found = np.concatenate(mesh_rows) if mesh_rows else np.empty(0, dtype=np.int64)
@@ -133,7 +136,7 @@ def _bounds(space: PricedSpace, meshes: LayoutTable) -> tuple[np.ndarray, np.nda
     assert transformer is not None
     least = word.code("offload" if space.target.platform == "tpu" else "full")
     peak = price(workload, _with_remat(meshes, np.full(len(meshes), least)), space.target, space.probed).peak_bytes
-    stack = stack_of(space.target.hardware, workload.dtype)
+    stack = stack_of(space.target.hardware, workload.dtype, workload.training)
     free = dataclasses.replace(stack, traffic=dataclasses.replace(stack.traffic, saving=0.0))
     all_kept = _with_remat(meshes, np.full(len(meshes), word.code("dots")))
     prices = price_transformer(

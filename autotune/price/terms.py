@@ -1,6 +1,7 @@
 """Named seconds of a block of layouts, and their sums: the step, its lower and upper bound, the share of each resource.
 
-All arrays have one entry a row (a row is a layout); seconds and bytes are of one device.
+All arrays have one entry a row (a row is a layout); seconds and bytes are of one device. A block of meshes, each with
+every set of arrays to keep, has arrays of shape (meshes, sets), and of length 1 where all meshes or all sets agree.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class TermRows:
 class CostTerms:
     """All terms of a block of rows, and the block's memory."""
 
-    rows: int
-    """Layouts in the block."""
+    rows: int | tuple[int, int]
+    """Layouts in the block, or its (meshes, sets)."""
     waiting: float
     """Fraction of the step that slices add by waiting for the slowest slice."""
     entries: list[TermRows] = field(default_factory=list)
@@ -232,8 +233,11 @@ Key = TypeVar("Key")
 
 
 def _enter(sums: dict[Key, np.ndarray], key: Key, amount: np.ndarray) -> None:
-    """Add `amount` to `sums[key]` in place. The first amount becomes the sum itself, so later calls change it."""
-    if key in sums:
+    """Add `amount` to `sums[key]`, in place where the shape stays. The first amount becomes the sum itself, so later
+    calls change it."""
+    if key not in sums:
+        sums[key] = amount
+    elif sums[key].shape == amount.shape:
         sums[key] += amount
     else:
-        sums[key] = amount
+        sums[key] = sums[key] + amount

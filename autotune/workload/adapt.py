@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,13 +30,39 @@ class Adapted:
     """The user's step in our shape. `function(state, batch) -> (state, metrics)` is pure; `state` and `batch` are trees
     of `jax.ShapeDtypeStruct`; `initialise()` makes a real state, None when the user gave only shapes. `in_place`: the
     user's own step changes NNX objects, or takes a state with more than arrays in it: its outputs then stay where the
-    user's own jit leaves them."""
+    user's own jit leaves them. `again()`: makes the same from the user's own functions, None where the user gave a
+    state and no function that makes it."""
 
     function: Callable[[Any, Any], tuple[Any, Any]]
     state: Any
     batch: Any
     initialise: Callable[[], Any] | None
     in_place: bool
+    again: Callable[[], Adapted] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A state that cannot be pickled (it keeps a lock, or a device, beside its arrays) is made anew where it
+        arrives."""
+        if self.again is not None and not can_be_pickled((self.function, self.state, self.batch)):
+            return _again, (self.again,)
+        return _adapted, (self.function, self.state, self.batch, self.initialise, self.in_place, self.again)
+
+
+def _again(again: Callable[[], Adapted]) -> Adapted:
+    return again()
+
+
+def _adapted(
+    function: Callable[[Any, Any], tuple[Any, Any]],
+    state: Any,
+    batch: Any,
+    initialise: Callable[[], Any] | None,
+    in_place: bool,
+    again: Callable[[], Adapted] | None,
+) -> Adapted:
+    return Adapted(
+        function=function, state=state, batch=batch, initialise=initialise, in_place=in_place, again=again
+    )  # fmt: skip
 
 
 def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> Adapted:
@@ -66,7 +93,8 @@ def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> A
         call = _ObjectStep(step=step, graph=pure.graph, spread=spread, make=pure.make)
     initialise = _Initialise(make=pure.make) if pure.make is not None else None
     in_place = pure.graph is not None or pure.beside is not None
-    return Adapted(function=call, state=tree, batch=batch, initialise=initialise, in_place=in_place)
+    again = partial(adapt, step, state, batch, explicit) if pure.make is not None else None
+    return Adapted(function=call, state=tree, batch=batch, initialise=initialise, in_place=in_place, again=again)
 
 
 class _PureState:

@@ -18,43 +18,52 @@ def batch_dimensions(
     said: Mapping[str, int | None],
     dimensions: tuple[Dimensions, list[tuple[int, ...]]],
     first: int,
+    argument: str | None = None,
 ) -> tuple[dict[str, int | None], tuple[str, ...]]:
     """(path -> the dimension of that array that is the batch, None for an array that has none; what was decided).
 
     `leaves`: path -> array; they are the inputs of the jaxpr from number `first` on, whose `dimensions` are
-    `dimensions_of` it. `said`: what the user says.
-    Random keys and plain numbers are no batch. Of the others the largest is, along its first dimension, and with it
-    every array of which the first dimension is the same as its own: by the trace, or by its size.
+    `dimensions_of` it. `said`: what the user says; a path may begin with `argument`, the name of the one that is the
+    batch.
+    Random keys and plain numbers are no batch. Of the others the largest is, along its first dimension, or along its
+    second if the step loops over the first; and with it every array that has this dimension too: by the trace, or in
+    the same place and by its size.
     ValueError for a path that is none, a dimension that an array does not have, and where no array is left.
     """
     told = {path: _checked(name, axis, path, leaves[path])
-            for name, axis in said.items() for path in _paths(name, leaves)}  # fmt: skip
-    found: dict[str, int | None] = {}
-    for path, array in leaves.items():
-        if path in told:
-            found[path] = told[path]
-        elif _is_key(array) or not array.shape:
-            found[path] = None
-    free = [path for path in leaves if path not in found]
+            for name, axis in said.items() for path in _paths(name, leaves, argument)}  # fmt: skip
+    free = [path for path, array in leaves.items() if path not in told and array.shape and not _is_key(array)]
+    found: dict[str, int | None] = {path: told.get(path) for path in leaves}
     notes: list[str] = []
-    cut = [path for path, axis in found.items() if axis is not None]
     if free:
+        cut = [path for path, axis in told.items() if axis is not None]
         main = max(cut or free, key=lambda path: math.prod(leaves[path].shape))
-        at = found.get(main) or 0
         axes, inputs = dimensions
-        own = dict(zip(leaves, inputs[first:], strict=False))
-        of_main = [axes.axis(dimension) for dimension in own[main]]
-        size = leaves[main].shape[at]
+        own = {path: [axes.axis(one) for one in dims]
+               for path, dims in zip(leaves, inputs[first:], strict=False)}  # fmt: skip
+        looped = {(axes.axis(one), turns) for one, turns in axes.stacked.items()}
+        at = told.get(main) or 0
+        shape = tuple(leaves[main].shape)
+        if main not in told and len(shape) > 1 and (own[main][0], shape[0]) in looped:
+            at = 1
+            notes.append(
+                f"{_called(main, shape)}: the step loops over its first dimension, so dimension 1 was "
+                f"taken for the batch; pin it with batch_axes={{{main!r}: 1}}"
+            )
+        of_state = {axes.axis(one) for dims in inputs[:first] for one in dims}
         for path in free:
-            mine = axes.axis(own[path][0])
-            length = leaves[path].shape[0]
-            same = mine == of_main[at] or (length % size == 0 and mine not in of_main)
-            found[path] = 0 if path == main or same else None
+            found[path] = (
+                at if path == main else _like(leaves[path].shape, own[path], at, shape[at], own[main], of_state)
+            )
+            name = _called(path, leaves[path].shape)
             if found[path] is None:
-                name = path or "the array"
                 notes.append(
-                    f"batch {name} {list(leaves[path].shape)} was taken for a constant: its first dimension is not the "
-                    f"{size} of {main or 'the batch'}; pin it with batch_axes={{{path!r}: 0}}"
+                    f"{name} was taken for a constant: {_why_none(own[path], own[main], at, shape, main, path)}"
+                )
+            elif found[path] != at:
+                notes.append(
+                    f"{name}: dimension {found[path]} was taken for the batch, because it is dimension {at} of {main}; "
+                    f"pin it with batch_axes={{{path!r}: {found[path]}}}"
                 )
     if all(axis is None for axis in found.values()):
         raise ValueError(
@@ -62,6 +71,35 @@ def batch_dimensions(
             f"batch_axes={{{next(iter(leaves))!r}: 0}}"
         )
     return found, tuple(notes)
+
+
+def _like(
+    shape: Sequence[int], mine: list[int], at: int, size: int, of_main: list[int], of_state: set[int]
+) -> int | None:
+    """The dimension of an array that is dimension `at` of the main one, of `size`; None where none is. An axis of the
+    state (a vocabulary) is none by its size alone."""
+    if of_main[at] in mine:
+        return mine.index(of_main[at])
+    if at < len(shape) and shape[at] % size == 0 and mine[at] not in of_main and mine[at] not in of_state:
+        return at
+    return None
+
+
+def _called(path: str, shape: Sequence[int]) -> str:
+    return f"{f'batch {path}' if path else 'the batch'} {list(shape)}"
+
+
+def _why_none(mine: list[int], of_main: list[int], at: int, shape: Sequence[int], main: str, path: str) -> str:
+    """Why an array has no batch, and how to say that it has."""
+    other = next((index for index, one in enumerate(of_main) if index != at and one == mine[0]), None)
+    if other is not None and main:
+        return (
+            f"its first dimension is dimension {other} of {main}, and dimension {at} was taken for the batch; if "
+            f"dimension {other} is the batch, say batch_axes={{{main!r}: {other}, {path!r}: 0}}"
+        )
+    return (
+        f"its first dimension is not the {shape[at]} of {main or 'the batch'}; pin it with batch_axes={{{path!r}: 0}}"
+    )
 
 
 def tokens_of(batch: Sequence[tuple[Any, int | None]]) -> tuple[int, int]:
@@ -81,8 +119,11 @@ def _is_key(array: Any) -> bool:
     return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) or is_legacy_key(array)
 
 
-def _paths(name: str, leaves: Mapping[str, Any]) -> list[str]:
+def _paths(name: str, leaves: Mapping[str, Any], argument: str | None) -> list[str]:
     found = [path for path in leaves if path == name or path.endswith(f"/{name}") or path.startswith(f"{name}/")]
+    if not found and argument is not None and (name == argument or name.startswith(f"{argument}/")):
+        inside = name[len(argument) + 1 :]
+        return _paths(inside, leaves, None) if inside else list(leaves)
     if not found:
         known = ", ".join(path or "'' (the batch is one array)" for path in list(leaves)[:5])
         raise ValueError(f"batch_axes: {name!r} is no array of the batch; paths are like: {known}")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.user_code import UserCodeError, user_code
-from autotune.workload.leaves import is_array
+from autotune.workload.leaves import is_array, path_of
 
 NUMBERS = (bool, int, float, complex)
 
@@ -50,16 +50,21 @@ class _Made:
 _MARKS = (_Hole, _Argument, _Made)
 
 
-def _kept(leaf: Any, known: Mapping[int, int]) -> Any:
+def _kept(leaf: Any, known: Mapping[int, int], static: tuple[type, ...]) -> Any:
     if is_object(leaf):
         return _Argument(which=known[id(leaf)]) if id(leaf) in known else _Made(graph=nnx.split(leaf)[0])
-    return _Hole() if is_array(leaf) else leaf
+    return _Hole() if _is_traced(leaf, static) else leaf
 
 
-def _arrays(leaf: Any, known: Mapping[int, int]) -> Any:
+def _arrays(leaf: Any, known: Mapping[int, int], static: tuple[type, ...]) -> Any:
     if is_object(leaf):
         return None if id(leaf) in known else nnx.split(leaf)[1]
-    return leaf if is_array(leaf) else None
+    return leaf if _is_traced(leaf, static) else None
+
+
+def _is_traced(leaf: Any, static: tuple[type, ...]) -> bool:
+    """Whether a call takes or gives a leaf as an array; a number of a `static` type stays the number that it is."""
+    return is_array(leaf) and type(leaf) not in static
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -68,7 +73,7 @@ class PureCall:
 
     `step`: the user's function. `skeleton`: (arguments, keywords) with holes. `objects`: for each hole, which of the
     NNX objects stands there, None for an array. `graph`: what the objects are beside their arrays. `bound_axes`: names
-    of the axes of pmap that one replica is bound to.
+    of the axes of pmap that one replica is bound to. `static`: types of plain numbers that are no arrays.
     """
 
     step: Callable[..., Any]
@@ -76,6 +81,7 @@ class PureCall:
     objects: tuple[int | None, ...]
     graph: Any
     bound_axes: tuple[str, ...]
+    static: tuple[type, ...] = ()
     returned: list[Any] = field(default_factory=list)  # what the last trace returned, with holes for its arrays
 
     def __call__(self, parts: list[Any]) -> tuple[Any, list[Any]]:
@@ -87,15 +93,7 @@ class PureCall:
         stands again.
         """
         objects = self._merged(parts)
-        given = iter(zip(self.objects, parts, strict=True))
-
-        def fill(leaf: Any) -> Any:
-            if not isinstance(leaf, _Hole):
-                return leaf
-            which, part = next(given)
-            return part if which is None else objects[which]
-
-        arguments, named = jax.tree.map(fill, self.skeleton)
+        arguments, named = self._whole(parts, objects)
         with user_code("the step"):
             result = self._bound()(*arguments, **named)
         states = nnx.state(tuple(objects)) if objects else {}
@@ -105,8 +103,24 @@ class PureCall:
             for index, which in enumerate(self.objects)
         ]
         known = {id(one): which for which, one in enumerate(objects)}
-        self.returned[:] = [jax.tree.map(lambda leaf: _kept(leaf, known), result, is_leaf=is_object)]
-        return jax.tree.map(lambda leaf: _arrays(leaf, known), result, is_leaf=is_object), after
+        self.returned[:] = [jax.tree.map(lambda leaf: _kept(leaf, known, self.static), result, is_leaf=is_object)]
+        return jax.tree.map(lambda leaf: _arrays(leaf, known, self.static), result, is_leaf=is_object), after
+
+    def arguments(self, parts: list[Any]) -> tuple[Any, ...]:
+        """The arguments by position, with these parts in the holes and NNX objects made of theirs."""
+        return tuple(self._whole(parts, self._merged(parts))[0])
+
+    def _whole(self, parts: list[Any], objects: list[Any]) -> Any:
+        """(arguments, keywords) with these parts and NNX objects in the holes."""
+        given = iter(zip(self.objects, parts, strict=True))
+
+        def fill(leaf: Any) -> Any:
+            if not isinstance(leaf, _Hole):
+                return leaf
+            which, part = next(given)
+            return part if which is None else objects[which]
+
+        return jax.tree.map(fill, self.skeleton)
 
     def result(self, arrays: Any, made: tuple[Any, ...]) -> Any:
         """What the step returns, from the arrays of it; `made`: the user's own objects."""
@@ -231,7 +245,7 @@ def split_call(
             objects.append(which)
             parts.append(None if again else which)
             return _Hole()
-        if not is_array(leaf) or (isinstance(leaf, NUMBERS) and type(leaf) in static):
+        if not _is_traced(leaf, static):
             return leaf
         objects.append(None)
         parts.append(leaf)
@@ -253,8 +267,33 @@ def split_call(
             part if which is None else _substate(states, which) if index in first else None
             for index, (which, part) in enumerate(zip(objects, parts, strict=True))
         ]
-    call = PureCall(step=step, skeleton=skeleton, objects=tuple(objects), graph=graph, bound_axes=bound_axes)
+    call = PureCall(
+        step=step, skeleton=skeleton, objects=tuple(objects), graph=graph, bound_axes=bound_axes, static=static
+    )
     return Split(call=call, parts=parts, made=tuple(made))
+
+
+def abstract_arguments(step: Callable[..., Any], make: Callable[[], Any]) -> tuple[Any, ...]:
+    """The arguments that `make()` returns as a tuple, with shapes in place of arrays, in NNX objects too: nothing is
+    computed. ValueError where it returns no tuple."""
+    made: list[Any] = []
+
+    def pure() -> list[Any]:
+        # Without a mesh of the user's own to live on, an annotated NNX variable must not ask for one when it is made.
+        with nnx.use_eager_sharding(False):
+            arguments = make()
+        if not isinstance(arguments, (tuple, list)):
+            made[:] = [arguments]
+            return []
+        made[:] = [split_call(step, tuple(arguments), {}, static=NUMBERS)]
+        return list(made[0].parts)
+
+    with user_code("making the arguments"):
+        parts = jax.eval_shape(pure)
+    if not isinstance(made[0], Split):
+        kind = "an array" if is_array(made[0]) else type(made[0]).__name__
+        raise ValueError(f"of_call: args() returns {kind}; it must return a tuple of the step's arguments")
+    return made[0].call.arguments(parts)
 
 
 @dataclass(slots=True)
@@ -307,7 +346,8 @@ def fit_call(
                     bound = (*bound, name)
                     continue
                 if function is not inner and _says_where(closed.jaxpr):
-                    notes = ("the in_shardings of the step's own jax.jit are left out: a plan says where arrays live",)
+                    said = _says_where(closed.jaxpr)
+                    notes = (f"the {said} of the step's own jax.jit are left out: a plan says where arrays live",)
                     break
                 fit.notes = [*notes, *_notes(fit, arguments, named)]
                 return fit, split, closed, shapes
@@ -334,12 +374,16 @@ def _tries(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> list[tuple[t
     return list({frozenset(set(types) & there): types for types in reversed(STATIC_NUMBERS)}.values())[::-1]
 
 
-def _says_where(jaxpr: Any) -> bool:
-    """Whether a jit at the top of a jaxpr says where its arguments live."""
-    return any(
-        hasattr(one, "spec") or hasattr(one, "device_set")
-        for equation in jaxpr.eqns
-        for one in equation.params.get("in_shardings", ())
+def _says_where(jaxpr: Any) -> str:
+    """Which of `in_shardings` and `out_shardings` a jit at the top of a jaxpr has, "" for neither."""
+    return " and ".join(
+        word
+        for word in ("in_shardings", "out_shardings")
+        if any(
+            hasattr(one, "spec") or hasattr(one, "device_set")
+            for equation in jaxpr.eqns
+            for one in equation.params.get(word, ())
+        )
     )
 
 
@@ -360,9 +404,9 @@ def _notes(fit: Fit, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> li
         for name in fit.bound_axes
     ]
     numbers = [
-        f"{name}={value!r}"
-        for name, value in names_of(fit.step, arguments, named).items()
-        for value in jax.tree.leaves(value)
+        f"{'/'.join(part for part in (name, path_of(path)) if part)}={value!r}"
+        for name, argument in names_of(fit.step, arguments, named).items()
+        for path, value in jax.tree_util.tree_flatten_with_path(argument)[0]
         if fit.static and isinstance(value, NUMBERS) and type(value) in fit.static
     ]
     if numbers:

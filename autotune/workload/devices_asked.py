@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,17 +21,29 @@ ASKED = ("devices", "local_devices", "device_count", "local_device_count", "defa
 def devices_asked() -> Iterator[list[str]]:
     """List where the user's code calls these functions: "jax.devices() at file.py:12", each place once.
 
-    A function that was imported by its own name (`from jax import devices`) is not seen.
+    The names under which the user's modules imported them (`from jax import devices`) are listed too.
     """
     asked: list[str] = []
     real: dict[str, Callable[..., Any]] = {name: getattr(jax, name) for name in ASKED}
-    for name, function in real.items():
-        setattr(jax, name, _listed(name, function, asked))
+    listed = {name: _listed(name, function, asked) for name, function in real.items()}
+    names = {id(function): name for name, function in real.items()}
+    places = [(vars(jax), name, name) for name in ASKED]
+    places += [
+        (held, own, names[id(value)]) for held in _globals() for own, value in list(held.items()) if id(value) in names
+    ]
+    for held, own, name in places:
+        held[own] = listed[name]
     try:
         yield asked
     finally:
-        for name, function in real.items():
-            setattr(jax, name, function)
+        for held, own, name in places:
+            held[own] = real[name]
+
+
+def _globals() -> list[dict[str, Any]]:
+    """The globals of the user's modules."""
+    modules = [one for one in list(sys.modules.values()) if isinstance(one, types.ModuleType)]
+    return [vars(one) for one in modules if (file := getattr(one, "__file__", None)) and owner_of(str(file)) == "user"]
 
 
 def _listed(name: str, function: Callable[..., Any], asked: list[str]) -> Callable[..., Any]:

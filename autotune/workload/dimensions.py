@@ -28,11 +28,13 @@ class Contraction:
 class Dimensions:
     """Axes as classes of dimensions. `axis(d)` names the class of a dimension; `contractions` hold dimensions.
 
+    `stacked`: dimensions that a loop goes through, with its number of turns. `outputs`: the dimensions of each output.
     `constraints`: the sharding constraints, each with the dimensions of its array."""
 
     parent: list[int] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
-    stacked: set[int] = field(default_factory=set)
+    stacked: dict[int, int] = field(default_factory=dict)
+    outputs: list[tuple[int, ...]] = field(default_factory=list)
     constraints: list[tuple[Any, tuple[int, ...]]] = field(default_factory=list)
 
     def fresh(self, rank: int) -> tuple[int, ...]:
@@ -57,7 +59,7 @@ def dimensions_of(jaxpr: Any) -> tuple[Dimensions, list[tuple[int, ...]]]:
     """The axes of a jaxpr, and the dimensions of each of its inputs."""
     found = Dimensions()
     inputs = [found.fresh(len(var.aval.shape)) for var in jaxpr.invars]
-    _walk(found, jaxpr, inputs, 1)
+    found.outputs = _walk(found, jaxpr, inputs, 1)
     return found, inputs
 
 
@@ -229,15 +231,16 @@ def _scan(found: Dimensions, equation: Any, ins, outs, trips: int) -> None:
     carries = sum(_rank(outer) == _rank(inner) for outer, inner in zip(equation.outvars, body.outvars, strict=True))
     constants = len(ins) - stacked - carries
     stacks = ins[constants + carries :]
-    found.stacked.update(stack[0] for stack in stacks)
+    turns = equation.params["length"]
+    found.stacked |= {stack[0]: turns for stack in stacks}
     inside = [*ins[: constants + carries], *(stack[1:] for stack in stacks)]
-    results = _walk(found, body, inside, trips * equation.params["length"])
+    results = _walk(found, body, inside, trips * turns)
     for index, result in enumerate(results):
         if index < carries:
             _pairs(found, zip(result, ins[constants + index], strict=True))
             _pairs(found, zip(result, outs[index], strict=True))
         else:
-            found.stacked.add(outs[index][0])
+            found.stacked[outs[index][0]] = turns
             _pairs(found, zip(result, outs[index][1:], strict=True))
 
 

@@ -1,8 +1,10 @@
-"""Along which mesh axes a step with Explicit axes can be cut: each is tried alone, in a trace without devices."""
+"""Along which mesh axes a step with Explicit axes can be cut: each is tried alone and with each other one, in traces
+without devices."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,18 +31,48 @@ def axes_that_fail(adapted: Adapted, partition: Partition, names: Sequence[str])
     """
     failed = {}
     for axis in partition.axes():
-        layout = dataclasses.replace(Layout(), **{axis: SIZE})  # type: ignore[arg-type]
-        if partition.problem(layout) is not None:
-            continue
-        own = partition.mesh_names.get(axis, axis)
-        with tracing(True, names, {own: SIZE}, partition.mesh_context):
-            state = _cut(adapted.state, partition.state, partition, layout)
-            batch = _cut(adapted.batch, partition.batch, partition, layout)
-            try:
-                jax.eval_shape(adapted.function, state, batch)
-            except UserCodeError as error:
-                failed[axis] = f"the step does not trace with {own}={SIZE}: {error.summary}"
+        error = _error(adapted, partition, names, (axis,))
+        if error is not None:
+            failed[axis] = f"the step does not trace with {_words(partition, (axis,))}: {error}"
     return failed
+
+
+def pairs_that_fail(adapted: Adapted, partition: Partition, names: Sequence[str]) -> dict[str, str]:
+    """Two of our mesh axes ("data,tensor") -> why the step does not trace with both of size `SIZE`.
+
+    Two axes that cut one dimension of two arrays, each of its own, are refused only together. Pairs are tried where a
+    trace with all axes at once fails. `partition`: without the axes that fail alone. `names`: the user's own mesh axes.
+    """
+    axes = partition.axes()
+    everything = dataclasses.replace(Layout(), **dict.fromkeys(axes, SIZE))  # type: ignore[arg-type]
+    if partition.problem(everything) is None and _error(adapted, partition, names, axes) is None:
+        return {}
+    failed = {}
+    for pair in itertools.combinations(axes, 2):
+        error = _error(adapted, partition, names, pair)
+        if error is not None:
+            failed[",".join(pair)] = f"the step does not trace with {_words(partition, pair)}: {error}"
+    return failed
+
+
+def _words(partition: Partition, axes: Sequence[str]) -> str:
+    return " and ".join(f"{partition.mesh_names.get(axis, axis)}={SIZE}" for axis in axes)
+
+
+def _error(adapted: Adapted, partition: Partition, names: Sequence[str], axes: Sequence[str]) -> str | None:
+    """What the step raises with these axes of size `SIZE`; None where it traces, or where they do not divide."""
+    layout = dataclasses.replace(Layout(), **dict.fromkeys(axes, SIZE))  # type: ignore[arg-type]
+    if partition.problem(layout) is not None:
+        return None
+    sizes = {partition.mesh_names.get(axis, axis): SIZE for axis in axes}
+    with tracing(True, names, sizes, partition.mesh_context):
+        state = _cut(adapted.state, partition.state, partition, layout)
+        batch = _cut(adapted.batch, partition.batch, partition, layout)
+        try:
+            jax.eval_shape(adapted.function, state, batch)
+        except UserCodeError as error:
+            return error.summary
+    return None
 
 
 def _cut(tree: Any, leaves: Any, partition: Partition, layout: Layout) -> Any:

@@ -52,6 +52,7 @@ class Flow:
     `sources[node]`: the nodes it is computed from. `forward`, `backward`: nodes made inside a differentiated function,
     and inside its backward pass. `truth`: nodes of truth values, which say whether and not by how much something
     changes. `inputs`, `outputs`: the nodes of the jaxpr's own inputs and outputs; one that is in both is untouched.
+    `shapes`: of the outputs.
     """
 
     sources: list[tuple[int, ...]] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Flow:
     views: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def node(self, aval: Any, sources: Iterable[int], forward: bool = False, backward: bool = False) -> int:
         """A new value."""
@@ -104,6 +106,7 @@ def flow_of(jaxpr: Any) -> Flow:
     flow = Flow()
     flow.inputs = tuple(flow.node(var.aval, ()) for var in jaxpr.invars)
     flow.outputs = tuple(_walk(flow, jaxpr, flow.inputs, False, False))
+    flow.shapes = tuple(tuple(getattr(var.aval, "shape", ())) for var in jaxpr.outvars)
     return flow
 
 
@@ -217,10 +220,11 @@ def _scan(flow: Flow, equation: Any, ins: list[int], forward: bool, backward: bo
     return outs
 
 
-def fed_by(flow: Flow) -> Callable[[int], set[int]]:
-    """For an output of the flow: the inputs from which it is computed otherwise than through the loss."""
+def fed_by(flow: Flow, within_loss: bool = False) -> Callable[[int], set[int]]:
+    """For an output of the flow: the inputs from which it is computed otherwise than through the loss; `within_loss`:
+    inside the loss too, but not through its gradient."""
     places = {node: index for index, node in enumerate(flow.inputs)}
-    marked = flow.forward | flow.backward
+    marked = flow.backward if within_loss else flow.forward | flow.backward
     known: dict[int, set[int]] = {}
 
     def fed(output: int) -> set[int]:

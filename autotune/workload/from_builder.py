@@ -79,6 +79,7 @@ def takes_mesh(builder: Callable[..., Any]) -> bool:
 OTHER_WORDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "remat": ({}, {"remat": "full"}),
     "accumulate": ({}, {"accumulate": 2}),
+    "reduce": ({"data": 2, "accumulate": 2}, {"data": 2, "accumulate": 2, "reduce": "step"}),
     "offload": ({}, {"offload": "optimizer"}),
     "stage": ({}, {"stage": 2, "microbatches": 2, "schedule": "gpipe"}),
     "sequence_parallel": ({"tensor": 2, "sequence_parallel": False}, {"tensor": 2, "sequence_parallel": True}),

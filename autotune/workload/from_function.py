@@ -18,7 +18,7 @@ from autotune.workload.adapt import Adapted, Builder, adapt, traced
 from autotune.workload.batch import batch_dimensions, tokens_of
 from autotune.workload.devices_asked import devices_asked, notes_on
 from autotune.workload.dimensions import dimensions_of
-from autotune.workload.explicit_axes import axes_that_fail
+from autotune.workload.explicit_axes import axes_that_fail, pairs_that_fail
 from autotune.workload.flow import flow_of
 from autotune.workload.guess import describe, guess_names, kind_of, rule_for
 from autotune.workload.handover import hand_over
@@ -27,11 +27,20 @@ from autotune.workload.logical_names import Held, constraints_of, explain_names,
 from autotune.workload.pinned import own_meshes
 from autotune.workload.roles import roles_of, size_text, twins_of
 from autotune.workload.same_program import operations
-from autotune.workload.trace import Traced, activation_bytes, dots, mesh_axis_names, named_parts, nbytes, notes
+from autotune.workload.trace import (
+    Traced,
+    activation_bytes,
+    constants,
+    dots,
+    mesh_axis_names,
+    named_parts,
+    nbytes,
+    notes,
+)
 from autotune.workload.tracing import first_that_traces
 
-FIXED = {"remat": "none", "accumulate": "1", "stage": "1", "sequence_parallel": "1", "context_attention": "gather",
-         "offload": "none"}  # fmt: skip
+FIXED = {"remat": "none", "accumulate": "1", "reduce": "pass", "stage": "1", "sequence_parallel": "1",
+         "context_attention": "gather", "offload": "none"}  # fmt: skip
 """What a step that was not built from the layout cannot change."""
 
 WHOLE_BYTES_SHARE = 0.05
@@ -73,6 +82,7 @@ def plain_fields(
         explicit=explicit,
         mesh_context=found.context,
         batch_axes=batch_axes or {},
+        batch=None,
         closed=found.made,
         mesh=mesh,
         logical=looked(),
@@ -82,7 +92,7 @@ def plain_fields(
 
 def call_fields(
     step: Callable[..., Any],
-    arguments: Sequence[Any],
+    arguments: Sequence[Any] | Callable[[], Sequence[Any]],
     named: Mapping[str, Any],
     batch: Any,
     *,
@@ -108,6 +118,7 @@ def call_fields(
         explicit=handed.explicit,
         mesh_context=handed.context,
         batch_axes=batch_axes or {},
+        batch=handed.batch,
         closed=handed.closed,
         mesh=None,
         logical=looked(),
@@ -139,14 +150,16 @@ def fields_of(
     explicit: bool,
     mesh_context: str,
     batch_axes: Mapping[str, int | None],
+    batch: str | None,
     closed: Any,
     mesh: Any,
     logical: bool,
 ) -> dict[str, Any]:
     """Everything `Workload.of` wants, of a step in our shape.
 
-    `closed`: its jaxpr, traced with the mesh in `mesh_context`. `mesh`: the one that the step was built for; any other
-    in it is the user's own. `logical`: whether Flax asked for the meaning of logical names in that trace.
+    `batch`: the name of the argument that is the batch, if one is. `closed`: the step's jaxpr, traced with the mesh in
+    `mesh_context`. `mesh`: the one that the step was built for; any other in it is the user's own. `logical`: whether
+    Flax asked for the meaning of logical names in that trace.
     """
     leaves = leaves_of(adapted.state)
     flow = flow_of(closed.jaxpr)
@@ -162,7 +175,7 @@ def fields_of(
     said_of_batch = leaves_of(adapted.batch)
     axes = dimensions_of(closed.jaxpr)
     dimensions, notes_of_batch = batch_dimensions(
-        {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves)
+        {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves), batch
     )
     rows = {len(leaves) + index: axis for index, axis in enumerate(dimensions.values()) if axis is not None}
     constraining, heard = (
@@ -215,8 +228,11 @@ def fields_of(
         partition = dataclasses.replace(partition, unusable=alone)
         failing = axes_that_fail(adapted, partition, tuple(own))
         partition = dataclasses.replace(partition, unusable=alone | failing)
+        partition = dataclasses.replace(partition, apart=pairs_that_fail(adapted, partition, tuple(own)))
         guesses += [f"{axis} is left out of the search: {why}" for axis, why in partition.unusable.items()]
-    guesses += stay_whole(partition, leaves) or untold
+        guesses += [f"layouts with {pair.replace(',', ' and ')} are left out of the search: {why}"
+                    for pair, why in partition.apart.items()]  # fmt: skip
+    guesses += [*closed_over(closed, leaves), *(stay_whole(partition, leaves) or untold)]
     if not explicit:
         guesses += held_away(held, naming.axes_of, _rows_cut(partition))
     figures = summarise(closed.jaxpr, leaves, roles, adapted)
@@ -479,6 +495,21 @@ def stay_whole(partition: Partition, leaves: Mapping[str, tuple[Any, Any]]) -> l
     return [
         f"{len(whole)} array{'s' * (len(whole) > 1)} of the state stay whole on every device: {held}, "
         f"{100 * share:.0f} % of its bytes, the largest {largest}; cut them with rules=[{', '.join(rules)}]"
+    ]
+
+
+def closed_over(closed: Any, leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """A word about the arrays that the step takes from its surroundings and not as arguments, where they hold more
+    than `WHOLE_BYTES_SHARE` of the state with them."""
+    arrays = constants(closed)
+    held = sum(nbytes(one) for one in arrays)
+    if held <= WHOLE_BYTES_SHARE * (held + sum(nbytes(array) for _, array in leaves.values())):
+        return []
+    largest = max(arrays, key=nbytes)
+    return [
+        f"the step closes over {len(arrays)} array{'s' * (len(arrays) > 1)}, {size_text(held)}, the largest "
+        f"{largest.dtype}{list(largest.shape)}: they are constants of the program, whole on every device, and in no "
+        "role and no price of the state; hand them to the step as an argument"
     ]
 
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from autotune.workload.adapt import Adapted, abstract
-from autotune.workload.call import PureCall, Split, abstract_parts, fit_call, names_of, places_of
+from autotune.workload.call import (
+    Fit,
+    PureCall,
+    Split,
+    abstract_arguments,
+    abstract_parts,
+    fit_call,
+    names_of,
+    places_of,
+)
+from autotune.workload.dimensions import dimensions_of
 from autotune.workload.flow import fed_by, flow_of
 from autotune.workload.leaves import path_of, same_structure
 from autotune.workload.returned import find_returned
-from autotune.workload.tracing import first_that_traces
+from autotune.workload.tracing import first_that_traces, tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
@@ -75,18 +87,20 @@ class CallJaxpr:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
     """A call in the tuner's shape, its trace, whether its mesh axes are Explicit, where it finds its mesh
-    (`autotune.partition.CONTEXTS`), and what is to be said of it."""
+    (`autotune.partition.CONTEXTS`), what is to be said of it, and the name of the argument that is the batch (None
+    where several are)."""
 
     adapted: Adapted
     closed: CallJaxpr
     explicit: bool
     context: str
     notes: tuple[str, ...]
+    batch: str | None
 
 
 def hand_over(
     step: Callable[..., Any],
-    arguments: Sequence[Any],
+    arguments: Sequence[Any] | Callable[[], Sequence[Any]],
     named: Mapping[str, Any],
     batch: Any,
     explicit: bool | None,
@@ -95,8 +109,15 @@ def hand_over(
     """Read one call of the step as its own loop makes it; ValueError in one line for what cannot be one."""
     if not callable(step):
         raise ValueError(f"of_call: step={step!r} must be a function")
+    make = arguments if callable(arguments) else None
+    if make is not None:
+        with tracing(False, mesh_axes):
+            arguments = abstract_arguments(step, make)
     if not isinstance(arguments, (tuple, list)):
-        raise ValueError(f"of_call: args={type(arguments).__name__} must be a tuple of the step's arguments")
+        raise ValueError(
+            f"of_call: args={type(arguments).__name__} must be a tuple of the step's arguments, or a function that "
+            "makes it"
+        )
     if not isinstance(named, Mapping):
         raise ValueError(f"of_call: kwargs={type(named).__name__} must be a dict of the step's keyword arguments")
     given, said = tuple(arguments), explicit
@@ -111,7 +132,7 @@ def hand_over(
         if not jax.tree.leaves(tree):
             raise ValueError(f"of_call: batch={name!r} holds no arrays; arguments: {', '.join(places)}")
     state = {name: tree for name, tree in trees.items() if name not in chosen}
-    returned, inputs = _returned(split, places, state, closed, shapes)
+    returned, inputs = _returned(split, places, state, data, closed, shapes)
     made = closed.jaxpr.outvars
     read = [closed.jaxpr.invars[index] for index in jax.tree.leaves({name: inputs[name] for name in state})]
     new = [var if place is None else made[place] for var, place in zip(read, returned, strict=True)]
@@ -124,8 +145,11 @@ def hand_over(
         function=CallStep(call=split.call, places=places, batch=chosen, returned=returned),
         state={name: placed[name] for name in state},
         batch=whole_batch[chosen[0]] if len(chosen) == 1 else whole_batch,
-        initialise=None,
+        initialise=None
+        if make is None
+        else _Initialise(make=make, fit=fit, named=named, places=places, of=tuple(state)),
         in_place=False,
+        again=None if make is None else partial(_adapted_again, step, make, named, chosen, explicit, mesh_axes),
     )
     if not jax.tree.leaves(adapted.state):
         raise ValueError("of_call: no argument beside the batch holds arrays; the step has no state")
@@ -135,7 +159,31 @@ def hand_over(
             "the step is traced with Explicit mesh axes: with Auto axes its trace fails; pin it with explicit=True"
         )
     ordered = CallJaxpr(closed=closed, invars=(*read, *rows), outvars=(*new, *metrics))
-    return HandedOver(adapted=adapted, closed=ordered, explicit=explicit, context=found.context, notes=tuple(notes))
+    return HandedOver(
+        adapted=adapted, closed=ordered, explicit=explicit, context=found.context, notes=tuple(notes),
+        batch=chosen[0] if len(chosen) == 1 else None,
+    )  # fmt: skip
+
+
+def _adapted_again(*given: Any) -> Adapted:
+    return hand_over(*given).adapted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
+class _Initialise:
+    """Makes the real state, by the names of the arguments `of`, from the user's own function that makes them."""
+
+    make: Callable[[], Sequence[Any]]
+    fit: Fit
+    named: Mapping[str, Any]
+    places: Mapping[str, int | str]
+    of: tuple[str, ...]
+
+    def __call__(self) -> dict[str, Any]:
+        with nnx.use_eager_sharding(False):
+            split = self.fit.split(tuple(self.make()), self.named)
+        trees = _by_name(split, self.places, split.parts)
+        return {name: trees[name] for name in self.of}
 
 
 def batch_names(batch: Any, places: Mapping[str, int | str], given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -168,7 +216,12 @@ def _by_name(split: Split, places: Mapping[str, int | str], parts: list[Any]) ->
 
 
 def _returned(
-    split: Split, places: Mapping[str, int | str], state: Mapping[str, Any], closed: Any, shapes: Any
+    split: Split,
+    places: Mapping[str, int | str],
+    state: Mapping[str, Any],
+    data: Mapping[str, Any],
+    closed: Any,
+    shapes: Any,
 ) -> tuple[tuple[int | None, ...], dict[str, Any]]:
     """(for each leaf of the state, in JAX's own order, the output of the call that is its new value; the arguments by
     name with the number of its input in place of each array).
@@ -199,15 +252,34 @@ def _returned(
             in_place |= {first + index: output + index for index in range(count)}
             output += count
         first += count
-    fed = fed_by(flow_of(closed.jaxpr))
+    flow = flow_of(closed.jaxpr)
+    fed, within = fed_by(flow), fed_by(flow, within_loss=True)
+    rows = _RowsAgree(closed.jaxpr, [index for name in data for index in jax.tree.leaves(inputs[name])])
     objects = {place_of[index] for index in in_place if index in place_of}
     found = find_returned(
         {name: tree for name, tree in state.items()},
         result,
         lambda leaf: {place_of[index] for index in fed(leaf) if index in place_of} - objects,
+        lambda leaf: {place_of[index] for index in within(leaf) if index in place_of} - objects,
+        lambda place, leaf: rows(order[place], leaf),
     )
     new_of = {order[place]: leaf for place, leaf in found.items()} | in_place
     return tuple(new_of.get(index) for index in jax.tree.leaves({name: inputs[name] for name in state})), inputs
+
+
+class _RowsAgree:
+    """Whether an input of a jaxpr and an output have the batch in the same dimensions: predictions have it and
+    parameters of their shape do not. The first dimensions of the `batch` inputs are the batch."""
+
+    def __init__(self, jaxpr: Any, batch: Sequence[int]) -> None:
+        self.found, self.inputs = dimensions_of(jaxpr)
+        self.rows = {self.found.axis(self.inputs[index][0]) for index in batch if self.inputs[index]}
+
+    def __call__(self, old: int, new: int) -> bool:
+        return self._of(self.inputs[old]) == self._of(self.found.outputs[new])
+
+    def _of(self, dimensions: tuple[int, ...]) -> list[bool]:
+        return [self.found.axis(one) in self.rows for one in dimensions]
 
 
 def _changed(before: Any, after: Any) -> str:

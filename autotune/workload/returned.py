@@ -25,7 +25,13 @@ class _Node:
         return range(self.start, self.start + len(self.shapes))
 
 
-def find_returned(arguments: Mapping[str, Any], result: Any, fed: Callable[[int], set[int]] | None) -> dict[int, int]:
+def find_returned(
+    arguments: Mapping[str, Any],
+    result: Any,
+    fed: Callable[[int], set[int]] | None,
+    within: Callable[[int], set[int]] | None = None,
+    agree: Callable[[int, int], bool] = lambda old, new: True,
+) -> dict[int, int]:
     """For the leaves of `arguments` (counted in the order in which they are given here): which leaf of `result` is
     their new value. What is not returned is not in it.
 
@@ -33,6 +39,9 @@ def find_returned(arguments: Mapping[str, Any], result: Any, fed: Callable[[int]
     computed otherwise than through the loss; None where nothing is known. A new value must be fed by the old one: so a
     tree of gradients is not taken for the parameters. Of several that are, the one of the same name is taken, then the
     one that is fed by the fewest (a moving average is fed by what it follows too), then the first.
+    `within(leaf of the result)`: the leaves from which it is computed inside the loss too, but not through gradients;
+    arrays of which no new value is found otherwise come back so (batch statistics, a recurrent state).
+    `agree(leaf of the arguments, leaf of the result)`: whether the two can be one array before and after.
     """
     every = list(_nodes(result, "", 0))
     by_shapes: dict[Any, list[_Node]] = {}
@@ -44,11 +53,15 @@ def find_returned(arguments: Mapping[str, Any], result: Any, fed: Callable[[int]
     def search(node: _Node) -> None:
         if not node.shapes:
             return
-        candidates = [
+        alike = [
             one
             for one in by_shapes.get(node.shapes, ())
-            if not taken & set(one.leaves) and same_structure(one.tree, node.tree) and _follows(node, one, fed)
-        ]
+            if not taken & set(one.leaves) and same_structure(one.tree, node.tree)
+            and all(agree(old, new) for old, new in zip(node.leaves, one.leaves, strict=True))
+        ]  # fmt: skip
+        candidates = [one for one in alike if _follows(node, one, fed)]
+        if not candidates and within is not None and any(shape for shape, _ in node.shapes):
+            candidates = [one for one in alike if _comes_from(node, one, within)]
         if candidates:
             best = min(candidates, key=lambda one: (one.name != node.name, _sources(one, fed), one.start))
             taken.update(best.leaves)
@@ -71,6 +84,14 @@ def _follows(node: _Node, one: _Node, fed: Callable[[int], set[int]] | None) -> 
         return bool(node.shapes[0][0]) or len(node.shapes) > 1 or one.name == node.name
     direct = sum(old in fed(new) for old, new in zip(node.leaves, one.leaves, strict=True))
     return 2 * direct >= len(node.shapes)
+
+
+def _comes_from(node: _Node, one: _Node, within: Callable[[int], set[int]]) -> bool:
+    """Whether every array of one tree is computed from that of the other."""
+    return all(
+        old in within(new) or not shape
+        for old, new, (shape, _) in zip(node.leaves, one.leaves, node.shapes, strict=True)
+    )
 
 
 def _sources(one: _Node, fed: Callable[[int], set[int]] | None) -> int:

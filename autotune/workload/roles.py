@@ -52,6 +52,12 @@ def roles_of(
         return told, tuple(line for role in ("frozen", "mutable") for line in _describe(told, leaves, state, role))
     if not analysis.differentiated:
         return _undifferentiated(found, analysis, state, leaves)
+    if "parameters" not in found.values() and (given := _with_gradients(found, analysis, leaves)):
+        found |= dict.fromkeys(given, "parameters")
+        meaning = "have gradients that the step returns: their update is another program, and in no price"
+        first = _describe(found, leaves, state, "parameters", meaning)
+        rest = (line for role in ("frozen", "mutable") for line in _describe(found, leaves, state, role))
+        return found, (*first, *rest)
     usual = usual_parameters(leaves)[0]
     weights = {path for path, role in found.items() if role in ("parameters", "frozen")}
     trained = {path for path, role in found.items() if role == "parameters"}
@@ -67,7 +73,8 @@ class _Evidence:
     `changed`: it comes back as another array. `reaches`: the loss is computed from it (in a step without a gradient:
     what it returns beside the state). `meets_updates`: the new state is computed from it. `by_gradient`: the loss's
     gradient is in what it becomes; for an array that reaches the loss, not only by way of what another such array has
-    become: so does a teacher follow the parameters.
+    become: so does a teacher follow the parameters. `gradients`: the shapes of what is returned beside the state and is
+    computed from gradients.
     """
 
     def __init__(self, flow: Flow, count: int) -> None:
@@ -79,6 +86,8 @@ class _Evidence:
         any_way = flow.by_gradient(set())
         # What has been updated can reach a second loss (a critic, that of its actor): the moments do not so reach it.
         updated = {node for node, one in enumerate(any_way) if one and node not in marked}
+        returned = zip(flow.outputs[count:], flow.shapes[count:], strict=True)
+        self.gradients = [shape for node, shape in returned if any_way[node]]
         reached = flow.above(marked, updated) if self.differentiated else flow.above(other)
         self.reaches = [node in reached for node in ins]
         new = [out for out, changed in zip(outs, self.changed, strict=True) if changed]
@@ -110,6 +119,23 @@ def _role(analysis: _Evidence, index: int, array: Any, optax_made: bool) -> str:
     if changed:
         return "optimizer" if by_gradient else "mutable"
     return "optimizer" if analysis.meets_updates[index] else "other"
+
+
+def _with_gradients(found: Mapping[str, str], analysis: _Evidence, leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """The arrays of which the step returns a gradient: those that reach the loss and have the shapes of the longest
+    run of gradients that some run of them has."""
+    mine = [
+        path for path, reaches in zip(found, analysis.reaches, strict=True)
+        if reaches and jnp.issubdtype(leaves[path][1].dtype, jnp.floating)
+    ]  # fmt: skip
+    shapes = [tuple(leaves[path][1].shape) for path in mine]
+    for size in range(len(analysis.gradients), 0, -1):  # norms and the like are returned beside the gradients
+        for first in range(len(analysis.gradients) - size + 1):
+            wanted = analysis.gradients[first : first + size]
+            for start in range(len(mine) - size + 1):
+                if shapes[start : start + size] == wanted and any(wanted):
+                    return mine[start : start + size]
+    return []
 
 
 def is_legacy_key(array: Any) -> bool:
@@ -218,19 +244,22 @@ NAMES = {
 }
 
 
-def _describe(roles: Mapping[str, str], leaves: Mapping[str, tuple[Any, Any]], state: Any, role: str) -> Iterable[str]:
+def _describe(
+    roles: Mapping[str, str], leaves: Mapping[str, tuple[Any, Any]], state: Any, role: str, meaning: str | None = None
+) -> Iterable[str]:
     size = {path: nbytes(array) for path, (_, array) in leaves.items()}
     ranked = _groups(roles, role, size)
     if not ranked:
         return
+    of_parameters = _groups(roles, "parameters", size)
     shown = ", ".join(
         f"{group or 'the state'} ({len(paths)} array{'s' if len(paths) > 1 else ''}, "
         f"{size_text(sum(size[path] for path in paths))})"
         for group, paths in ranked[:LISTED]
     )
     more = f" and {len(ranked) - LISTED} more" if len(ranked) > LISTED else ""
-    pin = _picker(_groups(roles, "parameters", size), state)
-    yield f"{NAMES[role]} by the trace: {shown}{more}, which {MEANING[role]}; pin it with parameters={pin}"
+    pin = f"; pin it with parameters={_picker(of_parameters, state)}" if of_parameters else ""
+    yield f"{NAMES[role]} by the trace: {shown}{more}, which {meaning or MEANING[role]}{pin}"
 
 
 def _groups(roles: Mapping[str, str], role: str, size: Mapping[str, int]) -> list[tuple[str, list[str]]]:

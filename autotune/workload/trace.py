@@ -146,6 +146,18 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
+def constants(closed: Any) -> list[Any]:
+    """The arrays that a ClosedJaxpr holds itself, those of its inner programs too, each once; numbers are none."""
+    found = {id(one): one for one in closed.consts}
+    for equation in equations(closed.jaxpr):
+        for value in equation.params.values():
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(part, jex.ClosedJaxpr):
+                    found |= {id(one): one for one in part.consts}
+        found |= {id(one.val): one.val for one in equation.invars if isinstance(one, jex.Literal)}
+    return [one for one in found.values() if math.prod(getattr(one, "shape", ())) > 1]
+
+
 def mesh_axis_names(jaxpr: Any) -> list[str]:
     """Mesh axes that the step's own sharding constraints name, in the order of their first use."""
     found: dict[str, None] = {}

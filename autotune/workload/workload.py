@@ -86,7 +86,7 @@ class Workload:
     def of_call(
         cls,
         step: Callable[..., Any],
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | Callable[[], Sequence[Any]] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
         batch: Any,
@@ -102,6 +102,8 @@ class Workload:
 
         `args`, `kwargs`: arrays or shapes (`jax.eval_shape`, `nnx.eval_shape`), NNX objects, numbers, config objects
         and functions, in any order. What is no array is static; a plain number is, where the step takes no other.
+        `args` may be a function that returns the tuple: it is called without computing anything, it makes the state of
+        measured runs, and arguments that cannot be pickled (a lock, a device) are made by it in worker processes.
         `batch`: which of the arguments is the batch: its position, its name, the object itself, or a tuple of these.
         The new state is found in what the step returns, whole or in parts, or in the NNX objects that it changes.
         `rules`, `logical_rules`, `mesh_axes`, `batch_axes`, `name`: as the constructor takes them; paths begin with the

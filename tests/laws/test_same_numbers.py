@@ -55,6 +55,12 @@ ROWS = [
     ("tiny", "accumulate=4"),
     ("tiny", "data=4,zero=1"),
     ("tiny", "data=2,zero=2,accumulate=2,fsdp=2,remat=full"),
+    # gradients reduced over data once a step
+    ("tiny", "data=4,accumulate=2,reduce=step"),
+    ("tiny", "data=2,fsdp=2,tensor=2,accumulate=2,reduce=step"),
+    ("tiny", f"data=2,context=2,tensor=2,accumulate=2,reduce=step,{RING},remat=full"),
+    ("tiny-moe", "data=2,expert=2,accumulate=2,reduce=step"),
+    ("tiny-encoder", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step,remat=save:query+mlp_up"),
     # pairs
     ("tiny", "data=2,fsdp=4"),
     ("tiny", "fsdp=4,tensor=2,order=tensor>stage>context>expert>fsdp>data"),
@@ -142,6 +148,7 @@ def test_every_layout_gives_the_numbers_of_one_device(model, text):
         ("tiny", "data=2,fsdp=2,tensor=2"),
         ("tiny", "fsdp=4,remat=minimal"),
         ("tiny", "data=2,fsdp=2,zero=2,accumulate=2"),
+        ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step"),
         ("tiny", f"context=2,tensor=2,{RING}"),
         ("tiny-moe", "expert=2,tensor=2,context=2"),
         ("tiny-moe", f"fsdp=2,expert=2,{CIRCULAR}=2"),

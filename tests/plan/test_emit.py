@@ -31,6 +31,7 @@ LAYOUTS = {
     "stage=2,fsdp=128,microbatches=4,schedule=1f1b,zero=2": "v5e:16x16",
     "data=64,tensor=4,zero=2": "v5e:16x16",
     "fsdp=64,tensor=4,remat=save:layer_input+query+attention/offload:key+value+mlp_up": "v5e:16x16",
+    "fsdp=128,tensor=2,remat=save:query+key+value/offload:attention": "v5e:16x16",
     "fsdp=256,remat=save:attention_out+mlp_gate+mlp_out/offload:layer_input": "v5e:16x16",
 }
 CASES = [plan_for(text, target) for text, target in LAYOUTS.items()]
@@ -130,6 +131,9 @@ def read_back_remat(flags: dict[str, str], remat: str) -> None:
         return
     told = {key: flags.get(key, default) for key, default in MAXTEXT_DEFAULTS.items()}
     assert set(told.values()) <= {"remat", "device", "offload"} and told["decoder_layer_input"] != "remat"
+    # query, key and value from one matmul (fused_qkv)
+    three = {told[key] for key in ("query_proj", "key_proj", "value_proj")}
+    assert flags.get("qkv_proj", "remat") == (three.pop() if len(three) == 1 else "remat")
     does = {"remat": "recompute", "device": "device", "offload": "host"}
     expected = layout_to_json(Layout(remat=remat))["remat_arrays"]
     assert {name: expected[name] for name in MAXTEXT_ARRAYS.values()} == {
@@ -240,7 +244,7 @@ def test_levanter(inherited):
 
 def test_easylm():
     plans = list(emitted("easylm"))
-    assert len(plans) == 7  # no stage, context or expert axis
+    assert len(plans) == 8  # no stage, context or expert axis
     for plan, text in plans:
         flags = dict(re.findall(r"^  --([\w.]+)='(\S*?)'", text, re.M))
         named = flags["mesh_dim"].removeprefix("!").split(",")
@@ -357,6 +361,7 @@ EVERY_WORD = {
     "zero": "data=8,zero=1",
     "remat": "data=8,remat=attention",
     "accumulate": "data=8,accumulate=2",
+    "reduce": "data=8,accumulate=2,reduce=step",
     "microbatches": "stage=2,data=4,schedule=gpipe,microbatches=4",
     "schedule": "stage=2,data=4,schedule=zero-bubble,microbatches=4",
     "virtual_stages": "stage=2,data=4,schedule=circular,microbatches=4,virtual_stages=2",
@@ -384,6 +389,7 @@ def test_no_word_of_a_layout_is_dropped_silently(codebase, word):
         "virtual_stages": text.replace(",virtual_stages=2", ",virtual_stages=1"),
         "microbatches": text.replace("microbatches=4", "microbatches=2"),
         "dcn": "data=4,tensor=2",
+        "reduce": "data=8,accumulate=2",
     }.get(word, ",".join(part for part in text.split(",") if part.partition("=")[0] in AXES))
     other = plan_for(plain, "h100:1x8" if word == "dcn" else "cpu:8")
 

@@ -12,6 +12,7 @@ from autotune.meshes.legality import has_array, reject
 from autotune.meshes.remat_sets import NAMED_SETS, REMAT_ARRAYS, places_of, text_of
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
+from autotune.price.price import price, price_sets
 from autotune.price.priced_space import price_space
 from autotune.price.remat_choices import WINS, candidate_sets, undominated, with_best_sets
 from autotune.reference_workload import transformer_workload
@@ -71,7 +72,28 @@ def test_no_set_beats_those_that_stand_for_all(shape, target, texts):
         assert front(found.seconds, found.peak_bytes) == front(every.seconds, every.peak_bytes)
 
 
-@pytest.mark.parametrize(("shape", "target"), [(ENCODER, "v5e:2x2"), (DENSE, "h100:1x4")])
+@pytest.mark.parametrize(
+    ("shape", "target", "axes"),
+    [
+        (DENSE, "v5p:2x2x1*2", ("data", "fsdp", "tensor", "stage", "context")),
+        (ROUTED, "h100:2x4", ("fsdp", "tensor", "expert", "context")),
+        (ROUTED, "v6e:2x4", ("fsdp", "expert")),
+        (ENCODER, "a100-80:1x8", ("data", "tensor", "stage")),
+    ],
+)
+def test_a_set_costs_the_same_alone_and_among_all_sets_of_its_mesh(shape, target, axes):
+    machine = parse_target(target)
+    work = transformer_workload(shape, batch=BATCH, seq=SEQ, dtype="bfloat16")
+    table = enumerate_layouts(machine, axes, BATCH, shape.layers, {"remat": "full"})
+    table = table.take(np.linspace(0, len(table) - 1, 60, dtype=np.int64))
+    sets = candidate_sets(shape, machine.platform == "tpu")[::7]
+    seconds, peak = price_sets(work, table, sets, machine)
+    alone = price(work, with_sets(table, sets), machine)
+    np.testing.assert_array_equal(seconds.ravel(), alone.step_seconds)
+    np.testing.assert_array_equal(peak.ravel(), alone.peak_bytes)
+
+
+@pytest.mark.parametrize(("shape", "target"), [(ENCODER, "v5e:2x2"), (DENSE, "h100:1x4"), (ROUTED, "h100:1x4")])
 @pytest.mark.parametrize("share", [0.15, 0.5])
 def test_the_search_finds_the_best_of_every_mesh_with_every_set(shape, target, share):
     machine = parse_target(target)

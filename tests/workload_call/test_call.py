@@ -177,8 +177,111 @@ def test_gradients_are_not_taken_for_the_parameters():
     def gradients(params, batch):
         return jax.value_and_grad(small.loss)(params, batch)
 
+    frozen = {"base": small.weights()["up"]}
     workload = autotune.Workload.of_call(gradients, (small.weights(), small.X), batch=1)
-    assert set(roles(workload).values()) == {"frozen"}
+    assert roles(workload) == {"params/up": "parameters", "params/down": "parameters"}
+    assert any(
+        "params (2 arrays, 32 KiB), which have gradients that the step returns" in one for one in workload.guesses
+    )
+    assert all(place is None for place in workload.build.adapted.function.returned)
+
+    def of_some(base, params, batch):
+        return jax.grad(lambda p: small.loss({"up": base["base"] + p["up"], "down": p["down"]}, batch))(params)
+
+    workload = autotune.Workload.of_call(of_some, (frozen, small.weights(), small.X), batch=2)
+    assert roles(workload) == {"base/base": "frozen", "params/up": "parameters", "params/down": "parameters"}
+
+
+def test_predictions_of_the_shape_of_a_parameter_are_not_its_new_value():
+    def evaluate(params, batch):
+        return small.predict(params, batch)
+
+    square = {"up": array(32, 64), "down": array(64, 32)}
+    workload = autotune.Workload.of_call(evaluate, (square, array(64, 32)), batch=1)
+    assert roles(workload) == {"params/up": "frozen", "params/down": "frozen"}
+
+
+def cell(hidden, x):
+    return jnp.tanh(hidden + x), hidden * x
+
+
+@pytest.mark.parametrize("axes", [{}, {"batch": 1}, {"": 1}])
+def test_state_that_the_loss_is_computed_with_comes_back(axes):
+    """Recurrent state and batch statistics are returned beside the loss, inside what is differentiated."""
+
+    def step(params, opt, hidden, stats, batch):
+        def of(params):
+            last, made = jax.lax.scan(cell, hidden, batch)
+            value = small.loss(params, made + stats["mean"][None, None])
+            return value, (last, {"mean": 0.9 * stats["mean"] + 0.1 * batch.mean((0, 1))})
+
+        (value, (last, new)), gradients = jax.value_and_grad(of, has_aux=True)(params)
+        made = small.update({"params": params, "opt": opt}, gradients)
+        return made["params"], made["opt"], last, new, value
+
+    args = (small.weights(), small.ADAM.init(small.weights()), array(16, 32), {"mean": array(32)}, array(8, 16, 32))
+    workload = autotune.Workload.of_call(step, args, batch=4, batch_axes=axes)
+    found = roles(workload)
+    assert (found["hidden"], found["stats/mean"]) == ("mutable", "mutable")
+    assert workload.partition.state["hidden"].names == ("batch", None) and workload.sequences == 16
+    assert workload.axes == ("data", "fsdp", "tensor")  # and not `expert`, along which only rows would be cut
+    looped = any("the step loops over its first dimension, so dimension 1 was" in one for one in workload.guesses)
+    assert looped is not bool(axes)
+
+
+def test_micro_batches_stacked_by_the_loop_are_no_batch():
+    def step(params, batch):
+        def one(total, micro):
+            return jax.tree.map(jnp.add, total, jax.grad(small.loss)(params, micro["x"] * micro["mask"][:, None])), None
+
+        total, _ = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), batch)
+        return jax.tree.map(lambda w, g: w - 0.1 * g, params, total)
+
+    def inside(params, batch):
+        return step(params, jax.tree.map(lambda one: one.reshape(4, -1, *one.shape[1:]), batch))
+
+    stacked = {"mask": array(4, 16), "x": array(4, 16, 32)}
+    workload = autotune.Workload.of_call(step, (small.weights(), stacked), batch=1)
+    assert {leaf.names[:2] for leaf in workload.partition.batch.values()} == {(None, "batch")}
+    whole = {"mask": array(64), "x": array(64, 32)}
+    workload = autotune.Workload.of_call(inside, (small.weights(), whole), batch=1)
+    assert {leaf.names[0] for leaf in workload.partition.batch.values()} == {"batch"} and workload.sequences == 64
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_arrays_that_the_step_closes_over_are_said(jitted):
+    base = small.weights()
+
+    def step(params, batch):
+        return jax.tree.map(lambda w, g: w - g, params, jax.grad(small.loss)(params, small.predict(base, batch)))
+
+    said = "the step closes over 2 arrays, 32 KiB, the largest float32[32, 128]"
+    workload = autotune.Workload.of_call(jax.jit(step) if jitted else step, (small.weights(), small.X), batch=1)
+    assert any(one.startswith(said) for one in workload.guesses)
+    workload = autotune.Workload.of_call(small.Trainer().train_step, (small.X, small.state()), batch=0)
+    assert not any("closes over" in one for one in workload.guesses)
+
+
+def test_out_shardings_of_the_steps_own_jit_give_way():
+    whole = jax.NamedSharding(jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)), jax.P())
+    step = jax.jit(lambda state, batch: small.Trainer().train_step(batch, state), out_shardings=(whole, whole))
+    workload = autotune.Workload.of_call(step, (small.state(), small.X), batch=1)
+    assert "the out_shardings of the step's own jax.jit are left out: a plan says where arrays live" in workload.guesses
+    assert not any("a mesh of its own" in one for one in workload.guesses)
+
+
+def test_a_number_that_the_step_can_only_take_as_it_is_comes_back_as_it_is():
+    def step(model, batch):
+        rate = 0.1 if model["train"] else 0.0
+        new = jax.tree.map(lambda w, g: w - rate * g, model["w"], jax.grad(small.loss)(model["w"], batch))
+        return model | {"w": new}
+
+    model = {"train": True, "w": small.weights()}
+    workload = autotune.Workload.of_call(step, (model, small.X), batch=1)
+    assert "the step takes model/train=True only as plain numbers: another value is another program" in workload.guesses
+    planned = plan_of(workload, "fsdp=8").jit(step)
+    model = planned(planned(model, small.X), small.X)
+    assert model["train"] is True
 
 
 def test_an_average_beside_the_parameters_is_told_apart_from_them():
@@ -286,6 +389,8 @@ NEW_KEY = jax.eval_shape(lambda: jax.random.key(0))
         ({"mask": array(64, 1), "x": array(64, 32)}, {}, 64, {"mask": ("batch", None), "x": ("batch", None)}),
         ({"x": array(32, 64)}, {"x": 1}, 64, {"x": (None, "batch")}),
         ({"step": array(), "x": array(64, 32)}, {}, 64, {"step": (), "x": ("batch", None)}),
+        ({"mask": array(64, 1), "step": array(), "x": array(32, 64)}, {"x": 1}, 64,
+         {"mask": ("batch", None), "step": (), "x": (None, "batch")}),
     ],
 )  # fmt: skip
 def test_what_is_batch_and_what_is_not(batch, axes, sequences, names):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_steps as small
 from flax import linen as nn
+from jax import local_devices as devices_here
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -225,6 +226,41 @@ def test_an_axis_that_an_explicit_step_refuses_leaves_the_space_with_its_reason(
         np.testing.assert_allclose(losses(plan_of(workload, layout).jit(step)), alone, rtol=1e-4)
 
 
+def added(axis, where):
+    """A step that adds a table of as many rows as the batch, cut over an axis of its own."""
+
+    def step(weights, batch):
+        def forward(weights, batch):
+            h = jnp.einsum("bi,ih->bh", batch + weights["table"], weights["up"], out_sharding=P())
+            return jnp.einsum("bh,ho->bo", jax.nn.relu(h), weights["down"], out_sharding=P())
+
+        return updated(weights, batch, forward)
+
+    return step, [("table$", tuple(axis if index == where else None for index in range(2)))]
+
+
+@pytest.mark.parametrize(
+    ("axis", "where", "apart"), [("tensor", 0, ("data,tensor",)), ("fsdp", 0, ("data,fsdp",)), ("tensor", 1, ())]
+)
+def test_axes_that_an_explicit_step_refuses_only_together_are_not_searched_together(axis, where, apart):
+    step, rules = added(axis, where)
+    state = jax.eval_shape(small.weights) | {"table": ROWS}
+    workload = autotune.Workload(step, state, ROWS, rules=rules, explicit=True)
+    assert tuple(workload.partition.apart) == apart
+    for pair in apart:
+        one, other = pair.split(",")
+        reason = workload.problem(parse_layout(f"{one}=4,{other}=2"))
+        assert reason.startswith(f"{one}=4 x {other}=2: the step does not trace with {one}=2 and {other}=2: ")
+        assert workload.problem(parse_layout(f"{one}=8")) is workload.problem(parse_layout(f"{other}=8")) is None
+        said = f"layouts with {one} and {other} are left out of the search: "
+        assert any(guess.startswith(said) for guess in workload.guesses)
+        report = autotune.tune(workload, "cpu:8", compile=0, probe=False)
+        priced = [row.layout.axes for row in report.rows if row.status == "priced"]
+        assert priced and all(axes[one] == 1 or axes[other] == 1 for axes in priced)
+        again = plan_from_json(report.plan.to_json())
+        assert again.partition == report.plan.partition
+
+
 def test_every_layout_of_an_explicit_step_compiles():
     report = autotune.tune(
         workload_of(explicit_step("data", "tensor"), explicit=True), "cpu:8", compile=4, measure=0, probe=False, jobs=1
@@ -339,19 +375,28 @@ def by_count(weights, batch):
     return updated(weights, batch * jax.device_count(), plain)
 
 
+def by_name_of_its_own(weights, batch):
+    return updated(weights, batch * len(devices_here()), plain)
+
+
 def by_backend(weights, batch):
     return updated(weights, batch + (jax.default_backend() == "tpu"), plain)
 
 
 @pytest.mark.parametrize(
     ("step", "word"),
-    [(by_platform, "jax.devices()"), (by_count, "jax.device_count()"), (by_backend, "jax.default_backend()")],
+    [
+        (by_platform, "jax.devices()"),
+        (by_name_of_its_own, "jax.local_devices()"),
+        (by_count, "jax.device_count()"),
+        (by_backend, "jax.default_backend()"),
+    ],
 )
 def test_a_step_that_asks_for_the_devices_of_this_machine_is_said_to(step, word):
     [note] = [one for one in workload_of(step).guesses if one.startswith("the step asks ")]
     assert f"{word} at {__file__}:{step.__code__.co_firstlineno + 1}" in note
     assert "of this machine (cpu)" in note
-    assert jax.devices.__module__ != "autotune.workload.devices_asked" and not hasattr(jax.devices, "__wrapped__")
+    assert devices_here is jax.local_devices and not hasattr(jax.devices, "__wrapped__")
 
 
 @pytest.mark.parametrize("template", ["encoderblock_{}/kernel", "blocks_{}/w", "h/{}/kernel", "stage{}_block/kernel"])

@@ -72,9 +72,11 @@ class Embedding(Rows):
 
     def enter(self) -> None:
         """Add the collectives of every way, for the rows that take it."""
-        size, state = self.size, self.stack.state
+        state, deferred = self.stack.state, self.deferred
+        # Deferred, the partitioner sees one replica: what is left is a sum along `data` once a step.
+        size = {**self.size, "data": np.where(deferred, 1.0, self.size["data"])}
         zero2 = self.table.zero == 2
-        times = self.reductions()
+        times = self.reductions("context")
         table = state.reduced * self.parameters.embedding
         local = self.stream_bytes * self.table.microbatches / size["stage"]
         ways = ways_of(size, zero2, local, table)
@@ -82,14 +84,15 @@ class Embedding(Rows):
         # reduced once, and that reduction is counted with the unembedding.
         again = np.where(self.shape.tied_embeddings & (self.table.zero == 1), 0.0, times)
         whole = np.where(ways.summed & (ways.cut > 1), times, np.where(ways.summed, again, 0.0))
-        share = self.table_share()
+        share = self.table_share("context")
+        by_axis = {axis: share * ~deferred if axis == "data" else share for axis in size}
         gathers = np.where(ways.gathered, times, 0.0)
         inside, held = np.ones(len(self.table)), local
         for axis in ("expert", "context", "fsdp", "data", "stage"):
-            self.move(axis, "all_reduce", "step", table / inside, whole if axis == "fsdp" else whole * share)
+            self.move(axis, "all_reduce", "step", table / inside, whole if axis == "fsdp" else whole * by_axis[axis])
             inside = inside * size[axis]
             if axis != "fsdp":
-                gathered = gathers * np.where(zero2, 0.0, 1.0) if axis == "data" else gathers
+                gathered = gathers * np.where(zero2 | deferred, 0.0, 1.0) if axis == "data" else gathers
                 held = held * np.where(gathered > 0, size[axis], 1.0)
                 self.move(axis, "all_gather", "step", held, gathered)
         along_fsdp, along_data = (size["fsdp"] > 1), (size["fsdp"] == 1)
@@ -106,5 +109,6 @@ class Embedding(Rows):
         sums, shard = np.where(ways.scattered | ways.partly, again, 0.0), table / ways.cut
         for axis in INNER_FIRST:
             mine = np.where(zero2, 0.0, sums) if axis == "data" else sums
-            self.move(axis, "all_reduce", "step", shard, mine * share)
+            self.move(axis, "all_reduce", "step", shard, mine * by_axis[axis])
             shard = shard / np.where(mine > 0, size[axis], 1.0)
+        self.move("data", "all_reduce", "step", table / size["fsdp"], deferred * 1.0)

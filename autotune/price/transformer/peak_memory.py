@@ -44,7 +44,9 @@ def stage_of(rows: Rows) -> Stage:
     # ZeRO-1: whole only in the dtype they are reduced in, their sums over passes are shards (mixture on h100); the
     # embedding's comes last, and is added to that of a tied table's other use
     whole = kept - (0.0 if rows.shape.tied_embeddings else rows.parameters.embedding / size["fsdp"])
-    summed = np.where(table.accumulate > 1, state.gradients * kept / cut, 0.0)
+    # Sums that are reduced once a step are whole on every replica.
+    summed = state.gradients * kept / np.where(rows.deferred, 1.0, cut)
+    summed = np.where(table.accumulate > 1, summed, 0.0)
     gradients = np.where(zero == 1, state.reduced * whole + summed, gradients)
     if staged.any():
         # What the policy saves of every tick, idle ones too (its copy of the weights where nothing is recomputed).

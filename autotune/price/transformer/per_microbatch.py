@@ -56,10 +56,9 @@ class MicrobatchTerms(Rows):
             # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2).
             own = shares.again["context"]
             self.again["context"] = np.where(self.of(work.attention.blocked), own, self.again["context"])
-        nothing = np.zeros(len(table))
-        self.kept = sum((shares.kept[part] * self.of(work.kept[part]) for part in shares.kept), nothing)
-        self.waiting = sum((shares.waiting[part] * self.of(work.kept[part]) for part in shares.waiting), nothing)
-        self.tick_weights = np.zeros(len(table))
+        self.kept = sum((shares.kept[part] * self.of(work.kept[part]) for part in shares.kept), self.nothing)
+        self.waiting = sum((shares.waiting[part] * self.of(work.kept[part]) for part in shares.waiting), self.nothing)
+        self.tick_weights = self.nothing
         if self.staged.any():
             # Without recomputation the pipeline keeps, for each microbatch, the weights that its matmuls read.
             again = self.staged & (table.remat == 0)
@@ -107,7 +106,7 @@ class MicrobatchTerms(Rows):
         saving = self.stack.traffic.saving * (self.kept + self.kept_weights)
         book.add("saving", "hbm", "layer", saving / self.hbm_rate)
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
-        book.add("launches", "launch", "layer", launches)
+        book.add("launches", "launch", "layer", launches + self.nothing)
         cast = self._casts()
         self._offloaded(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
         forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast
@@ -200,7 +199,7 @@ class MicrobatchTerms(Rows):
             tokens = self.stream_bytes * size / self.size["tensor"]
             share = self.shape.expert_share
             self.move("context", "all_gather", "layer", tokens, (2.0 + self.again["slots"]) * share)
-            self.move("context", "reduce_scatter", "layer", tokens, 2.0 * share * np.ones(len(self.table)))
+            self.move("context", "reduce_scatter", "layer", tokens, 2.0 * share + self.nothing)
         # Gradients travel in float32. They take one step more than keys and values, back to their owner, in the compute
         # dtype. A recomputed ring shares its first step with the backward pass (a100-40 and h100, jax 0.10.2).
         again = self.again["context"]
@@ -244,7 +243,7 @@ class MicrobatchTerms(Rows):
         book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
         # Assumed: twenty instructions for embedding, last norm, logits, loss and their gradients. To settle it, count
         # those of a profile outside the loop over layers (`scripts/op_profile.py`).
-        book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds * np.ones(book.rows))
+        book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds + self.nothing)
         beside = book.unit_seconds("head")
         if self.used["tensor"]:
             both = np.where(self.parallel, 1.0, 0.0)

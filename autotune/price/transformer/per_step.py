@@ -71,13 +71,13 @@ class StepTerms(Rows):
 
     def _gradients(self) -> None:
         """Add the reductions of gradients along `data`."""
-        layers, tables = self._layer_gradients("data"), self._table_gradients("data") * self.table_share()
+        layers, tables = self._layer_gradients("data"), self._table_gradients("data") * self.table_share("data")
         cut_layers, cut_tables = self._scatters_layers, self._scatters_tables
         whole = np.where(cut_layers, 0.0, layers) + np.where(cut_tables, 0.0, tables)
         scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
         self.hidden_later = []
         for kind, payload in (("all_reduce", whole), ("reduce_scatter", scattered)):
-            lines = self.lines("data", kind, "step", payload, np.where(payload > 0, self.reductions(), 0.0))
+            lines = self.lines("data", kind, "step", payload, np.where(payload > 0, self.reductions("data"), 0.0))
             if lines and hides(self.stack, "data"):
                 self.hidden_later.append(lines)
             else:
@@ -90,9 +90,9 @@ class StepTerms(Rows):
         if self.used["data"] and (zero > 0).any():
             self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
         for axis in ("context", "expert"):
-            payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_share()
-            self.move(axis, "all_reduce", "step", payload, self.reductions(), outer_share=self._outer_share(axis))
-        first, of = unique_rows([self.piece, self.table.zero, self.table.microbatches])
+            payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_share(axis)
+            self.move(axis, "all_reduce", "step", payload, self.reductions(axis), outer_share=self._outer_share(axis))
+        first, of = unique_rows([self.piece, self.table.zero, self.table.reduce, self.table.microbatches])
         self.book.parts = ((self.some(Embedding, first).book, of),)
 
     def _optimizer(self) -> None:
@@ -105,7 +105,7 @@ class StepTerms(Rows):
             moments = 2.0 * state.optimizer * each / cut * (table.offload > 0)
             book.add("offload.optimizer", "host", "step", moments / self.host_rate)
         if state.accumulate_traffic:
-            sums = state.accumulate_traffic * each / np.where(table.zero > 0, size["data"], 1.0)
+            sums = state.accumulate_traffic * each / np.where((table.zero > 0) & ~self.deferred, size["data"], 1.0)
             # A pipeline adds up the gradients of its microbatches by itself (`per_microbatch`).
             passes = np.where(table.accumulate > 1, table.accumulate, 0)
             book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
@@ -135,7 +135,14 @@ class StepTerms(Rows):
     def _shards(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
         """Into how many shards gradients are already cut when they are reduced along `axis`.
 
-        One collective reduces along all of `axes`, inner axes first; a reduce-scatter along `data` comes before it."""
+        One collective reduces along all of `axes`, inner axes first; a reduce-scatter along `data` comes before it.
+        What is deferred is reduced along `data` alone."""
+        if axis == "data" and self.deferred.any():
+            joint = self._shards_of_joint(axis, scattered, axes)
+            return np.where(self.deferred, 1.0, joint)
+        return self._shards_of_joint(axis, scattered, axes)
+
+    def _shards_of_joint(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
         inside = np.where(scattered, self.size["data"] if axis != "data" else 1.0, 1.0)
         for name in axes[: axes.index(axis)]:
             inside = inside * np.where(scattered & ((axis == "data") | (name == "data")), 1.0, self.size[name])
@@ -157,5 +164,6 @@ class StepTerms(Rows):
         reduces over the inner tier first, so the axes outside `axis` have already cut the array."""
         outside = np.ones(len(self.table))
         for name in INNER_FIRST[INNER_FIRST.index(axis) + 1 : -1]:
-            outside = outside * self.size[name] / getattr(self.table, f"dcn_{name}")
+            inner = self.size[name] / getattr(self.table, f"dcn_{name}")
+            outside = outside * (np.where(self.deferred, 1.0, inner) if name == "data" else inner)
         return np.where(self._scatters_layers, 1.0, 1.0 / outside)

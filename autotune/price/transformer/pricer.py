@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.meshes.layout import SCHEDULES
+from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import cost_of, meshes_of
 from autotune.price.terms import CostTerms
 from autotune.price.transformer.device_work import work_of
@@ -21,7 +22,7 @@ from autotune.price.transformer.per_step import StepTerms
 from autotune.price.transformer.pipeline_schedules import ZERO_BUBBLE, as_published, bubble_seconds
 from autotune.price.transformer.rows import Prepared, chunks_of, hidden_beside
 from autotune.price.unique_rows import unique_rows
-from autotune.table import CONTEXT_ATTENTION, LayoutTable
+from autotune.table import CONTEXT_ATTENTION, LayoutTable, across
 
 COLLECTIVES_OF_AXIS = {
     "tensor": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
@@ -67,25 +68,44 @@ class Pricer(Inputs):
         """The terms of some rows of the prepared table. `table` holds those rows alone, `rows` says where they were."""
         return RowBlock(self, prepared, table, prepared.piece_of_row[rows], counting).book
 
+    def cost_terms_of_sets(self, table: LayoutTable, prepared: Prepared, rows: slice, sets: np.ndarray) -> CostTerms:
+        """The same with each of some sets of `remat` (codes) in every row: arrays of shape (rows, sets). What the sets
+        do not change is worked out once a row."""
+        return RowBlock(self, prepared, table, prepared.piece_of_row[rows], False, sets).book
+
 
 class RowBlock:
     """The terms of one block of rows, put together from its microbatches and its steps.
 
     Rows that agree in the columns that a microbatch depends on share one: row `i` has number `of_pass[i]` of `passes`.
-    In the same way row `i` has number `of_once[i]` of `once`. Every other array has one entry a row.
+    In the same way row `i` has number `of_once[i]` of `once`. Every other array has one entry a row; with `sets`, it is
+    (rows, sets), of length 1 where all sets agree.
     """
 
     def __init__(
-        self, pricer: Pricer, prepared: Prepared, table: LayoutTable, piece: np.ndarray, counting: bool
+        self,
+        pricer: Pricer,
+        prepared: Prepared,
+        table: LayoutTable,
+        piece: np.ndarray,
+        counting: bool,
+        sets: np.ndarray | None = None,
     ) -> None:
         self.pricer, self.table = pricer, table
-        first, self.of_pass = unique_rows([piece, table.remat, *chunks_of(table, pricer.transformer.layers)])
-        self.passes = MicrobatchTerms(pricer, prepared, table.take(first), piece[first], counting)
-        choices = ("zero", "microbatches", "schedule", "virtual_stages", "offload")
+        kept = [table.remat] if sets is None else []
+        first, self.of_pass = unique_rows([piece, *kept, *chunks_of(table, pricer.transformer.layers)])
+        some, pieces = table.take(first), piece[first]
+        if sets is not None:
+            some, pieces = across(some, sets), pieces[:, None]
+        self.passes = MicrobatchTerms(pricer, prepared, some, pieces, counting)
+        choices = ("zero", "reduce", "microbatches", "schedule", "virtual_stages", "offload")
         first, self.of_once = unique_rows([piece, *(getattr(table, name) for name in choices)])
         self.once = StepTerms(pricer, prepared, table.take(first), piece[first], counting)
         waiting = pricer.target.hardware.waiting(pricer.target.groups)
         self.book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
+        if sets is not None:
+            self.table, self.of_once = across(table, sets), self.of_once[:, None]
+            self.book.rows = (len(table), len(sets))
         self.book.parts = ((self.passes.book, self.of_pass), (self.once.book, self.of_once))
         self.layer, self.head = self.passes.layer[self.of_pass], self.passes.head[self.of_pass]
         self._gradients()
@@ -103,7 +123,9 @@ class RowBlock:
         if published.any():
             # That each tick keeps the weights which its matmuls read is the reference pipeline's own.
             kept = kept - np.where(published, made.tick_weights[of], 0.0)
-        return {"activations": (kept * waiting + made.kept_weights[of]) * layers}
+        # What waits in host memory passes through the device: one layer's arrays on their way while the next ones are made.
+        on_its_way = 2.0 * made.waiting[of]
+        return {"activations": (kept * waiting + made.kept_weights[of]) * layers + on_its_way}
 
     def _gradients(self) -> None:
         """Reductions of gradients along `data` that the backward pass of the layers hides in part."""
@@ -114,6 +136,8 @@ class RowBlock:
         if stack.scatter_hides == "never":
             # They run beside the backward pass only where no reduce-scatter along fsdp comes first.
             beside = np.where(self.table.fsdp > 1, 0.0, 0.5 * beside)
+        # Once a step they come after the last pass: nothing is left to run beside them.
+        beside = np.where(self.table.reduce == ONCE_A_STEP, 0.0, beside)
         outer = self.pricer.target.hardware.tiers[-1].name
         for lines in self.once.hidden_later:
             every = [(line, line.full[self.of_once]) for line in lines]

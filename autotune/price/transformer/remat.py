@@ -29,7 +29,7 @@ of a layer's). Of experts: the tokens' way to them, and the gather of their toke
 
 
 class Shares:
-    """The shares of each row of a column of `remat`; arrays of shape (rows,).
+    """The shares of each row of a column of `remat`; arrays of its shape.
 
     `kept`, `waiting`: part of `KEPT_PARTS` -> share of it on the device, in host memory; parts of which no row has any
     are left out. `again`: part of `RUN_PARTS`
@@ -40,8 +40,8 @@ class Shares:
     def __init__(self, column: np.ndarray, shape: TransformerShape) -> None:
         word = LAYOUT_WORDS["remat"]
         assert isinstance(word, RematWord)
-        first, of_row = unique_rows([column])
-        codes = column[first]
+        first, of_row = unique_rows([column.ravel()])
+        codes, of_row = column.ravel()[first], of_row.reshape(column.shape)
         self._of_row, self._shape = of_row, shape
         self._digits = digits_of(word.set_codes(codes))
         self._none = codes == word.code("none")

@@ -10,6 +10,7 @@ import numpy as np
 from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES
+from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import CollectiveCost, Meshes
 from autotune.price.terms import CostTerms, Link, TermRows
 from autotune.price.transformer.device_work import Work
@@ -58,7 +59,7 @@ def hidden_beside(
         if some and share:
             total = np.add.reduce([line.full for line in some])
             exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
-            left = np.divide(exposed, total, out=np.zeros(len(total)), where=total > 0)
+            left = np.divide(exposed, total, out=np.zeros(exposed.shape), where=total > 0)
             some = [line.lasting(line.full * left, line.full) for line in some]
         found += some
     return found
@@ -77,9 +78,10 @@ def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
 class Rows:
     """Some layouts of a table, the mesh and the piece of work of each, and a ledger of their own that `enter` fills.
 
-    Every array has one entry a row. `layers`: of a stage; `staged`: whether there is a pipeline
-    (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several; `dealt`: whether a
-    stage has several chunks.
+    Every array has one entry a row. Where the table stands for every row with every set (`autotune.table.across`), an
+    array is (rows, sets), of length 1 where all rows or all sets agree. `layers`: of a stage; `staged`: whether there
+    is a pipeline (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several;
+    `dealt`: whether a stage has several chunks. `nothing`: zeros, one a row.
     """
 
     def __init__(
@@ -100,7 +102,9 @@ class Rows:
         self.staged = self.size["stage"] > 1
         self.parameters: Parameters = parameters_of(self.shape, self.size)
         waiting = self.hardware.waiting(inputs.target.groups)
-        self.book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
+        shape = np.broadcast_shapes(piece.shape, table.remat.shape)
+        self.book = CostTerms(rows=shape if len(shape) > 1 else len(table), waiting=waiting, counting=counting)
+        self.nothing = np.zeros(piece.shape)
         count = float(self.shape.layers)
         slices = self.size["stage"] * table.virtual_stages
         of_a_stage = np.ceil(count / slices - 1e-9) * table.virtual_stages
@@ -122,14 +126,20 @@ class Rows:
         """Values of each row's piece of work."""
         return values[self.piece]
 
-    def reductions(self) -> np.ndarray:
+    def reductions(self, axis: str) -> np.ndarray:
         """How often a step reduces gradients along an axis that repeats the weights."""
-        return np.where(self.stack.gradients_per_pass, self.table.accumulate, 1.0)
+        once = self.deferred if axis == "data" else False
+        return np.where(self.stack.gradients_per_pass & ~np.asarray(once), self.table.accumulate, 1.0)
 
-    def table_share(self) -> np.ndarray:
+    def table_share(self, axis: str) -> np.ndarray:
         """Of these reductions, the share in which the vocabulary's tables take part."""
         once = self.stack.sums_tables_once & (self.table.zero == 0)
-        return np.where(once, 1.0 / self.reductions(), 1.0)
+        return np.where(once, 1.0 / self.reductions(axis), 1.0)
+
+    @property
+    def deferred(self) -> np.ndarray:
+        """Rows that reduce gradients along `data` once a step (`reduce=step`), by a collective of their own."""
+        return self.table.reduce == ONCE_A_STEP
 
     @property
     def hbm_rate(self) -> float:
