@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from autotune.commands import ARGUMENTS
+from autotune.commands.command import Group, unknown_option
 from autotune.commands.values import guarded
 from autotune.meshes.fields import one_line
 from autotune.system.quiet import quiet_start
@@ -39,11 +40,14 @@ COMMANDS = {
 }
 
 
+COMPLETION = "_AUTOTUNE_COMPLETE"
+"""The environment variable by which a shell asks click how a line can go on."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Imports a command's module only when that command is asked for."""
 
     def make_context(
@@ -102,6 +106,10 @@ def _own_streams() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
+    if COMPLETION in os.environ:
+        from autotune.commands.completion import register
+
+        register()
     try:
         result = autotune.main(args=arguments, prog_name="autotune", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -113,6 +121,9 @@ def run(arguments: list[str]) -> int:
     except click.Abort:
         click.echo("autotune: interrupted", err=True)
         return 130
+    except click.NoSuchOption as error:
+        click.echo(f"autotune: {unknown_option(error)}", err=True)
+        return 2
     except click.ClickException as error:
         click.echo("autotune: " + one_line(" ".join(error.format_message().split())), err=True)
         return 2

@@ -106,30 +106,37 @@ def tune(
     )
 
 
-def explain(workload: Workload, target: Target | str, layout: Layout | str, **options: Any) -> Report:
+def explain(
+    workload: Workload, target: Target | str, layout: Layout | str, *, compile: int = 1, **options: Any
+) -> Report:
     """The same report for one layout ("fsdp=8,remat=full" or a Layout), without a search.
 
-    `options`: `measure`, `jobs`, `store`, `executor` and `on_event`, as of `tune`. ValueError as there.
+    `compile`: 1 compiles it, 0 does not. `options`: `measure`, `jobs`, `store`, `executor` and `on_event`, as of
+    `tune`. ValueError as there.
     """
     from autotune.meshes.layout import parse_layout
 
     chosen = parse_layout(layout) if isinstance(layout, str) else layout
-    return tune(workload, target, layouts=(chosen,), compile=1, probe=False, **options)
+    return tune(workload, target, layouts=(chosen,), compile=compile, probe=False, **options)
 
 
 def compare(
-    workload: Workload, target: Target | str, first: Layout | str, second: Layout | str, **options: Any
-) -> Comparison:
-    """Two layouts of `workload` on `target` side by side, both compiled: where the seconds and the bytes went.
+    workload: Workload, target: Target | str, first: Layout | str, second: Layout | str, *, compile: int = 2,
+    **options: Any,
+) -> Comparison:  # fmt: skip
+    """Two layouts of `workload` on `target` side by side: where the seconds and the bytes went.
 
-    A layout is a Layout, or words ("fsdp=8,remat=full"). `options`: `jobs`, `store`, `executor` and `on_event`, as of
-    `tune`. ValueError names what is wrong with the input.
+    `compile`: 2 compiles both, 0 none: then the prices are compared. A layout is a Layout, or words
+    ("fsdp=8,remat=full"). `options`: `jobs`, `store`, `executor` and `on_event`, as of `tune`. ValueError names what is
+    wrong with the input.
     """
     from autotune.meshes.layout import parse_layout
 
     machine = parse_target(target) if isinstance(target, str) else target
+    if compile == 1:
+        raise ValueError("compare: compile=1 must be 2 (both layouts) or 0 (their prices)")
     pair = [default_dcn(parse_layout(one) if isinstance(one, str) else one, machine) for one in (first, second)]
-    report = tune(workload, machine, layouts=pair, compile=2, measure=0, probe=False, **options)
+    report = tune(workload, machine, layouts=pair, compile=compile, measure=0, probe=False, **options)
     rows = {row.layout: row for row in report.rows}
     return Comparison(report=report, first=rows[pair[0]], second=rows[pair[1]])
 

@@ -42,7 +42,7 @@ class Shown:
 
         console = Console(highlight=False)
         if console.is_terminal or console.is_jupyter:
-            console.print(self.screen())
+            console.print(self.screen(), crop=False)
         else:
             print(self.text())
 

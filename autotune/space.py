@@ -73,7 +73,8 @@ def parse_fix(texts: tuple[str, ...]) -> dict[str, str]:
         layout_from_words({"stage": "2", "schedule": "gpipe"} | ({} if words[key] == "1" else {key: words[key]}))
     for key, value in words.items():
         if key.startswith("dcn.") and (key[4:] not in AXES or not re.fullmatch("0*[1-9][0-9]{0,6}", value)):
-            raise ValueError(f"fix: {one_line(key)}={one_line(value)} must name a mesh axis and a whole number")
+            close = "" if key[4:] in AXES else did_you_mean(key[4:], AXES)
+            raise ValueError(f"fix: {one_line(key)}={one_line(value)} must name a mesh axis and a whole number{close}")
     return words
 
 

@@ -101,11 +101,11 @@ class FittedTable:
         heads = [place for place in used if self.columns[place].heads]
         for number, row in enumerate(self.rows):
             style = (self.styles[number] if self.styles else None) or ""
-            for line in wrapped_after(" ".join(row[place] for place in heads), ",", width):
+            for line in wrapped_after(" ".join(row[place] for place in heads if row[place]), ",", width):
                 yield Text(line, style=style, no_wrap=True, overflow="ignore")
             rest = [f"{self.columns[place].name} {row[place]}" for place in used if place not in heads and row[place]]
             for line in joined_lines(rest, " | ", width - 4):
-                yield Text(f"    {line}", style=style)
+                yield Prose(f"    {line}", style=style)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,10 @@ def share_bar(share: float, width: int = 10) -> str:
 
 
 def lines(renderable: RenderableType, width: int = 140) -> Iterable[str]:
-    """The screen as plain lines of at most `width` columns: what goes to a file, a pipe or a golden test."""
+    """The screen as plain lines of at most `width` columns: what goes to a file, a pipe or a golden test.
+
+    A piece of a layout that is wider stands whole on a line of its own (`crop=False`: rich would cut it).
+    """
     text = io.StringIO()  # not `console.capture`, which flushes stdout
-    Console(file=text, width=width, no_color=True, highlight=False, force_terminal=False).print(renderable)
+    Console(file=text, width=width, no_color=True, highlight=False, force_terminal=False).print(renderable, crop=False)
     return [line.rstrip() for line in text.getvalue().splitlines()]

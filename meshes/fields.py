@@ -42,13 +42,20 @@ def short(value: object) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'tensor'?" where a known word is close to this one, else nothing.
+    """ "; did you mean 'tensor'?" where a known word is close to this one in any case, else nothing.
 
-    >>> did_you_mean("tensr", ("data", "tensor"))
+    >>> did_you_mean("Tensr", ("data", "tensor"))
     "; did you mean 'tensor'?"
     """
-    close = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.7)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near is not None else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is closest to this one in any case; None where none is close."""
+    spelt = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word[:100].lower(), list(spelt), n=1, cutoff=0.65)
+    return spelt[close[0]] if close else None
 
 
 def read_text(path: Path | str, what: str) -> str:

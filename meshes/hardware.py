@@ -22,7 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from autotune.meshes.chip import NEEDED_TO_COMPILE, PARTS, CycleResidual, Hardware, Slices, Tier
 from autotune.meshes.dtypes import ALIASES
-from autotune.meshes.fields import Fields, one_line, read_text, short
+from autotune.meshes.fields import Fields, did_you_mean, one_line, read_text, short
 from autotune.meshes.layout import AXES
 from autotune.meshes.xla_options import why_not_of_a_file
 
@@ -104,7 +104,8 @@ def scale(hardware: Hardware, resource: str, factor: float) -> Hardware:
     if prefix != "network" or name not in [tier.name for tier in hardware.tiers]:
         known = ", ".join(f"network:{tier.name}" for tier in hardware.tiers)
         known = f"matmul, hbm, core, host, latency, capacity, {known}"
-        raise ValueError(f"scale: {resource!r} is not a resource; known: {known}")
+        close = did_you_mean(resource, known.split(", "))
+        raise ValueError(f"scale: {resource!r} is not a resource; known: {known}{close}")
     tiers = tuple(
         dataclasses.replace(tier, bytes_per_second=tier.bytes_per_second * factor) if tier.name == name else tier
         for tier in hardware.tiers
@@ -121,7 +122,8 @@ def load_hardware(name: str) -> Hardware:
     """The hardware of that name ("v5e", "h100"); ValueError naming what is known otherwise."""
     files = _files()
     if name not in files:
-        raise ValueError(f"hardware: {name!r} is not known; known: {', '.join(sorted(files))}")
+        close = did_you_mean(name, files)
+        raise ValueError(f"hardware: {name!r} is not known; known: {', '.join(sorted(files))}{close}")
     path = files[name]
     hardware = _read_as_it_is(path, os.stat(path).st_mtime_ns)
     if hardware.name != name:

@@ -73,7 +73,7 @@ def why_no_compiler(platform: str, target: str) -> str | None:
     if installed_version(package) is None:
         return (
             f"--target {target}: its compiler, {package}, is not installed "
-            f"(pip install 'autotune-jax[{extra}]', Linux only); --compile 0 only prices, "
+            f"(in the clone: pip install -e '.[{extra}]', Linux only); --compile 0 only prices, "
             "and --target cpu:8 compiles and measures on a simulated mesh"
         )
     pair = broken_pair() if platform == "tpu" else None

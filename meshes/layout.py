@@ -79,7 +79,8 @@ class Layout:
         outer = dict(self.dcn)
         for name, factor in self.dcn:
             if name not in AXES:
-                raise ValueError(f"layout: dcn.{one_line(name)} is not a mesh axis; axes: {', '.join(AXES)}")
+                close = did_you_mean(name, AXES)
+                raise ValueError(f"layout: dcn.{one_line(name)} is not a mesh axis; axes: {', '.join(AXES)}{close}")
             if not isinstance(factor, int) or factor < 1 or getattr(self, name) % factor:
                 raise ValueError(f"layout: dcn.{name}={factor} must divide {name}={getattr(self, name)}")
         if len(outer) != len(self.dcn):
@@ -91,6 +92,7 @@ class Layout:
         if sorted(self.order) != sorted(OUTERMOST_FIRST):
             raise ValueError(
                 f"layout: order={short('>'.join(self.order))} must name each of {', '.join(OUTERMOST_FIRST)} once"
+                + next((did_you_mean(name, OUTERMOST_FIRST) for name in self.order if name not in OUTERMOST_FIRST), "")
             )
         for prefix, pairs in (("xla", self.compiler_options), ("rule", self.rules)):
             names = [name for name, _ in pairs]
@@ -113,6 +115,7 @@ class Layout:
                 if axis not in OUTERMOST_FIRST:
                     raise ValueError(
                         f"layout: rule.{logical}={short(axis)} is not a mesh axis; axes: {', '.join(AXES)}, none"
+                        f"{did_you_mean(str(axis), (*AXES, 'none'))}"
                     )
         if self.stage == 1 and (self.schedule, self.microbatches, self.virtual_stages) != (None, 1, 1):
             raise ValueError("layout: schedule, microbatches and virtual_stages need stage above 1")
@@ -210,7 +213,8 @@ def layout_from_words(words: Mapping[str, str]) -> Layout:
             arguments[key] = LAYOUT_WORDS[key].parse(value)
         else:
             known = f"; known: {', '.join((*LAYOUT_WORDS, *WORD_FAMILIES))}"
-            raise ValueError(f"layout: {short(key)} is not known{known}{did_you_mean(key, LAYOUT_WORDS)}")
+            words_known = [*LAYOUT_WORDS, *(f"dcn.{axis}" for axis in AXES)]
+            raise ValueError(f"layout: {short(key)} is not known{known}{did_you_mean(key, words_known)}")
     return Layout(dcn=tuple(dcn), compiler_options=tuple(options), rules=tuple(rules), **arguments)  # type: ignore[arg-type]
 
 

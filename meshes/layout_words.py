@@ -1,7 +1,8 @@
 """Every word of a layout: its default, its values, what it means, and which values the search tries.
 
 The parser and the printer (`meshes.layout`), the legality rules, the columns of a table of layouts (`autotune.table`),
-the search space (`autotune.space`), the bounds of `sweep` and the help texts are made from this table. JAX-free.
+the search space (`autotune.space`), the bounds of `sweep` and the help texts are made from this table. JAX-free; NumPy
+is imported where arrays are met, since help texts do without it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from autotune.meshes import remat_sets
-from autotune.meshes.fields import short
+from autotune.meshes.fields import did_you_mean, short
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST_COUNT = 2**20
 """Of every size of an axis, as many devices as the largest target has; and of the passes that the search tries."""
@@ -99,7 +101,8 @@ class LayoutWord:
         if self.values:
             if value not in self.values and not (value is None and self.default is None):
                 listed = ", ".join(self.text(known) for known in self.values)
-                raise ValueError(f"layout: {self.name}={short(value)} must be one of {listed}")
+                close = did_you_mean(str(value), map(self.text, self.values))
+                raise ValueError(f"layout: {self.name}={short(value)} must be one of {listed}{close}")
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"layout: {self.name}={short(value)} must be a whole number, 1 or more")
         elif value > (largest := LARGEST_COUNT if self.kind == "axis" else LARGEST_PASSES):
@@ -128,6 +131,8 @@ class RematWord(LayoutWord):
 
     def set_codes(self, codes: Any) -> np.ndarray:
         """The number of the set of each code, whether it has a name or not."""
+        import numpy as np
+
         codes, named = np.asarray(codes), self._named_sets()
         return np.where(self.unnamed(codes), codes - len(named), named[np.minimum(codes, len(named) - 1)])
 
@@ -141,16 +146,22 @@ class RematWord(LayoutWord):
 
     def unnamed(self, codes: Any) -> np.ndarray:
         """Whether each code is that of a set without a name."""
+        import numpy as np
+
         return np.asarray(codes) >= len(self.values)
 
     def on_host(self, codes: Any) -> np.ndarray:
         """Whether some array of each set waits in host memory."""
+        import numpy as np
+
         codes, named = np.asarray(codes), _waits(self._named_sets())
         found = named[np.minimum(codes, len(named) - 1)]
         unnamed = self.unnamed(codes)
         return np.where(unnamed, _waits(codes - len(named)), found) if unnamed.any() else found
 
     def _named_sets(self) -> np.ndarray:
+        import numpy as np
+
         return np.array([remat_sets.set_code(remat_sets.NAMED_SETS[name]) for name in self.values], dtype=np.int64)
 
     def parse(self, text: str) -> Any:
@@ -163,6 +174,8 @@ class RematWord(LayoutWord):
 
 
 def _waits(sets: np.ndarray) -> np.ndarray:
+    import numpy as np
+
     return np.logical_or.reduce([digit == remat_sets.HOST for digit in remat_sets.digits_of(sets).values()])
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+from autotune.meshes.fields import did_you_mean, short
 
-from autotune.meshes.fields import short
+if TYPE_CHECKING:
+    import numpy as np
 
 PLACES = ("recompute", "device", "host")
 """Where the backward pass has an array from. The position is the digit of a set's code."""
@@ -77,7 +79,7 @@ NAMED_SETS: dict[str, Mapping[str, str]] = {
 }
 """Name -> where each array is. `none` keeps what lies between the arrays, too: whatever the backward pass reads."""
 
-_DIGITS = 3 ** np.arange(len(REMAT_ARRAYS), dtype=np.int64)
+_DIGITS = tuple(3**place for place in range(len(REMAT_ARRAYS)))
 
 
 def places_of(text: str) -> Mapping[str, str]:
@@ -99,7 +101,7 @@ def places_of(text: str) -> Mapping[str, str]:
         if not colon or place is None:
             raise ValueError(
                 f"layout: remat={short(text)} must be one of {', '.join(NAMED_SETS)}, or arrays by name: "
-                "save:layer_input+query/offload:mlp_up"
+                f"save:layer_input+query/offload:mlp_up{did_you_mean(verb, (*NAMED_SETS, 'save', 'offload'))}"
             )
         if verb in told:
             raise ValueError(f"layout: remat={short(text)} has {verb}: twice")
@@ -108,6 +110,7 @@ def places_of(text: str) -> Mapping[str, str]:
             if name not in REMAT_ARRAYS:
                 raise ValueError(
                     f"layout: remat: {short(name)} is no array of a layer; arrays: {', '.join(REMAT_ARRAYS)}"
+                    f"{did_you_mean(name, REMAT_ARRAYS)}"
                 )
             if name in places:
                 raise ValueError(f"layout: remat={short(text)} names {name} twice")
@@ -132,7 +135,7 @@ def text_of(places: Mapping[str, str]) -> str:
 
 def set_code(places: Mapping[str, str]) -> int:
     """A set as a whole number, one ternary digit an array."""
-    return sum(int(digit) * PLACES.index(places[name]) for digit, name in zip(_DIGITS, REMAT_ARRAYS, strict=True))
+    return sum(digit * PLACES.index(places[name]) for digit, name in zip(_DIGITS, REMAT_ARRAYS, strict=True))
 
 
 def digits_of(codes: np.ndarray) -> dict[str, np.ndarray]:
@@ -142,4 +145,4 @@ def digits_of(codes: np.ndarray) -> dict[str, np.ndarray]:
 
 def places_of_code(code: int) -> dict[str, str]:
     """The inverse of `set_code`."""
-    return {name: PLACES[int(digit)] for name, digit in digits_of(np.asarray(code, dtype=np.int64)).items()}
+    return {name: PLACES[int(code) // digit % 3] for digit, name in zip(_DIGITS, REMAT_ARRAYS, strict=True)}

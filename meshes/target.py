@@ -179,7 +179,7 @@ def check_chip(text: str, name: str, shape: str = "") -> None:
     if of_one_name(name):
         both = " or ".join(f"{one}:{shape}" if shape else one for one in of_one_name(name))
         raise ValueError(f"target: {short(text)}: {name} comes with two sizes of memory; write {both}")
-    close = did_you_mean(name.lower(), hardware_names())
+    close = did_you_mean(name, (*hardware_names(), "local"))
     known = ", ".join(hardware_names())
     raise ValueError(f"target: {short(text)}: {short(name)} is not known{close}; known: {known}, local")
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.meshes.fields import did_you_mean
+
 OPTIMIZERS = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sgd": 1.0}
 """Optimizer -> numbers of state for each parameter: AdamW two moments; Lion (Chen et al. 2023, arXiv 2302.06675) and
 SGD with momentum one; Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) without momentum the means of rows and
@@ -43,7 +45,8 @@ class Training:
         for field in WORDS[1:]:
             value = getattr(self, field)
             if value not in DTYPES and not (value is None and field in WORDS[3:]):
-                raise ValueError(f"{field}={value!r} must be one of {', '.join(DTYPES)}")
+                close = did_you_mean(str(value), DTYPES)
+                raise ValueError(f"{field}={value!r} must be one of {', '.join(DTYPES)}{close}")
         if self.gradients_dtype == self.weights_dtype:
             object.__setattr__(self, "gradients_dtype", None)
 

@@ -67,7 +67,8 @@ class TransformerShape:
         if not isinstance(self.name, str) or not isinstance(self.tied_embeddings, bool):
             raise ValueError(f"model {self.name}: name must be text and tied_embeddings true or false")
         if self.mlp not in MLPS:
-            raise ValueError(f"model {self.name}: mlp={short(self.mlp)} must be one of {', '.join(MLPS)}")
+            close = did_you_mean(str(self.mlp), MLPS)
+            raise ValueError(f"model {self.name}: mlp={short(self.mlp)} must be one of {', '.join(MLPS)}{close}")
         if self.kind not in ("decoder", "encoder"):
             raise ValueError(f"model {self.name}: kind={short(self.kind)} must be decoder or encoder")
         if self.heads % self.kv_heads:

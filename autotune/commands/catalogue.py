@@ -7,9 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Group
 
-from autotune.commands.options import json_option, set_option
-from autotune.commands.values import PATH
+from autotune.commands.command import Command
+from autotune.commands.options import json_option, setting_option
+from autotune.commands.run import show
+from autotune.commands.values import CHIP, MODEL, PATH
+from autotune.tables import Column, FittedTable, Prose
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,8 +21,8 @@ if TYPE_CHECKING:
     from autotune.meshes.hardware import Hardware
 
 
-@click.command()
-@click.argument("name", required=False)
+@click.command(cls=Command)
+@click.argument("name", required=False, type=CHIP)
 @click.option("--hardware", type=PATH, help="A hardware file of your own, in place of NAME.")
 @json_option
 def targets(name: str | None, hardware: Path | None, as_json: bool) -> None:
@@ -45,34 +49,39 @@ def targets(name: str | None, hardware: Path | None, as_json: bool) -> None:
         listed = [dataclasses.asdict(chip) | {"missing": left_out(chip)} for chip in chips]
         click.echo(json.dumps(listed, indent=1))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
     if name or hardware:
-        table = Table(title=f"{chips[0].name}: figures per JAX device, SI units")
-        for column in ("figure", "value", "source"):
-            table.add_column(column, overflow="fold")
-        for row in _rows_of(chips[0]):
-            table.add_row(*map(escape, row))
-        console.print(table)
+        show(figures_table(chips[0], f"{chips[0].name}: figures per JAX device, SI units"))
         return
-    example = {"tpu": ":4x4 or :4x4x4*2 (slices)", "cuda": ":DOMAINSxGPUS", "cpu": ":8"}
-    table = Table(title="hardware, per JAX device (autotune targets NAME shows every figure with its source)")
-    for column in ("name", "write", "peak TFLOP/s", "HBM usable GiB", "HBM GB/s", "links, one way GB/s"):
-        table.add_column(column)
+    columns = [
+        Column(name="name", heads=True),
+        Column(name="e.g.", heads=True),
+        Column(name="peak TFLOP/s", priority=3, least=20),
+        Column(name="HBM usable GiB", align="right"),
+        Column(name="HBM GB/s", priority=2, align="right"),
+        Column(name="links, one way GB/s", priority=4, least=20),
+    ]
+    rows = []
     for chip in chips:
         peak = ", ".join(f"{dtype} {value / 1e12:g}" for dtype, value in chip.flops_per_second.items())
         links = ", ".join(f"{tier.name} {tier.bytes_per_second / 1e9:.3g}" for tier in chip.tiers)
-        table.add_row(chip.name, chip.name + example[chip.platform], peak, f"{chip.capacity_bytes / 2**30:.4g}",
-                      f"{chip.hbm_bytes_per_second / 1e9:.4g}", links)  # fmt: skip
-    console.print(table)
+        rows.append([chip.name, _example(chip), peak, f"{chip.capacity_bytes / 2**30:.4g}",
+                     f"{chip.hbm_bytes_per_second / 1e9:.4g}", links])  # fmt: skip
+    title = "hardware, per JAX device (`autotune targets NAME` shows every figure with its source)"
+    show(Group(FittedTable(columns, rows, title), Prose("also: local, the devices that are attached")))
 
 
-@click.command()
-@click.argument("model", required=False, metavar="[FILE]")
-@set_option
+def _example(chip: Hardware) -> str:
+    """A target of the chip: one slice or two, two NVLink domains, or simulated devices."""
+    if chip.platform == "cpu":
+        return f"{chip.name}:8"
+    if chip.platform != "tpu":
+        return f"{chip.name}:2x8"
+    return f"{chip.name}:4x4" if chip.torus_dimensions == 2 else f"{chip.name}:4x4x4*2"
+
+
+@click.command(cls=Command)
+@click.argument("model", required=False, metavar="[FILE]", type=MODEL)
+@setting_option()
 @json_option
 def models(model: str | None, settings: tuple[str, ...], as_json: bool) -> None:
     """The reference models it knows; with FILE, what was read of a model file, or of one of them.
@@ -93,10 +102,6 @@ def models(model: str | None, settings: tuple[str, ...], as_json: bool) -> None:
             del one["architecture"]  # a preset has none, and a JSON file of ours cannot say it
         click.echo(json.dumps(listed, indent=1))
         return
-    from rich.console import Console
-
-    from autotune.tables import Column, FittedTable
-
     fields = {"layers": 1, "d_model": 1, "heads": 2, "kv_heads": 2, "head_dim": 3, "d_ff": 2, "vocab": 3, "mlp": 4,
               "experts": 3, "kind": 5}  # fmt: skip
     columns = [Column(name="name", heads=True), Column(name="parameters", align="right")]
@@ -105,7 +110,7 @@ def models(model: str | None, settings: tuple[str, ...], as_json: bool) -> None:
         [shape.name, f"{shape.parameters / 1e6:,.0f} M", *(str(getattr(shape, name)) for name in fields)]
         for shape in PRESETS.values()
     ]
-    Console(highlight=False).print(FittedTable(columns, rows, "reference models (--model NAME)"))
+    show(FittedTable(columns, rows, "reference models (--model NAME)"))
 
 
 def _read(model: str, settings: tuple[str, ...], as_json: bool) -> None:
@@ -120,18 +125,26 @@ def _read(model: str, settings: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(told, indent=1))
         return
-    click.echo(f"{told['name']}: {found.source}")
     active = told["active_parameters"]
-    click.echo(f"parameters: {told['parameters']:,}; a token meets {active:,} (of the embedding tables one)")
-    for layer in told["layers"]:
-        click.echo(f"{layer['count']} layers: attention {layer['attention']}; mlp {layer['mlp']}")
-    if found.ignored:
-        click.echo(f"without effect on cost: {', '.join(found.ignored)}")
-    for note in found.not_modelled:
-        click.echo(f"not modelled: {note}")
+    columns = [
+        Column(name="layers", align="right", heads=True),
+        Column(name="attention", least=20),
+        Column(name="mlp", least=20),
+    ]
+    rows = [[str(layer["count"]), str(layer["attention"]), str(layer["mlp"])] for layer in told["layers"]]
+    notes = [f"without effect on cost: {', '.join(found.ignored)}"] if found.ignored else []
+    notes += [f"not modelled: {note}" for note in found.not_modelled]
+    show(
+        Group(
+            Prose(f"{told['name']}: {found.source}"),
+            Prose(f"parameters: {told['parameters']:,}; a token meets {active:,} (of the embedding tables one)"),
+            FittedTable(columns, rows),
+            *map(Prose, notes),
+        )
+    )
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def selftest(as_json: bool) -> None:
     """Which compiler versions the reader of compiled programs has been checked with, and those installed here."""
@@ -149,6 +162,12 @@ def selftest(as_json: bool) -> None:
         click.echo(f"{name}: installed {here.get(name, 'none')}, programs checked of {', '.join(checked)}")
     for line in unchecked(here):
         click.echo(f"warning: {line}")
+
+
+def figures_table(chip: Hardware, title: str) -> FittedTable:
+    """Every figure of a chip, with its source."""
+    columns = [Column(name="figure", heads=True), Column(name="value", least=14), Column(name="source", least=24)]
+    return FittedTable(columns, _rows_of(chip), title)
 
 
 def _rows_of(chip: Hardware) -> list[tuple[str, str, str]]:

@@ -7,25 +7,29 @@ from pathlib import Path
 
 import click
 
+from autotune.commands.command import Command
 from autotune.commands.options import (
     asked_of,
     bad_input,
     json_option,
     machine_of,
     memory_option,
+    store_option,
     target_of,
     workload_of,
 )
+from autotune.commands.run import open_store
 from autotune.commands.values import PATH, TIMEOUT, Number
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("plan", type=PATH)
 @click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own step, of a plan that is not of --model.")
 @click.option("--tolerance", type=Number(0, 1e6), default=0.02, show_default=True, help="Growth that passes.")
 @click.option("--hardware", type=PATH, help="A hardware file of your own (TOML).")
 @memory_option
 @click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
+@store_option
 @json_option
 def check(
     plan: Path,
@@ -34,6 +38,7 @@ def check(
     hardware: Path | None,
     memory_fraction: float | None,
     timeout: float,
+    store: Path | None,
     as_json: bool,
 ) -> int:
     """Recompile a plan; exit 1 when FLOPs, bytes on an axis, peak memory or collectives grew.
@@ -54,7 +59,9 @@ def check(
     step = workload_of(**asked.words, target=target)
     try:
         with bad_input():
-            grown = check_plan(saved, step, target=target, tolerance=tolerance, timeout_seconds=timeout)
+            grown = check_plan(
+                saved, step, target=target, tolerance=tolerance, store=open_store(store), timeout_seconds=timeout
+            )
         lines = [str(growth) for growth in grown]
     except CheckFailed as error:
         grown, lines = None, [str(error)]

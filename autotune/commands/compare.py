@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from autotune.commands.command import Command
 from autotune.commands.job_file import instead_of_job, job_options, of_workload, save_job_of
 from autotune.commands.options import (
     Asked,
     asked_of,
     bad_input,
+    compile_option,
     json_option,
     layouts_of,
     memory_option,
@@ -25,27 +27,28 @@ from autotune.commands.options import (
     workload_options,
 )
 from autotune.commands.progress import progress
-from autotune.commands.run import open_store
-from autotune.commands.values import TIMEOUT
+from autotune.commands.run import open_store, show
+from autotune.commands.values import LAYOUT_OR_PLAN, TIMEOUT
 
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout
 
 
-@click.command()
-@click.argument("first")
-@click.argument("second")
+@click.command(cls=Command)
+@click.argument("first", type=LAYOUT_OR_PLAN)
+@click.argument("second", type=LAYOUT_OR_PLAN)
 @workload_options
 @job_options
 @target_options
 @memory_option
+@compile_option("2: compile both; 0: their prices alone.", 2)
 @click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
 @store_option
 @quiet_option
 @json_option
 def compare(
     first, second, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, join_timeout, timeout, store, as_json, quiet,
+    process_id, join_timeout, compile_count, timeout, store, as_json, quiet,
 ):  # fmt: skip
     """Two layouts side by side: where the seconds and the bytes went. FIRST and SECOND are layouts in words, or plans.
 
@@ -57,6 +60,8 @@ def compare(
     """
     if any(value is not None for value in (coordinator, processes, process_id)):
         raise click.UsageError("compare runs in one process; leave --coordinator, --processes and --process-id out")
+    if compile_count == 1:
+        raise click.UsageError("--compile=1: compare compiles both layouts, or with --compile 0 none")
     flags = {"model": model, "workload": workload, "batch": batch, "seq": seq, "dtype": dtype}
     sides = [_side(text, flags, target, hardware, memory_fraction) for text in (first, second)]
     plans = [asked for _, asked in sides if asked is not None]
@@ -77,7 +82,8 @@ def compare(
         for together in ((0, 1),) if one_job else ((0,), (1,)):
             named = tuple(dict.fromkeys(layouts[side] for side in together))
             report = search(
-                steps[together[0]], machines[together[0]], axes=None, layouts=named, fix=(), compile_count=len(named),
+                steps[together[0]], machines[together[0]], axes=None, layouts=named, fix=(),
+                compile_count=len(named) if compile_count else 0,
                 measure_count=0, jobs=2, probe=False, timeout_seconds=timeout, retry=True, store=kept,
                 on_event=on_event,
             )  # fmt: skip
@@ -89,12 +95,10 @@ def compare(
     if as_json:
         click.echo(json.dumps(comparison_to_json(reports[0], a, b, reports[1]), indent=1))
     else:
-        from autotune.tables import lines
-
-        click.echo("\n".join(lines(render_comparison(reports[0], a, b, reports[1]))))
+        show(render_comparison(reports[0], a, b, reports[1]))
     if not save_job_of(click.get_current_context(), of_workload(steps[0], machines[0])):
         return 2
-    return 0 if all(row.analysis for row in rows) else 1
+    return 0 if all(row.analysis if compile_count else row.status.can_run for row in rows) else 1
 
 
 def _side(

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import click
 
+from autotune.commands.command import Command
 from autotune.commands.options import bad_input, json_option
-from autotune.commands.values import PATH
+from autotune.commands.values import PATH, OneOf
+
+CODEBASES = ("maxtext", "levanter", "easylm", "axlearn", "flax")
+"""Those of `autotune.plan.emit`, which a help text does without."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("plan", type=PATH)
-@click.option("--for", "codebase", required=True, help="maxtext, levanter, easylm, axlearn or flax.")
+@click.option("--for", "codebase", required=True, type=OneOf(CODEBASES), help="Whose words.")
 @json_option
 def emit(plan: Path, codebase: str, as_json: bool) -> None:
     """Print a plan as another codebase's flags, YAML or code."""

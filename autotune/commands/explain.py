@@ -6,13 +6,16 @@ from typing import Any
 
 import click
 
+from autotune.commands.command import Command
 from autotune.commands.job_file import JOB, job_options
 from autotune.commands.options import (
     asked_of,
     bad_input,
+    compile_option,
     json_option,
     layout_of_model,
     layouts_of,
+    measure_option,
     memory_option,
     quiet_option,
     run_of_model,
@@ -25,18 +28,19 @@ from autotune.commands.options import (
     workload_options,
     writable,
 )
-from autotune.commands.run import run_search
-from autotune.commands.values import PATH, TIMEOUT
+from autotune.commands.run import need_compile, run_search
+from autotune.commands.values import LAYOUT, PATH, TIMEOUT
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("plan", required=False, type=PATH)
-@click.option("--layout", help="The layout in words, e.g. fsdp=64,tensor=4,remat=full.")
+@click.option("--layout", type=LAYOUT, help="The layout in words, e.g. fsdp=64,tensor=4,remat=full.")
 @workload_options
 @job_options
 @target_options
 @memory_option
-@click.option("--measure/--no-measure", default=None, help="Run it too [where devices exist].")
+@compile_option("1: compile it; 0: its price alone.", 1)
+@measure_option("1: run it too, 0: do not [1 where devices exist].", old={"--no-measure": "0"}, bare="1")
 @click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
 @store_option
 @click.option("--html", type=PATH, help="Write the report here as one HTML page.")
@@ -45,8 +49,7 @@ from autotune.commands.values import PATH, TIMEOUT
 @json_option
 def explain(
     plan, layout, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, join_timeout, measure, timeout, store, html, timeline, as_json,
-    quiet,
+    process_id, join_timeout, compile_count, measure_count, timeout, store, html, timeline, as_json, quiet,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -59,6 +62,7 @@ def explain(
     """
     writable(html, "--html")
     writable(timeline, "--timeline")
+    need_compile(timeline, compile_count)
     layout = None if plan and layout and click.get_current_context().meta.get(JOB) else layout
     of_model = bool(model) and not plan and not layout and "ici" in run_of_model(model, settings_given())
     if bool(plan) == bool(layout) and not of_model:
@@ -87,8 +91,8 @@ def explain(
         axes=None,
         layouts=layouts,
         fix=(),
-        compile_count=1,
-        measure_count=None if measure is None else int(measure),
+        compile_count=compile_count,
+        measure_count=measure_count,
         probe=False,
         jobs=1,
         timeout_seconds=timeout,

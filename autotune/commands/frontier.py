@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from autotune.commands.options import CRITICAL_NORMS_HELP, bad_input, critical_tokens, json_option, saved, writable
-from autotune.commands.values import PATH, Number
+from autotune.commands.command import Command, Option
+from autotune.commands.options import (
+    CRITICAL_NORMS_HELP,
+    bad_input,
+    batch_rule_option,
+    critical_tokens,
+    json_option,
+    saved,
+    scales_of,
+    writable,
+)
+from autotune.commands.run import show
+from autotune.commands.values import PATH, Number, OneOf, Suggested
+from autotune.frontier.gpu import GPUS
+from autotune.meshes.fields import did_you_mean
 
 if TYPE_CHECKING:
     from autotune.frontier.batch import Overlap
     from autotune.frontier.gpu import Gpu
 
 PICTURES = ("utilization", "mix", "shape")
-SCALES = (
+SCALES: Mapping[str, tuple[str, ...]] = {
+    "matmul": ("arithmetic",),
+    "hbm": ("hbm_bandwidth",),
+    "capacity": ("memory",),
+    "latency": ("network_latency", "matmul_latency"),
+    "network": ("network_bandwidth",),
+    "l2": ("l2_bandwidth",),
+}
+"""Resource of --scale -> the figures of the paper's machines that it makes better."""
+
+FIGURES = (
     "network_bandwidth",
     "network_latency",
     "matmul_latency",
@@ -25,12 +49,24 @@ SCALES = (
     "arithmetic",
     "memory",
 )
+"""Figures by name, as --scale also takes them: the factor multiplies the figure, a latency too."""
 OVERLAPS = ("tensor", "pipeline", "data")
 
 
-@click.command()
-@click.option("--hardware", default="h100", show_default=True, help="One of the paper's; any other word lists them.")
-@click.option("--batch-rule", default="default", show_default=True, help="default (grows as C^(1/6)), fixed, deepseek.")
+@click.command(cls=Command)
+@click.option(
+    "--target",
+    cls=Option,
+    old={"--hardware": None},
+    type=OneOf(GPUS),
+    default="h100",
+    show_default=True,
+    help="One of the paper's machines.",
+)
+@batch_rule_option(
+    ("paper", "fixed", "deepseek"),
+    "paper: it grows as C^(1/6); fixed: 4 Mi tokens; deepseek: it grows as C^0.33 [paper].",
+)
 @click.option("--batch-tokens", help="A fixed batch of your own, instead of the rule's: 4M, 4Mi, 4194304.")
 @click.option("--batch-scale", type=Number(1e-6, 1e6), default=1.0, help="Multiplies the rule's batch.")
 @click.option("--critical-batch-tokens", help="The critical batch: adds what each batch costs in data and steps.")
@@ -40,17 +76,35 @@ OVERLAPS = ("tensor", "pipeline", "data")
 @click.option(
     "--months", type=Number(0, 1e6, above=True), default=3.0, show_default=True, help="How long a run may take."
 )
-@click.option("--overlap", default="tensor,pipeline", show_default=True, help="What hides: these, data, none.")
-@click.option("--scale", multiple=True, metavar="NAME=FACTOR", help=f"Changes the hardware: {', '.join(SCALES)}.")
+@click.option(
+    "--overlap",
+    type=Suggested("overlap", lambda: OVERLAPS, separators=","),
+    default="tensor,pipeline",
+    show_default=True,
+    help="What hides behind computation: of tensor, pipeline, data, or none.",
+)
+@click.option(
+    "--scale",
+    multiple=True,
+    metavar="RESOURCE=FACTOR",
+    type=Suggested("scale", lambda: [f"{name}=" for name in SCALES], separators=","),
+    help=f"Makes the machine so many times as good: {', '.join(SCALES)}.",
+)
 @click.option("--what-helps", is_flag=True, help="Where both ends move when one thing is made twice as good.")
 @click.option("--shapes", is_flag=True, help="Deep against fat, at the parameters where linear scaling ends.")
 @click.option("--plot", type=PATH, help="Write a picture (.png, .svg) and its numbers (.csv).")
-@click.option("--picture", help="Which --plot: utilization (the default), mix or shape.")
-@click.option("--beside", default="v100,a100,h100", show_default=True, help="Other hardware in that picture, or none.")
+@click.option("--picture", type=OneOf(PICTURES), help="Which --plot [utilization].")
+@click.option(
+    "--beside",
+    type=Suggested("machines", lambda: GPUS, separators=","),
+    default="v100,a100,h100",
+    show_default=True,
+    help="Other machines in that picture, or none.",
+)
 @json_option
 def frontier(
-    hardware: str,
-    batch_rule: str,
+    target: str,
+    batch_rule: str | None,
     batch_tokens: str | None,
     batch_scale: float,
     critical_batch_tokens: str | None,
@@ -80,12 +134,10 @@ def frontier(
     from autotune.sweep.sizes import parse_tokens
 
     critical = critical_tokens(critical_batch_tokens, critical_batch_norms)
-    if picture is not None and picture not in PICTURES:
-        raise click.UsageError(f"--picture={picture!r} must be one of {', '.join(PICTURES)}")
     if picture is not None and plot is None:
         raise click.UsageError(f"--picture={picture!r} needs --plot, the file to write")
     picture = picture or PICTURES[0]
-    gpu = _scaled(_gpu("--hardware", hardware), scale)
+    gpu = _scaled(_gpu("--target", target), scale)
     others = [_gpu("--beside", name) for name in beside.split(",") if name.strip() not in ("", "none")]
     if plot is not None:
         _require_plotting(plot)
@@ -94,7 +146,7 @@ def frontier(
     with bad_input():
         assumptions = Assumptions(
             sparse=sparse,
-            batch_rule=batch_rule,
+            batch_rule="default" if batch_rule in (None, "paper") else batch_rule,
             batch_tokens=None if batch_tokens is None else parse_tokens(batch_tokens, "batch_tokens"),
             batch_scale=batch_scale,
             depth_scale=depth_scale,
@@ -111,23 +163,9 @@ def frontier(
         result = row_maker.document(computed, limits, critical_batch_tokens=critical, helps=helps, shapes=shape_table)
         click.echo(json.dumps(result, allow_nan=False))
     else:
-        from rich.console import Console
-
         from autotune.frontier.screen import render
 
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=160)
-        console.print(
-            render(
-                computed,
-                limits,
-                critical_batch_tokens=critical,
-                helps=helps,
-                shapes=shape_table,
-                width=console.width,
-            )
-        )
+        show(render(computed, limits, critical_batch_tokens=critical, helps=helps, shapes=shape_table), piped=160)
     if plot is None:
         return 0
     from autotune.frontier import plot as plots
@@ -149,10 +187,8 @@ def frontier(
 
 
 def _gpu(option: str, name: str) -> Gpu:
-    from autotune.frontier.gpu import GPUS
-
     if name.strip() not in GPUS:
-        raise click.UsageError(f"{option}={name!r} must be one of {', '.join(GPUS)}")
+        raise click.UsageError(f"{option}={name!r} must be one of {', '.join(GPUS)}{did_you_mean(name, GPUS)}")
     return GPUS[name.strip()]
 
 
@@ -160,17 +196,20 @@ def _scaled(gpu: Gpu, scale: tuple[str, ...]) -> Gpu:
     """The GPU with `--scale name=factor` applied; its label says so."""
     from dataclasses import replace
 
-    for text in scale:
-        name, _, factor_text = text.partition("=")
-        try:
-            factor = float(factor_text)
-        except ValueError:
-            raise click.UsageError(f"--scale {text}: write NAME=FACTOR, e.g. --scale network_bandwidth=2") from None
-        if name not in SCALES:
-            raise click.UsageError(f"--scale {text}: {name!r} must be one of {', '.join(SCALES)}")
-        if not 1e-6 <= factor <= 1e6 and not (factor == 0 and name.endswith("latency")):
-            raise click.UsageError(f"--scale {text}: the factor must be from 1e-6 to 1e6 (a latency may also be 0)")
-        gpu = replace(gpu.scaled(**{name: factor}), label=f"{gpu.label}, {name} x{factor:g}")
+    for name, factor in scales_of(scale):
+        if name not in SCALES and name not in FIGURES:
+            close = did_you_mean(name, (*SCALES, *FIGURES))
+            raise click.UsageError(f"--scale {name}={factor:g}: {name!r} must be one of {', '.join(SCALES)}{close}")
+        if not 1e-6 <= factor <= 1e6 and not (factor == 0 and name in FIGURES and name.endswith("latency")):
+            raise click.UsageError(
+                f"--scale {name}={factor:g}: the factor must be from 1e-6 to 1e6 (network_latency and matmul_latency, "
+                "which it multiplies, may also be 0)"
+            )
+        changed = {
+            figure: factor if figure == name or not figure.endswith("latency") else 1 / factor
+            for figure in SCALES.get(name, (name,))
+        }
+        gpu = replace(gpu.scaled(**changed), label=f"{gpu.label}, {name} x{factor:g}")
     return gpu
 
 
@@ -180,7 +219,10 @@ def _overlap(text: str) -> Overlap:
     names = [] if text == "none" else [name.strip() for name in text.split(",")]
     for name in names:
         if name not in OVERLAPS:
-            raise click.UsageError(f"--overlap={text!r}: {name!r} must be one of {', '.join(OVERLAPS)}, or none alone")
+            close = did_you_mean(name, OVERLAPS)
+            raise click.UsageError(
+                f"--overlap={text!r}: {name!r} must be one of {', '.join(OVERLAPS)}, or none alone{close}"
+            )
     return Overlap(tensor="tensor" in names, pipeline="pipeline" in names, data="data" in names)
 
 
@@ -190,4 +232,4 @@ def _require_plotting(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise click.UsageError("--plot needs matplotlib: pip install 'autotune-jax[plot]'") from None
+        raise click.UsageError("--plot needs matplotlib; in the clone: pip install -e '.[plot]'") from None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autotune.commands.values import BATCH, PATH, PROCESS, TIMEOUT, Number
+from autotune.commands.command import Option
+from autotune.commands.values import BATCH, COUNT, LAYOUT, MODEL, PATH, PROCESS, TARGET, TIMEOUT, Number, OneOf
 from autotune.meshes.fields import one_line
 from autotune.meshes.layout_words import words_help
 from autotune.system.place import JOIN_SECONDS
@@ -29,6 +30,7 @@ MODEL_HELP = (
     "A preset (`autotune models`), a JSON file with a transformer's shape, a Hugging Face config.json or its folder, "
     "or a MaxText yml."
 )
+TARGET_HELP = "v5e:16x16, v5p:4x4x4*2, h100:8x8, cpu:8, local (`autotune targets`)."
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = training_options(command)
     for option in reversed(
         (
-            click.option("--model", help=MODEL_HELP),
+            click.option("--model", type=MODEL, help=MODEL_HELP),
             click.option("--workload", metavar="PACKAGE.MODULE:FUNCTION", help="Your own: a function or a Workload."),
             click.option("--batch", type=BATCH, help="Sequences in one step, over all devices."),
             click.option("--seq", type=BATCH, help="Tokens in one sequence."),
@@ -95,10 +97,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--master-dtype", type=dtypes, expose_value=False, callback=keep,
                 help="Dtype of a master copy of the weights in the optimizer's state [none is kept].",
             ),
-            click.option(
-                "--set", "settings", multiple=True, metavar="KEY=VALUE", expose_value=False, callback=keep,
-                help="One key of the model file in place of what it says, as on MaxText's command line.",
-            ),
+            setting_option(expose_value=False, callback=keep),
         )
     ):  # fmt: skip
         command = option(command)
@@ -119,7 +118,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--target, --hardware, and the flags of jobs of several processes."""
     for option in reversed(
         (
-            click.option("--target", help="v5e:16x16, v5p:4x4x4*2, h100:8x8, cpu:8, local (`autotune targets`)."),
+            click.option("--target", type=TARGET, help=TARGET_HELP),
             click.option("--hardware", type=PATH, help="A hardware file of your own (TOML)."),
             click.option(
                 "--coordinator",
@@ -156,6 +155,7 @@ def fix_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--fix",
         multiple=True,
+        type=LAYOUT,
         metavar="NAME=VALUE",
         help=f"Pin one word of the layout, e.g. tensor=8. {words_help()}",
     )(command)
@@ -177,15 +177,38 @@ def timeline_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--set."""
+def setting_option(**how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--set; `how` is for click, where a command does not take it as an argument of its own."""
     return click.option(
         "--set",
         "settings",
         multiple=True,
         metavar="KEY=VALUE",
         help="One key of the model file in place of what it says, as on MaxText's command line.",
-    )(command)
+        **how,
+    )
+
+
+def compile_option(
+    help_text: str, default: int, old: Mapping[str, str | None] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--compile, as `compile_count`: how many layouts to compile, the best-priced ones; 0: prices alone."""
+    return click.option(
+        "--compile", "compile_count", cls=Option, old=old, type=COUNT, default=default, show_default=True,
+        help=help_text,
+    )  # fmt: skip
+
+
+def measure_option(
+    help_text: str, old: Mapping[str, str | None] | None = None, bare: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--measure, as `measure_count`: how many layouts to run, the best-compiled ones; 0: none."""
+    return click.option("--measure", "measure_count", cls=Option, old=old, bare=bare, type=COUNT, help=help_text)
+
+
+def batch_rule_option(rules: tuple[str, ...], help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--batch-rule: how large the batch is. The rule of arXiv 2411.01137 is `paper`; `default` was its name once."""
+    return click.option("--batch-rule", type=OneOf(rules, {"default": "paper"}), help=help_text)
 
 
 def quiet_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -407,6 +430,30 @@ def critical_tokens(tokens: str | None, norms: str | None) -> float | None:
             raise click.UsageError(f"--critical-batch-norms {norms}: needs two batch sizes, has {len(pairs)}")
         (small, small_norm), (big, big_norm) = sorted(pairs)
         return measured_noise_scale(small, small_norm, big, big_norm)
+
+
+RESOURCES = ("matmul", "hbm", "capacity", "latency", "network")
+"""What --scale makes better, in every command; `network` is every tier of links."""
+
+
+def parts_of(option: str, given: tuple[str, ...]) -> list[str]:
+    """What stands between the commas of an option that may be given several times; nowhere nothing."""
+    parts = [part.strip() for text in given for part in text.split(",")]
+    if not all(parts):
+        raise click.UsageError(f"{option} has nothing between two commas; write NAME=NUMBER,NAME=NUMBER")
+    return parts
+
+
+def scales_of(given: tuple[str, ...]) -> list[tuple[str, float]]:
+    """`--scale matmul=2,latency=4` as (name, factor); which names there are is for the command to say."""
+    found = []
+    for part in parts_of("--scale", given):
+        name, _, factor = part.rpartition("=")
+        try:
+            found.append((name.strip(), float(factor)))
+        except ValueError:
+            raise click.UsageError(f"--scale {part}: write RESOURCE=FACTOR, e.g. latency=2") from None
+    return found
 
 
 CRITICAL_NORMS_HELP = "The same, measured: mean squared norm of the gradient at two batch sizes, in tokens."

@@ -19,6 +19,8 @@ from autotune.commands.progress import progress
 from autotune.system.whole_file import write_whole
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from autotune.meshes.target import Target
     from autotune.report.report import Report
     from autotune.workload.workload import Workload
@@ -113,6 +115,12 @@ def run_search(
     return 0 if plan else 1
 
 
+def need_compile(timeline: Path | None, compile_count: int) -> None:
+    """Refuse a timeline where nothing is compiled."""
+    if timeline and not compile_count:
+        raise click.UsageError("--timeline: is of a compiled layout, and --compile is 0")
+
+
 def command_line() -> str:
     """The command as it was given, as a shell reads it."""
     return shlex.join(["autotune", *click.get_current_context().meta.get(ARGUMENTS, ())])
@@ -138,15 +146,24 @@ def _show(report: Report, as_json: bool) -> bool:
         from autotune.report.document import report_to_json
 
         return shown(json.dumps(report_to_json(report), indent=1))
+    from autotune.report.text import render
+
+    return show(render(report))
+
+
+def show(screen: RenderableType, piped: int = 140) -> bool:
+    """Print a screen: in the width and the colours of a terminal, as plain lines of at most `piped` columns elsewhere.
+
+    False where stdout could not take it.
+    """
     from rich.console import Console
 
-    from autotune.report.text import render
     from autotune.tables import lines
 
     if sys.stdout.isatty():
-        Console(highlight=False).print(render(report))
+        Console(highlight=False).print(screen, crop=False)
         return True
-    return shown("\n".join(lines(render(report))))
+    return shown("\n".join(lines(screen, piped)))
 
 
 def open_store(path: Path | None):

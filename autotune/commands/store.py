@@ -8,13 +8,15 @@ from pathlib import Path
 
 import click
 
+from autotune.commands.command import Group
 from autotune.commands.options import json_option, store_option, writable
-from autotune.commands.run import open_store
+from autotune.commands.run import open_store, show
 from autotune.commands.values import PATH, Number
 from autotune.system.whole_file import descriptor_named
+from autotune.tables import Column, FittedTable
 
 
-@click.group()
+@click.group(cls=Group)
 def store() -> None:
     """List, export and prune what was compiled and measured."""
 
@@ -32,12 +34,25 @@ def list_entries(store: Path | None, as_json: bool) -> None:
         ]
         click.echo(json.dumps(listed, indent=1))
         return
+    columns = [
+        Column(name="kept", priority=2),
+        Column(name="kind"),
+        Column(name="KiB", priority=3, align="right"),
+        Column(name="target", heads=True),
+        Column(name="layout or name", heads=True),
+    ]
+    rows = []
     for one in entries:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created))
-        what = f"{one.key.get('target', '')} {one.key.get('layout', '')}".strip() or str(one.key.get("name", ""))
-        what = "".join(letter if letter.isprintable() else "?" for letter in what)
-        click.echo(f"{when}  {one.kind:<11} {one.bytes / 1024:8.0f} KiB  {what}")
+        target, layout, name = (_printable(one.key.get(word, "")) for word in ("target", "layout", "name"))
+        rows.append([when, one.kind, f"{one.bytes / 1024:,.0f}", target, layout or ("" if target else name)])
+    if rows:
+        show(FittedTable(columns, rows))
     click.echo(f"{len(entries)} entries, {sum(one.bytes for one in entries) / 2**20:.1f} MiB")
+
+
+def _printable(value: object) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 @store.command()

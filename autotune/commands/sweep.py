@@ -8,24 +8,31 @@ from typing import TYPE_CHECKING
 
 import click
 
+from autotune.commands.command import Command
 from autotune.commands.job_file import instead_of_job, job_options, save_job_of
 from autotune.commands.options import (
     CRITICAL_NORMS_HELP,
     MODEL_HELP,
+    RESOURCES,
     bad_input,
+    batch_rule_option,
+    compile_option,
     critical_tokens,
     default_dtype,
     fix_option,
     given_training,
     json_option,
     memory_option,
+    parts_of,
     run_of_model,
     saved,
+    scales_of,
     store_option,
     training_options,
     writable,
 )
-from autotune.commands.values import BATCH, COUNT, PATH, TIMEOUT, Number, axes_of
+from autotune.commands.values import AXES, BATCH, MODEL, PATH, TARGET, TIMEOUT, Number, Suggested, axes_of
+from autotune.meshes.fields import did_you_mean
 
 if TYPE_CHECKING:
     from autotune.sweep.batch import BatchRule
@@ -36,8 +43,8 @@ if TYPE_CHECKING:
     from autotune.workload.workload import Workload
 
 
-@click.command()
-@click.option("--model", help=MODEL_HELP)
+@click.command(cls=Command)
+@click.option("--model", type=MODEL, help=MODEL_HELP)
 @training_options
 @job_options
 @click.option(
@@ -47,19 +54,23 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--target",
+    type=TARGET,
     help="One or several, e.g. v5p,h100,v6e; v5p:8x8x8 and h100:4 say what larger ones are made of.",
 )  # noqa: E501
 @click.option("--hardware", type=PATH, help="A hardware file of your own (TOML), for one target.")
 @memory_option
 @click.option("--chips", help="Powers of two in a range, 64..8192, or single sizes, 64,96,6144.")
 @click.option("--batch-tokens", help="Tokens in one step over all chips: 4M, 4Mi, 4194304.")
-@click.option("--batch-rule", help="fixed (--batch-tokens), paper, deepseek, critical.")
+@batch_rule_option(
+    ("fixed", "paper", "deepseek", "critical"),
+    "fixed: as --batch-tokens says; paper, deepseek: it grows with the run; critical: the critical batch [fixed].",
+)
 @click.option("--batch-scale", type=Number(2**-10, 2**10), default=1.0, help="Multiplies the batch.")
 @click.option("--critical-batch-tokens", help="The critical batch, yours: adds what a batch costs in steps and tokens.")
 @click.option("--critical-batch-norms", metavar="TOKENS=NORM2,TOKENS=NORM2", help=CRITICAL_NORMS_HELP)
 @click.option("--seq", type=BATCH, help="Tokens in one sequence.")
 @click.option("--dtype", help="Compute dtype: bfloat16 (bf16), float16, float32; default bfloat16 (float16 on V100).")
-@click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
+@click.option("--axes", type=AXES, help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
 @fix_option
 @click.option(
     "--depth-scale", type=Number(1 / 64, 64), default=1.0, help="As many parameters in so many times the layers."
@@ -68,7 +79,8 @@ if TYPE_CHECKING:
     "--scale",
     multiple=True,
     metavar="RESOURCE=FACTOR",
-    help="Changes the machine: matmul, hbm, capacity, latency, network:TIER.",
+    type=Suggested("scale", lambda: [f"{name}=" for name in RESOURCES], separators=","),
+    help=f"Makes the machine so many times as good: {', '.join(RESOURCES)}, network:TIER.",
 )  # noqa: E501
 @click.option("--tokens", help="Tokens of the whole run, e.g. 15T: adds days and chip-hours.")
 @click.option(
@@ -80,7 +92,7 @@ if TYPE_CHECKING:
 @click.option("--min-mfu", type=Number(-1e9, 1e9), help="The largest size that stays above this utilisation, 0 to 1.")
 @click.option("--what-helps", is_flag=True, help="The same with one thing made better at a time, layouts chosen again.")
 @click.option("--shapes", is_flag=True, help="Deep against fat at the largest size: equal parameters, equal FLOPs.")
-@click.option("--confirm", type=COUNT, default=0, help="Compile so many of the points, spread over the sizes.")  # noqa: E501
+@compile_option("How many of the points to compile, spread over the sizes.", 0, old={"--confirm": None})
 @click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds one compile may take.")  # noqa: E501
 @store_option
 @click.option("--plot", type=PATH, help="Write a picture (.png, .svg) and its numbers (.csv).")
@@ -88,7 +100,7 @@ if TYPE_CHECKING:
 def sweep(
     model, workload, target, hardware, memory_fraction, chips, batch_tokens, batch_rule, batch_scale,
     critical_batch_tokens, critical_batch_norms, seq, dtype, axes, fix, depth_scale, scale, tokens, price, min_mfu,
-    what_helps, shapes, confirm, timeout, store, plot, as_json,
+    what_helps, shapes, compile_count, timeout, store, plot, as_json,
 ):  # fmt: skip
     """The best layout against cluster size, and where the limit changes.
 
@@ -152,8 +164,8 @@ def sweep(
                 for family in families
             ]
         found = [sweep_of(question, family, sizes) for question, family in zip(questions, families, strict=True)]
-        if confirm:
-            found = [_confirm(one, confirm, timeout, store) for one in found]
+        if compile_count:
+            found = [_confirm(one, compile_count, timeout, store) for one in found]
         helps = (
             {
                 one.family.name: helps_of(one, _helped(one, min_mfu), budget, min_mfu)
@@ -168,17 +180,14 @@ def sweep(
 
         click.echo(json.dumps(document(found, budgets, min_mfu=min_mfu, helps=helps, shapes=drawn), allow_nan=False))
     else:
-        from rich.console import Console
-
+        from autotune.commands.run import show
         from autotune.sweep.screen import render
+        from autotune.tables import Prose
 
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(width=200, highlight=False)
         instead = instead_of_job()
         if instead:
-            console.print(f"in place of what the job file says: {', '.join(instead)}", markup=False)
-        console.print(render(found, budgets, min_mfu=min_mfu, helps=helps, shapes=drawn))
+            show(Prose(f"in place of what the job file says: {', '.join(instead)}"), piped=200)
+        show(render(found, budgets, min_mfu=min_mfu, helps=helps, shapes=drawn), piped=200)
     if plot is not None:
         from autotune.sweep.plot import picture
 
@@ -211,26 +220,15 @@ def _families(text: str, hardware: Path | None, scale: tuple[str, ...], memory_f
     ]
     if len({family.name for family in families}) < len(families):
         raise click.UsageError(f"--target {text}: names a target twice")
-    for part in _parts("--scale", scale):
-        resource, _, factor = part.rpartition("=")
-        try:
-            families = [
-                dataclasses.replace(family, hardware=better(family.hardware, resource, float(factor)))
-                for family in families
-            ]
-        except ValueError as error:
-            if factor and not factor.replace(".", "").replace("e", "").replace("-", "").isdigit():
-                raise click.UsageError(f"--scale {part}: write RESOURCE=FACTOR, e.g. latency=2") from None
-            raise click.UsageError(f"--scale {part}: {error}") from None
+    for resource, factor in scales_of(scale):
+        for place, family in enumerate(families):
+            tiers = [f"network:{tier.name}" for tier in family.hardware.tiers]
+            named = tiers if resource == "network" else [resource]
+            hardware_now = family.hardware
+            for name in named:
+                hardware_now = better(hardware_now, name, factor)
+            families[place] = dataclasses.replace(family, hardware=hardware_now)
     return families
-
-
-def _parts(option: str, given: tuple[str, ...]) -> list[str]:
-    """What stands between the commas of an option that may be given several times; nowhere nothing."""
-    parts = [part.strip() for text in given for part in text.split(",")]
-    if not all(parts):
-        raise click.UsageError(f"{option} has nothing between two commas; write NAME=NUMBER,NAME=NUMBER")
-    return parts
 
 
 def _budgets(
@@ -242,10 +240,13 @@ def _budgets(
 
     names = [family.name for family in families]
     prices: dict[str, float] = {}
-    for part in _parts("--price", price):
+    for part in parts_of("--price", price):
         name, _, value = part.partition("=")
         if name not in names:
-            raise click.UsageError(f"--price {part}: {name!r} is not among the targets asked for: {', '.join(names)}")
+            close = did_you_mean(name, names)
+            raise click.UsageError(
+                f"--price {part}: {name!r} is not among the targets asked for: {', '.join(names)}{close}"
+            )
         try:
             prices[name] = float(value)
         except ValueError:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import click
 
+from autotune.commands.command import Command
 from autotune.commands.job_file import job_options
 from autotune.commands.options import (
+    compile_option,
     fix_option,
     json_option,
     layouts_of,
+    measure_option,
     memory_option,
     quiet_option,
     store_option,
@@ -19,32 +22,20 @@ from autotune.commands.options import (
     workload_options,
     writable,
 )
-from autotune.commands.run import run_search
-from autotune.commands.values import COUNT, PATH, TIMEOUT, Whole, axes_of
+from autotune.commands.run import need_compile, run_search
+from autotune.commands.values import AXES, LAYOUT, PATH, TIMEOUT, Whole, axes_of
 
 
-@click.command()
+@click.command(cls=Command)
 @workload_options
 @job_options
 @target_options
 @memory_option
-@click.option("--axes", help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
-@click.option("--layouts", metavar='"A;B"', help='Only these layouts, e.g. "fsdp=8;data=4,tensor=2".')
+@click.option("--axes", type=AXES, help="Mesh axes to search, e.g. data,fsdp,tensor [all that the model can use].")
+@click.option("--layouts", type=LAYOUT, metavar='"A;B"', help='Only these layouts, e.g. "fsdp=8;data=4,tensor=2".')
 @fix_option
-@click.option(
-    "--compile",
-    "compile_count",
-    type=COUNT,
-    default=6,
-    show_default=True,
-    help="How many best-priced layouts to compile.",
-)
-@click.option(
-    "--measure",
-    "measure_count",
-    type=COUNT,
-    help="How many best-compiled layouts to run [3 where devices exist].",
-)
+@compile_option("How many best-priced layouts to compile; 0: prices alone.", 6)
+@measure_option("How many best-compiled layouts to run [3 where devices exist].")
 @click.option(
     "--probe/--no-probe",
     default=True,
@@ -74,8 +65,7 @@ def tune(
     writable(out, "--out")
     writable(html, "--html")
     writable(timeline, "--timeline")
-    if timeline and not compile_count:
-        raise click.UsageError("--timeline: is of a compiled layout, and --compile is 0")
+    need_compile(timeline, compile_count)
     return run_search(
         workload=lambda on: workload_of(model, workload, batch, seq, dtype, on),
         target=lambda: target_of(target, hardware, memory_fraction),

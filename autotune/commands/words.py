@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 
 import click
+from rich.console import Group
 
+from autotune.commands.command import Command
 from autotune.commands.options import json_option
-from autotune.meshes.fields import short
+from autotune.commands.run import show
+from autotune.commands.values import Suggested
+from autotune.meshes.fields import did_you_mean, short
+from autotune.tables import Prose
 
 RESOURCES = {
     "matmul": "The matmul units: compute that would take less time on a chip with more FLOP/s.",
@@ -69,8 +73,8 @@ def everything() -> dict[str, dict[str, str]]:
     }
 
 
-@click.command()
-@click.argument("word", required=False)
+@click.command(cls=Command)
+@click.argument("word", required=False, type=Suggested("word", lambda: _known()))
 @json_option
 def words(word: str | None, as_json: bool) -> None:
     """What the words on the screen mean; with WORD, one of them.
@@ -85,23 +89,21 @@ def words(word: str | None, as_json: bool) -> None:
                  for title, section in sections.items()}  # fmt: skip
         sections = {title: section for title, section in found.items() if section}
         if not sections:
-            known = [name for section in everything().values() for name in section]
-            near = difflib.get_close_matches(word, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; `autotune words` lists all"
+            hint = did_you_mean(word, _known()) or "; `autotune words` lists all"
             raise click.UsageError(f"WORD={short(word)} is not a word of layouts or reports{hint}")
     if as_json:
         click.echo(json.dumps(sections, indent=1))
         return
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = Console(highlight=False)
+    parts = []
     for title, section in sections.items():
-        console.print(Text(title, style="bold"))
+        parts.append(Prose(title, style="bold"))
         for name, meaning in section.items():
-            console.print(Text(f"  {name}", style="cyan"))
-            console.print(Padding(Text(meaning), (0, 0, 0, 6)))
+            parts += [Prose(f"  {name}", style="cyan"), Prose(f"      {meaning}")]
+    show(Group(*parts))
+
+
+def _known() -> list[str]:
+    return [name for section in everything().values() for name in section]
 
 
 def _is(word: str, name: str) -> bool:

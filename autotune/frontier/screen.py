@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from autotune.frontier.closed_forms import DENSE_ALPHA, latency_wall_flop, linear_scaling_end_flop, step_latency_seconds
 from autotune.frontier.critical_batch import effort_over_minimum
@@ -16,9 +14,11 @@ from autotune.frontier.limits import RESOURCES, Binding
 from autotune.frontier.run import TrainingRun
 from autotune.frontier.shapes import Shape
 from autotune.frontier.what_helps import Reach
+from autotune.tables import Column, FittedTable, Prose
 
-WIDE = 150
-"""Columns of a terminal that hold the whole table."""
+PRIORITIES = {"width": 4, "layers": 4, "batch": 4, "tokens": 2, "tensor": 2, "pipe": 2, "data": 2, "expert": 2,
+              "schedule": 5, "then": 6}  # fmt: skip
+"""Columns of the curve that a narrow terminal does without, the largest number first."""
 
 
 def render(
@@ -28,18 +28,14 @@ def render(
     critical_batch_tokens: float | None = None,
     helps: Sequence[Reach] | None = None,
     shapes: Sequence[Shape] | None = None,
-    width: int = WIDE,
 ) -> Group:
-    """The whole screen: what was assumed, the curve, its ends, and on demand what would help and which shape.
-
-    A terminal of fewer columns than WIDE gets the table without the model's shape, the schedule and the runner-up.
-    """
-    table = _table(curve, limits, critical_batch_tokens, wide=width >= WIDE)
+    """The whole screen: what was assumed, the curve, its ends, and on demand what would help and which shape."""
+    table = _table(curve, limits, critical_batch_tokens)
     parts: list[RenderableType] = [_heading(curve), table, _ends(curve, limits)]
     if helps is not None:
-        parts.append(_helps(helps))
+        parts += [Prose(""), _helps(helps)]
     if shapes is not None:
-        parts.append(_shapes(shapes))
+        parts += [Prose(""), _shapes(shapes)]
     return Group(*parts)
 
 
@@ -68,14 +64,15 @@ def count_text(count: float) -> str:
     return f"{count:.2e}"
 
 
-def _heading(curve: Curve) -> Text:
+def _heading(curve: Curve) -> Prose:
     a = curve.assumptions
     own = a.batch_tokens
-    batch = f"{a.batch_rule} batch rule" if own is None else f"batch of {count_text(own)} tokens"
+    rule = "the paper's" if a.batch_rule == "default" else a.batch_rule
+    batch = f"{rule} batch rule" if own is None else f"batch of {count_text(own)} tokens"
     hidden = [name for name in ("tensor", "pipeline", "data") if getattr(a.overlap, name)]
     factors = (("batch", a.batch_scale), ("depth", a.depth_scale))
     scales = [f"{name} x{value:g}" for name, value in factors if value != 1]
-    return Text(
+    return Prose(
         f"{curve.gpu.label}: {'sparse' if a.sparse else 'dense'} models, {', '.join([batch, *scales])}, the smallest "
         f"cluster that trains in {a.months:g} months\n"
         f"hidden behind computation: {', '.join(hidden) or 'nothing'}; peak {curve.gpu.peak_flop_per_second:.3g} "
@@ -83,8 +80,7 @@ def _heading(curve: Curve) -> Text:
     )
 
 
-def _table(curve: Curve, limits: Sequence[Binding], critical_batch_tokens: float | None, *, wide: bool) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def _table(curve: Curve, limits: Sequence[Binding], critical_batch_tokens: float | None) -> FittedTable:
     rows = [_cells(point, limit) for point, limit in zip(curve.points, limits, strict=True)]
     wall = curve.wall
     if wall is not None:
@@ -93,19 +89,17 @@ def _table(curve: Curve, limits: Sequence[Binding], critical_batch_tokens: float
         runs = [point.run for point in curve.points] + ([] if wall is None else [wall])
         for row, run in zip(rows, runs, strict=True):
             row["tokens"] = f"x{effort_over_minimum(run.batch_tokens, critical_batch_tokens).examples:.2f}"
-    hidden = set() if wide else {"width", "layers", "batch", "schedule", "then"}
-    if not curve.assumptions.sparse:
-        hidden.add("expert")
-    shown = [name for name in max(rows, key=len) if name not in hidden]
-    for name in shown:
-        table.add_column(name, justify="left" if name in ("schedule", "binds", "then") else "right", no_wrap=True)
+    shown = [name for name in max(rows, key=len) if name != "expert" or curve.assumptions.sparse]
+    columns = [
+        Column(
+            name=name, priority=PRIORITIES.get(name, 1), heads=name == "FLOP",
+            align="left" if name in ("schedule", "binds", "then") else "right",
+        )
+        for name in shown
+    ]  # fmt: skip
     end = curve.linear_scaling_end
-    for place, row in enumerate(rows):
-        infeasible = place == len(curve.points)
-        ends_here = not infeasible and curve.points[place] is end
-        style = "red" if infeasible else "yellow" if ends_here else None
-        table.add_row(*(row.get(name, "") for name in shown), style=style)
-    return table
+    styles = ["yellow" if point is end else None for point in curve.points] + ["red"] * (wall is not None)
+    return FittedTable(columns, [[row.get(name, "") for name in shown] for row in rows], styles=styles)
 
 
 def _size_cells(run: TrainingRun) -> dict[str, str]:
@@ -137,7 +131,7 @@ def _cells(point: Point, limit: Binding) -> dict[str, str]:
     }
 
 
-def _ends(curve: Curve, limits: Sequence[Binding]) -> Text:
+def _ends(curve: Curve, limits: Sequence[Binding]) -> Prose:
     a, end, last = curve.assumptions, curve.linear_scaling_end, curve.last_feasible
     lines = []
     if end is None:
@@ -169,29 +163,25 @@ def _ends(curve: Curve, limits: Sequence[Binding]) -> Text:
         f"closed forms (dense, the paper's batch rule, alpha {DENSE_ALPHA:.3f}): linear to {flop_text(linear)}, "
         f"latency wall {flop_text(wall)} FLOP"
     )
-    return Text("\n" + "\n".join(lines))
+    return Prose("\n" + "\n".join(lines))
 
 
-def _helps(rows: Sequence[Reach]) -> Table:
-    base = rows[0]
-    table = Table(title="what would help (training FLOP; the simulation moves in steps of the size grid)", box=None)
-    table.title_justify = "left"
-    table.add_column("change")
-    for name in ("linear to", "gain", "feasible to", "gain", "closed form: linear", "gain", "latency wall", "gain"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            row.change,
-            flop_text(row.linear_scaling_ends_flop),
-            _gain(row.linear_scaling_ends_flop, base.linear_scaling_ends_flop),
-            flop_text(row.last_feasible_flop),
-            _gain(row.last_feasible_flop, base.last_feasible_flop),
-            flop_text(row.closed_form_linear_end_flop),
-            _gain(row.closed_form_linear_end_flop, base.closed_form_linear_end_flop),
-            flop_text(row.closed_form_wall_flop),
-            _gain(row.closed_form_wall_flop, base.closed_form_wall_flop),
-        )
-    return table
+def _helps(rows: Sequence[Reach]) -> FittedTable:
+    names = {"linear to": 1, "feasible to": 1, "closed form: linear": 2, "closed form: latency wall": 3}
+    columns = [Column(name="change", heads=True)]
+    columns += [Column(name=name, priority=place, align="right") for name, place in names.items()]
+
+    def reached(row: Reach) -> list[float | None]:
+        return [row.linear_scaling_ends_flop, row.last_feasible_flop, row.closed_form_linear_end_flop,
+                row.closed_form_wall_flop]  # fmt: skip
+
+    cells = [
+        [row.change, *(f"{flop_text(flop)} {_gain(flop, base):>7}"
+                       for flop, base in zip(reached(row), reached(rows[0]), strict=True))]
+        for row in rows
+    ]  # fmt: skip
+    title = "what would help (training FLOP and the gain; the simulation moves in steps of the size grid)"
+    return FittedTable(columns, cells, title)
 
 
 def _gain(flop: float | None, base: float | None) -> str:
@@ -200,26 +190,24 @@ def _gain(flop: float | None, base: float | None) -> str:
     return f"x{flop / base:.3g}"
 
 
-def _shapes(shapes: Sequence[Shape]) -> Table:
-    table = Table(title="shapes of about equal parameters and FLOP, deepest last (shares of the time)", box=None)
-    table.title_justify = "left"
+def _shapes(shapes: Sequence[Shape]) -> FittedTable:
     used = [
         name
         for name in RESOURCES
         if any(shape.binding is not None and shape.binding.shares[name] >= 0.005 for shape in shapes)
     ]
-    for name in ("width", "layers", "params", "GPUs", "months", "util", *used):
-        table.add_column(name, justify="right")
+    columns = [Column(name=name, align="right", heads=True) for name in ("width", "layers")]
+    columns += [Column(name=name, align="right") for name in ("params", "GPUs", "months", "util")]
+    columns += [Column(name=name, align="right", priority=2) for name in used]
+    cells = []
     for shape in shapes:
-        cells = [str(shape.run.d_model), str(shape.run.layers), count_text(shape.run.params)]
+        line = [str(shape.run.d_model), str(shape.run.layers), count_text(shape.run.params)]
         if shape.point is None or shape.binding is None:
-            table.add_row(*cells, "none", style="red")
+            cells.append([*line, "none", "", "", *[""] * len(used)])
             continue
-        table.add_row(
-            *cells,
-            count_text(shape.point.found.gpus),
-            f"{shape.point.months:.2f}",
-            f"{shape.point.utilization:.1%}",
-            *(f"{shape.binding.shares[name]:.0%}" for name in used),
-        )
-    return table
+        found, shares = shape.point, shape.binding.shares
+        line += [count_text(found.found.gpus), f"{found.months:.2f}", f"{found.utilization:.1%}"]
+        cells.append([*line, *(f"{shares[name]:.0%}" for name in used)])
+    styles = ["red" if shape.point is None or shape.binding is None else None for shape in shapes]
+    title = "shapes of about equal parameters and FLOP, deepest last (shares of the time)"
+    return FittedTable(columns, cells, title, styles)

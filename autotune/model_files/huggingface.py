@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind, MlpKind
-from autotune.meshes.fields import short
+from autotune.meshes.fields import did_you_mean, short
 from autotune.model_files.huggingface_activation import activation_of
 from autotune.model_files.huggingface_builders import BUILDERS
 from autotune.model_files.huggingface_families import FAMILIES, SAME_AS, Family
@@ -65,9 +65,11 @@ def read_huggingface(values: Mapping[str, Any], where: str, name: str, asked: tu
     build = BUILDERS.get(kind)
     if build is None and kind not in FAMILIES:
         known = ", ".join(sorted({*FAMILIES, *BUILDERS} - set(SAME_AS)))
+        close = did_you_mean(str(kind), {*FAMILIES, *BUILDERS})
         raise ValueError(
             f"{where}: model_type={short(kind)} is no architecture that is known here; where its layers are those of a "
-            f"known one, say so: --set model_type=llama (keys that llama does not have are then named); known: {known}"
+            f"known one, say so: --set model_type=llama (keys that llama does not have are then named); "
+            f"known: {known}{close}"
         )
     try:
         architecture = build(keys, name) if build else _decoder(keys, name, FAMILIES[kind])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autotune.meshes.fields import short
+from autotune.meshes.fields import did_you_mean, nearest, short
 from autotune.meshes.transformer import LARGEST_SIZE
 
 REQUIRED = object()
@@ -34,7 +34,9 @@ class Keys:
         if value is not None:
             return value
         if default is REQUIRED:
-            raise ValueError(f"{self.where}: missing key {name!r}")
+            near = nearest(name, set(self.values) - self.used)
+            meant = "" if near is None else f"; is {near!r} meant to be it?"
+            raise ValueError(f"{self.where}: missing key {name!r}{meant}")
         return default
 
     def whole(self, name: str, default: Any = REQUIRED, *, least: int = 1) -> Any:
@@ -91,6 +93,8 @@ class Keys:
             elif value is None or neutral(name, value):
                 self.ignored.append(name)
             elif name in asked:
-                raise ValueError(f"{self.where}: --set {name}: is no key that such a file has")
+                close = did_you_mean(name, self.used | set(self.values) - {name})
+                raise ValueError(f"{self.where}: --set {name}: is no key that such a file has{close}")
             else:
-                self.not_modelled.append(f"{name}: unknown key; it may change parameters, FLOPs or memory")
+                close = did_you_mean(name, self.used - {name})
+                self.not_modelled.append(f"{name}: unknown key; it may change parameters, FLOPs or memory{close}")

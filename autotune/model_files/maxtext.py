@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind, MlpKind
-from autotune.meshes.fields import short
+from autotune.meshes.fields import did_you_mean, short
 from autotune.model_files.keys import Keys
 from autotune.model_files.maxtext_keys import REFUSED, costs, is_off, neutral
 from autotune.model_files.maxtext_run import run_of
@@ -54,7 +54,8 @@ def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[
     if block in GATED_DELTA_NET:
         raise ValueError(f"{where}: decoder_block={block!r}: gated delta net (linear attention) is not modelled")
     if block not in BLOCKS:
-        raise ValueError(f"{where}: decoder_block={block!r} is not known here; known: {', '.join(BLOCKS)}")
+        close = did_you_mean(str(block), BLOCKS)
+        raise ValueError(f"{where}: decoder_block={block!r} is not known here; known: {', '.join(BLOCKS)}{close}")
     try:
         architecture = _architecture(keys, name, BLOCKS[block])
     except ValueError as error:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autotune.meshes.fields import did_you_mean
 from autotune.meshes.transformer import read_transformer
 from autotune.model_files.huggingface import read_huggingface
 from autotune.model_files.maxtext import is_maxtext, read_maxtext
@@ -60,9 +61,10 @@ def _is_nothing(model: str) -> str:
         )
     if model.endswith((".json", ".yml", ".yaml")):
         return f"model file {model}: No such file or directory"
+    close = did_you_mean(model, PRESETS)
     return (
         f"model: {model!r} is no preset ({', '.join(PRESETS)}) and no .json file, no folder with a config.json and no "
-        ".yml file"
+        f".yml file{close}"
     )
 
 

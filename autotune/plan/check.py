@@ -66,7 +66,7 @@ def check_plan(
         raise ValueError(f"check: tolerance={tolerance} must be 0 or more")
     machine = target or plan.machine()
     job = Candidate(workload=workload, layout=plan.layout, target=machine)
-    ((_, outcome),) = compile_all([job], workers=1, timeout_seconds=timeout_seconds, store=store)
+    ((_, outcome),) = compile_all([job], workers=1, timeout_seconds=timeout_seconds, store=store, retry=True)
     if isinstance(outcome, CompileFailure):
         raise CheckFailed(f"{plan.layout} does not compile any more: {outcome.reason} (log: {outcome.log_path})")
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.meshes.compiler_options import as_variable
-from autotune.meshes.fields import one_line, short
+from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout import REMAT, Layout
 from autotune.meshes.remat_sets import REMAT_ARRAYS, places_of
 from autotune.partition import LOGICAL_AXIS_RULES
@@ -52,7 +52,8 @@ def _maxtext_remat(remat: str) -> dict[str, object]:
 def emit(plan: Plan, codebase: str) -> str:
     """The plan as text for that codebase; ValueError when it is unknown or cannot run such a layout."""
     if codebase not in CODEBASES:
-        raise ValueError(f"emit: {short(codebase)} is not known; known: {', '.join(CODEBASES)}")
+        close = did_you_mean(codebase, CODEBASES)
+        raise ValueError(f"emit: {short(codebase)} is not known; known: {', '.join(CODEBASES)}{close}")
     return CODEBASES[codebase](plan)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from autotune.meshes.transformer import NOTABLE_MASK
 from autotune.sweep.budget import Budget
@@ -14,7 +13,7 @@ from autotune.sweep.point import Gap, Point
 from autotune.sweep.shapes import Shape
 from autotune.sweep.sweep_points import SweepPoints, binding_name
 from autotune.sweep.what_helps import Help
-from autotune.tables import Column, FittedTable
+from autotune.tables import Column, FittedTable, Prose
 
 FULL = 0.9
 """Share of the memory above which a priced layout may turn out too large: the closed form's peak is off by a tenth in
@@ -34,27 +33,27 @@ def render(
 ) -> Group:
     """Everything asked, one kind of machine after another, then all side by side."""
     workload = sweeps[0].question.workload
-    parts: list[RenderableType] = [Text(f"{workload.name} = {workload.tokens:,} tokens a step")]
+    parts: list[RenderableType] = [Prose(f"{workload.name} = {workload.tokens:,} tokens a step")]
     if workload.taken:
-        parts.append(Text(f"taken: {workload.taken}"))
+        parts.append(Prose(f"taken: {workload.taken}"))
     effort = budgets[0].effort(workload.tokens)
     if effort:
         parts.append(
-            Text(
+            Prose(
                 f"with a critical batch of {budgets[0].critical_tokens:,.0f} tokens it reaches a loss in "
                 f"{effort.steps:.2f} x the least steps and {effort.examples:.2f} x the least tokens"
             )
         )
     for found, budget in zip(sweeps, budgets, strict=True):
-        parts += [Text(""), _points(found, budget), *_sentences(found, min_mfu)]
+        parts += [Prose(""), _points(found, budget), *_sentences(found, min_mfu)]
         if found.family.name in helps:
-            parts += [Text(""), _helps(helps[found.family.name], min_mfu)]
+            parts += [Prose(""), _helps(helps[found.family.name], min_mfu)]
         if found.family.name in shapes:
-            parts += [Text(""), _shapes(shapes[found.family.name])]
+            parts += [Prose(""), _shapes(shapes[found.family.name])]
     if len(sweeps) > 1:
-        parts += [Text(""), _side_by_side(sweeps, budgets)]
+        parts += [Prose(""), _side_by_side(sweeps, budgets)]
     if workload.model_note:
-        parts += [Text(""), Text(f"note: {workload.model_note}")]
+        parts += [Prose(""), Prose(f"note: {workload.model_note}")]
     return Group(*parts)
 
 
@@ -113,29 +112,29 @@ def _points(found: SweepPoints, budget: Budget) -> FittedTable:
     return FittedTable(columns, rows, f"{found.family.name}: best layout by size ({counted})")
 
 
-def _sentences(found: SweepPoints, min_mfu: float | None) -> list[Text]:
+def _sentences(found: SweepPoints, min_mfu: float | None) -> list[Prose]:
     words = {"binding": "the limit that binds", "loss": "the largest loss beside compute"}
     lines = [
-        Text(
+        Prose(
             f"at {change.chips} chips {words[change.of]} changes from {limit_word(change.before)} to "
             f"{limit_word(change.after)}"
         )
         for change in found.limit_changes
     ]
     if not any(change.of == "binding" for change in found.limit_changes):
-        lines.insert(0, Text(f"{limit_word(binding_name(found.points[0]))} binds at every size"))
+        lines.insert(0, Prose(f"{limit_word(binding_name(found.points[0]))} binds at every size"))
     if min_mfu is not None:
         largest, asked = found.largest_above(min_mfu), f"{100 * min_mfu:g} % of peak"
         if largest is None:
-            lines.append(Text(f"no size reaches {asked}"))
+            lines.append(Prose(f"no size reaches {asked}"))
         else:
             reached = f"{100 * (largest.mfu or 0.0):.1f} %"
             last = ", the largest asked" if largest is found.points[-1] else ""
-            lines.append(Text(f"largest size at {asked} or more: {largest.chips} chips ({reached}{last})"))
+            lines.append(Prose(f"largest size at {asked} or more: {largest.chips} chips ({reached}{last})"))
     if found.skipped:
-        lines.append(Text(f"not offered in sizes of {', '.join(map(str, found.skipped))} chips"))
+        lines.append(Prose(f"not offered in sizes of {', '.join(map(str, found.skipped))} chips"))
     for chips, reason in found.unconfirmed.items():
-        lines.append(Text(f"{chips} chips, compiled to confirm: {reason}"))
+        lines.append(Prose(f"{chips} chips, compiled to confirm: {reason}"))
     full = [
         str(point.chips)
         for point in found.feasible
@@ -143,7 +142,7 @@ def _sentences(found: SweepPoints, min_mfu: float | None) -> list[Text]:
     ]
     if full:
         lines.append(
-            Text(
+            Prose(
                 f"at {', '.join(full)} chips the layout is priced at over {100 * FULL:g} % of the memory, and priced "
                 "bytes are off by a tenth at times: it may not compile"
             )
@@ -151,14 +150,14 @@ def _sentences(found: SweepPoints, min_mfu: float | None) -> list[Text]:
     masked = [point for point in found.feasible if (point.mfu_causal or 0.0) < (1 - NOTABLE_MASK) * (point.mfu or 0.0)]
     if masked:
         causal = ", ".join(f"{100 * (point.mfu_causal or 0.0):.1f} % at {point.chips}" for point in masked)
-        lines.append(Text(f"MFU counts attention in full; without what a causal mask hides: {causal} chips"))
+        lines.append(Prose(f"MFU counts attention in full; without what a causal mask hides: {causal} chips"))
     ratios = [point.step_seconds / point.priced.step_seconds for point in found.feasible if point.source == "compiled"]
     if ratios:
         lines.append(
-            Text(f"compiled time over priced time, {len(ratios)} sizes: {min(ratios):.2f} to {max(ratios):.2f}")
+            Prose(f"compiled time over priced time, {len(ratios)} sizes: {min(ratios):.2f} to {max(ratios):.2f}")
         )
     else:
-        lines.append(Text("nothing was compiled: these are closed-form prices (--confirm N compiles N of them)"))
+        lines.append(Prose("nothing was compiled: these are closed-form prices (--compile N compiles N of them)"))
     return lines
 
 

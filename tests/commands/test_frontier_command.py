@@ -139,8 +139,8 @@ def test_pictures_come_with_their_numbers(tmp_path, picture, rows):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--hardware", "h1000"), ("--hardware='h1000'", "h100-low-latency")),
-        (("--batch-rule", "huge"), ("batch_rule='huge'", "deepseek")),
+        (("--hardware", "h1000"), ("--target='h1000'", "h100-low-latency")),
+        (("--batch-rule", "huge"), ("--batch-rule='huge'", "deepseek")),
         (("--months", "0"), ("--months=0", "above 0")),
         (("--months", "nan"), ("--months=nan must be a finite number",)),
         (("--batch-tokens", "-4e6"), ("batch_tokens='-4e6'",)),
@@ -150,7 +150,7 @@ def test_pictures_come_with_their_numbers(tmp_path, picture, rows):
         (("--critical-batch-norms", "1M=1,4M=2"), ("average over more steps",)),
         (("--critical-batch-norms", "1M=nan,4M=2"), ("average over more steps",)),
         (("--critical-batch-norms", "1M=a,4M=2"), ("TOKENS=NORM2",)),
-        (("--scale", "network_bandwidth"), ("NAME=FACTOR",)),
+        (("--scale", "network_bandwidth"), ("RESOURCE=FACTOR",)),
         (("--scale", "colour=2"), ("'colour' must be one of",)),
         (("--scale", "memory=0"), ("--scale memory=0", "from 1e-6")),
         (("--scale", "memory=nan"), ("--scale memory=nan", "from 1e-6")),

@@ -10,7 +10,7 @@ from test_plan import PLAN, plan_for
 
 from autotune.cli import COMMANDS, autotune, run
 from autotune.commands.options import asked_of
-from autotune.commands.values import FilePath, Number, Whole, Word
+from autotune.commands.values import FilePath, Number, OneOf, Whole, Word
 from autotune.meshes.dtypes import ALIASES, dtype_of
 from autotune.meshes.fields import Fields, json_object, one_line
 from autotune.meshes.layout import parse_layout
@@ -32,7 +32,7 @@ BASE = {
     "store export": ("TMP/all.tar.gz",),
     "store prune": ("--keep-mib", "1"),
     "targets": ("v5e",),
-    "models": (),
+    "models": ("tiny",),
     "words": ("mfu",),
     "selftest": (),
 }
@@ -83,7 +83,9 @@ def test_every_command_has_arguments_here():
 
 @pytest.mark.parametrize(("name", "parameter"), CASES, ids=[f"{name}-{one.name}" for name, one in CASES])
 def test_a_bad_value_of_any_option_is_exit_2_and_one_line(name, parameter, tmp_path, monkeypatch, capsys):
-    assert isinstance(parameter.type, Number | Whole | Word | FilePath), "an option that takes whatever it is given"
+    assert isinstance(parameter.type, Number | Whole | Word | FilePath | OneOf), (
+        "an option that takes whatever it is given"
+    )
     monkeypatch.setenv("AUTOTUNE_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     plan_for("data=2", "cpu:2").save(tmp_path / "plan.json")
@@ -91,7 +93,9 @@ def test_a_bad_value_of_any_option_is_exit_2_and_one_line(name, parameter, tmp_p
     bad = (*ANYWHERE, *NO_NUMBER) if isinstance(parameter.type, Number | Whole) else ANYWHERE
     for value in bad:
         if isinstance(parameter, click.Argument):
-            place = {"plan": 0, "first": 0, "second": 1, "name": 0, "word": 0, "destination": 0}[parameter.name]
+            place = {"plan": 0, "first": 0, "second": 1, "name": 0, "model": 0, "word": 0, "destination": 0}[
+                parameter.name
+            ]
             if name == "explain":
                 words = [*name.split(), value]
             else:

@@ -350,7 +350,7 @@ def test_picture_with_its_numbers(tmp_path, capsys):
         (("--chips", "2"), "none of the sizes"),
         (("--chips", "many"), "must be a number or a range"),
         (("--chips", "0..4"), "must lie from 1"),
-        (("--batch-rule", "mine"), "batch_rule='mine' must be one of"),
+        (("--batch-rule", "mine"), "--batch-rule='mine' must be one of"),
         (("--batch-rule", "paper"), "does not go with"),
         (("--batch-tokens", "0"), "must be above 0"),
         (("--batch-tokens", "-4M"), "must be above 0"),
