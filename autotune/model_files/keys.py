@@ -73,7 +73,7 @@ class Keys:
             cost = costs(name, value)
             if cost is not None:
                 self.not_modelled.append(f"{name}: {cost}")
-            elif value is None or neutral(name, value):
+            elif (value is None and name not in asked) or neutral(name, value):
                 self.ignored.append(name)
             elif name in asked:
                 raise ValueError(f"{self.where}: --set {name}: is no key that such a file has")
