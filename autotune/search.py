@@ -6,6 +6,7 @@ The only place that knows this order. Every layout ends with one status; counts 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -27,6 +28,7 @@ from autotune.memory_use import BY_BATCH, Smaller, failed_use
 from autotune.meshes.fields import one_line
 from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
+from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
@@ -363,11 +365,23 @@ def shortlist(space: PricedSpace, capacity: float) -> list[int]:
     two at one price the one that needs less memory comes first: only one is compiled early.
 
     Layouts that the user named come last, not never, where they are priced as too large. Those whose schedule the
-    reference models cannot be compiled with are left out.
+    reference models cannot be compiled with are left out. Of a search, remat policies and sets of arrays take turns,
+    the kind of the best row first: prices of sets are less sure, and no set keeps the best policies from being
+    compiled.
     """
     small = space.peak_bytes <= SLACK * capacity
     hopeful = np.flatnonzero(space.legal & space.compilable & (small | (space.layouts is not None)))
     ranked = hopeful[np.lexsort((space.peak_bytes[hopeful], space.seconds[hopeful], ~small[hopeful]))]
+    if space.layouts is not None:
+        return _meshes_in_turns(space, ranked)
+    word = LAYOUT_WORDS["remat"]
+    named = np.isin(space.table.remat[ranked], [word.code(name) for name in word.values])
+    begins = bool(named[:1].all())
+    kinds = [_meshes_in_turns(space, ranked[named == kind]) for kind in (begins, not begins)]
+    return [row for turn in itertools.zip_longest(*kinds) for row in turn if row is not None]
+
+
+def _meshes_in_turns(space: PricedSpace, ranked: np.ndarray) -> list[int]:
     first: list[int] = []
     later: list[int] = []
     seen: dict[tuple[int, ...], int] = {}

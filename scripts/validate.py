@@ -99,7 +99,7 @@ def compiled_now(cases: Sequence[Case | Skipped], folder: Path | None) -> dict[s
         if isinstance(answer, str):
             click.echo(f"{case.id}: not compiled, priced instead: {answer}", err=True)
         else:
-            click.echo(f"{case.id}: compiled", err=True)
+            click.echo(f"{case.id}: compiled{''.join(f'; {word}' for word in case.differs)}", err=True)
             found[case.id] = answer
     return found
 

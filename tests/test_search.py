@@ -12,7 +12,7 @@ from autotune.meshes.hardware import scale
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.reference_workload import reference_workload
-from autotune.report.report import report_to_json
+from autotune.report.document import report_to_json
 from autotune.search import search
 from autotune.store import Store
 

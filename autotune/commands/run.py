@@ -129,7 +129,7 @@ def _show(report: Report, as_json: bool) -> bool:
     if as_json:
         import json
 
-        from autotune.report.report import report_to_json
+        from autotune.report.document import report_to_json
 
         return shown(json.dumps(report_to_json(report), indent=1))
     from rich.console import Console

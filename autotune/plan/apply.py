@@ -20,7 +20,7 @@ from autotune.meshes.compiler_options import compiler_options
 from autotune.meshes.hardware import hardware_of_kind
 from autotune.meshes.topology import position
 from autotune.partition import BATCH_AXES, BOTH, Leaf
-from autotune.plan.plan import Plan
+from autotune.plan.fields import PlanFields
 from autotune.workload.adapt import flax_rules, partition_spec, renamed
 from autotune.workload.call import (
     NUMBERS,
@@ -38,7 +38,7 @@ from autotune.workload.leaves import is_array, leaves_of, map_leaves, same_struc
 from autotune.workload.returned import find_returned
 
 
-def mesh(plan: Plan, devices: Sequence[Any] | None = None) -> Mesh:
+def mesh(plan: PlanFields, devices: Sequence[Any] | None = None) -> Mesh:
     """The plan's mesh on these devices; ValueError with both values when they are not what it was made for."""
     found = sorted(jax.devices() if devices is None else devices, key=position)
     kinds = sorted({device.device_kind for device in found})
@@ -54,7 +54,7 @@ def mesh(plan: Plan, devices: Sequence[Any] | None = None) -> Mesh:
     return renamed(on, plan.partition) if plan.partition else on
 
 
-def shardings(plan: Plan, tree: Any, on: Mesh | None) -> Any:
+def shardings(plan: PlanFields, tree: Any, on: Mesh | None) -> Any:
     """NamedShardings in the shape of the tree, None for what is no array; ValueError names an array that the plan does
     not know."""
     on = on if on is not None else mesh(plan)
@@ -74,7 +74,7 @@ def shardings(plan: Plan, tree: Any, on: Mesh | None) -> Any:
     return map_leaves(place, tree)
 
 
-def reference_step(plan: Plan, on: Mesh) -> Any:
+def reference_step(plan: PlanFields, on: Mesh) -> Any:
     """The step of a reference model under the plan on that mesh. (Only such plans need the models, so only here are
     they imported.)"""
     if "model" not in plan.recipe:
@@ -96,7 +96,7 @@ def _ending(known: dict[str, tuple[tuple[int, ...], NamedSharding]], path: str, 
     return known[first[0]] if first else None
 
 
-def batch_shardings(plan: Plan, batch: Any, on: Mesh | None) -> Any:
+def batch_shardings(plan: PlanFields, batch: Any, on: Mesh | None) -> Any:
     """NamedShardings of a batch: as the plan's own batch where path and rank agree, else along the first dimension."""
     on = on if on is not None else mesh(plan)
     reference = placed(reference_step(plan, on).batch) if "model" in plan.recipe and plan.partition is None else {}
@@ -113,14 +113,14 @@ def batch_shardings(plan: Plan, batch: Any, on: Mesh | None) -> Any:
     return map_leaves(place, batch)
 
 
-def _by_sequence(plan: Plan, on: Mesh, leaf: Any) -> NamedSharding:
+def _by_sequence(plan: PlanFields, on: Mesh, leaf: Any) -> NamedSharding:
     """The first dimension cut over the mesh axes that the batch is cut over."""
     own = plan.partition.mesh_names if plan.partition else {}
     cut = tuple(own.get(axis, axis) for axis in BATCH_AXES if plan.layout.axes[axis] > 1)
     return NamedSharding(on, PartitionSpec(cut or None) if np.ndim(leaf) else PartitionSpec())
 
 
-def jit(plan: Plan, step: Callable[..., Any], on: Mesh | None, options: dict[str, Any]) -> PlannedStep:
+def jit(plan: PlanFields, step: Callable[..., Any], on: Mesh | None, options: dict[str, Any]) -> PlannedStep:
     """The step jitted under the plan's mesh, Flax rules and compiler options."""
     on = on if on is not None else mesh(plan)
     machine, platform = plan.machine().hardware, on.devices.flat[0].platform
@@ -137,7 +137,7 @@ class PlannedStep:
     """
 
     def __init__(
-        self, plan: Plan, step: Callable[..., Any], on: Mesh, options: dict[str, Any], chosen: dict[str, Any]
+        self, plan: PlanFields, step: Callable[..., Any], on: Mesh, options: dict[str, Any], chosen: dict[str, Any]
     ) -> None:
         functools.update_wrapper(self, step, updated=())
         self._plan, self._step, self._on, self._chosen = plan, step, on, chosen
@@ -329,7 +329,7 @@ def returned(places: list[Any], closed: Any, shapes: Any) -> Any:
 
 
 @contextlib.contextmanager
-def use(plan: Plan, on: Mesh | None) -> Iterator[Mesh]:
+def use(plan: PlanFields, on: Mesh | None) -> Iterator[Mesh]:
     """The plan's mesh and the meaning of its logical axes, set."""
     on = on if on is not None else mesh(plan)
     rules = flax_rules(plan.partition, plan.layout) if plan.partition else ()

@@ -19,8 +19,9 @@ from autotune.meshes.target import LARGEST_TARGET, Target, parse_target, with_me
 from autotune.meshes.transformer import LARGEST_STEP, check_step
 from autotune.meshes.xla_options import why_not_of_a_file
 from autotune.partition import BOTH, CONTEXTS, Leaf, Partition
+from autotune.plan.fields import SCHEMA
 from autotune.plan.figures import FIGURES, Figures
-from autotune.plan.plan import SCHEMA, Plan
+from autotune.plan.plan import Plan
 
 LARGEST_FIGURE = 1e30
 """Of the seconds, bytes and FLOPs of a plan."""

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from autotune.plan.fields import PlanFields
 from autotune.units import bytes_text, percent, seconds_text
 
-if TYPE_CHECKING:
-    from autotune.plan.plan import Plan
 
-
-def plan_headline(plan: Plan) -> str:
+def plan_headline(plan: PlanFields) -> str:
     """Layout, machine, step time and its source, in one line."""
     return f"{plan.layout} for {plan.workload} on {plan.target} ({plan.devices} devices): {_step(plan)}"
 
 
-def plan_lines(plan: Plan) -> list[str]:
+def plan_lines(plan: PlanFields) -> list[str]:
     """What the plan says, a line each: layout, job, machine, figures, limit, runners-up, versions, guesses."""
     return [f"{name:<11}{value}" for name, value in _named(plan)]
 
 
-def _named(plan: Plan) -> Iterator[tuple[str, str]]:
+def _named(plan: PlanFields) -> Iterator[tuple[str, str]]:
     figures, binding, kept_out = plan.figures, plan.binding, plan.kept_out_by
     yield "layout", str(plan.layout)
     yield "job", f"{plan.workload}: {plan.sequences:,} sequences of {plan.seq:,} tokens in one step"
@@ -46,7 +43,7 @@ def _named(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "guess", guess
 
 
-def _step(plan: Plan) -> str:
+def _step(plan: PlanFields) -> str:
     figures = plan.figures
     known = {
         "measured": figures.measured_seconds,

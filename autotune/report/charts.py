@@ -10,7 +10,7 @@ from autotune.analysis.timeline import lane_title
 from autotune.hlo.memory_by_category import MEMORY_CATEGORIES
 from autotune.picture import MEMORY_COLOURS, style_of
 from autotune.replay.timeline import Span, merged
-from autotune.report.report import Report, Row
+from autotune.report.findings import Findings, Row
 from autotune.units import bytes_text, percent, seconds_text
 
 NEXT = 5
@@ -79,12 +79,12 @@ def page_style(resource: str, outer_tier: str | None) -> Style:
     return Style(colour=colour, hatched=bool(hatch), ink=ink_on(colour))
 
 
-def some_rows(report: Report) -> list[Row]:
+def some_rows(report: Findings) -> list[Row]:
     """The chosen row and the next ones."""
     return list(report.ranked[: 1 + NEXT])
 
 
-def limits(report: Report) -> Bars:
+def limits(report: Findings) -> Bars:
     """Seconds on the critical path by resource, of the chosen layout and the next."""
     outer = report.target.hardware.outer_tier
     rows = [(row, seconds) for row in some_rows(report) if (seconds := _predicted(row))]
@@ -108,7 +108,7 @@ def limits(report: Report) -> Bars:
     return Bars(bars=tuple(bars), legend=tuple((name, page_style(name, outer)) for name in names))
 
 
-def helps(report: Report) -> Bars:
+def helps(report: Findings) -> Bars:
     """The fraction of the step saved by each better resource."""
     outer = report.target.hardware.outer_tier
     gains = sorted(((gain, name) for name, gain in report.prices.items() if gain >= 0.001), reverse=True)
@@ -122,7 +122,7 @@ def helps(report: Report) -> Bars:
     return Bars(bars=tuple(bars), legend=())
 
 
-def collectives(report: Report) -> Bars:
+def collectives(report: Findings) -> Bars:
     """Seconds of each kind of collective, exposed and hidden."""
     best = report.ranked[0]
     if best.analysis is None:
@@ -154,7 +154,7 @@ def collectives(report: Report) -> Bars:
     return Bars(bars=tuple(bars), legend=(*axes.items(), ("hidden", hidden)))
 
 
-def memories(report: Report) -> Bars:
+def memories(report: Findings) -> Bars:
     """Memory by category, of the chosen layout and the next, with the capacity."""
     rows = [row for row in some_rows(report) if row.memory and row.peak_bytes]
     capacity = report.target.hardware.capacity_bytes
@@ -179,7 +179,7 @@ def memories(report: Report) -> Bars:
     return Bars(bars=tuple(bars), legend=legend, capacity_share=None if far else _percent(capacity / widest), far=far)
 
 
-def plane(report: Report) -> dict[str, Any] | None:
+def plane(report: Findings) -> dict[str, Any] | None:
     """Time against memory of the listed layouts; None where fewer than two have both."""
     known = [(row, row.step_seconds, row.peak_bytes) for row in report.rows]
     points = [(row, seconds, size) for row, seconds, size in known if seconds and size and seconds < float("inf")]
@@ -233,7 +233,7 @@ def plane(report: Report) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def timeline(report: Report) -> dict[str, Any] | None:
+def timeline(report: Findings) -> dict[str, Any] | None:
     """The spans of the chosen layout's step for the page's script; None where it is not compiled."""
     found = report.timeline()
     if found is None:
@@ -307,7 +307,7 @@ def _source(row: Row) -> str:
     return "measured" if row.measurement else "compiled" if row.analysis else "priced"
 
 
-def _bar(row: Row, report: Report, words: str, share: float, parts: Sequence[Part]) -> Bar:
+def _bar(row: Row, report: Findings, words: str, share: float, parts: Sequence[Part]) -> Bar:
     return Bar(
         name=str(row.layout), words=words, width=_percent(share), parts=tuple(parts), best=row is report.ranked[0]
     )

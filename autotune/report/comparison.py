@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.replay.replay import CollectiveTotal
-from autotune.report.report import Report, Row, row_to_json
+from autotune.report.document import row_to_json
+from autotune.report.findings import Row
+from autotune.report.report import Report
 from autotune.shown import Shown
 from autotune.units import bytes_text, seconds_text
 

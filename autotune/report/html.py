@@ -1,4 +1,4 @@
-"""A Report as one HTML page that needs nothing else: no network, no other file."""
+"""What a search found as one HTML page that needs nothing else: no network, no other file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from pathlib import Path
 import jinja2
 
 from autotune.analysis.limits import ARC
-from autotune.plan.plan import PACKAGES
+from autotune.plan.fields import PACKAGES
 from autotune.report import charts
-from autotune.report.report import Report, near_capacity
+from autotune.report.findings import Findings, near_capacity
 from autotune.report.text import (
     answer_lines,
     buffers_text,
     counts_text,
     heading_text,
     mfu_text,
+    render,
     roomier_text,
     too_large,
 )
 from autotune.system.versions import installed_versions
+from autotune.tables import lines
 from autotune.units import bytes_text, percent, seconds_text
 
 
-def render_html(report: Report, *, command: str | None = None, plan_path: Path | None = None) -> str:
+def render_html(report: Findings, *, command: str | None = None, plan_path: Path | None = None) -> str:
     """The whole page; numbers as in the terminal, with every row.
 
     `command`: the command line that made the report; None when it was made from Python. `plan_path`: where the plan is
@@ -66,5 +68,5 @@ def render_html(report: Report, *, command: str | None = None, plan_path: Path |
         plan_path=plan_path,
         plan_path_text=json.dumps(str(plan_path or "plan.json")),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
-        text=report.text(120),
+        text="\n".join(lines(render(report), 120)),
     )

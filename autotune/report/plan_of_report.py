@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.meshes.placement import place
+from autotune.plan.fields import PACKAGES
 from autotune.plan.figures import Figures, axis_bytes_of, collectives_of
-from autotune.plan.plan import PACKAGES, Plan
-from autotune.report.report import Report, Row
+from autotune.plan.plan import Plan
+from autotune.report.findings import Row
+from autotune.report.report import Report
 from autotune.system.versions import installed_versions
 from autotune.workload.workload import Workload
 

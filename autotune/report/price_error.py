@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autotune.report.report import Row
+    from autotune.report.findings import Row
 
 
 def price_errors(rows: Iterable[Row]) -> dict[str, list[float]]:

@@ -25,9 +25,10 @@ from autotune.price.changes_that_fit import Change, devices_needed, smallest_cha
 from autotune.price.price import Estimate
 from autotune.price.priced_space import PricedSpace, rule_named
 from autotune.price.transformer.pipeline_schedules import REFERENCE
+from autotune.report.findings import NOT_LISTED, SPARE, Omitted, Roomier, Row, near
 from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
-from autotune.report.report import NOT_LISTED, SPARE, Omitted, Report, Roomier, Row, near
+from autotune.report.report import Report
 from autotune.report.what_would_help import kept_out_by, prices_of_resources
 from autotune.row_status import RowStatus
 from autotune.workload.workload import Workload

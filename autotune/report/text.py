@@ -1,4 +1,4 @@
-"""A Report for the terminal: rich renderables, no printing."""
+"""What a search found, for the terminal: rich renderables, no printing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autotune.analysis.limits import ARC
 from autotune.analysis.overheads import OVERHEAD_KINDS, Overhead
 from autotune.meshes.target import Target
 from autotune.program import Buffer
-from autotune.report.report import NOT_LISTED, SPARE, Omitted, Report, Row, near_capacity
+from autotune.report.findings import NOT_LISTED, SPARE, Findings, Omitted, Row, near_capacity
 from autotune.row_status import RowStatus
 from autotune.tables import Column, FittedTable, Prose, share_bar
 from autotune.units import bytes_text, percent, seconds_text
@@ -29,7 +29,7 @@ LISTED = 12
 """Runnable rows on the screen; the JSON has the rest."""
 
 
-def render(report: Report) -> Group:
+def render(report: Findings) -> Group:
     """The whole screen, as `tune` and `explain` show it: the answer in five lines, the table, then the details."""
     parts: list[RenderableType | None] = [_heading(report)]
     ranking: tuple[Row, ...] = ()
@@ -65,11 +65,11 @@ def mfu_text(row: Row) -> str:
     return f"{100 * row.mfu:.1f}, {100 * row.mfu_causal:.1f} %"
 
 
-def _heading(report: Report) -> Prose:
+def _heading(report: Findings) -> Prose:
     return Prose(heading_text(report), style="bold")
 
 
-def heading_text(report: Report) -> str:
+def heading_text(report: Findings) -> str:
     """What was asked: the step, the machine, and its memory."""
     capacity = bytes_text(report.target.hardware.capacity_bytes)
     machine = f"{report.target.devices} devices, {capacity} usable each{_share(report.target)}"
@@ -77,18 +77,18 @@ def heading_text(report: Report) -> str:
     return f"{instead}{report.workload} on {report.target.name} ({machine})"
 
 
-def _counts(report: Report) -> Prose:
+def _counts(report: Findings) -> Prose:
     return Prose(counts_text(report), style="dim")
 
 
-def counts_text(report: Report) -> str:
+def counts_text(report: Findings) -> str:
     """How many layouts there are, by status, and how long each part of the search took."""
     counts = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
     took = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
     return f"{sum(report.counts.values())} layouts: {counts}" + (f"   [{took}]" if took else "")
 
 
-def _answer(report: Report) -> Prose:
+def _answer(report: Findings) -> Prose:
     """Five lines: the layout; its time, from where, and how sure; what binds; memory; what would help."""
     best = report.ranked[0]
     told = answer_lines(report)
@@ -98,7 +98,7 @@ def _answer(report: Report) -> Prose:
     return Prose("\n".join(name + words for name, words in told), first_style="bold green")
 
 
-def answer_lines(report: Report) -> list[tuple[str, str]]:
+def answer_lines(report: Findings) -> list[tuple[str, str]]:
     """The five lines of the answer, (what, ": " and the words), without the bar of the memory."""
     best = report.ranked[0]
     source = "measured" if best.measurement else "compiled" if best.analysis else "priced"
@@ -143,7 +143,7 @@ def _binding(best: Row) -> str:
     )
 
 
-def _memory_left(report: Report, best: Row) -> str:
+def _memory_left(report: Findings, best: Row) -> str:
     capacity = report.target.hardware.capacity_bytes
     if best.peak_bytes is None:
         return "not known"
@@ -152,7 +152,7 @@ def _memory_left(report: Report, best: Row) -> str:
     return f"{bytes_text(best.peak_bytes)} of {bytes_text(capacity)}, {100 * share:.0f} %, {left}"
 
 
-def _helps(report: Report) -> str:
+def _helps(report: Findings) -> str:
     """What better resources are worth, and what excludes better layouts."""
     gains = sorted(((gain, name) for name, gain in report.prices.items() if gain >= 0.001), reverse=True)
     listed = ", ".join(f"{name} -{100 * gain:.1f} %" for gain, name in gains)
@@ -166,7 +166,7 @@ def _helps(report: Report) -> str:
     return f"{better}. What keeps better layouts out: {report.kept_out.constraint}; {more} {faster}"
 
 
-def _doubts(report: Report) -> Prose | None:
+def _doubts(report: Findings) -> Prose | None:
     """Ties, and how the compiled order agrees with the measured one."""
     lines = []
     if report.tied:
@@ -179,12 +179,12 @@ def _doubts(report: Report) -> Prose | None:
     return Prose("\n".join(lines)) if lines else None
 
 
-def _most_listed(report: Report) -> int:
+def _most_listed(report: Findings) -> int:
     """Rows of one table: all that the user named, `LISTED` of a search."""
     return len(report.rows) if report.named else LISTED
 
 
-def _near_limit(report: Report) -> Prose | None:
+def _near_limit(report: Findings) -> Prose | None:
     """Where the chosen layout fills the memory: what it costs to keep a tenth free."""
     best = report.ranked[0]
     if not near_capacity(report, best) or best.peak_bytes is None:
@@ -196,7 +196,7 @@ def _near_limit(report: Report) -> Prose | None:
     )
 
 
-def roomier_text(report: Report) -> str:
+def roomier_text(report: Findings) -> str:
     """The best layout that keeps a tenth of the memory free, and what it costs."""
     other = report.roomier
     if other is None:
@@ -207,7 +207,7 @@ def roomier_text(report: Report) -> str:
     )
 
 
-def _ranking(report: Report, rows: Sequence[Row]) -> FittedTable:
+def _ranking(report: Findings, rows: Sequence[Row]) -> FittedTable:
     columns = [
         Column(name="#", align="right", heads=True),
         Column(name="layout", heads=True),
@@ -250,7 +250,7 @@ def _measured(row: Row) -> str:
     return f"{seconds_text(value.median_seconds)} +- {seconds_text(value.spread_seconds)} (n={value.samples})"
 
 
-def _against_capacity(report: Report, row: Row) -> str:
+def _against_capacity(report: Findings, row: Row) -> str:
     if row.peak_bytes is None:
         return "-"
     share = row.peak_bytes / report.target.hardware.capacity_bytes
@@ -328,7 +328,7 @@ def _size(loss: Overhead) -> str:
     return bytes_text(loss.bytes) if loss.bytes is not None else ""
 
 
-def _memory(report: Report, row: Row) -> Prose | None:
+def _memory(report: Findings, row: Row) -> Prose | None:
     """What one layout holds, how far it is from the limit, and its largest buffers by line."""
     if row.memory is None or row.peak_bytes is None:
         return None
@@ -360,7 +360,7 @@ def buffers_text(buffers: Iterable[Buffer]) -> list[str]:
     return [text if count == 1 else f"{count} x {text}" for text, count in Counter(map(told, buffers)).items()]
 
 
-def _nothing_fits(report: Report) -> Prose:
+def _nothing_fits(report: Findings) -> Prose:
     lines = [f"no layout fits {report.target.name}"]
     if report.closest:
         lines.append(f"closest: {report.closest.layout}, needs {bytes_text(report.closest.peak_bytes)} a device")
@@ -369,17 +369,17 @@ def _nothing_fits(report: Report) -> Prose:
     return Prose("\n".join(lines))
 
 
-def too_large(report: Report) -> list[Row]:
+def too_large(report: Findings) -> list[Row]:
     """The layouts whose lack of memory is worth explaining: those with changes that would fit, and the closest."""
     return [row for row in report.rows if row.changes or row == report.closest]
 
 
-def _does_not_fit(report: Report) -> RenderableType | None:
+def _does_not_fit(report: Findings) -> RenderableType | None:
     told = [part for row in too_large(report) if (part := _memory(report, row))]
     return Group(Prose("what does not fit, and the smallest changes that would:"), *told) if told else None
 
 
-def _others(report: Report, ranking: Sequence[Row]) -> RenderableType | None:
+def _others(report: Findings, ranking: Sequence[Row]) -> RenderableType | None:
     """Every layout that the ranking does not show: in a row of its own where there is more to say of it than its price,
     else counted by status and reason. With the ranking, rows and counts add up to the heading."""
     shown = {row.layout for row in ranking}
@@ -419,5 +419,5 @@ def _counted(rows: Sequence[Row], omitted: Sequence[Omitted]) -> list[Omitted]:
     return sorted(found.values(), key=lambda item: (item.status or RowStatus.ILLEGAL).rank)
 
 
-def _notes(report: Report) -> Prose | None:
+def _notes(report: Findings) -> Prose | None:
     return Prose("\n".join(f"note: {note}" for note in report.notes)) if report.notes else None

@@ -18,7 +18,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.legality import rules_about
 from autotune.meshes.target import Target
 from autotune.price.priced_space import PricedSpace
-from autotune.report.report import Row
+from autotune.report.findings import Row
 
 WORTH_SAYING = 0.01
 """Gains below one per cent are within what prices cannot tell."""

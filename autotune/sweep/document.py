@@ -9,14 +9,14 @@ from autotune.meshes.layout import layout_to_json
 from autotune.sweep.budget import Budget
 from autotune.sweep.point import Gap, Point
 from autotune.sweep.shapes import Shape
-from autotune.sweep.sweep import Sweep
+from autotune.sweep.sweep_points import SweepPoints
 from autotune.sweep.what_helps import Help
 
 Json = dict[str, Any]
 
 
 def document(
-    sweeps: Sequence[Sweep],
+    sweeps: Sequence[SweepPoints],
     budgets: Sequence[Budget],
     *,
     min_mfu: float | None,
@@ -45,7 +45,11 @@ def document(
 
 
 def sweep_to_json(
-    found: Sweep, budget: Budget, min_mfu: float | None, helps: Sequence[Help] | None, shapes: Sequence[Shape] | None
+    found: SweepPoints,
+    budget: Budget,
+    min_mfu: float | None,
+    helps: Sequence[Help] | None,
+    shapes: Sequence[Shape] | None,
 ) -> Json:
     """One kind of machine."""
     largest = None if min_mfu is None else found.largest_above(min_mfu)
@@ -159,7 +163,7 @@ def shape_to_json(shape: Shape, budget: Budget) -> Json:
     }
 
 
-def csv_rows(sweeps: Sequence[Sweep], budgets: Sequence[Budget]) -> list[Json]:
+def csv_rows(sweeps: Sequence[SweepPoints], budgets: Sequence[Budget]) -> list[Json]:
     """One flat row a point, each share in a column of its own."""
     rows = []
     names: dict[str, None] = {}

@@ -12,7 +12,7 @@ from autotune.sweep.budget import Budget
 from autotune.sweep.document import gap_reason
 from autotune.sweep.point import Gap, Point
 from autotune.sweep.shapes import Shape
-from autotune.sweep.sweep import Sweep, binding_name
+from autotune.sweep.sweep_points import SweepPoints, binding_name
 from autotune.sweep.what_helps import Help
 from autotune.tables import Column, FittedTable
 
@@ -25,7 +25,7 @@ RESOURCE_NAMES = {"matmul": "compute", "hbm": "memory bandwidth", "memory": "mem
 
 
 def render(
-    sweeps: Sequence[Sweep],
+    sweeps: Sequence[SweepPoints],
     budgets: Sequence[Budget],
     *,
     min_mfu: float | None,
@@ -59,7 +59,7 @@ def limit_word(resource: str) -> str:
     return RESOURCE_NAMES.get(resource, resource)
 
 
-def _points(found: Sweep, budget: Budget) -> FittedTable:
+def _points(found: SweepPoints, budget: Budget) -> FittedTable:
     per_chip = found.family.hardware.devices_per_chip
     counted = "chips = JAX devices" if per_chip == 1 else f"{per_chip} JAX devices a chip"
     columns = [
@@ -109,7 +109,7 @@ def _points(found: Sweep, budget: Budget) -> FittedTable:
     return FittedTable(columns, rows, f"{found.family.name}: best layout by size ({counted})")
 
 
-def _sentences(found: Sweep, min_mfu: float | None) -> list[Text]:
+def _sentences(found: SweepPoints, min_mfu: float | None) -> list[Text]:
     words = {"binding": "the limit that binds", "loss": "the largest loss beside compute"}
     lines = [
         Text(
@@ -203,7 +203,7 @@ def _shapes(rows: Sequence[Shape]) -> FittedTable:
     return FittedTable(columns, cells, f"model shapes on {point.chips} chips")
 
 
-def _side_by_side(sweeps: Sequence[Sweep], budgets: Sequence[Budget]) -> FittedTable:
+def _side_by_side(sweeps: Sequence[SweepPoints], budgets: Sequence[Budget]) -> FittedTable:
     priced = any(budget.device_hour_price is not None for budget in budgets)
     title = "side by side: tokens a second of a device" + (" (price of a million tokens)" if priced else "")
     columns = [Column(name="chips", align="right", heads=True)]

@@ -10,7 +10,7 @@ from autotune.meshes.hardware import Hardware, scale
 from autotune.sweep.budget import Budget
 from autotune.sweep.point import Gap, Point, Question, point_at, resized
 from autotune.sweep.shapes import of_shape, reshaped
-from autotune.sweep.sweep import Sweep
+from autotune.sweep.sweep_points import SweepPoints
 from autotune.workload.workload import Workload
 
 FACTOR = 2.0
@@ -72,7 +72,7 @@ def changed(question: Question, point: Point | Gap, change: Change) -> Point | G
     return point_at(dataclasses.replace(question, workload=workload), target, arcs=False)
 
 
-def what_helps(found: Sweep, sizes: Sequence[int], budget: Budget, min_mfu: float | None) -> list[Help]:
+def what_helps(found: SweepPoints, sizes: Sequence[int], budget: Budget, min_mfu: float | None) -> list[Help]:
     """Every change at those of the sweep's sizes, each alone."""
     base = {point.chips: point for point in found.points if point.chips in sizes}
     tokens = found.question.workload.tokens

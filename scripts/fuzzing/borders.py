@@ -36,8 +36,9 @@ from autotune.meshes.target import LARGEST_TARGET, parse_target, part_of
 from autotune.meshes.transformer import read_transformer
 from autotune.models.presets import PRESETS
 from autotune.plan.emit import CODEBASES, emit
+from autotune.plan.fields import PACKAGES
 from autotune.plan.figures import FIGURES, Figures
-from autotune.plan.plan import PACKAGES, Plan
+from autotune.plan.plan import Plan
 from autotune.plan.read import plan_from_json
 from autotune.price.changes_that_fit import price_one
 from autotune.reference_workload import reference_workload, transformer_workload

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -79,8 +81,10 @@ def compiled_prediction(case: Case) -> Compiled | None:
 def compile_cases(cases: Sequence[Case], store: Store) -> Iterator[tuple[Case, Compiled | str]]:
     """Each case with what its compiled step says, or why it did not compile; what the store has is not compiled anew.
 
-    The step is our reference step of the case's model, under the case's layout, remat and options.
+    The step is our reference step of the case's model, under the case's layout, remat and options. An option of the run
+    that this compiler does not know any more is left out; the case that is given back says so (`differs`).
     """
+    again: list[Case] = []
     jobs = [
         Candidate(
             workload=transformer_workload(case.transformer, batch=case.batch, seq=case.seq, dtype=case.dtype),
@@ -92,6 +96,9 @@ def compile_cases(cases: Sequence[Case], store: Store) -> Iterator[tuple[Case, C
     for job, outcome in compile_all(jobs, workers=1, timeout_seconds=COMPILE_SECONDS, store=store):
         case = next(case for one, case in zip(jobs, cases, strict=True) if one is job)
         if isinstance(outcome, CompileFailure):
+            if known := without_unknown_option(case, outcome.reason):
+                again.append(known)
+                continue
             if outcome.kind == "oom":
                 needed = outcome.needed_bytes
                 yield case, Compiled(seconds=None, peak_bytes=needed, fits=False)
@@ -102,6 +109,19 @@ def compile_cases(cases: Sequence[Case], store: Store) -> Iterator[tuple[Case, C
         peak = analysis.memory.peak_bytes
         fits = peak <= case.target.hardware.capacity_bytes
         yield case, Compiled(seconds=analysis.prediction.step_seconds, peak_bytes=peak, fits=fits)
+    if again:
+        yield from compile_cases(again, store)
+
+
+def without_unknown_option(case: Case, reason: str) -> Case | None:
+    """The case without the option of its layout that the compiler says it does not know; None for another reason."""
+    told = re.search(r"No such compile option: '(\w+)'", reason)
+    options = dict(case.layout.compiler_options)
+    if told is None or told[1] not in options:
+        return None
+    left = f"without {told[1]}={options.pop(told[1])}, which this compiler does not know"
+    layout = dataclasses.replace(case.layout, compiler_options=tuple(options.items()))
+    return dataclasses.replace(case, layout=layout, differs=(*case.differs, left))
 
 
 def predict(case: Case, compiled: Compiled | None = None) -> Predicted:

@@ -13,7 +13,7 @@ from typing import Any
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
-from autotune.meshes.target import Target, parse_target
+from autotune.meshes.target import Target, parse_target, with_memory_fraction
 from autotune.meshes.transformer import TransformerShape
 from autotune.meshes.xla_options import NAME
 
@@ -41,6 +41,12 @@ ARRAYS = {array.maxtext: name for name, array in REMAT_ARRAYS.items() if array.m
 """MaxText's key -> our array."""
 
 PLACES = {"device": "device", "offload": "host", "remat": "recompute"}
+
+CHIP_CONFIG = "2a886c8_chip_config_name"
+"""The option that names libtpu's description of the chip: a field of the topology, and no compiler option."""
+
+PROFILE = "xla_gpu_pgle_profile_file_or_directory_path"
+"""The option that names a profile of an earlier run, which nobody published."""
 
 SAME_ARRAY = ("qkv_proj", "mlpwi")
 """Other names of arrays that are listed by themselves too."""
@@ -99,16 +105,35 @@ def read_recipe(row: Mapping[str, Any]) -> Recipe:
         target=target,
         seconds=seconds,
         seconds_from=source,
-        differs=("its layers are not scanned, ours are",) if row.get("scan_layers") is False else (),
+        differs=_differs(row),
     )
 
 
 def _target(row: Mapping[str, Any]) -> Target:
-    """The chips of a row, told only the options that its run was told."""
+    """The chips of a row, told only the options that its run was told, with the memory that it gave JAX."""
     slices = int(row.get("slices") or 1)
     name = str(row["chip"])
     target = parse_target(name if slices == 1 or "h100" in name else f"{name}*{slices}")
-    return dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, compiler_options={}))
+    fields = dict(target.hardware.compile_fields)
+    if config := _options(row).get(CHIP_CONFIG):
+        fields["chip_config_name"] = config
+    hardware = dataclasses.replace(target.hardware, compiler_options={}, compile_fields=fields)
+    share = ((row.get("other") or {}).get("env") or {}).get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    return with_memory_fraction(dataclasses.replace(target, hardware=hardware), None if share is None else float(share))
+
+
+def _options(row: Mapping[str, Any]) -> dict[str, str]:
+    """XLA option -> value of a row's run; a text where they are only described gives none."""
+    options = row.get("xla_flags") or {}
+    return {} if isinstance(options, str) else {name: str(value) for name, value in options.items()}
+
+
+def _differs(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where our step is not quite theirs."""
+    found = ["its layers are not scanned, ours are"] if row.get("scan_layers") is False else []
+    if PROFILE in _options(row):
+        found.append("its schedule was guided by a profile of an earlier run, ours is not")
+    return tuple(found)
 
 
 def _transformer(model: Mapping[str, Any], missing: list[str]) -> TransformerShape | None:
@@ -158,15 +183,14 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
         if match[1] == "dcn":
             dcn[axis] = int(value)
     remat = _remat(row["remat"], problems)
-    options = row.get("xla_flags") or {}
-    if isinstance(options, str):
-        problems.append(f"options that are only described ({options.split(',')[0]})")
-    else:
-        problems += [
-            f"the option {name}={value}"
-            for name, value in options.items()
-            if not NAME.fullmatch(name) or set(str(value)) & set(", \t\n")
-        ]
+    if isinstance(row.get("xla_flags"), str):
+        problems.append(f"options that are only described ({row['xla_flags'].split(',')[0]})")
+    options = {name: value for name, value in _options(row).items() if name not in (CHIP_CONFIG, PROFILE)}
+    problems += [
+        f"the option {name}={value}"
+        for name, value in options.items()
+        if not NAME.fullmatch(name) or set(value) & set(", \t\n")
+    ]
     missing += problems
     if problems or remat is None:
         return None
@@ -175,7 +199,7 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
         dcn=tuple(dcn.items()),
         remat=remat,
         accumulate=int(row["optimizer"].get("gradient_accumulation_steps") or 1),
-        compiler_options=tuple(sorted((name, str(value)) for name, value in options.items())),
+        compiler_options=tuple(sorted(options.items())),
     )
 
 
@@ -185,6 +209,8 @@ def _remat(told: Mapping[str, Any], problems: list[str]) -> str | None:
     if policy in POLICIES:
         return POLICIES[policy]
     arrays = told.get("tensors")
+    if arrays is None and isinstance(told.get("expands_to"), Mapping):  # a scan keeps what its body takes
+        arrays = {"decoder_layer_input": "device", **told["expands_to"]}
     if arrays is None:
         problems.append(f"the remat policy {policy}")
         return None

@@ -18,7 +18,7 @@ from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import parse_layout
 from autotune.program import Collective, Compute, Done, Loop, Memory, Program, Start
 from autotune.reference_workload import reference_workload
-from autotune.report.report import report_to_json
+from autotune.report.document import report_to_json
 from autotune.report.text import render
 from autotune.search import explain, tune
 from autotune.tables import lines

@@ -18,8 +18,10 @@ from autotune.price.price import Estimate, Term
 from autotune.program import Buffer, Memory
 from autotune.replay.replay import CollectiveTotal, Prediction
 from autotune.report.comparison import render_comparison
+from autotune.report.document import report_to_json
+from autotune.report.findings import Omitted, Roomier, Row
 from autotune.report.html import render_html
-from autotune.report.report import Omitted, Report, Roomier, Row, report_to_json
+from autotune.report.report import Report
 from autotune.report.text import render
 from autotune.row_status import RowStatus
 from autotune.tables import lines

@@ -13,8 +13,9 @@ from jax.sharding import PartitionSpec as P
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.placement import place
 from autotune.meshes.target import parse_target
+from autotune.plan.fields import PACKAGES
 from autotune.plan.figures import Figures
-from autotune.plan.plan import PACKAGES, Plan
+from autotune.plan.plan import Plan
 from autotune.plan.read import PlanWarning, load_plan, plan_from_json
 from autotune.system.versions import installed_versions
 from autotune.workload.workload import Workload

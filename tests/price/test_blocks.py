@@ -11,7 +11,8 @@ from autotune.meshes.transformer import TransformerShape
 from autotune.price import blocks, large_space
 from autotune.price.large_space import Dropped
 from autotune.reference_workload import reference_workload, transformer_workload
-from autotune.report.report import NOT_LISTED, Omitted, report_to_json
+from autotune.report.document import report_to_json
+from autotune.report.findings import NOT_LISTED, Omitted
 from autotune.report.rows import _dropped, _with_dropped
 from autotune.row_status import RowStatus
 from autotune.search import search

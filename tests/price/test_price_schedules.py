@@ -11,7 +11,7 @@ from autotune.meshes.target import parse_target
 from autotune.price.priced_space import price_space
 from autotune.price.transformer.pipeline_schedules import REFERENCE, as_published, most_waiting, waiting_microbatches
 from autotune.reference_workload import reference_workload
-from autotune.report.report import report_to_json
+from autotune.report.document import report_to_json
 from autotune.report.text import render
 from autotune.search import search, shortlist
 from autotune.space import enumerate_layouts

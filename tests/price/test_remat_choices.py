@@ -15,6 +15,7 @@ from autotune.models.presets import PRESETS
 from autotune.price.priced_space import price_space
 from autotune.price.remat_choices import WINS, candidate_sets, undominated, with_best_sets
 from autotune.reference_workload import transformer_workload
+from autotune.search import shortlist
 from autotune.space import enumerate_layouts
 from autotune.table import LayoutTable
 
@@ -133,3 +134,18 @@ def test_what_is_wrong_with_a_set_is_said_in_one_line(text, said):
 def test_a_set_that_the_job_has_no_use_for_is_refused(shape, target, remat, said):
     layout = parse_layout(f"fsdp=4,remat={remat}")
     assert said in str(reject(layout, shape, BATCH, SEQ, parse_target(target)))
+
+
+def test_sets_and_policies_are_compiled_in_turns():
+    """Prices of sets are less sure: they never keep the best policies from being compiled."""
+    shape, target = PRESETS["llama3-8b"], parse_target("v5e:8x8")
+    work = transformer_workload(shape, batch=128, seq=4096, dtype="bfloat16")
+    table = enumerate_layouts(target, ("data", "fsdp", "tensor"), 128, shape.layers, {})
+    policies = price_space(work, target, table)
+    space = with_best_sets(policies, 20)
+    capacity = target.hardware.capacity_bytes
+    texts = [str(space.layout(row)) for row in shortlist(space, capacity)[:6]]
+    kinds = ["save:" in text or "offload:" in text for text in texts]
+    assert kinds == [kinds[0], not kinds[0]] * 3
+    named = [text for text, is_set in zip(texts, kinds, strict=True) if not is_set]
+    assert named == [str(policies.layout(row)) for row in shortlist(policies, capacity)[:3]]

@@ -15,8 +15,8 @@ import pytest
 import autotune
 from autotune.plan.read import plan_from_json
 from autotune.reference_workload import reference_workload
+from autotune.report.document import report_to_json
 from autotune.report.html import render_html
-from autotune.report.report import report_to_json
 
 PROMISED = (
     *("Store", "Report", "Plan", "Layout", "Target", "Workload"),

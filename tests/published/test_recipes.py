@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import validate  # noqa: E402
+from validation import predict  # noqa: E402
 from validation.cases import Case, Skipped, read_cases  # noqa: E402
 
 FILE = validate.DATA / "jax_recipes.json"
@@ -61,6 +62,19 @@ def test_a_rows_mesh_model_and_options_become_a_layout():
     assert dict(case.layout.compiler_options) == ROWS[case.id]["xla_flags"]
     assert case.target.hardware.compiler_options == {}  # the run was told its own options and no others
     assert case.differs == ("its layers are not scanned, ours are",)
+
+
+def test_what_a_run_told_libtpu_and_jax_is_of_its_machine():
+    cases = {case.id: case for case in read_cases(FILE)}
+    trillium = cases["tpurec-Llama3.1-8B-MaxText-v6e-256"]
+    assert trillium.target.hardware.compile_fields["chip_config_name"] == "megachip_tccontrol"
+    assert not any("chip_config" in name for name, _ in trillium.layout.compiler_options)
+    assert trillium.layout.remat == "offload:layer_input+query+key+value+attention_out"
+    card = cases["dgxc-maxtext-llama3-70b-bf16-128"]
+    assert card.target.memory_fraction == 0.94
+    assert card.layout.remat == "save:layer_input+query+key+value"
+    assert card.differs == ("its schedule was guided by a profile of an earlier run, ours is not",)
+    assert not any("pgle" in name for name, _ in card.layout.compiler_options)
 
 
 @pytest.mark.parametrize(
@@ -158,3 +172,13 @@ def test_a_compiled_row_is_kept_and_an_unknown_id_refused(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (store / "entries").rglob("*") if path.is_file()} == kept
     refused = run("--cases", cases, "--only", "nothing")
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1 and "nothing" in refused.stderr
+
+
+def test_an_option_that_todays_compiler_does_not_know_is_left_out_and_said():
+    (case,) = [case for case in read_cases(FILE) if case.id == "jaxtb-maxtext-llama2-7b-8gpu"]
+    refused = "JaxRuntimeError: INVALID_ARGUMENT: No such compile option: 'xla_gpu_graph_level'"
+    known = predict.without_unknown_option(case, refused)
+    assert dict(case.layout.compiler_options).keys() - dict(known.layout.compiler_options) == {"xla_gpu_graph_level"}
+    assert known.differs[-1] == "without xla_gpu_graph_level=0, which this compiler does not know"
+    assert predict.without_unknown_option(known, refused) is None
+    assert predict.without_unknown_option(case, "RESOURCE_EXHAUSTED: Out of memory") is None

@@ -10,7 +10,8 @@ from autotune.cli import run
 from autotune.meshes.target import parse_target
 from autotune.price.priced_space import price_space
 from autotune.reference_workload import reference_workload
-from autotune.report.report import NEAR_CAPACITY, SPARE, report_to_json
+from autotune.report.document import report_to_json
+from autotune.report.findings import NEAR_CAPACITY, SPARE
 from autotune.report.text import render
 from autotune.search import search
 from autotune.space import enumerate_layouts

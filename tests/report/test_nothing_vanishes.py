@@ -10,8 +10,8 @@ import pytest
 from autotune.cli import run as command_line
 from autotune.meshes.target import parse_target
 from autotune.reference_workload import reference_workload
+from autotune.report.document import report_to_json
 from autotune.report.html import render_html
-from autotune.report.report import report_to_json
 from autotune.report.text import render
 from autotune.row_status import RowStatus
 from autotune.search import search
