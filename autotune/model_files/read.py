@@ -53,6 +53,9 @@ def read_model(model: str, settings: Sequence[str] = ()) -> ReadModel:
 
 
 def _is_nothing(model: str) -> str:
+    """What is wrong with a name that is no preset, no folder and no regular file."""
+    if Path(model).exists():
+        return f"model file {model}: is no regular file"
     if "/" in model and not model.endswith((".json", ".yml", ".yaml")):
         return (
             f"model: {model!r} is no file or folder here, and nothing is downloaded; save the config.json of that "
@@ -88,7 +91,7 @@ def _yaml(text: str, where: str) -> Any:
     """The value of a YAML text. ValueError, in one line, where it is none.
 
     The constructors of PyYAML raise errors of Python's own, beside `YAMLError`, for a value that its tag or its form
-    does not allow: a date with month 13, `!!bool maybe`, `!!timestamp x`, a list nested more deeply than Python recurses.
+    does not allow: a date with month 13, `!!bool maybe`, `!!timestamp x`, lists nested more deeply than Python recurses.
     """
     import yaml
 
