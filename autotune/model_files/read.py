@@ -91,7 +91,7 @@ def _yaml(text: str, where: str) -> Any:
     """The value of a YAML text. ValueError, in one line, where it is none.
 
     The constructors of PyYAML raise errors of Python's own, beside `YAMLError`, for a value that its tag or its form
-    does not allow: a date with month 13, `!!bool maybe`, `!!timestamp x`, lists nested more deeply than Python recurses.
+    does not allow: a date with month 13, `!!bool maybe`, `!!timestamp x`, lists that nest too deeply.
     """
     import yaml
 
