@@ -244,7 +244,7 @@ def _early_answer(space: PricedSpace, target: Target, compile_count: int, eta: _
     row = int(fit[np.argmin(space.seconds[fit])])
     price = space.price(row)
     resource, share = next(iter(price.elasticities.items()))
-    to_compile = min(compile_count, int(space.legal.sum()))
+    to_compile = min(compile_count, int((space.legal & space.compilable).sum()))
     return EarlyAnswer(
         layout=str(space.layout(row)),
         step_seconds=price.step_seconds,
@@ -475,7 +475,7 @@ def _compile_down(
         batch, waiting = waiting[:missing], waiting[missing:]
         attempts += len(batch)
         work = [Candidate(workload=workload, layout=space.layout(row), target=target) for row in batch]
-        for job, outcome in compiled(work):
+        for answered, (job, outcome) in enumerate(compiled(work), 1):
             read = _read(outcome, job, store)
             if isinstance(read, CompileFailure):
                 _check_options(job.layout, target, read)
@@ -485,13 +485,15 @@ def _compile_down(
                 outcomes.analysis[job.layout] = read
                 outcomes.compiled[job.layout] = outcome
             took = None if job.layout in events.from_store else eta.took(outcome)
-            events(_layout_compiled(space, target, job.layout, count, outcomes, took, eta))
+            possible = len(batch) - answered + min(len(waiting), most - attempts)
+            events(_layout_compiled(space, target, job.layout, count, possible, outcomes, took, eta))
 
 
 def _layout_compiled(
-    space: PricedSpace, target: Target, layout: Layout, count: int, outcomes: Outcomes, took: float | None, eta: _Eta
-) -> LayoutCompiled:
-    """The event of one compiled layout."""
+    space: PricedSpace, target: Target, layout: Layout, count: int, possible: int, outcomes: Outcomes,
+    took: float | None, eta: _Eta,
+) -> LayoutCompiled:  # fmt: skip
+    """The event of one compiled layout. `possible`: how many layouts can still be compiled after it."""
     found, failure = outcomes.analysis.get(layout), outcomes.failures.get(layout)
     able = fitting(outcomes, target)
     best = min(able, key=lambda one: outcomes.analysis[one].prediction.step_seconds, default=None)
@@ -508,7 +510,7 @@ def _layout_compiled(
         wanted=count,
         best=str(best) if best is not None else None,
         best_seconds=outcomes.analysis[best].prediction.step_seconds if best is not None else None,
-        left_seconds=eta.left(max(count - len(able), 0)),
+        left_seconds=eta.left(min(max(count - len(able), 0), possible)),
     )
 
 

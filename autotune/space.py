@@ -302,9 +302,13 @@ def _accumulated(columns: dict[str, np.ndarray], batch: int, fixed: Mapping[str,
 
 
 def _pipelined(columns: dict[str, np.ndarray], layers: int | None, fixed: Mapping[str, str]) -> dict[str, np.ndarray]:
+    accumulate, default = _codes(fixed, "accumulate", (1,)), LAYOUT_WORDS["accumulate"].default
+    if accumulate[0] != LAYOUT_WORDS["accumulate"].code(default) and not fixed.keys() & {"stage", *PIPELINE_WORDS}:
+        # A search accumulates only where it does not pipeline. A pin of `accumulate` alone keeps a part of that space.
+        columns = _where(columns, np.zeros(len(columns["data"]), dtype=bool))
     columns = _times(
         columns,
-        accumulate=_codes(fixed, "accumulate", (LAYOUT_WORDS["accumulate"].default,)),
+        accumulate=accumulate,
         **{name: _options(fixed, name) for name in PIPELINE_WORDS},
     )
     if "microbatches" not in fixed:

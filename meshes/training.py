@@ -41,7 +41,8 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer={self.optimizer!r} must be one of {', '.join(OPTIMIZERS)}")
+            close = did_you_mean(str(self.optimizer), OPTIMIZERS)
+            raise ValueError(f"optimizer={self.optimizer!r} must be one of {', '.join(OPTIMIZERS)}{close}")
         for field in WORDS[1:]:
             value = getattr(self, field)
             if value not in DTYPES and not (value is None and field in WORDS[3:]):

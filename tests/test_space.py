@@ -6,6 +6,7 @@ import math
 import pytest
 
 from autotune.meshes.layout import AXES, Layout
+from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target, parse_target
 from autotune.space import axis_sizes, divisors, enumerate_layouts, outer_factors, parse_fix
 
@@ -100,3 +101,30 @@ def test_pinned_words_that_no_column_holds_reach_every_layout():
     for layout in (table.layout(0), taken.layout(0)):
         assert layout.compiler_options == (("xla_some_option", "true"),)
         assert layout.rules == (("mlp", ()),)
+
+
+def every(table) -> set[Layout]:
+    return {table.layout(row) for row in range(len(table))}
+
+
+@pytest.mark.parametrize(
+    "axes", [("fsdp", "tensor", "stage"), ("data", "stage"), ("data", "expert", "stage", "context")]
+)
+def test_a_pin_of_what_is_searched_keeps_a_part_of_the_space(axes):
+    """Both words of a pair that is not searched together, pinned, leave the space: accumulation beside a pipeline."""
+    target = parse_target("v5e:2x4")
+    whole = every(enumerate_layouts(target, axes, 64, 32, {}))
+    pins = {f"{name}={size}": None for name in ("accumulate", *axes) for size in (1, 2, 4)}
+    for word in LAYOUT_WORDS.values():
+        if word.kind in ("choice", "flag") and word.searched:
+            pins |= {f"{word.name}={word.text(value)}": word.needs_axis for value in word.searched_on("tpu")}
+    for pin, axis in pins.items():
+        try:
+            part = every(enumerate_layouts(target, axes, 64, 32, parse_fix((pin,))))
+        except ValueError:  # no mesh has it
+            continue
+        # Without its axis a word says nothing: such a layout is another spelling of one that is searched.
+        part = {layout for layout in part if axis is None or layout.axes[axis] > 1}
+        assert part <= whole, (pin, next(iter(part - whole)))
+    both = enumerate_layouts(target, axes, 64, 32, parse_fix(("accumulate=2,stage=2",)))
+    assert {(layout.accumulate, layout.stage) for layout in every(both)} == {(2, 2)}

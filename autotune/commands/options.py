@@ -106,7 +106,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def given_training() -> dict[str, Any]:
     """What `training_options` of the running command were given, by the names of the options; `settings` is a tuple."""
-    return dict(click.get_current_context().meta.get(TRAINING_WORDS, {}))
+    context = click.get_current_context(silent=True)  # None where no command runs
+    return dict(context.meta.get(TRAINING_WORDS, {})) if context is not None else {}
 
 
 def settings_given() -> tuple[str, ...]:

@@ -90,7 +90,7 @@ class Keys:
             cost = costs(name, value)
             if cost is not None:
                 self.not_modelled.append(f"{name}: {cost}")
-            elif value is None or neutral(name, value):
+            elif (value is None and name not in asked) or neutral(name, value):
                 self.ignored.append(name)
             elif name in asked:
                 close = did_you_mean(name, self.used | set(self.values) - {name})

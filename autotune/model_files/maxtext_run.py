@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autotune.meshes.dtypes import dtype_of
-from autotune.meshes.fields import short
+from autotune.meshes.fields import did_you_mean, short
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
@@ -81,7 +81,8 @@ def run_of(keys: Keys, *, gated: bool, experts: bool) -> dict[str, Any]:
     optimizer = keys.take("opt_type", None)
     if optimizer is not None:
         if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
-            raise ValueError(f"{where}: opt_type={short(optimizer)} must be one of {', '.join(OPTIMIZERS)}")
+            close = did_you_mean(str(optimizer), OPTIMIZERS)
+            raise ValueError(f"{where}: opt_type={short(optimizer)} must be one of {', '.join(OPTIMIZERS)}{close}")
         run["optimizer"] = OPTIMIZERS[optimizer]
     if keys.take("gradient_clipping_threshold", None) == 0:
         keys.note("gradient_clipping_threshold", "0: the price reads the gradients once more, for their norm")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.meshes.fields import did_you_mean
+from autotune.meshes.fields import did_you_mean, json_object, one_line
 from autotune.meshes.transformer import read_transformer
 from autotune.model_files.huggingface import read_huggingface
 from autotune.model_files.maxtext import is_maxtext, read_maxtext
@@ -54,6 +53,9 @@ def read_model(model: str, settings: Sequence[str] = ()) -> ReadModel:
 
 
 def _is_nothing(model: str) -> str:
+    """What is wrong with a name that is no preset, no folder and no regular file."""
+    if Path(model).exists():
+        return f"model file {model}: is no regular file"
     if "/" in model and not model.endswith((".json", ".yml", ".yaml")):
         return (
             f"model: {model!r} is no file or folder here, and nothing is downloaded; save the config.json of that "
@@ -78,23 +80,28 @@ def _parsed(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error}") from None
     if path.suffix in (".yml", ".yaml"):
-        import yaml
-
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        values = _yaml(text, where)
         values = {} if values is None else values
-        kind = "mapping"
-    else:
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error}") from None
-        kind = "JSON object"
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{where}: must hold one {kind}")
-    return values
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise ValueError(f"{where}: must hold one mapping")
+        return values
+    return json_object(text, where)
+
+
+def _yaml(text: str, where: str) -> Any:
+    """The value of a YAML text. ValueError, in one line, where it is none.
+
+    The constructors of PyYAML raise errors of Python's own, beside `YAMLError`, for a value that its tag or its form
+    does not allow: a date with month 13, `!!bool maybe`, `!!timestamp x`, lists that nest too deeply.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError(f"{where}: not YAML of ours: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
+        raise ValueError(f"{where}: not YAML: {one_line(' '.join(str(error).split()))}") from None
 
 
 def _name_of(path: Path, values: Mapping[str, Any]) -> str:
@@ -109,14 +116,12 @@ def _name_of(path: Path, values: Mapping[str, Any]) -> str:
 
 def _setting(text: str) -> tuple[str, Any]:
     """(key, value) of `KEY=VALUE`, the value as YAML reads it."""
-    import yaml
-
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"--set {text}: write KEY=VALUE")
     try:
-        return key.strip(), _number(yaml.safe_load(value))
-    except yaml.YAMLError:
+        return key.strip(), _number(_yaml(value, f"--set {text}"))
+    except ValueError:
         return key.strip(), value
 
 

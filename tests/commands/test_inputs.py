@@ -291,7 +291,7 @@ def test_a_flag_beside_a_plan_wins_and_is_said(tmp_path):
     plan, path = saved(tmp_path)
     same = asked_of(plan, path, batch=16, dtype="fp32", target="CPU:8")
     assert same.instead == () and same.words == asked_of(plan, path).words
-    assert same.words == {"model": "tiny", "workload": None, "batch": 16, "seq": 8, "dtype": "float32"}
+    assert same.words == {"model": "tiny", "workload": None, "batch": 16, "seq": 8, "dtype": "float32", "training": {}}
     other = asked_of(plan, path, batch=7, dtype="bf16", target="cpu:2x4", model="small")
     assert other.words == {"model": "small", "workload": None, "batch": 7, "seq": 8, "dtype": "bfloat16"}
     assert other.target == "cpu:2x4"
@@ -344,4 +344,6 @@ def test_what_is_no_regular_file_is_not_read(name, tmp_path, capsys):
     os.mkfifo(path) if name.startswith("fifo") else path.mkdir()
     for words in (["explain", str(path)], ["tune", *BASE["tune"], "--model", str(path)]):
         assert run(words) == 2
-        assert "is a folder" in (said := capsys.readouterr().err) or "is no regular file" in said
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert any(rule in said for rule in ("is a folder", "the folder holds no config.json", "is no regular file"))

@@ -56,6 +56,19 @@ def test_the_second_run_knows_how_long_compiles_take_and_takes_none(searched, st
     assert all("(from the store)" in line for line in again.stderr.splitlines()[2:])
 
 
+def test_no_more_is_announced_than_can_be_compiled(searched, store):
+    """A schedule that is priced only is not compiled, and no time is left after the last layout."""
+    priced_only = "data=4,stage=2,microbatches=4,schedule=1f1b"
+    none = tune("--layouts", priced_only, "--compile", "2", "--measure", "0", "--store", str(store))
+    assert none.returncode == 0 and [line[:12] for line in none.stderr.splitlines()] == ["early answer"]
+    both = tune(
+        "--layouts", f"{priced_only};fsdp=8,remat=full", "--compile", "6", "--measure", "0", "--store", str(store)
+    )
+    early, compiling, only = both.stderr.splitlines()
+    assert compiling.startswith("compiling 1 layout to confirm, about ")
+    assert "fsdp=8,remat=full" in only and "left" not in only
+
+
 def test_without_compiles_there_is_nothing_to_confirm():
     assert tune("--compile", "0").stderr.splitlines()[0].startswith("early answer")
     assert len(tune("--compile", "0").stderr.splitlines()) == 1

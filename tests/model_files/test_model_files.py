@@ -221,6 +221,40 @@ def test_settings_replace_keys_and_unknown_ones_are_refused(tmp_path, capsys):
     assert run(["models", "llama3-8b", "--set", "layers=2"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("deep.json", "[" * 100_000, "nested too deeply"),
+        ("deeper.json", '{"a": ' * 100_000, "nested too deeply"),
+        ("deep.yml", "[" * 20_000, "nested too deeply"),
+        ("twice.json", '{"model_type": "llama", "model_type": "gemma"}', "'model_type' is given twice"),
+        ("nan.json", '{"model_type": "llama", "rope_theta": NaN}', "NaN is no number that JSON has"),
+        ("digits.json", '{"model_type": "llama", "hidden_size": ' + "9" * 6000 + "}", "not JSON"),
+        ("month.yml", "base_emb_dim: 2001-13-45", "month must be in 1..12"),
+        ("maybe.yml", "base_emb_dim: !!bool maybe", "not YAML"),
+        ("when.yml", "base_emb_dim: !!timestamp x", "not YAML"),
+        ("digits.yml", "base_emb_dim: " + "9" * 6000, "not YAML"),
+        ("call.yml", "x: !!python/object/apply:os.system ['touch called']", "not YAML"),
+    ],
+)
+def test_a_damaged_file_is_one_line(name, text, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(text)
+    assert run(["models", name]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and len(error) < 1000
+    assert not Path("called").exists()
+
+
+@pytest.mark.parametrize("setting", ["no_such_key=", "no_such_key=null", "no_such_key=~", "no_such_key=!!bool maybe"])
+@pytest.mark.parametrize(
+    "file", [str(FOLDER / "llama-3.1-8b.json"), str(Path(__file__).parent / "maxtext_llama3_8b.yml")]
+)
+def test_a_key_that_no_file_has_is_refused_whatever_its_value(file, setting, capsys):
+    assert run(["models", file, "--set", setting]) == 2
+    assert "--set no_such_key: is no key that such a file has" in capsys.readouterr().err
+
+
 def test_a_maxtext_model_is_the_config_of_the_same_model():
     ours = read_model(str(MAXTEXT))
     theirs = read_model(str(FOLDER / "llama-3.1-8b.json"))
