@@ -138,6 +138,8 @@ class RematWord(LayoutWord):
 
     def codes_of_sets(self, sets: np.ndarray) -> np.ndarray:
         """The code of each number of a set: that of its name, where it has one (but `none`, which keeps more)."""
+        import numpy as np
+
         codes = sets + len(self.values)
         for code, (name, number) in enumerate(zip(self.values, self._named_sets(), strict=True)):
             if name != "none":

@@ -52,6 +52,10 @@ def render(
             parts += [Prose(""), _shapes(shapes[found.family.name])]
     if len(sweeps) > 1:
         parts += [Prose(""), _side_by_side(sweeps, budgets)]
+    if workload.transformer is not None:
+        parts.append(
+            Prose("searched: remat policies by name and reduce=pass; tune also tries sets of arrays and reduce=step")
+        )
     if workload.model_note:
         parts += [Prose(""), Prose(f"note: {workload.model_note}")]
     return Group(*parts)
