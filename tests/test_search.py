@@ -1,6 +1,7 @@
 """The whole path on a simulated mesh: every layout accounted for, a repeat answered from the store, laws of choice."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from autotune.compile.compile import CompileEvent
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
+from autotune.price.remat_choices import WINS
 from autotune.reference_workload import reference_workload
 from autotune.report.document import report_to_json
 from autotune.search import search
@@ -106,7 +108,8 @@ def test_more_memory_never_loses_a_plan_nor_time():
         roomy = dataclasses.replace(target, hardware=scale(target.hardware, "capacity", factor))
         report = priced(roomy)
         times.append(report.best().price.step_seconds if report.ranked else float("inf"))
-    assert times == sorted(times, reverse=True)
+    # A set of arrays is listed only where it beats every policy by a hundredth.
+    assert all(WINS * after <= before for before, after in itertools.pairwise(times))
 
 
 def test_a_user_step_that_fails_is_a_row_not_an_end(store):
