@@ -38,14 +38,17 @@ QUICK = {
 }
 """Commands that are run as they stand, and what they say."""
 
-RUN_ELSEWHERE = ("python3 -m venv", ". .venv/bin/activate", "pip install", "python -m pytest", "python scripts/")
-"""Installing and testing is what `.ci/run` does; scripts have tests of their own."""
+RUN_ELSEWHERE = (
+    "python3 -m venv", ". .venv/bin/activate", "pip install", "python -m pytest", "python scripts/",
+    'eval "$(_AUTOTUNE_COMPLETE=',
+)  # fmt: skip
+"""Installing and testing is what `.ci/run` does; scripts and completion have tests of their own."""
 
 
 def shown() -> list[str]:
     blocks = [block for page in PAGES.values() for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)]
     lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")]
-    return [line for line in lines if line and not line.startswith(RUN_ELSEWHERE)]
+    return [line for line in lines if line and not line.startswith(("#", *RUN_ELSEWHERE))]
 
 
 def test_no_command_is_untried():
