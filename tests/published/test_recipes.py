@@ -207,3 +207,7 @@ def test_an_option_that_todays_compiler_does_not_know_is_left_out_and_said():
     assert known.differs[-1] == "without xla_gpu_graph_level=0, which this compiler does not know"
     assert predict.without_unknown_option(known, refused) is None
     assert predict.without_unknown_option(case, "RESOURCE_EXHAUSTED: Out of memory") is None
+
+
+def test_the_table_of_the_docs_is_what_the_script_says():
+    assert run("--cases", FILE).stdout.rstrip() == (ROOT / "docs" / "recipes.txt").read_text().rstrip()
