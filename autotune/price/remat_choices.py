@@ -28,6 +28,10 @@ WINS = 0.99
 """A set is listed where it takes no more than this share of the time of the best policy on the same mesh: less is
 within what prices are sure of, and a policy is known to every codebase."""
 
+HOST_WINS = 0.9
+"""The same of a set with arrays in host memory, beside all layouts without: its price takes the copies to hide beside
+matmuls as far as they can, and the compiler works several times as long on such a program."""
+
 AT_ONCE = 1 << 17
 """Rows priced together."""
 
@@ -74,10 +78,10 @@ def undominated(seconds: np.ndarray, peak_bytes: np.ndarray) -> np.ndarray:
 def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
     """The space with a further row for each mesh (with its other choices) on which a set without a name wins.
 
-    Of each mesh that is the fastest set that fits with `NEAR_CAPACITY` of the memory: the compiler works long on
-    programs nearer to the limit (more than 15 minutes for llama3-8b with offloaded arrays on v5e:8x8), and they often
-    do not fit. Meshes are passed over that would not be among the `keep` best even if they had the memory to keep every
-    array: no set makes them so.
+    Of each mesh that is the fastest set that fits with `NEAR_CAPACITY` of the memory: programs nearer to the limit
+    often do not fit. A set with arrays in host memory must beat all that has none by more (`HOST_WINS`). Meshes are
+    passed over that would not be among the `keep` best even if they had the memory to keep every array: no set makes
+    them so.
     """
     shape, hardware = space.workload.transformer, space.target.hardware
     if shape is None:
@@ -96,7 +100,8 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
     order = order[(least[order] <= NEAR_CAPACITY * hardware.capacity_bytes) & (bound[order] < WINS * policy[order])]
     sets = candidate_sets(shape, space.target.platform == "tpu")
     best = np.sort(policy)[:keep]
-    rows, mesh_rows, priced = [], [], 0
+    waits = LAYOUT_WORDS["remat"].on_host(sets)
+    rows, mesh_rows, times, priced = [], [], [], 0
     size = max(AT_ONCE // len(sets), 1)
     for begin in range(0, len(order), size):
         some = order[begin : begin + size]
@@ -106,16 +111,24 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
         seconds, peak = price_sets(space.workload, meshes.take(some), sets, space.target)
         priced += seconds.size
         seconds = np.where(peak <= NEAR_CAPACITY * hardware.capacity_bytes, seconds, np.inf)
-        at = seconds.argmin(axis=1)
-        fastest = seconds[np.arange(len(some)), at]
-        wins = fastest < WINS * policy[some]
-        rows.append(_with_remat(meshes.take(some[wins]), sets[at[wins]]))
-        mesh_rows.append(legal[first[some[wins]]])
-        best = np.sort(np.concatenate([best, fastest[wins]]))[:keep]
-    found = np.concatenate(mesh_rows) if mesh_rows else np.empty(0, dtype=np.int64)
-    if not len(found):
+        beaten = policy[some]
+        for on_host in (False, True):
+            fastest, at = _fastest(seconds, waits == on_host)
+            wins = fastest < WINS * beaten
+            rows.append(_with_remat(meshes.take(some[wins]), sets[at[wins]]))
+            mesh_rows.append(legal[first[some[wins]]])
+            times.append(fastest[wins])
+            if not on_host:
+                beaten = np.minimum(beaten, fastest)
+                best = np.sort(np.concatenate([best, fastest[wins]]))[:keep]
+    if not rows:
         return space
-    table = _concatenated(rows)
+    table, found, seconds = _concatenated(rows), np.concatenate(mesh_rows), np.concatenate(times)
+    waits = LAYOUT_WORDS["remat"].on_host(table.remat)
+    listed = np.flatnonzero(~waits | (seconds < HOST_WINS * min(seconds[~waits].min(initial=np.inf), policy.min())))
+    if not len(listed):
+        return space
+    table, found = table.take(listed), found[listed]
     prices = price(space.workload, table, space.target, space.probed)
     whole = joined(space.table, table)
     note = (
@@ -129,6 +142,13 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
         prices=joined_prices(space.prices, prices, np.arange(len(table)), whole),
         notes=(*space.notes, note),
     )
+
+
+def _fastest(seconds: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the least of the columns that are `among`, and its column; infinite where there is none."""
+    seconds = np.where(among, seconds, np.inf)
+    at = seconds.argmin(axis=1)
+    return seconds[np.arange(len(seconds)), at], at
 
 
 def _bounds(space: PricedSpace, meshes: LayoutTable) -> tuple[np.ndarray, np.ndarray]:
