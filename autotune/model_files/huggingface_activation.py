@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.meshes.fields import short
+from autotune.meshes.fields import did_you_mean, short
 from autotune.model_files.keys import Keys
 
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
@@ -17,5 +17,6 @@ def activation_of(keys: Keys, name: str, gated: bool) -> str:
         value = keys.take("hidden_activation")  # Gemma: the newer name wins
     known = GATED if gated else PLAIN
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{keys.where}: {name}={short(value)} must be one of {', '.join(known)}")
+        close = did_you_mean(str(value), known)
+        raise ValueError(f"{keys.where}: {name}={short(value)} must be one of {', '.join(known)}{close}")
     return known[value]
