@@ -153,7 +153,7 @@ def test_the_command_runs_from_the_wheel_in_an_environment_of_its_own(wheel, tmp
         assert not list(folder.rglob("*.log")), "nothing was compiled"
 
 
-IMPORTED_AS = {"orbax-checkpoint": "orbax"}
+IMPORTED_AS = {"pyyaml": "yaml", "orbax-checkpoint": "orbax"}
 """Name on the package index -> name it is imported by, where they differ."""
 OF_JAX = {"jaxlib", "libtpu", "jax_plugins"}
 
