@@ -24,10 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fuzzing.borders import Border, borders  # noqa: E402
 
 ONCE_SECONDS = 60
-"""No input may take more time of the processor: a reader that does has no bound."""
-
-WAITING = 10
-"""How many times longer by the clock, on a machine that other programs use too."""
+"""No input may take longer: a reader that does has no bound."""
 
 SHRINK_SECONDS = 20
 """How long a failing input is made smaller."""
@@ -42,21 +39,18 @@ class Endless(Exception):
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Endless is raised inside after so many seconds of the processor, or `WAITING` times as many by the clock."""
+    """Endless is raised inside after so many seconds."""
 
     def ring(*_: Any) -> None:
         raise Endless(f"still running after {seconds:.0f} s")
 
-    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, WAITING * seconds))
-    before = [signal.signal(rung, ring) for rung, _, _ in clocks]
-    for _, clock, limit in clocks:
-        signal.setitimer(clock, limit)
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        for (rung, clock, _), handler in zip(clocks, before, strict=True):
-            signal.setitimer(clock, 0)
-            signal.signal(rung, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def fuzz(names: tuple[str, ...], minutes: float, first_seed: int) -> dict[str, dict[str, Any]]:
