@@ -7,7 +7,7 @@ import click
 from autotune.commands.catalogue import figures_table
 from autotune.commands.command import Command
 from autotune.commands.options import bad_input, json_option, saved, shown, target_of, target_options, writable
-from autotune.commands.run import in_job, leave_job, require_same, show
+from autotune.commands.run import in_job, leave_job, require_same, showed
 from autotune.commands.values import PATH
 from autotune.system.host_memory import keep_freed_memory
 from autotune.system.whole_file import write_whole
@@ -65,7 +65,7 @@ def calibrate(target, hardware, coordinator, processes, process_id, join_timeout
     if out and saved(lambda path: write_whole(path, text), out, "--out"):
         say(f"hardware file written to {out}")
         if not as_json:
-            kept = show(figures_table(found, f"{machine.name}: figures per JAX device, SI units")) and kept
+            kept = showed(figures_table(found, f"{machine.name}: figures per JAX device, SI units")) and kept
     elif out:
         kept = False
         if not as_json:

@@ -148,13 +148,13 @@ def _show(report: Report, as_json: bool) -> bool:
         return shown(json.dumps(report_to_json(report), indent=1))
     from autotune.report.text import render
 
-    return show(render(report))
+    return showed(render(report))
 
 
-def show(screen: RenderableType, piped: int = 140) -> bool:
+def show(screen: RenderableType, piped: int = 140) -> None:
     """Print a screen: in the width and the colours of a terminal, as plain lines of at most `piped` columns elsewhere.
 
-    False where stdout could not take it.
+    OSError where stdout cannot take it; the command line says that in one line.
     """
     from rich.console import Console
 
@@ -162,8 +162,18 @@ def show(screen: RenderableType, piped: int = 140) -> bool:
 
     if sys.stdout.isatty():
         Console(highlight=False).print(screen, crop=False)
-        return True
-    return shown("\n".join(lines(screen, piped)))
+    else:
+        click.echo("\n".join(lines(screen, piped)))
+
+
+def showed(screen: RenderableType) -> bool:
+    """As `show`; where stdout cannot take it, one line and False: files are still to be written."""
+    from autotune.tables import lines
+
+    if not sys.stdout.isatty():
+        return shown("\n".join(lines(screen)))
+    show(screen)
+    return True
 
 
 def open_store(path: Path | None):
