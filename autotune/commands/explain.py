@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -79,7 +80,7 @@ def explain(
         words, target, instead = asked.words, asked.target, asked.instead
         memory_fraction = asked.memory_fraction
     elif of_model:
-        layouts = lambda on: layout_of_model(model, on)  # noqa: E731
+        layouts = partial(layout_of_model, model)
     else:
         layouts = layouts_of(layout)
         if layouts is None or len(layouts) != 1:

@@ -74,32 +74,18 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             context.meta.setdefault(TRAINING_WORDS, {})[option.name] = value
         return value
 
-    dtypes = click.Choice(tuple(DTYPES))
-    for option in reversed(
+    command = setting_option(expose_value=False, callback=keep)(command)
+    for word, choices, help_text in reversed(
         (
-            click.option(
-                "--optimizer", type=click.Choice(tuple(OPTIMIZERS)), expose_value=False, callback=keep,
-                help="Of a --model, behind clipping of the gradients' norm [adamw].",
-            ),
-            click.option(
-                "--weights-dtype", type=dtypes, expose_value=False, callback=keep,
-                help="Dtype of the weights between steps [float32].",
-            ),
-            click.option(
-                "--moments-dtype", type=dtypes, expose_value=False, callback=keep,
-                help="Dtype of the optimizer's state between steps [float32].",
-            ),
-            click.option(
-                "--gradients-dtype", type=dtypes, expose_value=False, callback=keep,
-                help="Dtype in which gradients are summed over passes and handed to the optimizer [the weights'].",
-            ),
-            click.option(
-                "--master-dtype", type=dtypes, expose_value=False, callback=keep,
-                help="Dtype of a master copy of the weights in the optimizer's state [none is kept].",
-            ),
-            setting_option(expose_value=False, callback=keep),
+            ("optimizer", OPTIMIZERS, "Of a --model, behind clipping of the gradients' norm [adamw]."),
+            ("weights-dtype", DTYPES, "Dtype of the weights between steps [float32]."),
+            ("moments-dtype", DTYPES, "Dtype of the optimizer's state between steps [float32]."),
+            ("gradients-dtype", DTYPES,
+             "Dtype in which gradients are summed over passes and handed to the optimizer [the weights']."),
+            ("master-dtype", DTYPES, "Dtype of a master copy of the weights in the optimizer's state [none is kept]."),
         )
     ):  # fmt: skip
+        option = click.option(f"--{word}", type=OneOf(choices), expose_value=False, callback=keep, help=help_text)
         command = option(command)
     return command
 
@@ -108,6 +94,13 @@ def given_training() -> dict[str, Any]:
     """What `training_options` of the running command were given, by the names of the options; `settings` is a tuple."""
     context = click.get_current_context(silent=True)  # None where no command runs
     return dict(context.meta.get(TRAINING_WORDS, {})) if context is not None else {}
+
+
+def only_of_a_model(told: Mapping[str, Any]) -> None:
+    """Refuse the words of `given_training` beside a --workload."""
+    for word in told:
+        name = word.replace("_", "-").replace("settings", "set")
+        raise click.UsageError(f"--{name} is of a --model; a --workload brings its own optimizer and dtypes")
 
 
 def settings_given() -> tuple[str, ...]:
@@ -259,10 +252,9 @@ def workload_of(
     told = given_training() if training is None else dict(training)
     if bool(model) == bool(workload):
         raise click.UsageError("give one of --model and --workload")
+    if workload:
+        only_of_a_model(told)
     with bad_input():
-        if workload and told:
-            name = next(iter(told)).replace("_", "-").replace("settings", "set")
-            raise click.UsageError(f"--{name} is of a --model; a --workload brings its own optimizer and dtypes")
         if workload:
             for name, value in (("--batch", batch), ("--seq", seq), ("--dtype", dtype)):
                 if value is not None:
@@ -271,7 +263,7 @@ def workload_of(
 
             return load_workload(workload)
         from autotune.meshes.dtypes import dtype_of
-        from autotune.meshes.training import WORDS, training_of
+        from autotune.meshes.training import training_of
         from autotune.reference_workload import reference_workload
 
         assert model is not None
@@ -279,7 +271,7 @@ def workload_of(
             run = run_of_model(model, told.get("settings", ()))
             batch = batch if batch is not None else _batch_of(run, model, target)
             seq, dtype = seq if seq is not None else run.get("seq"), dtype or run.get("dtype")
-            told = {word: run[word] for word in WORDS if word in run} | told
+            told = with_training_of(run, told)
         if batch is None or seq is None:
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
         kind = dtype_of(dtype) if dtype else default_dtype(target)
@@ -297,6 +289,13 @@ def run_of_model(model: str, settings: Sequence[str]) -> dict[str, Any]:
         return dict(read_model(model, settings).run)
 
 
+def with_training_of(run: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The words of `given_training` over those that a model file's run says of its training."""
+    from autotune.meshes.training import WORDS
+
+    return {word: run[word] for word in WORDS if word in run} | dict(told)
+
+
 def _batch_of(run: Mapping[str, Any], model: str, target: Target) -> int | None:
     from autotune.model_files.maxtext_run import devices_batch
 
@@ -309,7 +308,7 @@ def layout_of_model(model: str, target: Target) -> tuple[Layout, ...]:
     from autotune.model_files.read import read_model
 
     with bad_input():
-        found = read_model(model, given_training().get("settings", ()))
+        found = read_model(model, settings_given())
         layers = len(found.architecture.layers)
         return (layout_of_run(found.run, layers, target, f"model file {one_line(model)}"),)
 

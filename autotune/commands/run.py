@@ -89,8 +89,10 @@ def run_search(
                 on_event=on_event,
                 report_on_interrupt=True,
             )
-        report = replace(report, instead=(*instead, *(told := instead_of_job())))
-        report = replace(report, instead_of="the job file" if told and not instead else report.instead_of)
+        of_job = instead_of_job()
+        report = replace(report, instead=(*instead, *of_job))
+        if of_job and not instead:
+            report = replace(report, instead_of="the job file")
         leave_job()
     plan = report.plan_or_none
     # The report first: a disk that is full must not cost a search its answer.

@@ -23,12 +23,14 @@ from autotune.commands.options import (
     given_training,
     json_option,
     memory_option,
+    only_of_a_model,
     parts_of,
     run_of_model,
     saved,
     scales_of,
     store_option,
     training_options,
+    with_training_of,
     writable,
 )
 from autotune.commands.values import AXES, BATCH, MODEL, PATH, TARGET, TIMEOUT, Number, Suggested, axes_of
@@ -121,11 +123,8 @@ def sweep(
     for name, value in (("--target", target), ("--chips", chips)):
         if not value:
             raise click.UsageError(f"{name} is missing")
-    told = given_training()
-    if workload and told:
-        name = next(iter(told)).replace("_", "-").replace("settings", "set")
-        raise click.UsageError(f"--{name} is of a --model; a --workload brings its own optimizer and dtypes")
     if workload:
+        only_of_a_model(given_training())
         said = {"--batch-tokens": batch_tokens, "--batch-rule": batch_rule, "--seq": seq, "--dtype": dtype,
                 "--batch-scale": batch_scale != 1.0, "--depth-scale": depth_scale != 1.0, "--shapes": shapes,
                 "--min-mfu": min_mfu}  # fmt: skip
@@ -281,16 +280,16 @@ def _question(
 ) -> Question:  # fmt: skip
     """The step, its axes and pins, on one machine."""
     from autotune.meshes.dtypes import dtype_of
-    from autotune.meshes.training import WORDS, training_of
+    from autotune.meshes.training import training_of
     from autotune.reference_workload import reference_workload, transformer_of, transformer_workload
     from autotune.space import parse_fix
     from autotune.sweep.point import Question
     from autotune.sweep.shapes import reshaped
 
     told = given_training()
-    settings, run = told.pop("settings", ()), run_of_model(model, given_training().get("settings", ()))
-    told = {word: run[word] for word in WORDS if word in run} | told
-    dtype, training = dtype or run.get("dtype"), training_of(told)
+    settings = told.pop("settings", ())
+    run = run_of_model(model, settings)
+    dtype, training = dtype or run.get("dtype"), training_of(with_training_of(run, told))
     transformer = transformer_of(model, seq, settings)
     batch = rule.sequences(transformer, seq, tokens)
     offered = next((target for target in map(family.target, sizes) if target is not None), None)

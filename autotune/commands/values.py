@@ -252,13 +252,10 @@ def axes_of(text: str | None) -> tuple[str, ...] | None:
 
 
 def guarded(command: click.Command) -> click.Command:
-    """The command with every option and argument that takes any text taking a `Word`, and every one that takes click's
-    choices taking `OneOf` them, in its subcommands too."""
+    """The command with every option and argument that takes any text taking a `Word`, in its subcommands too."""
     for parameter in command.params:
         if parameter.type is click.STRING:
             parameter.type = Word()
-        elif isinstance(parameter.type, click.Choice):
-            parameter.type = OneOf(map(str, parameter.type.choices))
     for inner in command.commands.values() if isinstance(command, click.Group) else ():
         guarded(inner)
     return command

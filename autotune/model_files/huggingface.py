@@ -143,11 +143,7 @@ def _refuse(values: Mapping[str, Any], where: str, *, text_part: bool) -> None:
 
 def _decoder(keys: Keys, name: str, family: Family) -> Architecture:
     """The stack that most families share: embedding, layers, last norm, output projection."""
-    for theirs, ours in family.renamed.items():
-        value = keys.take(theirs, None)
-        if value is not None:
-            keys.values[ours] = value
-            keys.used.add(ours)
+    keys.rename(family.renamed)
     for key, value in family.defaults.items():
         if keys.values.get(key) is None and value is not None:
             keys.values[key] = value

@@ -70,11 +70,8 @@ def _bert(keys: Keys, name: str) -> Architecture:
 
 def _distilbert(keys: Keys, name: str) -> Architecture:
     """Sanh et al. 2019: BERT with half the layers, without segments and pooler."""
-    for theirs, ours in (("dim", "hidden_size"), ("n_layers", "num_hidden_layers"), ("n_heads", "num_attention_heads"),
-                         ("hidden_dim", "intermediate_size"), ("activation", "hidden_act")):  # fmt: skip
-        value = keys.take(theirs, None)
-        if value is not None:
-            keys.values[ours] = value
+    keys.rename({"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+                 "hidden_dim": "intermediate_size", "activation": "hidden_act"})  # fmt: skip
     d_model = keys.whole("hidden_size", 768)
     return Architecture(
         name=name,

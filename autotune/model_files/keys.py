@@ -39,6 +39,14 @@ class Keys:
             raise ValueError(f"{self.where}: missing key {name!r}{meant}")
         return default
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Put what keys of other names say (theirs -> ours) under our names."""
+        for theirs, ours in names.items():
+            value = self.take(theirs, None)
+            if value is not None:
+                self.values[ours] = value
+                self.used.add(ours)
+
     def whole(self, name: str, default: Any = REQUIRED, *, least: int = 1) -> Any:
         """A whole number of `least` or more; `default` as it is where the key is missing."""
         value = self.take(name, default)

@@ -4,8 +4,9 @@ import json
 
 import click
 import pytest
+from every_command import commands
 
-from autotune.cli import COMMANDS, autotune, run
+from autotune.cli import autotune, run
 from autotune.commands import options
 from autotune.commands.command import HEADINGS, OTHERS, Command, Group, Option, sections
 from autotune.commands.emit import CODEBASES as CODEBASE_NAMES
@@ -14,15 +15,6 @@ from autotune.plan.emit import CODEBASES
 from autotune.sweep.batch import BATCH_RULES
 
 WIDTHS = (60, 80, 100, 120, 200)
-
-
-def commands():
-    for name in COMMANDS:
-        command = autotune.get_command(click.Context(autotune), name)
-        if isinstance(command, click.Group):
-            yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
-        else:
-            yield name, command
 
 
 ALL = dict(commands())

@@ -6,9 +6,10 @@ import sys
 
 import click
 import pytest
+from every_command import commands
 from test_plan import PLAN, plan_for
 
-from autotune.cli import COMMANDS, autotune, run
+from autotune.cli import run
 from autotune.commands.options import asked_of
 from autotune.commands.values import FilePath, Number, OneOf, Whole, Word
 from autotune.meshes.dtypes import ALIASES, dtype_of
@@ -58,15 +59,6 @@ NO_NUMBER = (
     "{}",
 )
 """Bad as any number that an option takes."""
-
-
-def commands():
-    for name in COMMANDS:
-        command = autotune.get_command(click.Context(autotune), name)
-        if isinstance(command, click.Group):
-            yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
-        else:
-            yield name, command
 
 
 CASES = [
