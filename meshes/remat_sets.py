@@ -63,6 +63,16 @@ _ARRAYS = (
 REMAT_ARRAYS: dict[str, RematArray] = {array.name: array for array in _ARRAYS}
 """Every array, by name, in the order in which a layout text writes them."""
 
+MAXTEXT_ARRAYS = {array.maxtext: name for name, array in REMAT_ARRAYS.items() if array.maxtext is not None}
+"""MaxText's key under `remat_policy: custom` -> our array."""
+
+MAXTEXT_PLACES = {"device": "device", "offload": "host", "remat": "recompute"}
+"""Value of such a key -> where the array is; configs/base.yml lists the three."""
+
+MAXTEXT_POLICIES = {"none": "none", "minimal_with_context": "dots", "minimal_flash": "dots", "minimal": "minimal",
+                    "full": "full", "save_dot_with_context_except_mlp": "attention"}  # fmt: skip
+"""MaxText's `remat_policy` -> remat word of a layout. Of two that are one of ours, `emit` writes the first."""
+
 _PROJECTIONS = ("query", "key", "value", "attention_out")
 _MLP = ("mlp_gate", "mlp_up", "mlp_out", "expert_tokens")
 

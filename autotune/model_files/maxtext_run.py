@@ -10,7 +10,7 @@ from autotune.meshes.dtypes import dtype_of
 from autotune.meshes.fields import did_you_mean, short
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
-from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
+from autotune.meshes.remat_sets import MAXTEXT_ARRAYS, MAXTEXT_PLACES, MAXTEXT_POLICIES, REMAT_ARRAYS, text_of
 from autotune.meshes.target import Target
 from autotune.model_files.keys import Keys
 
@@ -20,10 +20,6 @@ MESH_AXES = {"data": "data", "fsdp": "fsdp", "tensor": "tensor", "tensor_sequenc
 
 OTHER_AXES = ("diloco", "fsdp_transpose", "sequence", "context_usp_ulysses", "context_autoregressive", "autoregressive")
 """Axes of MaxText's mesh that a layout here does not have."""
-
-POLICIES = {"none": "none", "minimal_with_context": "dots", "minimal_flash": "dots", "minimal": "minimal",
-            "full": "full", "save_dot_with_context_except_mlp": "attention"}  # fmt: skip
-"""`remat_policy` -> remat word of a layout, as `autotune emit` writes them."""
 
 _QKV = ("query_proj", "key_proj", "value_proj")
 _ALL = (*_QKV, "out_proj", "mlpwi_0", "mlpwi_1", "mlpwo")
@@ -37,16 +33,11 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """`remat_policy` -> where it keeps which arrays, by MaxText's keys."""
 
-ARRAYS = {array.maxtext: name for name, array in REMAT_ARRAYS.items() if array.maxtext}
-"""MaxText's key under `remat_policy: custom` -> our array."""
-
 SAME_ARRAYS = {"moe_mlpwi_0": "mlpwi_0", "moe_mlpwi_1": "mlpwi_1", "moe_mlpwo": "mlpwo", "mlpwi": "mlpwi_1"}
 """Keys of the same arrays in layers with experts, and in an MLP without a gate."""
 
 FUSED = ("qkv_proj", "kv_proj")
 """Keys of fused matmuls, which say nothing where they are not used."""
-
-PLACES = {"device": "device", "offload": "host", "remat": "recompute"}
 
 OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd", "muon": "muon"}
 """`opt_type` -> optimizer of the job."""
@@ -138,13 +129,13 @@ def _mesh(keys: Keys) -> dict[str, Any]:
 def _remat(keys: Keys, *, gated: bool, experts: bool) -> dict[str, str]:
     """The remat word of a layout, of a policy by name or of `custom` with a place for each array."""
     policy = keys.take("remat_policy", None)
-    told = {name: keys.take(name, None) for name in (*ARRAYS, *SAME_ARRAYS, *FUSED)}
+    told = {name: keys.take(name, None) for name in (*MAXTEXT_ARRAYS, *SAME_ARRAYS, *FUSED)}
     if policy is None:
         return {}
     if not isinstance(policy, str):
         raise ValueError(f"{keys.where}: remat_policy={short(policy)} must be a text")
-    if policy in POLICIES:
-        return {"remat": POLICIES[policy]}
+    if policy in MAXTEXT_POLICIES:
+        return {"remat": MAXTEXT_POLICIES[policy]}
     if policy in SETS:
         place, names = SETS[policy]
         places = dict.fromkeys(names, place)
@@ -153,9 +144,9 @@ def _remat(keys: Keys, *, gated: bool, experts: bool) -> dict[str, str]:
         for name, value in told.items():
             if value is None:
                 continue
-            if not isinstance(value, str) or value not in PLACES:
-                raise ValueError(f"{keys.where}: {name}={short(value)} must be one of {', '.join(PLACES)}")
-            places[name] = PLACES[value]
+            if not isinstance(value, str) or value not in MAXTEXT_PLACES:
+                raise ValueError(f"{keys.where}: {name}={short(value)} must be one of {', '.join(MAXTEXT_PLACES)}")
+            places[name] = MAXTEXT_PLACES[value]
         for name in ("query_wa_proj", "kv_wa_proj", "mla_q", "mla_kv", "attention_out", "indexer_cutoff_threshold"):
             if keys.values.get(name) not in (None, "remat"):
                 keys.note(name, f"{short(keys.values[name])}: an array that no layout here can keep; it is recomputed")
@@ -166,7 +157,7 @@ def _remat(keys: Keys, *, gated: bool, experts: bool) -> dict[str, str]:
     for name, place in places.items():
         if name.startswith("moe_") and not experts or name == "mlpwi" and gated or name in FUSED:
             continue
-        array = ARRAYS[SAME_ARRAYS.get(name, name)]
+        array = MAXTEXT_ARRAYS[SAME_ARRAYS.get(name, name)]
         if REMAT_ARRAYS[array].needs == "gate" and not gated:
             continue
         if place != "recompute":

@@ -14,16 +14,14 @@ from typing import Any
 from autotune.meshes.compiler_options import as_variable
 from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout import REMAT, Layout
-from autotune.meshes.remat_sets import REMAT_ARRAYS, places_of
+from autotune.meshes.remat_sets import MAXTEXT_PLACES, MAXTEXT_POLICIES, REMAT_ARRAYS, places_of
 from autotune.partition import LOGICAL_AXIS_RULES
 from autotune.plan.plan import Plan
 from autotune.plan.their_mesh import best_of, easylm_meshes, maxtext_meshes
 
-MAXTEXT_PLACES = {"device": "device", "host": "offload", "recompute": "remat"}
-"""configs/base.yml: "Pick one of these options for following tensors: ['remat','device','offload']"."""
-
-MAXTEXT_POLICIES = {"none": "none", "dots": "minimal_with_context", "minimal": "minimal", "full": "full",
-                    "attention": "save_dot_with_context_except_mlp"}  # fmt: skip
+THEIR_PLACES = {ours: theirs for theirs, ours in MAXTEXT_PLACES.items()}
+THEIR_POLICIES = {ours: theirs for theirs, ours in reversed(MAXTEXT_POLICIES.items())}
+"""Our words -> MaxText's."""
 
 
 def _maxtext_remat(remat: str) -> dict[str, object]:
@@ -33,16 +31,16 @@ def _maxtext_remat(remat: str) -> dict[str, object]:
     without a gate is called; MaxText reads it beside `mlpwi_1`. `qkv_proj` is query, key and value from one matmul
     (`fused_qkv`), so it is said where all three are at one place.
     """
-    if remat in MAXTEXT_POLICIES:
-        return {"remat_policy": MAXTEXT_POLICIES[remat]}
+    if remat in THEIR_POLICIES:
+        return {"remat_policy": THEIR_POLICIES[remat]}
     flags: dict[str, object] = {"remat_policy": "custom"}
     for name, place in places_of(remat).items():
         key = REMAT_ARRAYS[name].maxtext
         default = "device" if name == "layer_input" else "recompute"
         if key is not None and place != default:
-            flags[key] = MAXTEXT_PLACES[place]
+            flags[key] = THEIR_PLACES[place]
             if name == "mlp_up":
-                flags["mlpwi"] = MAXTEXT_PLACES[place]
+                flags["mlpwi"] = THEIR_PLACES[place]
     projections = {flags.get(key) for key in ("query_proj", "key_proj", "value_proj")}
     if len(projections) == 1 and None not in projections:
         flags["qkv_proj"] = projections.pop()

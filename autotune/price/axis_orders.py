@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from autotune.meshes.hardware import scale
 from autotune.meshes.layout import AXES, OUTERMOST_FIRST
 from autotune.meshes.target import Target
 from autotune.price.collective_costs import placed
-from autotune.price.price import Prices, price
+from autotune.price.price import price
 from autotune.price.priced_space import PricedSpace
 from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
@@ -48,13 +47,7 @@ def with_best_orders(space: PricedSpace, keep: int, most_bytes: float) -> Priced
         f"{len(others)} other orders of the axes inside a slice priced for {len(np.unique(of_row))} layouts; "
         f"{len(best)} of these are faster so, and listed with their order"
     )
-    return dataclasses.replace(
-        space,
-        table=joined(space.table, others.take(best)),
-        broken=np.concatenate([space.broken, space.broken[at]]),
-        prices=joined_prices(space.prices, prices, best, joined(space.table, others.take(best))),
-        notes=(*space.notes, note),
-    )
+    return space.with_rows(others.take(best), prices, best, at, note)
 
 
 def orders_that_differ(target: Target, inner: dict[str, int]) -> list[tuple[str, ...]]:
@@ -92,24 +85,3 @@ def without_links(target: Target) -> Target:
     for tier in hardware.tiers[: 2 if hardware.devices_per_chip > 1 else 1]:
         hardware = scale(hardware, f"network:{tier.name}", 1e9)
     return dataclasses.replace(target, hardware=hardware)
-
-
-def joined(first: LayoutTable, second: LayoutTable) -> LayoutTable:
-    """The rows of two tables, one after the other."""
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in LayoutTable.columns()
-    }
-    columns["order"] = np.concatenate([first.order, second.order + len(first.orders)])
-    return dataclasses.replace(first, orders=(*first.orders, *second.orders), **columns)
-
-
-def joined_prices(first: Prices, second: Prices, rows: np.ndarray, table: LayoutTable) -> Prices:
-    """The prices of `table`: those of `first`, then some rows of `second`."""
-    return Prices(
-        table=table,
-        pricer=first.pricer,
-        step_seconds=np.concatenate([first.step_seconds, second.step_seconds[rows]]),
-        low_seconds=np.concatenate([first.low_seconds, second.low_seconds[rows]]),
-        high_seconds=np.concatenate([first.high_seconds, second.high_seconds[rows]]),
-        peak_bytes=np.concatenate([first.peak_bytes, second.peak_bytes[rows]]),
-    )

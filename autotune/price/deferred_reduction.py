@@ -8,7 +8,6 @@ import numpy as np
 
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.legality import ONCE_A_STEP, reject_codes
-from autotune.price.axis_orders import joined, joined_prices
 from autotune.price.price import price
 from autotune.price.priced_space import PricedSpace
 
@@ -50,17 +49,9 @@ def with_deferred_reduction(space: PricedSpace, keep: int) -> PricedSpace:
     order = order[np.argsort(prices.step_seconds[order], kind="stable")][:keep]
     if not len(order):
         return space
-    found = tried.take(order)
-    whole = joined(space.table, found)
     word = LAYOUT_WORDS["reduce"]
     note = (
         f"{len(rows):,} layouts with {word.name}={word.value(ONCE_A_STEP)} priced: {int(wins.sum()):,} of them fit and "
         f"are faster so; {len(order)} may be the best and are listed"
     )
-    return dataclasses.replace(
-        space,
-        table=whole,
-        broken=np.concatenate([space.broken, space.broken[rows[order]]]),
-        prices=joined_prices(space.prices, prices, order, whole),
-        notes=(*space.notes, note),
-    )
+    return space.with_rows(tried.take(order), prices, order, rows[order], note)

@@ -146,7 +146,7 @@ def price_transformer(
 ) -> Prices:
     """Price every row of a table for `batch` sequences of `seq` tokens a step (whole mesh) on the target.
 
-    Rows are taken as they are: whether their sizes divide is for `autotune.meshes.legality` to say. `assumptions`: the
+    Rows are taken as they are: whether their sizes divide is for `autotune.meshes.legality` to say. `stack`: the
     training stack; None: our own models as XLA compiles them for the target.
     """
     pricer = Pricer(

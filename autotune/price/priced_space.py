@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +100,20 @@ class PricedSpace:
         """The price of one row with all its terms."""
         return self.prices.estimate(row)
 
+    def with_rows(
+        self, table: LayoutTable, prices: Prices, rows: np.ndarray, like: np.ndarray, note: str
+    ) -> PricedSpace:
+        """The space with the rows of `table` behind its own. `rows`: where their prices stand in `prices`; `like`: for
+        each, the row of this space that breaks the same rules. `note` says what was added."""
+        whole = _joined(self.table, table)
+        return dataclasses.replace(
+            self,
+            table=whole,
+            broken=np.concatenate([self.broken, self.broken[like]]),
+            prices=_joined_prices(self.prices, prices, rows, whole),
+            notes=(*self.notes, note),
+        )
+
     def best_by(self, figure: np.ndarray, among: np.ndarray) -> int | None:
         """Of the rows in the mask `among`, the one with the least `figure` (one number a row); None of an empty mask.
 
@@ -140,6 +155,27 @@ class PricedSpace:
         """The whole space priced on other hardware."""
         target = dataclasses.replace(self.target, hardware=hardware)
         return price(self.workload, self.table, target, self.probed)
+
+
+def _joined(first: LayoutTable, second: LayoutTable) -> LayoutTable:
+    """The rows of two tables, one after the other."""
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in LayoutTable.columns()
+    }
+    columns["order"] = np.concatenate([first.order, second.order + len(first.orders)])
+    return dataclasses.replace(first, orders=(*first.orders, *second.orders), **columns)
+
+
+def _joined_prices(first: Prices, second: Prices, rows: np.ndarray, table: LayoutTable) -> Prices:
+    """The prices of `table`: those of `first`, then some rows of `second`."""
+    return Prices(
+        table=table,
+        pricer=first.pricer,
+        step_seconds=np.concatenate([first.step_seconds, second.step_seconds[rows]]),
+        low_seconds=np.concatenate([first.low_seconds, second.low_seconds[rows]]),
+        high_seconds=np.concatenate([first.high_seconds, second.high_seconds[rows]]),
+        peak_bytes=np.concatenate([first.peak_bytes, second.peak_bytes[rows]]),
+    )
 
 
 def rule_named(code: int) -> str:

@@ -17,7 +17,6 @@ from autotune.meshes.layout_words import LAYOUT_WORDS, RematWord
 from autotune.meshes.legality import has_array
 from autotune.meshes.remat_sets import DEVICE, HOST, PLACES, RECOMPUTE, REMAT_ARRAYS, digits_of, set_code
 from autotune.meshes.transformer import TransformerShape
-from autotune.price.axis_orders import joined, joined_prices
 from autotune.price.price import price, price_sets, price_transformer
 from autotune.price.priced_space import NEAR_CAPACITY, PricedSpace
 from autotune.price.transformer.training_stack import stack_of
@@ -130,18 +129,11 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
         return space
     table, found = table.take(listed), found[listed]
     prices = price(space.workload, table, space.target, space.probed)
-    whole = joined(space.table, table)
     note = (
         f"{priced:,} layouts that keep, offload or recompute arrays one by one priced; "
         f"{len(found)} meshes are faster so, and listed with their arrays"
     )
-    return dataclasses.replace(
-        space,
-        table=whole,
-        broken=np.concatenate([space.broken, space.broken[found]]),
-        prices=joined_prices(space.prices, prices, np.arange(len(table)), whole),
-        notes=(*space.notes, note),
-    )
+    return space.with_rows(table, prices, np.arange(len(table)), found, note)
 
 
 def _fastest(seconds: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

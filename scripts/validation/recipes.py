@@ -12,7 +12,7 @@ from typing import Any
 
 from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
-from autotune.meshes.remat_sets import REMAT_ARRAYS, text_of
+from autotune.meshes.remat_sets import MAXTEXT_ARRAYS, MAXTEXT_PLACES, MAXTEXT_POLICIES, text_of
 from autotune.meshes.target import Target, parse_target, with_memory_fraction
 from autotune.meshes.training import Training, training_of
 from autotune.meshes.transformer import TransformerShape
@@ -29,21 +29,6 @@ DECODERS = ("llama2", "mistral", "mixtral", None)
 """`decoder_block` of the models that our reference decoder is; None where a row names none."""
 
 MLPS = {("silu", "linear"): "swiglu-3mat", ("nn.silu", "linear"): "swiglu-3mat", ("gelu",): "gelu-2mat"}
-
-POLICIES = {
-    "full": "full",
-    "none": "none",
-    "minimal": "minimal",
-    "minimal_flash": "dots",
-    "minimal_with_context": "dots",
-    "save_dot_with_context_except_mlp": "attention",
-}
-"""MaxText's remat policy -> ours (`autotune/models/remat.py`)."""
-
-ARRAYS = {array.maxtext: name for name, array in REMAT_ARRAYS.items() if array.maxtext}
-"""MaxText's key -> our array."""
-
-PLACES = {"device": "device", "offload": "host", "remat": "recompute"}
 
 CHIP_CONFIG = "2a886c8_chip_config_name"
 """The option that names libtpu's description of the chip: a field of the topology, and no compiler option."""
@@ -229,8 +214,8 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
 def _remat(told: Mapping[str, Any], problems: list[str]) -> str | None:
     """Our text for a row's policy, or for the arrays that it keeps or offloads one by one."""
     policy = str(told["policy"])
-    if policy in POLICIES:
-        return POLICIES[policy]
+    if policy in MAXTEXT_POLICIES:
+        return MAXTEXT_POLICIES[policy]
     arrays = told.get("tensors")
     if arrays is None and isinstance(told.get("expands_to"), Mapping):  # a scan keeps what its body takes
         arrays = {"decoder_layer_input": "device", **told["expands_to"]}
@@ -238,11 +223,13 @@ def _remat(told: Mapping[str, Any], problems: list[str]) -> str | None:
         problems.append(f"the remat policy {policy}")
         return None
     places = {name: place for name, place in arrays.items() if place != "remat" and name not in SAME_ARRAY}
-    strange = [f"{name} {place}" for name, place in places.items() if name not in ARRAYS or place not in PLACES]
+    strange = [
+        f"{name} {place}" for name, place in places.items() if name not in MAXTEXT_ARRAYS or place not in MAXTEXT_PLACES
+    ]
     if strange:
         problems.append(f"remat array by array ({', '.join(strange)})")
         return None
-    return text_of({ARRAYS[name]: PLACES[place] for name, place in places.items()})
+    return text_of({MAXTEXT_ARRAYS[name]: MAXTEXT_PLACES[place] for name, place in places.items()})
 
 
 def _training(row: Mapping[str, Any], missing: list[str]) -> Training:
