@@ -1,8 +1,8 @@
 """Which arrays of a layer to keep, offload or compute again: for every layout that may be best, the best set.
 
-The policies of the space are six sets of thousands (`autotune.meshes.remat_sets`). What tells one set
-from another in time and memory is shared by arrays of equal size and work, so one set stands for all that differ in
-which of such arrays they name; arrays that the model lacks, or whose absence costs nothing, are computed again.
+The policies of the space are six sets of thousands (`autotune.meshes.remat_sets`). Arrays of equal size and work cost
+the same, so one set stands for all that differ only in which of such arrays they name. Arrays that the model lacks, or
+whose absence costs nothing, are computed again.
 """
 
 from __future__ import annotations
@@ -64,14 +64,6 @@ def candidate_sets(shape: TransformerShape, host: bool) -> np.ndarray:
             keep = rank[0] <= rank[1]
             sets, digit_of = sets[keep], {name: digit[keep] for name, digit in digit_of.items()}
     return np.unique(word.codes_of_sets(sets))
-
-
-def undominated(seconds: np.ndarray, peak_bytes: np.ndarray) -> np.ndarray:
-    """Rows that no other beats in both: none is at least as fast with less memory, or faster with as much. Of equal
-    ones the first. By rising memory."""
-    order = np.lexsort((np.arange(len(seconds)), seconds, peak_bytes))
-    fastest = np.minimum.accumulate(seconds[order])
-    return order[np.append(True, fastest[1:] < fastest[:-1])] if len(order) else order
 
 
 def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:

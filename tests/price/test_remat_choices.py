@@ -14,7 +14,7 @@ from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
 from autotune.price.price import price, price_sets
 from autotune.price.priced_space import NEAR_CAPACITY, price_space
-from autotune.price.remat_choices import HOST_WINS, WINS, candidate_sets, undominated, with_best_sets
+from autotune.price.remat_choices import HOST_WINS, WINS, candidate_sets, with_best_sets
 from autotune.reference_workload import transformer_workload
 from autotune.search import shortlist
 from autotune.space import enumerate_layouts
@@ -42,6 +42,14 @@ def every_set(shape, host):
 def with_sets(table, sets):
     rows = table.take(np.repeat(np.arange(len(table)), len(sets)))
     return dataclasses.replace(rows, remat=np.tile(sets, len(table)))
+
+
+def undominated(seconds: np.ndarray, peak_bytes: np.ndarray) -> np.ndarray:
+    """Rows that no other beats in both: none is at least as fast with less memory, or faster with as much. Of equal
+    ones the first. By rising memory."""
+    order = np.lexsort((np.arange(len(seconds)), seconds, peak_bytes))
+    fastest = np.minimum.accumulate(seconds[order])
+    return order[np.append(True, fastest[1:] < fastest[:-1])] if len(order) else order
 
 
 def front(seconds, peak):

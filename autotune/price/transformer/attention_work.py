@@ -80,9 +80,7 @@ def attention_work(
     if not stack.flash:
         # Forward: scores = q k^T, and weights x v. Backward: two matmuls for each.
         return AttentionWork(
-            flops=(2.0 * scores * (h + values), 4.0 * scores * (h + values))
-            if values != h
-            else (4.0 * scores * h, 8.0 * scores * h),
+            flops=(2.0 * scores * (h + values), 4.0 * scores * (h + values)),
             matmul_seconds=(one_way + other_way, 2.0 * (one_way + other_way)),
             hbm_seconds=stored_bytes,  # type: ignore[arg-type]
             recomputed=np.ones_like(length * sequences),
@@ -97,9 +95,10 @@ def attention_work(
     counted = scores * h * (seen + 0.5 * tile / seq if seen < 1.0 else 1.0)
     if kind is not None and kind.window is not None and causal:
         counted = scores * h * window_share(kind, seq, tile)
-    fused_flops = tuple(2.0 * matmuls * counted for matmuls in stack.flash_matmuls)
-    if values != h:
-        fused_flops = tuple(flops * share for flops, share in zip(fused_flops, _value_shares(h, values), strict=True))
+    fused_flops = tuple(
+        2.0 * matmuls * counted * share
+        for matmuls, share in zip(stack.flash_matmuls, _value_shares(h, values), strict=True)
+    )
     peak = hardware.peak(dtype)
     fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, stack.flash_efficiency, strict=True))
     gathers = "gather" in stack.fused_context or not causal

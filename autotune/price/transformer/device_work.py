@@ -222,6 +222,7 @@ def _work_of_kind(
         for way in (0, 1)
     )
     logits = tokens * (shape.vocab / tensor)
+    dense = shape.dense_share if kind is None else bool(kind.mlp.shared_width or not kind.mlp.experts)
     kept = {
         "input": 2.0 * tokens * d / cut,
         "stream": saved.stream * tokens * d / cut + NORM_SAVED * normed,
@@ -229,11 +230,7 @@ def _work_of_kind(
         "heads": saved.heads * elements[1],
         "context": saved.context * tokens * heads * values + saved.statistics * tokens * heads,
         "outputs": 2.0 * tokens * d / cut,
-        "mlp_outputs": 2.0
-        * tokens
-        * d
-        / cut
-        * (shape.dense_share if kind is None else bool(kind.mlp.shared_width or not kind.mlp.experts)),
+        "mlp_outputs": 2.0 * tokens * d / cut * dense,
         "slots": 2.0 * slots,
         # A fused kernel never stores its scores.
         "scores": saved.scores * attention.scores * (not stack.flash),
@@ -258,7 +255,7 @@ def _work_of_kind(
         loss=tuple(scale * bytes_each * logits / hbm for bytes_each in traffic.logits),  # type: ignore[arg-type]
         stream_bytes=width * tokens * d,
         slot_bytes=width * slots * tensor,
-        kv_bytes=width * 2 * tokens * kv_heads * h if values == h else width * tokens * kv_heads * (h + values),
+        kv_bytes=width * tokens * kv_heads * (h + values),
         kept={name: scale * value for name, value in kept.items()},
         layer_work_bytes=scale * in_hand,
         logit_bytes=scale * saved.logits * logits,

@@ -137,16 +137,10 @@ class StepTerms(Rows):
 
         One collective reduces along all of `axes`, inner axes first; a reduce-scatter along `data` comes before it.
         What is deferred is reduced along `data` alone."""
-        if axis == "data" and self.deferred.any():
-            joint = self._shards_of_joint(axis, scattered, axes)
-            return np.where(self.deferred, 1.0, joint)
-        return self._shards_of_joint(axis, scattered, axes)
-
-    def _shards_of_joint(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
         inside = np.where(scattered, self.size["data"] if axis != "data" else 1.0, 1.0)
         for name in axes[: axes.index(axis)]:
             inside = inside * np.where(scattered & ((axis == "data") | (name == "data")), 1.0, self.size[name])
-        return inside
+        return np.where(self.deferred, 1.0, inside) if axis == "data" else inside
 
     @property
     def _scatters_tables(self) -> np.ndarray:

@@ -32,9 +32,8 @@ class Shares:
     """The shares of each row of a column of `remat`; arrays of its shape.
 
     `kept`, `waiting`: part of `KEPT_PARTS` -> share of it on the device, in host memory; parts of which no row has any
-    are left out. `again`: part of `RUN_PARTS`
-    -> share that runs again. Queries, keys and values are shares of "heads" by their heads; the MLP's first matmuls
-    have equal shares.
+    are left out. `again`: part of `RUN_PARTS` -> share that runs again. Queries, keys and values are shares of "heads"
+    by their heads; the MLP's first matmuls have equal shares.
     """
 
     def __init__(self, column: np.ndarray, shape: TransformerShape) -> None:

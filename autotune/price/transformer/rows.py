@@ -128,8 +128,8 @@ class Rows:
 
     def reductions(self, axis: str) -> np.ndarray:
         """How often a step reduces gradients along an axis that repeats the weights."""
-        once = self.deferred if axis == "data" else False
-        return np.where(self.stack.gradients_per_pass & ~np.asarray(once), self.table.accumulate, 1.0)
+        once = self.deferred & (axis == "data")
+        return np.where(self.stack.gradients_per_pass & ~once, self.table.accumulate, 1.0)
 
     def table_share(self, axis: str) -> np.ndarray:
         """Of these reductions, the share in which the vocabulary's tables take part."""
