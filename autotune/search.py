@@ -28,7 +28,7 @@ from autotune.memory_use import BY_BATCH, Smaller, failed_use
 from autotune.meshes.fields import one_line
 from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
-from autotune.meshes.layout_words import LAYOUT_WORDS
+from autotune.meshes.layout_words import LAYOUT_WORDS, RematWord
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target, parse_target
 from autotune.outcomes import Outcomes, fitting
@@ -201,14 +201,14 @@ def search(
     if probe and workload.transformer is None:
         space = _probe(space, compile_count, compiled, store)
         clock.lap("probing")
-    if listed is None and "order" not in {**parse_fix(fix), **workload.fixed}:
-        space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
-        clock.lap("pricing")
-    if listed is None and "reduce" not in {**parse_fix(fix), **workload.fixed}:
-        space = with_deferred_reduction(space, LISTED_PRICED)
-        clock.lap("pricing")
-    if listed is None and "remat" not in {**parse_fix(fix), **workload.fixed}:
-        space = with_best_sets(space, LISTED_PRICED)
+    if listed is None:
+        pinned = {*parse_fix(fix), *workload.fixed}
+        if "order" not in pinned:
+            space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
+        if "reduce" not in pinned:
+            space = with_deferred_reduction(space, LISTED_PRICED)
+        if "remat" not in pinned:
+            space = with_best_sets(space, LISTED_PRICED)
         clock.lap("pricing")
     eta = _Eta(workload, target, jobs, store)
     early = _early_answer(space, target, compile_count, eta)
@@ -386,13 +386,15 @@ def shortlist(space: PricedSpace, capacity: float) -> list[int]:
     if space.layouts is not None:
         return _meshes_in_turns(space, ranked)
     word = LAYOUT_WORDS["remat"]
-    named = np.isin(space.table.remat[ranked], [word.code(name) for name in word.values])
+    assert isinstance(word, RematWord)
+    named = ~word.unnamed(space.table.remat[ranked])
     begins = bool(named[:1].all())
     kinds = [_meshes_in_turns(space, ranked[named == kind]) for kind in (begins, not begins)]
     return [row for turn in itertools.zip_longest(*kinds) for row in turn if row is not None]
 
 
 def _meshes_in_turns(space: PricedSpace, ranked: np.ndarray) -> list[int]:
+    """Ranked rows, at most `PER_MESH` of one mesh before others had their turn, and twins behind all others."""
     first: list[int] = []
     later: list[int] = []
     seen: dict[tuple[int, ...], int] = {}

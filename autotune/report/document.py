@@ -119,7 +119,7 @@ def report_to_json(report: Findings) -> dict[str, Any]:
         "omitted": [
             {
                 "reason": item.reason,
-                "status": item.status.value if item.status else None,
+                "status": item.status.value,
                 "count": item.count,
                 "best_step_seconds": item.best_step_seconds,
             }

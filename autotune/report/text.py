@@ -12,7 +12,6 @@ from autotune.analysis.overheads import OVERHEAD_KINDS, Overhead
 from autotune.meshes.target import Target
 from autotune.program import Buffer
 from autotune.report.findings import NOT_LISTED, SPARE, Findings, Omitted, Row, near_capacity
-from autotune.row_status import RowStatus
 from autotune.tables import Column, FittedTable, Prose, share_bar
 from autotune.units import bytes_text, percent, seconds_text
 
@@ -417,7 +416,7 @@ def _counted(rows: Sequence[Row], omitted: Sequence[Omitted]) -> list[Omitted]:
             count += before.count
             seconds = min((one for one in (seconds, before.best_step_seconds) if one), default=None)
         found[row.status, reason] = Omitted(reason=reason, count=count, best_step_seconds=seconds, status=row.status)
-    return sorted(found.values(), key=lambda item: (item.status or RowStatus.ILLEGAL).rank)
+    return sorted(found.values(), key=lambda item: item.status.rank)
 
 
 def _notes(report: Findings) -> Prose | None:
