@@ -1,8 +1,8 @@
 """The arrays of a layer that a layout keeps, offloads or computes again, and the names of the usual sets. JAX-free.
 
-`REMAT_ARRAYS` says of each array once what it is, which part of a layer it belongs to, what runs again where the
-backward pass does not find it, and what MaxText calls it. The policies of `remat` are names of sets of these arrays;
-any other set is written `save:layer_input+query/offload:mlp_up`, arrays that are not named being computed again.
+`REMAT_ARRAYS` says what each array is and what MaxText calls it; `price.transformer.remat` says what each costs. The
+policies of `remat` are names of sets of these arrays. Any other set is written `save:layer_input+query/offload:mlp_up`;
+an array that it does not name is computed again.
 """
 
 from __future__ import annotations
@@ -26,38 +26,31 @@ RECOMPUTE, DEVICE, HOST = range(3)
 class RematArray:
     """One array of a layer.
 
-    `kept_part`: the part of a layer's saved bytes (`price.transformer.remat.KEPT_PARTS`) that it is, or is a share of;
-    None where nothing reads it in the backward pass. `reruns`: the part of the forward pass (`RUN_PARTS`) that runs
-    again where it is not saved; None: nothing does. `maxtext`: its key in MaxText's configs/base.yml under
-    `remat_policy: custom`; None where MaxText has none. `needs`: what the model must have: "gate", "experts" or None.
+    `maxtext`: its key in MaxText's configs/base.yml under `remat_policy: custom`; None where MaxText has none. `needs`:
+    what the model must have: "gate", "experts" or None.
     """
 
     name: str
     meaning: str
-    kept_part: str | None
-    reruns: str | None
     maxtext: str | None
     needs: str | None = None
 
 
 _ARRAYS = (
-    RematArray(name="layer_input", meaning="the residual stream that enters the layer", kept_part="input", reruns=None,
+    RematArray(name="layer_input", meaning="the residual stream that enters the layer",
                maxtext="decoder_layer_input"),
-    RematArray(name="query", meaning="queries after rotation", kept_part="heads", reruns="heads", maxtext="query_proj"),
-    RematArray(name="key", meaning="keys after rotation", kept_part="heads", reruns="heads", maxtext="key_proj"),
-    RematArray(name="value", meaning="values", kept_part="heads", reruns="heads", maxtext="value_proj"),
-    RematArray(name="attention", meaning="the attention kernel's output and its softmax statistics",
-               kept_part="context", reruns="context", maxtext="context"),
-    RematArray(name="attention_out", meaning="attention's projection back to the residual stream",
-               kept_part="outputs", reruns="out", maxtext="out_proj"),
-    RematArray(name="mlp_gate", meaning="the MLP's first matmul that the activation takes", kept_part="hidden_in",
-               reruns="hidden_in", maxtext="mlpwi_0", needs="gate"),
-    RematArray(name="mlp_up", meaning="the MLP's other first matmul, or its only one", kept_part="hidden_in",
-               reruns="hidden_in", maxtext="mlpwi_1"),
+    RematArray(name="query", meaning="queries after rotation", maxtext="query_proj"),
+    RematArray(name="key", meaning="keys after rotation", maxtext="key_proj"),
+    RematArray(name="value", meaning="values", maxtext="value_proj"),
+    RematArray(name="attention", meaning="the attention kernel's output and its softmax statistics", maxtext="context"),
+    RematArray(name="attention_out", meaning="attention's projection back to the residual stream", maxtext="out_proj"),
+    RematArray(name="mlp_gate", meaning="the MLP's first matmul that the activation takes",
+               maxtext="mlpwi_0", needs="gate"),
+    RematArray(name="mlp_up", meaning="the MLP's other first matmul, or its only one", maxtext="mlpwi_1"),
     RematArray(name="mlp_out", meaning="the MLP's last matmul; read again only where its experts are mixed",
-               kept_part="slots", reruns="hidden_out", maxtext="mlpwo"),
-    RematArray(name="expert_tokens", meaning="an expert's tokens after their all-to-all", kept_part="slots",
-               reruns="slots", maxtext=None, needs="experts"),
+               maxtext="mlpwo"),
+    RematArray(name="expert_tokens", meaning="an expert's tokens after their all-to-all",
+               maxtext=None, needs="experts"),
 )  # fmt: skip
 
 REMAT_ARRAYS: dict[str, RematArray] = {array.name: array for array in _ARRAYS}

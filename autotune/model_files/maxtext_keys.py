@@ -70,7 +70,6 @@ NEUTRAL = {
         "shard_exp_on_fsdp", "use_2d_fsdp_sharding", "*_two_stage_all_gather", "force_unroll", "scan_layers",
         "param_scan_axis", "scan_pipeline_*", "scan_layers_per_stage", "set_remat_policy_on_*", "matmul_precision",
         "inhomogeneous_layer_cycle_interval", "pipeline_*",
-       
         "context_parallel_load_balance", "context_parallel_reorder_strategy",
         "allow_split_physical_axes", "optimize_mesh_for_tpu_v6e", "custom_mesh", "shardy",
         "remove_size_one_mesh_axis_from_type", "shard_mode", "use_sequential_layers", "enable_mhc_lite",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -44,25 +44,8 @@ class Adapted:
         """A state that cannot be pickled (it keeps a lock, or a device, beside its arrays) is made anew where it
         arrives."""
         if self.again is not None and not can_be_pickled((self.function, self.state, self.batch)):
-            return _again, (self.again,)
-        return _adapted, (self.function, self.state, self.batch, self.initialise, self.in_place, self.again)
-
-
-def _again(again: Callable[[], Adapted]) -> Adapted:
-    return again()
-
-
-def _adapted(
-    function: Callable[[Any, Any], tuple[Any, Any]],
-    state: Any,
-    batch: Any,
-    initialise: Callable[[], Any] | None,
-    in_place: bool,
-    again: Callable[[], Adapted] | None,
-) -> Adapted:
-    return Adapted(
-        function=function, state=state, batch=batch, initialise=initialise, in_place=in_place, again=again
-    )  # fmt: skip
+            return self.again, ()
+        return partial(Adapted, **{field.name: getattr(self, field.name) for field in fields(self)}), ()
 
 
 def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> Adapted:

@@ -83,7 +83,7 @@ class Workload:
             step, state, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes, parameters=parameters,
             explicit=explicit, batch_axes=batch_axes, name=name,
         )  # fmt: skip
-        self._set(transformer=None, recipe={}, training=Training(), **fields)
+        self._set(**fields)
 
     @classmethod
     def of_call(
@@ -121,7 +121,7 @@ class Workload:
             step, args, kwargs or {}, batch, rules=rules, logical_rules=logical_rules, mesh_axes=mesh_axes,
             parameters=parameters, explicit=explicit, batch_axes=batch_axes, name=name,
         )  # fmt: skip
-        workload._set(transformer=None, recipe={}, training=Training(), **fields)
+        workload._set(**fields)
         return workload
 
     @classmethod
@@ -173,7 +173,7 @@ class Workload:
         from autotune.workload.from_builder import builder_fields
 
         workload = object.__new__(cls)
-        workload._set(transformer=None, recipe={}, training=Training(), **builder_fields(builder, axes, name, options))
+        workload._set(**builder_fields(builder, axes, name, options))
         return workload
 
     def with_recipe(self, recipe: Mapping[str, Any]) -> Workload:
@@ -222,7 +222,14 @@ class Workload:
         return workload
 
     def _set(self, **values: Any) -> None:
-        for field, value in ({"ignored": (), "not_modelled": ()} | values).items():
+        left_out: dict[str, Any] = {
+            "transformer": None,
+            "recipe": {},
+            "training": Training(),
+            "ignored": (),
+            "not_modelled": (),
+        }
+        for field, value in (left_out | values).items():
             object.__setattr__(self, field, value)
 
 
