@@ -75,6 +75,15 @@ class AttentionKind:
         return self.kv_rank > 0
 
     @property
+    def splash_tile(self) -> int:
+        """The largest tile of queries and of keys in the fused kernel for TPUs (splash attention).
+
+        Tiles of 1024 do not fit in the 16 MiB of vector memory that a kernel has with soft caps or heads wider than 128
+        (v5e, jax 0.10.2), and of a window they would compute more that is masked.
+        """
+        return 512 if self.soft_cap or self.window is not None or self.head_dim > 128 else 1024
+
+    @property
     def value_width(self) -> int:
         """Width of one head's value."""
         return self.value_dim or self.head_dim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,10 +184,25 @@ class TransformerShape:
         return [] if self.architecture is None else lacks(self.architecture)
 
     @property
-    def windowed(self) -> bool:
-        """Whether any layer attends over a window or a chunk."""
+    def ring_lacks(self) -> list[str]:
+        """Parts of its attention that a ring along `context` does not have, in words."""
+        found = []
+        for kind, _ in () if self.architecture is None else self.architecture.kinds:
+            if kind.attention.window is not None:
+                found.append("windows")
+            if kind.attention.value_width != kind.attention.head_dim:
+                found.append("values of another width than keys")
+            if kind.attention.sinks:
+                found.append("sinks")
+            if kind.attention.soft_cap:
+                found.append("soft caps")
+        return list(dict.fromkeys(found))
+
+    @property
+    def latent_rank(self) -> int:
+        """The common divisor of the ranks of latent attention, along which `fsdp` cuts its matrices; 0 without any."""
         kinds = () if self.architecture is None else self.architecture.kinds
-        return any(kind.attention.window is not None for kind, _ in kinds)
+        return math.gcd(*(rank for kind, _ in kinds for rank in (kind.attention.kv_rank, kind.attention.query_rank)))
 
     @property
     def stacks(self) -> tuple[tuple[TransformerShape, LayerKind | None, float], ...]:

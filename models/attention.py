@@ -45,7 +45,8 @@ class Attention(nnx.Module):
         if kind.bias in ("out", "all"):
             self.output_bias = zeros((d,), ("norm",))
         if kind.qk_norm == "head":
-            self.query_norm, self.key_norm = Norm(h), Norm(h)
+            self.query_norm: Norm | HeadsNorm = Norm(h)
+            self.key_norm: Norm | HeadsNorm = Norm(h)
         if kind.qk_norm == "whole":
             self.query_norm, self.key_norm = HeadsNorm(n, h, "heads"), HeadsNorm(k, h, "kv_heads")
         if kind.sinks:
@@ -70,7 +71,7 @@ class Attention(nnx.Module):
         q, k, v = keep(q, QUERY), keep(k, KEY), keep(v, VALUE)
         sinks = self.sinks[...].astype(jnp.float32) if self.kind.sinks else None
         cap = SOFT_CAP if self.kind.soft_cap else None
-        mixed = attend(q, k, v, positions_L, self.visible, run, sinks=sinks, soft_cap=cap)
+        mixed = attend(q, k, v, positions_L, self.visible, run, sinks=sinks, soft_cap=cap, tile=self.kind.splash_tile)
         w = run.sharder.fetch(self.output[...], ("heads", "head_dim", "embed"), run.dtype)
         out = run.sharder.einsum("blnh,nhd->bld", mixed, w, ("batch", "norm_length", "features"))
         if hasattr(self, "output_bias"):
@@ -154,29 +155,29 @@ def rotate(x_BLNH: jax.Array, positions_L: jax.Array) -> jax.Array:
 
 def attend(
     q_BLNH: jax.Array, k_BLKH: jax.Array, v_BLKH: jax.Array, positions_L: jax.Array, visible: Visible, run: Execution,
-    *, sinks: jax.Array | None = None, soft_cap: float | None = None,
+    *, sinks: jax.Array | None = None, soft_cap: float | None = None, tile: int = 1024,
 ) -> jax.Array:  # fmt: skip
     """Attention between positions, each device on its own heads and queries.
 
     `sinks`: one logit a query head, float32, that every softmax has beside those of the keys. `soft_cap`: scores pass
-    through a tanh of that height.
+    through a tanh of that height. `tile`: of splash attention.
     """
     context, causal = run.layout.context, visible.causal
 
-    def local(q, k, v, positions, *sinks):
-        parts = {"sinks": sinks[0] if sinks else None, "soft_cap": soft_cap}
+    def local(q, k, v, positions, *shares):
+        own = shares[0] if shares else None
         if run.layout.context_attention == "ring" and context > 1:
             return keep(ring_attention(q, k, v, context, causal), ATTENTION)
         if context > 1:
             k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, causal) for x in (k, v))
         if run.kernel == "splash":
-            return kernels.splash_attention(q, k, v, visible, context, **parts)
+            return kernels.splash_attention(q, k, v, visible, context, sinks=own, soft_cap=soft_cap, tile=tile)
         # Causal queries of a cut sequence are none of cuDNN's: its public call lets them start at the first key only.
         takes = kernels.cudnn_takes(q.shape, v.shape[-1], visible, soft_cap)
         if run.kernel == "cudnn" and takes and (context == 1 or not causal):
-            return kernels.cudnn_attention(q, k, v, visible, parts["sinks"])
+            return kernels.cudnn_attention(q, k, v, visible, own)
         plain = kernels.xla_attention if context == 1 and run.kernel != "cudnn" else kernels.blocked_attention
-        return plain(q, k, v, positions if causal else None, visible, **parts)
+        return plain(q, k, v, positions if causal else None, visible, sinks=own, soft_cap=soft_cap)
 
     spec = run.sharder.spec
     queries = spec(("batch", "length", "heads", "head_dim"))

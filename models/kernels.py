@@ -17,10 +17,6 @@ import numpy as np
 from autotune.models.remat import ATTENTION, keep
 from autotune.models.ring import zigzag
 
-SPLASH_BLOCK = 1024
-"""Tile of queries and of keys in splash attention; the largest power of two up to this that divides the length."""
-
-
 QUERY_BLOCK = 1024
 """Queries whose scores plain attention holds at a time, where the sequence is cut over devices because it is long, or
 where cuDNN would hold none."""
@@ -116,8 +112,8 @@ def cudnn_attention(
     """cuDNN's fused flash attention; nothing of size L x M is stored. Chunks of a sequence are sequences of their own
     there."""
     if visible.chunked:
-        folded = [x.reshape(-1, visible.window, *x.shape[2:]) for x in (q_BLNH, k_BMKH, v_BMKH)]
-        return cudnn_attention(*folded, Visible(causal=visible.causal), sinks).reshape(q_BLNH.shape)
+        q, k, v = (x.reshape(-1, visible.window, *x.shape[2:]) for x in (q_BLNH, k_BMKH, v_BMKH))
+        return cudnn_attention(q, k, v, Visible(causal=visible.causal), sinks).reshape(q_BLNH.shape)
     window = None if visible.window is None else (visible.window - 1, 0)
     fused = functools.partial(
         jax.nn.dot_product_attention, is_causal=visible.causal, local_window_size=window, implementation="cudnn"
@@ -162,11 +158,12 @@ def with_sinks(fused, q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, s
 
 def splash_attention(
     q_BLNH, k_BMKH, v_BMKV, visible: Visible, context: int, *, sinks: jax.Array | None = None,
-    soft_cap: float | None = None,
+    soft_cap: float | None = None, tile: int = 1024,
 ) -> jax.Array:  # fmt: skip
     """The Pallas splash attention kernel, which skips masked tiles and stores nothing of size L x M.
 
-    Keys are whole and in order; queries are this device's share where the sequence is cut over `context`.
+    Keys are whole and in order; queries are this device's share where the sequence is cut over `context`. Tiles are of
+    the largest power of two up to `tile` that divides the length.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -176,13 +173,12 @@ def splash_attention(
     shares = context if causal else 1  # without an order every share sees the same
     mask: masks.Mask = masks.FullMask((length, kv_length))
     if causal:
-        mask = _causal_mask(masks, kv_length, visible)
-        mask.q_sequence = zigzag(kv_length, context, causal).astype(np.int32)
+        mask = _causal_mask(masks, kv_length, visible, zigzag(kv_length, context, causal))
     kernel = splash.make_splash_mha(
         mask=masks.MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=shares,
-        block_sizes=_splash_blocks(splash, length if shares == 1 else length // 2, kv_length),
+        block_sizes=_splash_blocks(splash, length if shares == 1 else length // 2, kv_length, tile),
         residual_checkpoint_name=ATTENTION,
         attn_logits_soft_cap=soft_cap,
     )
@@ -192,13 +188,16 @@ def splash_attention(
     return mapped(scaled, k_BMKH.swapaxes(1, 2), v_BMKV.swapaxes(1, 2)).swapaxes(1, 2)
 
 
-def _causal_mask(masks, length: int, visible: Visible):
-    """The kernel's mask of a whole sequence in which a query sees no later key."""
+def _causal_mask(masks, length: int, visible: Visible, order: np.ndarray):
+    """The kernel's mask of a whole sequence in which a query sees no later key; `order`: position of each query."""
     if visible.window is None:
-        return masks.CausalMask((length, length))
-    if visible.chunked:
-        return masks.ChunkedCausalMask((length, length), visible.window)
-    return masks.LocalMask((length, length), (visible.window - 1, 0), 0)
+        mask = masks.CausalMask((length, length))
+    elif visible.chunked:
+        mask = masks.ChunkedCausalMask((length, length), visible.window)
+    else:
+        mask = masks.LocalMask((length, length), (visible.window - 1, 0), 0)
+    mask.q_sequence = order.astype(np.int32)
+    return mask
 
 
 def _own_share(kernel, shares: int):
@@ -225,8 +224,8 @@ def _own_share(kernel, shares: int):
     return type(kernel)(*(share(info) for info in tables), **options)
 
 
-def _splash_blocks(splash, length: int, kv_length: int):
-    q, kv = math.gcd(length, SPLASH_BLOCK), math.gcd(kv_length, SPLASH_BLOCK)
+def _splash_blocks(splash, length: int, kv_length: int, tile: int):
+    q, kv = math.gcd(length, tile), math.gcd(kv_length, tile)
     return splash.BlockSizes(
         block_q=q, block_kv=kv, block_kv_compute=kv, block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
         block_q_dq=q, block_kv_dq=kv,

@@ -21,6 +21,10 @@ def shape_of(model: ReadModel, seq: int | None = None) -> TransformerShape:
     name = architecture.name
     if not architecture.vocab:
         raise ValueError(f"model {name}: a vision encoder has no tokens to embed and to predict: not modelled")
+    if seq is not None and 0 < architecture.position_rows < seq:
+        raise ValueError(
+            f"model {name}: seq={seq} is longer than its table of {architecture.position_rows} learned positions"
+        )
     kinds = [kind for kind, _ in architecture.kinds]
     first = next((kind.mlp for kind in kinds if kind.mlp.experts), kinds[0].mlp)
     if len({(kind.mlp.experts, kind.mlp.experts_per_token) for kind in kinds if kind.mlp.experts}) > 1:
