@@ -115,7 +115,7 @@ def helps(report: Findings) -> Bars:
     bars = [
         Bar(
             name=name, words=f"-{percent(gain)}", width=_percent(gain / gains[0][0]), best=False,
-            parts=(Part(name="", words=f"-{percent(gain)}", share=1.0, style=page_style(name, outer)),),
+            parts=(Part(name="", words=f"{name} -{percent(gain)}", share=1.0, style=page_style(name, outer)),),
         )
         for gain, name in gains
     ]  # fmt: skip
@@ -142,8 +142,9 @@ def collectives(report: Findings) -> Bars:
             Part(name="hidden", words=seconds_text(max(line.seconds - line.exposed_seconds, 0.0)),
                  share=max(1 - line.exposed_seconds / total, 0.0), style=hidden),
         ]  # fmt: skip
+        times = "once" if line.count == 1 else f"{line.count} times"
         words = (
-            f"{line.count} times, {bytes_text(line.payload_bytes)} moved, {bytes_text(line.wire_bytes)} sent; "
+            f"{times}, {bytes_text(line.payload_bytes)} moved, {bytes_text(line.wire_bytes)} sent; "
             f"{seconds_text(line.seconds)}, {percent(line.exposed_seconds / total)} exposed"
         )
         name = f"{line.kind} {line.axis}@{line.tier}"
@@ -188,8 +189,11 @@ def plane(report: Findings) -> dict[str, Any] | None:
     runs = [point for point in points if point[0].status.can_run]
     capacity = report.target.hardware.capacity_bytes
     fastest = min(seconds for _, seconds, _ in runs or points)
-    slowest = min(max(seconds for _, seconds, _ in points), 4 * fastest)
-    largest = min(max(size for _, _, size in points), 2 * max([capacity, *(size for _, _, size in runs)]))
+    # Layouts that do not fit may be far slower than all that do: they would press those into one line.
+    slowest = min(max(seconds for _, seconds, _ in points), 1.25 * max(seconds for _, seconds, _ in runs or points),
+                  4 * fastest)  # fmt: skip
+    fitting = [size for _, _, size in runs] or [min(size for _, _, size in points)]
+    largest = min(max(size for _, _, size in points), 2 * max(capacity, *fitting))
     near = capacity <= 8 * largest
     right = 1.05 * (max(largest, capacity) if near else largest)
     smallest = min(seconds for _, seconds, _ in points)
