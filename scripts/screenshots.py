@@ -115,7 +115,7 @@ def main(out: Path, only: str, command: str, lines: int) -> None:
             if "terminal.svg" in wanted:
                 (out / "terminal.svg").write_text(terminal_svg(command, progress, screen, lines), encoding="utf-8")
             if "page.png" in wanted:
-                page_png(Path(folder) / "report.html", out / "page.png", 1280, 1400)
+                page_png(Path(folder) / "report.html", out / "page.png", 1280, 1360)
         for name, kind in FRONTIER.items():
             if name in wanted:
                 autotune(["frontier", "--target", "h100", "--plot", name, "--picture", kind], Path(folder),

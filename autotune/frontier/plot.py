@@ -210,7 +210,8 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
 
 def _title(curve: Curve, hardware: str | None = None) -> str:
     a = curve.assumptions
-    batch = f"{a.batch_rule} batch rule" if a.batch_tokens is None else f"batch of {a.batch_tokens:.3g} tokens"
+    rule = "the paper's" if a.batch_rule == "default" else a.batch_rule
+    batch = f"{rule} batch rule" if a.batch_tokens is None else f"batch of {a.batch_tokens:.3g} tokens"
     kind = "sparse" if a.sparse else "dense"
     assumed = f"{kind}, {batch}, {a.months:g} months; priced, nothing compiled"
     return f"{hardware or curve.gpu.label}: smallest cluster in time ({assumed})"

@@ -105,7 +105,7 @@ def limits(report: Findings) -> Bars:
         if row.limit:
             words += f"; binds: {row.limit.resource}, {percent(row.limit.elasticity)}"
         bars.append(_bar(row, report, words, seconds / longest, parts))
-    return Bars(bars=tuple(bars), legend=tuple((name, page_style(name, outer)) for name in names))
+    return Bars(bars=tuple(bars), legend=_by_style((name, page_style(name, outer)) for name in names))
 
 
 def helps(report: Findings) -> Bars:
@@ -271,7 +271,7 @@ def timeline(report: Findings) -> dict[str, Any] | None:
     return {
         "words": f"{seconds_text(found.prediction.step_seconds)} compiled",
         "lanes": len(lanes),
-        "legend": tuple(listed.items()),
+        "legend": _by_style(listed.items()),
         "data": {
             "step": found.prediction.step_seconds,
             "lanes": [lane_title(lane) for lane in lanes],
@@ -346,6 +346,15 @@ def _binary_ticks(high: float, about: int = 6) -> list[float]:
     while high / step > about:
         step *= 2
     return [place * step for place in range(0, int(high / step) + 1)]
+
+
+def _by_style(named: Iterable[tuple[str, Style]]) -> tuple[tuple[str, Style], ...]:
+    """(names, style) of a legend: names that look the same, such as those of one axis and of it with another, stand
+    together."""
+    names: dict[Style, list[str]] = {}
+    for name, style in named:
+        names.setdefault(style, []).append(name)
+    return tuple((", ".join(of), style) for style, of in names.items())
 
 
 def _percent(share: float) -> float:

@@ -169,6 +169,7 @@ def test_bars_add_up(report):
     assert len(limits.bars) == 6
     for bar in limits.bars:
         assert sum(part.share for part in bar.parts) == pytest.approx(1.0, abs=0.01)
+    assert len({style for _, style in limits.legend}) == len(limits.legend), "one look, one line of the legend"
     for bars in (limits, charts.memories(report), charts.collectives(report)):
         assert {part.style for bar in bars.bars for part in bar.parts} <= {style for _, style in bars.legend}
     for bar in charts.collectives(report).bars:

@@ -38,7 +38,7 @@ def test_a_terminal_and_a_page_at_small_size(tmp_path):
     words = re.sub(r"<[^>]+>", "", text).replace("&#160;", " ")
     assert "early answer, priced and not compiled yet" in words and "chosen: " in words and "more lines]" in words
     assert "http" not in text.replace("http://www.w3.org", "").replace("https://www.textualize.io", "")
-    assert size_of((tmp_path / "page.png").read_bytes()) == (1280, 1400)
+    assert size_of((tmp_path / "page.png").read_bytes()) == (1280, 1360)
 
 
 def test_a_picture_of_the_frontier(tmp_path):
