@@ -179,7 +179,7 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
     left.set_xlabel("width d_model")
     left.set_ylabel("layers")
     left.legend(fontsize=8, loc="upper left")
-    left.set_title(_title(Curve(gpu=gpu, assumptions=assumptions, points=(), wall=None)), fontsize=9)
+    left.set_title(_title(Curve(gpu=gpu, assumptions=assumptions, points=(), wall=None)), fontsize=9, loc="left")
     figure.colorbar(cells, ax=left, label="utilisation of peak", shrink=0.85)
 
     names = [f"{shape.run.layers} x {shape.run.d_model}" for shape in equal]

@@ -164,6 +164,13 @@ def test_where_nothing_fits_the_closest_layout_is_in_the_picture(report):
     assert [point["kind"] for point in plane["points"]] == ["oom"] and plane["hidden"] == 1
 
 
+def test_a_priced_page_says_what_a_compile_would_add(report):
+    priced = render_html(dataclasses.replace(report, rows=report.rows[1:], compiled=None))
+    words = "the step by lane and the collectives are those of a compiled layout"
+    assert words in priced and 'id="timeline-canvas"' not in priced and 'href="#step"' not in priced
+    assert words not in render_html(report)
+
+
 def test_bars_add_up(report):
     limits = charts.limits(report)
     assert len(limits.bars) == 6
