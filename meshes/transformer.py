@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind
+from autotune.meshes.architecture import REFERENCE_MLPS, Architecture, AttentionKind, LayerKind, MlpKind, lacks
 from autotune.meshes.fields import did_you_mean, json_object, one_line, read_text, short
 
 LARGEST_SIZE = 2**31 - 1
@@ -156,6 +156,31 @@ class TransformerShape:
     def repeats(self) -> int:
         """How often the pattern of the layers repeats: stages of a pipeline hold whole patterns."""
         return self.layers if self.architecture is None else self.architecture.repeats
+
+    @property
+    def described(self) -> Architecture:
+        """The same layer by layer."""
+        if self.architecture is not None:
+            return self.architecture
+        layer = LayerKind(
+            attention=AttentionKind(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim),
+            mlp=MlpKind(
+                activation=next(name for name, mlp in REFERENCE_MLPS.items() if mlp == self.mlp),
+                width=self.d_ff,
+                experts=self.experts,
+                experts_per_token=self.experts_per_token if self.experts else 0,
+                shared_width=self.d_ff * self.shared_experts if self.experts else 0,
+            ),
+        )
+        return Architecture(
+            name=self.name, d_model=self.d_model, vocab=self.vocab, layers=(layer,) * self.layers, kind=self.kind,
+            tied_embeddings=self.tied_embeddings,
+        )  # fmt: skip
+
+    @property
+    def lacks(self) -> list[str]:
+        """Parts that the reference model does not have, in words: then it is priced only."""
+        return [] if self.architecture is None else lacks(self.architecture)
 
     @property
     def windowed(self) -> bool:
