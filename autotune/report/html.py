@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup, escape
 
 from autotune.analysis.limits import ARC
 from autotune.plan.fields import PACKAGES
@@ -38,9 +37,9 @@ def _together(text: str) -> str:
     return _UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
-def _breakable(text: object) -> Markup:
-    """A layout, escaped, that a browser breaks after commas, and inside a long word after +, / and >."""
-    return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[,+/>])", str(text)))
+def _pieces(layout: object) -> list[str]:
+    """A layout where a browser may break it: after commas, and inside a long word after +, / and >."""
+    return re.split(r"(?<=[,+/>])", str(layout))
 
 
 def render_html(report: Findings, *, command: str | None = None, plan_path: Path | None = None) -> str:
@@ -59,7 +58,7 @@ def render_html(report: Findings, *, command: str | None = None, plan_path: Path
     )
     environment.filters |= {
         "seconds": seconds_text, "bytes": bytes_text, "percent": percent, "buffers": buffers_text, "mfu": mfu_text,
-        "together": _together, "breakable": _breakable,
+        "together": _together, "pieces": _pieces,
     }  # fmt: skip
     known = dict(report.compiled.versions) if report.compiled is not None else installed_versions(PACKAGES)
     versions = {**installed_versions(("autotune-jax",)), **known}
