@@ -3,7 +3,8 @@
 A worker imports the user's modules anew, so what `main()` set in them is back at its default there. The data of the
 modules that the value can reach is sent along and put back after the import; classes and functions come from the
 import, because JAX knows a pytree class only where the module that registers it has run. Modules that a worker cannot
-import travel by value. JAX is not imported here.
+import travel by value, the script itself among them; their pytree classes are registered anew
+(`autotune.compile.pytree_classes`). JAX is not imported here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import cloudpickle
 
+from autotune.compile.pytree_classes import NotKnown, pickled_with_classes, register, registrations
 from autotune.system.code_owner import owner_of
 from autotune.workload.pickled import can_be_pickled
 
@@ -37,23 +39,31 @@ def packed(value: Any) -> bytes:
     """The pickle of `value` and of the data of the user's modules that it reaches; CannotBeSent when there is none."""
     with _by_value():
         try:
-            body = cloudpickle.dumps(value)
+            body, by_value = pickled_with_classes(value)
         except Exception as error:
             raise CannotBeSent(f"cannot be sent to a worker process: {culprit(value)}: {error}") from error
+        try:
+            classes = cloudpickle.dumps(registrations(by_value))
+        except NotKnown as error:
+            raise CannotBeSent(
+                f"cannot be sent to a worker process: {error}; it can where the class stands in a module that is "
+                "imported"
+            ) from error
         reached = _reached(body)
         modules = {name: data for name, module in reached.items() if _importable(module) and (data := _data(module))}
-        return cloudpickle.dumps((modules, _flags(), body))
+        return cloudpickle.dumps((modules, _flags(), classes, body))
 
 
 def unpacked(payload: bytes) -> Any:
     """The value of `packed`, after the user's modules are imported and hold the data that they held there."""
-    modules, flags, body = cloudpickle.loads(payload)
+    modules, flags, classes, body = cloudpickle.loads(payload)
     if flags:
         _set_flags(flags)
     for name, data in modules.items():
         # A script's module may refuse to run a second time; what the step needs of it, the value's own pickle imports.
         with contextlib.suppress(Exception):
             _restore(importlib.import_module(name), data)
+    register(cloudpickle.loads(classes))
     value = cloudpickle.loads(body)
     if flags:
         _set_flags(flags)  # flags that the user's modules defined as they were imported
@@ -115,6 +125,12 @@ def _reached(body: bytes) -> dict[str, types.ModuleType]:
             waiting |= _imports(Path(str(users[name].__file__)), name, hasattr(users[name], "__path__"))
             waiting |= {_home(held) for held in list(vars(users[name]).values())} - found
     return {name: module for name, module in users.items() if name in found}
+
+
+def imports_of(module: types.ModuleType) -> frozenset[str]:
+    """Every module that a module's source may import, and its packages."""
+    found = _imports(Path(str(module.__file__)), module.__name__, hasattr(module, "__path__"))
+    return found | {name.rpartition(".")[0] for name in (*found, module.__name__) if "." in name}
 
 
 def _home(held: Any) -> str:

@@ -89,7 +89,7 @@ def test_only_what_the_step_reaches_is_imported_in_the_worker(tmp_path, monkeypa
             (tmp_path / f"{name}.py").write_text(text)
         for name in names.values():
             importlib.import_module(name)
-        data, _, _ = cloudpickle.loads(packed(sys.modules["reach_step"].step))
+        data, *_ = cloudpickle.loads(packed(sys.modules["reach_step"].step))
         assert {name for name in data if name.startswith("reach")} <= set(names.values()) - {"reach_alone"}
         assert {"reach_late", "reach_held", "reach_step", "reach_pack.deep"} <= set(data)
     finally:
