@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from autotune.partition import BOTH, CONTEXTS, NEW, NONE, OLD
@@ -18,6 +19,9 @@ CONTEXT_WORDS = {
     NONE: "no mesh set",
 }
 
+NO_MESH = Mesh(np.empty((), dtype=object), ())
+"""What is set where no mesh is."""
+
 
 @contextlib.contextmanager
 def mesh_set(mesh: Mesh, context: str = BOTH, abstract: AbstractMesh | None = None) -> Iterator[Mesh]:
@@ -25,11 +29,14 @@ def mesh_set(mesh: Mesh, context: str = BOTH, abstract: AbstractMesh | None = No
 
     Many codebases ask the old context which mesh there is, and leave all their sharding constraints out where it has
     none. A jax version that refuses the old context gets `jax.set_mesh` alone, with a warning that says so.
-    `abstract` stands in for the mesh in the new context, for a trace that needs no devices.
+    `abstract` stands in for the mesh in the new context, for a trace that needs no devices. A mesh that the user's
+    program has set already (`jax.set_mesh` at the top of a script) gives way inside.
     """
     if context not in CONTEXTS:
         raise ValueError(f"mesh_set: context={context!r} must be one of {', '.join(CONTEXTS)}")
     with contextlib.ExitStack() as entered:
+        if not jax.sharding.get_abstract_mesh().empty:
+            entered.enter_context(jax.set_mesh(NO_MESH))
         if context in (BOTH, OLD):
             try:
                 with warnings.catch_warnings():

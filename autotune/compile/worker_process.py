@@ -33,11 +33,13 @@ DEVICELESS = {"JAX_PLATFORMS": "cpu", **DEVICELESS_ENVIRONMENT}
 
 def worker_environment(target: Target) -> dict[str, str]:
     """The environment variables a worker for this target adds to ours; targets with equal ones can share a worker."""
+    # The user's modules are imported there: a mesh that one makes on import finds as many devices as here.
+    asked = int(getattr(getattr(sys.modules.get("jax"), "config", None), "jax_num_cpu_devices", 0))
     if target.platform == "cpu":
-        return DEVICELESS | {"JAX_NUM_CPU_DEVICES": str(target.devices)}
+        return DEVICELESS | {"JAX_NUM_CPU_DEVICES": str(max(target.devices, asked))}
     if target.platform == "cuda" and target.attached:
         return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return dict(DEVICELESS)
+    return DEVICELESS | ({"JAX_NUM_CPU_DEVICES": str(asked)} if asked > 0 else {})
 
 
 class WorkerProcess:

@@ -41,7 +41,7 @@ def batch_dimensions(
         axes, inputs = dimensions
         own = {path: [axes.axis(one) for one in dims]
                for path, dims in zip(leaves, inputs[first:], strict=False)}  # fmt: skip
-        looped = {(axes.axis(one), turns) for one, turns in axes.stacked.items()}
+        looped = axes.looped()
         at = told.get(main) or 0
         shape = tuple(leaves[main].shape)
         if main not in told and len(shape) > 1 and (own[main][0], shape[0]) in looped:

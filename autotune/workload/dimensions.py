@@ -28,12 +28,16 @@ class Contraction:
 class Dimensions:
     """Axes as classes of dimensions. `axis(d)` names the class of a dimension; `contractions` hold dimensions.
 
-    `stacked`: dimensions that a loop goes through, with its number of turns. `outputs`: the dimensions of each output.
+    `stacked`: dimensions that a loop goes through, with its number of turns. `parts`: (dimension, its extent, the
+    dimension of a slice of it, its extent), where a slice is not the whole. `indexed`: dimensions of which a loop takes
+    one entry a turn, with their extent. `outputs`: the dimensions of each output.
     `constraints`: the sharding constraints, each with the dimensions of its array."""
 
     parent: list[int] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     stacked: dict[int, int] = field(default_factory=dict)
+    parts: list[tuple[int, int, int, int]] = field(default_factory=list)
+    indexed: dict[int, int] = field(default_factory=dict)
     outputs: list[tuple[int, ...]] = field(default_factory=list)
     constraints: list[tuple[Any, tuple[int, ...]]] = field(default_factory=list)
 
@@ -49,6 +53,16 @@ class Dimensions:
             self.parent[dimension] = self.parent[self.parent[dimension]]
             dimension = self.parent[dimension]
         return dimension
+
+    def looped(self) -> set[tuple[int, int]]:
+        """(axis, extent) of every dimension that a loop goes through, or of which it goes through a slice."""
+        found = {(self.axis(one), turns) for one, turns in (*self.stacked.items(), *self.indexed.items())}
+        while True:
+            more = {(self.axis(whole), extent) for whole, extent, part, length in self.parts
+                    if (self.axis(part), length) in found} - found  # fmt: skip
+            if not more:
+                return found
+            found |= more
 
     def same(self, one: int, other: int) -> None:
         """These two are one axis."""
@@ -140,6 +154,18 @@ def _relate(found: Dimensions, equation: Any, ins, outs, trips: int) -> None:
             _pairs(found, zip(one, other, strict=True))
     else:
         _by_position(found, equation, ins, outs)
+        if name in ("slice", "dynamic_slice"):
+            _slice(found, equation, ins[0], outs[0], in_loop=trips > 1)
+
+
+def _slice(found: Dimensions, equation: Any, whole: tuple[int, ...], part: tuple[int, ...], in_loop: bool) -> None:
+    """What is cut out of each dimension. A loop that takes one entry at a place of its own a turn goes through it."""
+    shapes = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    for dimension, extent, result, length in zip(whole, shapes[0], part, shapes[1], strict=True):
+        if length != extent:
+            found.parts.append((dimension, extent, result, length))
+            if in_loop and length == 1 and equation.primitive.name == "dynamic_slice":
+                found.indexed[dimension] = extent
 
 
 def _pairs(found: Dimensions, pairs) -> None:

@@ -34,7 +34,8 @@ def guess_names(
     """
     found, inputs = dimensions
     axis = found.axis
-    data = {axis(dimension) for index, at in batch.items() for dimension in inputs[index][at : at + 2]}
+    # The batch and its length: the dimension after it, or before it where time comes first.
+    data = {axis(dimension) for index, at in batch.items() for dimension in inputs[index][max(at - 1, 0) :][:2]}
     stacked = {axis(dimension) for dimension in found.stacked}
     saved: dict[int, float] = {}
     reduced: dict[int, float] = {}
