@@ -6,7 +6,7 @@ Plain data without JAX, so that a plan can carry it home as JSON.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +70,10 @@ class Partition:
     `rules`: logical name -> mesh axes, in order of precedence. `mesh_names`: our mesh axis -> what the step itself
     calls it ("tensor" -> "tp"), where that differs. `explicit`: the step is written for Explicit mesh axes.
     `mesh_context`: where the step finds the mesh that is set (`CONTEXTS`).
-    `extra_axes`: the step's own name of a further axis of one of our kinds -> that kind; it has size 1, and stands in
-    `Leaf.names` as `extra_name` of it. `unusable`: our mesh axis -> why the step cannot be cut along it.
+    `extra_axes`: the step's own name of a further axis of one of our kinds -> that kind; it stands in `Leaf.names` and
+    in `rules` as `extra_name` of it, and shares the size of its kind (`own_sizes`). `limits`: the step's own name of
+    such an axis, or of the first of its kind -> the most of the kind's size that it has.
+    `unusable`: our mesh axis -> why the step cannot be cut along it.
     `apart`: two of our mesh axes ("data,tensor") -> why the step cannot be cut along both, though it can along each.
     """
 
@@ -82,6 +84,7 @@ class Partition:
     explicit: bool
     mesh_context: str = "both"
     extra_axes: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
 
@@ -93,11 +96,73 @@ class Partition:
         first = [leaf for leaf in found if leaf.role in ("parameters", "frozen")] or found
         return first[0] if first and all(leaf.names == first[0].names for leaf in first) else None
 
-    def cut(self, leaf: Leaf, layout: Layout) -> tuple[tuple[str, ...], ...]:
-        """The mesh axes (ours, larger than 1) of each dimension of that array."""
-        rules = dict(layout.rules) | {name: axes for name, axes in self.rules if name not in dict(layout.rules)}
-        order = list(rules)
+    def own_axes(self, axis: str) -> tuple[str, ...]:
+        """The step's own names of all its axes that are one of ours, the first first."""
+        return (self.mesh_names.get(axis, axis), *(own for own, kind in self.extra_axes.items() if kind == axis))
+
+    def own_sizes(self, axis: str, total: int) -> dict[str, int]:
+        """Own name -> size, of all the step's axes that are one of ours, which has this size in all.
+
+        Each axis with a limit has the greatest common divisor of it and of what is left, the first axis without one has
+        the rest, and any other has size 1; where all have limits, the last has what is left.
+        """
+        own, left = self.own_axes(axis), total
+        sizes = dict.fromkeys(own, 1)
+        for name in own:
+            if name in self.limits:
+                sizes[name] = math.gcd(left, self.limits[name])
+                left //= sizes[name]
+        rest = next((name for name in own if name not in self.limits), own[-1])
+        sizes[rest] *= left
+        return sizes
+
+    def own_shape(self, shape: Mapping[str, int]) -> dict[str, int]:
+        """The step's own names and sizes of a mesh of our axes, outermost first.
+
+        Axes of one kind stand beside each other, the first outermost.
+        """
+        return {own: size for axis, total in shape.items() for own, size in self.own_sizes(axis, total).items()}
+
+    def own_name(self, axis: str) -> str:
+        """The step's own name of an axis as it stands among the names of a dimension."""
+        return axis.removeprefix(EXTRA) if axis.startswith(EXTRA) else self.mesh_names.get(axis, axis)
+
+    def kind(self, axis: str) -> str:
+        """Our mesh axis of one that stands among the names of a dimension."""
+        return self.extra_axes[axis.removeprefix(EXTRA)] if axis.startswith(EXTRA) else axis
+
+    def expanded(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """Our mesh axes with all further axes of their kinds beside them."""
+        return tuple(
+            one
+            for axis in axes
+            for one in (axis, *(extra_name(own) for own, kind in self.extra_axes.items() if kind == axis))
+        )
+
+    def sizes(self, layout: Layout) -> dict[str, int]:
+        """Axis as it stands among the names of dimensions -> its size: of an axis of ours that several of the step's
+        own share, the part of the first."""
         sizes = layout.axes
+        for axis in dict.fromkeys(self.extra_axes.values()):
+            first, *more = self.own_sizes(axis, sizes[axis]).items()
+            sizes[axis] = first[1]
+            sizes |= {extra_name(own): size for own, size in more}
+        return sizes
+
+    def meanings(self, layout: Layout) -> dict[str, tuple[str, ...]]:
+        """Logical name -> its axes under that layout, in order of precedence."""
+        told = {name: self.expanded(axes) for name, axes in layout.rules}
+        return told | {name: axes for name, axes in self.rules if name not in told}
+
+    def meant(self, name: Name, layout: Layout) -> tuple[str, ...]:
+        """The axes, of any size, that a name of a dimension means under that layout."""
+        return _axes(name, self.meanings(layout))
+
+    def cut(self, leaf: Leaf, layout: Layout) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes (larger than 1, as `sizes` has them) of each dimension of that array."""
+        rules = self.meanings(layout)
+        order = list(rules)
+        sizes = self.sizes(layout)
         cut: list[tuple[str, ...]] = [()] * len(leaf.names)
         taken: set[str] = set()
         ranked = sorted(range(len(cut)), key=lambda index: _rank(leaf.names[index], order))
@@ -111,11 +176,12 @@ class Partition:
             if axes and not taken & set(axes):
                 cut[index] = axes
                 taken |= set(axes)
-        if leaf.role == "optimizer" and layout.zero >= 1 and layout.data > 1 and "data" not in taken:
+        rows = tuple(axis for axis in self.expanded(("data",)) if sizes[axis] > 1)
+        if leaf.role == "optimizer" and layout.zero >= 1 and layout.data > 1 and not taken & set(rows):
             whole = [math.prod(sizes[axis] for axis in axes) for axes in cut]
             for index in sorted(range(len(cut)), key=lambda index: (bool(cut[index]), -leaf.shape[index])):
                 if leaf.shape[index] % (whole[index] * layout.data) == 0:
-                    cut[index] = (*cut[index], "data")
+                    cut[index] = (*cut[index], *rows)
                     break
         return tuple(cut)
 
@@ -131,29 +197,37 @@ class Partition:
             if all(layout.axes[axis] > 1 for axis in pair.split(",")):
                 return f"{' x '.join(f'{axis}={layout.axes[axis]}' for axis in pair.split(','))}: {why}"
         seen: set[Leaf] = set()
+        sizes = self.sizes(layout)
         for where, leaves in (("batch", self.batch), ("state", self.state)):
             for path, leaf in leaves.items():
                 if leaf in seen:
                     continue
                 seen.add(leaf)
                 for index, axes in enumerate(self.cut(leaf, layout)):
-                    size = math.prod(layout.axes[axis] for axis in axes)
+                    size = math.prod(sizes[axis] for axis in axes)
                     if leaf.shape[index] % size:
-                        words = " x ".join(f"{axis}={layout.axes[axis]}" for axis in axes)
+                        words = " x ".join(f"{self._word(axis)}={sizes[axis]}" for axis in axes)
                         name = leaf.names[index]
                         called = f" ({name})" if isinstance(name, str) and name not in AXES else ""
                         return f"{words} does not divide dimension {index}{called} of {where} {path}, {leaf.shape}"
         return None
 
+    def _word(self, axis: str) -> str:
+        """What an error calls an axis: one that shares its kind with others by the step's own name."""
+        if axis.startswith(EXTRA):
+            return axis.removeprefix(EXTRA)
+        return self.mesh_names.get(axis, axis) if axis in self.extra_axes.values() else axis
+
     def axes(self) -> tuple[str, ...]:
         """The mesh axes that some array can be cut along."""
         rules = dict(self.rules)
-        used = {axis for leaf in (*self.state.values(), *self.batch.values()) for name in leaf.names
+        used = {self.kind(axis) for leaf in (*self.state.values(), *self.batch.values()) for name in leaf.names
                 for axis in _axes(name, rules)}  # fmt: skip
         used -= set(self.unusable)
         rows = {name for leaf in self.batch.values() for name in leaf.names}
         held = {axis for leaf in self.state.values() for name in leaf.names
-                if leaf.role != "mutable" or name not in rows for axis in _axes(name, rules)}  # fmt: skip
+                if leaf.role != "mutable" or name not in rows
+                for axis in map(self.kind, _axes(name, rules))}  # fmt: skip
         # A batch cut over `expert` or `fsdp` alone would be data parallelism by another name.
         same_as_data = {"expert"} | ({"fsdp"} if "data" in used else set())
         return tuple(name for name in AXES if name in used and (name in held or name not in same_as_data))
@@ -166,11 +240,15 @@ class Partition:
             "explicit": self.explicit,
             **({"mesh_context": self.mesh_context} if self.mesh_context != "both" else {}),
             **({"extra_axes": dict(self.extra_axes)} if self.extra_axes else {}),
+            **({"limits": dict(self.limits)} if self.limits else {}),
             **({"unusable": dict(self.unusable)} if self.unusable else {}),
             **({"apart": dict(self.apart)} if self.apart else {}),
             "state": {path: _leaf_json(leaf) for path, leaf in self.state.items()},
             "batch": {path: _leaf_json(leaf) for path, leaf in self.batch.items()},
         }
+
+
+EXTRA = "axis:"
 
 
 def extra_name(own: str) -> str:
@@ -179,7 +257,7 @@ def extra_name(own: str) -> str:
     >>> extra_name("expert")
     'axis:expert'
     """
-    return f"axis:{own}"
+    return EXTRA + own
 
 
 def _leaf_json(leaf: Leaf) -> dict[str, Any]:
@@ -194,7 +272,7 @@ def _axes(name: Name, rules: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
         return tuple(axis for part in name for axis in _axes(part, rules))
     if name in rules:
         return rules[name]
-    return (name,) if name in AXES else ()
+    return (name,) if name in AXES or name.startswith(EXTRA) else ()
 
 
 def _rank(name: Name, order: list[str]) -> int:

@@ -115,8 +115,8 @@ def batch_shardings(plan: PlanFields, batch: Any, on: Mesh | None) -> Any:
 
 def _by_sequence(plan: PlanFields, on: Mesh, leaf: Any) -> NamedSharding:
     """The first dimension cut over the mesh axes that the batch is cut over."""
-    own = plan.partition.mesh_names if plan.partition else {}
-    cut = tuple(own.get(axis, axis) for axis in BATCH_AXES if plan.layout.axes[axis] > 1)
+    used = [axis for axis in BATCH_AXES if plan.layout.axes[axis] > 1]
+    cut = tuple(own for axis in used for own in (plan.partition.own_axes(axis) if plan.partition else (axis,)))
     return NamedSharding(on, PartitionSpec(cut or None) if np.ndim(leaf) else PartitionSpec())
 
 

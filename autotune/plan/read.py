@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from autotune.meshes.layout import AXES, Layout, layout_to_json, parse_layout
 from autotune.meshes.target import LARGEST_TARGET, Target, parse_target, with_memory_fraction
 from autotune.meshes.transformer import LARGEST_STEP, check_step
 from autotune.meshes.xla_options import why_not_of_a_file
-from autotune.partition import BOTH, CONTEXTS, Leaf, Partition
+from autotune.partition import BOTH, CONTEXTS, Leaf, Partition, extra_name
 from autotune.plan.fields import SCHEMA
 from autotune.plan.figures import FIGURES, Figures
 from autotune.plan.plan import Plan
@@ -158,14 +159,21 @@ def _partition(read: Fields) -> Partition | None:
         return None
     try:
         inside = read.inside("partition")
-        rules = tuple(_rule(inside, pair) for pair in inside.listed("rules", list))
         mesh_names = inside.mapping("mesh_names", str)
         inside.inside("mesh_names").only(AXES)
-        given = {"mesh_context": BOTH, "extra_axes": {}, "unusable": {}, "apart": {}} | dict(inside.values)
+        given = {"mesh_context": BOTH, "extra_axes": {}, "limits": {}, "unusable": {}, "apart": {}} | dict(
+            inside.values
+        )
         later = Fields(inside.where, given, inside.path)  # what a plan of an earlier version does not say
         extra_axes = later.mapping("extra_axes", str)
         for name in extra_axes:
             later.inside("extra_axes").text(name, AXES)
+        limits = later.mapping("limits", int)
+        first = {mesh_names.get(kind, kind) for kind in extra_axes.values()}
+        later.inside("limits").only((*extra_axes, *first))
+        for name in limits:
+            later.inside("limits").number(name, 1, 2**53)
+        rules = tuple(_rule(inside, pair, extra_axes) for pair in inside.listed("rules", list))
         later.inside("unusable").only(AXES)
         later.inside("apart").only(tuple(f"{one},{other}" for one in AXES for other in AXES))
         return Partition(
@@ -174,6 +182,7 @@ def _partition(read: Fields) -> Partition | None:
             explicit=inside("explicit", bool),
             mesh_context=later.text("mesh_context", CONTEXTS),
             extra_axes=extra_axes,
+            limits=limits,
             unusable=later.mapping("unusable", str),
             apart=later.mapping("apart", str),
             state={path: _leaf(inside.inside("state"), path) for path in inside("state", dict)},
@@ -184,13 +193,14 @@ def _partition(read: Fields) -> Partition | None:
         raise ValueError(f"{read.where}: partition is not one: {told}") from None
 
 
-def _rule(inside: Fields, pair: list[Any]) -> tuple[str, tuple[str, ...]]:
+def _rule(inside: Fields, pair: list[Any], extra_axes: Iterable[str]) -> tuple[str, tuple[str, ...]]:
     """A logical name with the mesh axes that it rides."""
+    known = {*AXES, *map(extra_name, extra_axes)}
     if (
         len(pair) == 2
         and isinstance(pair[0], str)
         and isinstance(pair[1], list)
-        and all(one in AXES for one in pair[1])
+        and all(one in known for one in pair[1])
     ):
         return pair[0], tuple(pair[1])
     raise ValueError(f"{inside.where}: rules holds {short(pair)}; each must be a name and a list of mesh axes")

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from autotune.mesh_context import mesh_set
 from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
-from autotune.partition import BOTH, Leaf, Name, Partition, extra_name
+from autotune.partition import BOTH, EXTRA, Leaf, Name, Partition
 from autotune.user_code import user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
 from autotune.workload.pickled import can_be_pickled
@@ -343,54 +343,47 @@ class _WithRules:
 
 def flax_rules(partition: Partition, layout: Layout) -> tuple[tuple[str, Any], ...]:
     """The logical rules of a layout as Flax takes them, in the mesh's own names."""
-    rules = dict(partition.rules) | dict(layout.rules)
-    own = partition.mesh_names
-    return tuple((name, tuple(own.get(axis, axis) for axis in axes) or None) for name, axes in rules.items())
+    rules = partition.meanings(layout)
+    return tuple((name, tuple(partition.own_name(axis) for axis in axes) or None) for name, axes in rules.items())
 
 
 def renamed(mesh: Any, partition: Partition) -> Any:
-    """The same devices under the names that the step itself uses, with its further axes of size 1."""
+    """The same devices under the names that the step itself uses; an axis that several of its own share is split."""
     kind = AxisType.Explicit if partition.explicit else AxisType.Auto
-    names = own_names(mesh.axis_names, partition)
-    if names == mesh.axis_names and all(one == kind for one in mesh.axis_types):
+    sizes = partition.own_shape(dict(mesh.shape))
+    if tuple(sizes) == mesh.axis_names and all(one == kind for one in mesh.axis_types):
         return mesh
-    shape = (*mesh.devices.shape, *(1 for _ in names[len(mesh.axis_names) :]))
-    return Mesh(mesh.devices.reshape(shape), names, axis_types=(kind,) * len(names))
-
-
-def own_names(axes: Sequence[str], partition: Partition) -> tuple[str, ...]:
-    """The step's own names of our mesh axes, and of its further axes after them."""
-    return (*(partition.mesh_names.get(name, name) for name in axes), *partition.extra_axes)
+    return Mesh(mesh.devices.reshape(tuple(sizes.values())), tuple(sizes), axis_types=(kind,) * len(sizes))
 
 
 def partition_spec(partition: Partition, leaf: Leaf, layout: Layout) -> PartitionSpec:
     """The cut of one array in the mesh's own names."""
     parts = []
     for name, axes in zip(leaf.names, partition.cut(leaf, layout), strict=True):
-        own = _own_axes(partition, leaf, name, axes)
+        own = _own_axes(partition, name, axes, layout)
         parts.append(own[0] if len(own) == 1 else own or None)
     return PartitionSpec(*parts)
 
 
-def _own_axes(partition: Partition, leaf: Leaf, name: Name, axes: tuple[str, ...]) -> tuple[str, ...]:
+def _own_axes(partition: Partition, name: Name, axes: tuple[str, ...], layout: Layout) -> tuple[str, ...]:
     """The own names of the axes that cut one dimension.
 
     With Explicit axes ("y", "z") and "y" are two types though "z" has size 1: a dimension that was named so keeps all
-    of its axes. One that nobody named by its axes has all of each kind.
+    of its axes, and one whose name means several of one kind keeps those of the kinds that cut it.
     """
     if not axes:
         return ()
-    said = name if isinstance(name, tuple) else (name,)
-    extra = {extra_name(own): own for own in partition.extra_axes}
-    by_axes = not leaf.guessed and all(part in AXES or part in extra for part in said)
-    if by_axes and len(said) > 1 and (partition.explicit or extra):
-        return tuple(extra.get(str(part)) or partition.mesh_names.get(str(part), str(part)) for part in said)
-    found: list[str] = []
-    for axis in axes:
-        found.append(partition.mesh_names.get(axis, axis))
-        if not by_axes:
-            found += [own for own, kind in partition.extra_axes.items() if kind == axis]
-    return tuple(found)
+    said, sizes = partition.meant(name, layout), partition.sizes(layout)
+    shared = {partition.kind(axis) for axis in axes} & set(partition.extra_axes.values())
+    listed = isinstance(name, tuple) and len(name) > 1 and all(part in AXES or part.startswith(EXTRA) for part in name)
+    every = listed and bool(partition.explicit or partition.extra_axes)
+
+    def is_kept(axis: str) -> bool:
+        return axis in axes or (sizes[axis] == 1 and (every or partition.kind(axis) in shared))
+
+    kept = [axis for axis in said if is_kept(axis)]
+    added = [axis for axis in axes if axis not in said]  # by ZeRO
+    return tuple(partition.own_name(axis) for axis in (*kept, *added))
 
 
 def _placed(leaf: Any, named: Leaf, partition: Partition, layout: Layout, mesh: Any) -> jax.ShapeDtypeStruct:

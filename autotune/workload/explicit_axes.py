@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,15 +56,24 @@ def pairs_that_fail(adapted: Adapted, partition: Partition, names: Sequence[str]
 
 
 def _words(partition: Partition, axes: Sequence[str]) -> str:
-    return " and ".join(f"{partition.mesh_names.get(axis, axis)}={SIZE}" for axis in axes)
+    sizes = partition.own_shape(dict.fromkeys(axes, SIZE))
+    return " and ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
 
 
 def _error(adapted: Adapted, partition: Partition, names: Sequence[str], axes: Sequence[str]) -> str | None:
     """What the step raises with these axes of size `SIZE`; None where it traces, or where they do not divide."""
-    layout = dataclasses.replace(Layout(), **dict.fromkeys(axes, SIZE))  # type: ignore[arg-type]
+    return error_with(adapted, partition, names, dict.fromkeys(axes, SIZE))
+
+
+def error_with(adapted: Adapted, partition: Partition, names: Sequence[str], axes: Mapping[str, int]) -> str | None:
+    """What the step raises with our mesh axes of these sizes; None where it traces, or where they do not divide.
+
+    `names`: the user's own mesh axes.
+    """
+    layout = dataclasses.replace(Layout(), **axes)  # type: ignore[arg-type]
     if partition.problem(layout) is not None:
         return None
-    sizes = {partition.mesh_names.get(axis, axis): SIZE for axis in axes}
+    sizes = partition.own_shape(axes)
     with tracing(True, names, sizes, partition.mesh_context):
         state = _cut(adapted.state, partition.state, partition, layout)
         batch = _cut(adapted.batch, partition.batch, partition, layout)

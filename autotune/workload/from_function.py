@@ -16,7 +16,7 @@ from autotune.meshes.layout import AXES
 from autotune.partition import BATCH_AXES, LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition, extra_name
 from autotune.workload.adapt import Adapted, Builder, adapt, traced
 from autotune.workload.batch import batch_dimensions, tokens_of
-from autotune.workload.devices_asked import devices_asked, notes_on
+from autotune.workload.devices_asked import asked_on_import, devices_asked, notes_on
 from autotune.workload.dimensions import dimensions_of
 from autotune.workload.explicit_axes import axes_that_fail, pairs_that_fail
 from autotune.workload.flow import flow_of
@@ -24,9 +24,10 @@ from autotune.workload.guess import describe, guess_names, kind_of, rule_for
 from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
 from autotune.workload.logical_names import Held, constraints_of, explain_names, held_away, names_heard, rules_asked
-from autotune.workload.pinned import own_meshes
+from autotune.workload.pinned import mapped, own_meshes
 from autotune.workload.roles import roles_of, size_text, twins_of
 from autotune.workload.same_program import operations
+from autotune.workload.shared_axes import with_sizes
 from autotune.workload.trace import (
     Traced,
     activation_bytes,
@@ -68,7 +69,7 @@ def plain_fields(
     mesh: Any = None,
 ) -> dict[str, Any]:
     """Everything `Workload.of` wants, from what the user has; `mesh`: the one for which the step was built, if any."""
-    own = _own_axes(mesh_axes)
+    own, pinned = _own_axes(mesh_axes)
     adapted = adapt(step, state, batch, explicit)
     with devices_asked() as asked, rules_asked() as looked:
         found = first_that_traces(lambda: traced(adapted), (explicit,), tuple(own))
@@ -78,6 +79,7 @@ def plain_fields(
         rules=rules,
         logical_rules=logical_rules,
         own=own,
+        pinned=pinned,
         parameters=parameters,
         explicit=explicit,
         mesh_context=found.context,
@@ -87,7 +89,8 @@ def plain_fields(
         mesh=mesh,
         logical=looked(),
     )
-    return fields | {"guesses": (*found.notes(), *fields["guesses"], *notes_on(asked))}
+    asking = (*notes_on(asked), *asked_on_import(step))
+    return fields | {"guesses": (*found.notes(), *fields["guesses"], *asking)}
 
 
 def call_fields(
@@ -105,7 +108,7 @@ def call_fields(
     name: str | None = None,
 ) -> dict[str, Any]:
     """The same from one call of the step as its own loop makes it."""
-    own = _own_axes(mesh_axes)
+    own, pinned = _own_axes(mesh_axes)
     with devices_asked() as asked, rules_asked() as looked:
         handed = hand_over(step, arguments, named, batch, explicit, tuple(own))
     fields = fields_of(
@@ -114,6 +117,7 @@ def call_fields(
         rules=rules,
         logical_rules=logical_rules,
         own=own,
+        pinned=pinned,
         parameters=parameters,
         explicit=handed.explicit,
         mesh_context=handed.context,
@@ -123,7 +127,8 @@ def call_fields(
         mesh=None,
         logical=looked(),
     )
-    return fields | {"guesses": (*handed.notes, *fields["guesses"], *notes_on(asked))}
+    asking = (*notes_on(asked), *asked_on_import(step))
+    return fields | {"guesses": (*handed.notes, *fields["guesses"], *asking)}
 
 
 def name_of(step: Callable[..., Any]) -> str:
@@ -131,12 +136,26 @@ def name_of(step: Callable[..., Any]) -> str:
     return str(getattr(step, "__name__", type(step).__name__))
 
 
-def _own_axes(mesh_axes: Mapping[str, str] | None) -> dict[str, str]:
-    own = dict(mesh_axes or {})
-    for one, ours in own.items():
+def _own_axes(mesh_axes: Mapping[str, str] | None) -> tuple[dict[str, str], dict[str, int]]:
+    """(own mesh axis -> ours, own mesh axis -> the size of it that the user says: "tensor=4")."""
+    own: dict[str, str] = {}
+    pinned: dict[str, int] = {}
+    for one, said in (mesh_axes or {}).items():
+        ours, equals, size = said.partition("=") if isinstance(said, str) else (said, "", "")
         if ours not in AXES:
-            raise ValueError(f"mesh_axes: {one!r} is given as {ours!r}, which is not one of {', '.join(AXES)}")
-    return own
+            raise ValueError(f"mesh_axes: {one!r} is given as {said!r}, which is not one of {', '.join(AXES)}")
+        if equals and not (size.isdecimal() and int(size) > 0):
+            raise ValueError(f"mesh_axes: {one!r} is given as {said!r}; a size is a whole number: {ours}=4")
+        own[one] = ours
+        if equals:
+            pinned[one] = int(size)
+    for one in pinned:
+        if list(own.values()).count(own[one]) == 1:
+            raise ValueError(
+                f"mesh_axes: {one!r} is given a size, but no other axis is {own[one]}; pin it with fix=('{own[one]}="
+                f"{pinned[one]}',) of tune"
+            )
+    return own, pinned
 
 
 def fields_of(
@@ -146,6 +165,7 @@ def fields_of(
     rules: Sequence[tuple[str, Any]],
     logical_rules: Any,
     own: dict[str, str],
+    pinned: Mapping[str, int],
     parameters: Callable[[Any], Any] | None,
     explicit: bool,
     mesh_context: str,
@@ -195,6 +215,8 @@ def fields_of(
     if bare or moving:
         guessed = guess_names(axes, shapes, {path: order[path] for path in mine if bare}, rows, moving)
         guesses += describe(guessed, shapes)
+        if naming.extra:
+            guessed = {path: tuple(_whole_kind(name, naming) for name in names) for path, names in guessed.items()}
     untold = [] if bare else _untold(mine, named, leaves)
     state_leaves = {}
     for path, role in roles.items():
@@ -219,6 +241,8 @@ def fields_of(
         state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit,
         mesh_context=mesh_context, extra_axes=naming.extra,
     )  # fmt: skip
+    partition, said_of_sizes = with_sizes(partition, closed.jaxpr, adapted, pinned, tuple(own))
+    guesses += said_of_sizes
     if explicit:
         alone: dict[str, str] = {}
         if isinstance(rows_named, tuple):
@@ -235,6 +259,7 @@ def fields_of(
     guesses += [*closed_over(closed, leaves), *(stay_whole(partition, leaves) or untold)]
     if not explicit:
         guesses += held_away(held, naming.axes_of, _rows_cut(partition))
+    guesses += mapped(closed.jaxpr, partition)
     figures = summarise(closed.jaxpr, leaves, roles, adapted)
     sequences, seq = tokens_of([(array, dimensions[path]) for path, (_, array) in said_of_batch.items()])
     builder = Builder(adapted=adapted, partition=partition, mesh_axes=tuple(own), operations=operations(closed))
@@ -278,9 +303,18 @@ class Naming:
                         f"say what it is with mesh_axes={{{axis!r}: 'fsdp'}} (one of {', '.join(AXES)})"
                     )
             if logical not in dict(given):
-                given.append((logical, tuple(self._mesh(axis) for axis in listed if axis not in self.extra)))
+                given.append((logical, tuple(self._mesh(axis) for axis in listed)))
         self.told = dict(given)
-        self.rules = (*given, *((one, axes) for one, axes in LOGICAL_AXIS_RULES if one not in self.told))
+        usual = ((one, self.expanded(axes)) for one, axes in LOGICAL_AXIS_RULES if one not in self.told)
+        self.rules = (*given, *usual)
+
+    def expanded(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """Our mesh axes with all further axes of the step of their kinds beside them."""
+        return tuple(
+            one
+            for axis in axes
+            for one in (axis, *(extra_name(own) for own, ours in self.extra.items() if ours == axis))
+        )
 
     def _mesh(self, name: str) -> str:
         """Our word for the user's mesh axis, remembered; a further axis of a kind keeps its name."""
@@ -322,12 +356,6 @@ class Naming:
         for name in (*self.mesh_axes, *constrained):
             if name in self.mesh_axes or name in MESH_NAMES:
                 self._mesh(name)
-        for ours in dict.fromkeys(self.extra.values()):
-            first, *more = [own for own, kind in self.mesh_axes.items() if kind == ours]
-            self.notes.append(
-                f"mesh axes {first!r} and {', '.join(map(repr, more))} are each {ours}: {first!r} has the whole size "
-                f"of {ours}, the other{'s have' if len(more) > 1 else ' has'} size 1"
-            )
         cutting = {
             part
             for path, names in named.items()
@@ -375,6 +403,14 @@ class Naming:
             if word not in names and word in taken:
                 names[word] = f"{word}_"
         return {ours: said for ours, said in names.items() if ours != said}
+
+
+def _whole_kind(name: Name, naming: Naming) -> Name:
+    """A guessed name with all of the step's own axes of its kind."""
+    if not isinstance(name, str) or name not in AXES:
+        return name
+    every = naming.expanded((name,))
+    return every if len(every) > 1 else name
 
 
 def _twin(

@@ -174,10 +174,16 @@ def names_of(part: Any) -> tuple[Any, ...]:
 def named_parts(jaxpr: Any) -> Iterator[Any]:
     """What the step's own constraints say of each dimension: a mesh axis, a tuple of them, or None."""
     for equation in equations(jaxpr):
-        for word in ("sharding", "out_sharding", "dst_sharding"):
-            value = equation.params.get(word)
-            for one in value if isinstance(value, (tuple, list)) else (value,):
-                yield from getattr(one, "spec", None) or ()
+        for spec in specs_of(equation):
+            yield from spec
+
+
+def specs_of(equation: Any) -> Iterator[Any]:
+    """The partition specs that an equation itself holds for what it makes."""
+    for word in ("sharding", "out_sharding", "dst_sharding"):
+        value = equation.params.get(word)
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            yield getattr(one, "spec", None) or ()
 
 
 def nbytes(leaf: Any) -> int:

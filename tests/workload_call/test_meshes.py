@@ -340,6 +340,42 @@ def test_no_message_lists_the_axes_of_the_tracing_mesh():
     assert "the axes of the tracing mesh" in str(caught.value)
 
 
+def maps(rows, axes=None):
+    """A step that maps over the mesh that is set."""
+
+    def step(weights, batch):
+        over = {} if axes is None else {"axis_names": set(axes)}
+        batch = jax.shard_map(lambda x: 2.0 * x, in_specs=P(rows), out_specs=P(rows), **over)(batch)
+        return updated(weights, batch, plain)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (maps("data"), "data, and along fsdp, tensor every device does the same work again: write "
+                       "jax.shard_map(..., axis_names={'data'})"),
+        (maps(("data", "fsdp")), "data, fsdp, and along tensor every device does the same work again: write "
+                                 "jax.shard_map(..., axis_names={'data', 'fsdp'})"),
+        (maps("data", ("data",)), "data: write jax.lax.with_sharding_constraint"),
+    ],
+)  # fmt: skip
+def test_a_map_over_the_mesh_that_is_set_fixes_the_cut_and_is_named(step, said):
+    workload = workload_of(step)
+    [note] = [one for one in workload.guesses if one.startswith("jax.shard_map cuts its arrays by its own specs")]
+    assert f"test_meshes.py:{step.__code__.co_firstlineno + 2}: in_specs P(" in note
+    assert f" fix the cut along {said}" in note
+    plan = plan_of(workload, "data=2,fsdp=2,tensor=2")
+    expected = float(jax.jit(lambda w, x: ((plain(w, 2.0 * x) - 2.0 * x) ** 2).mean())(small.weights(), small.X))
+    np.testing.assert_allclose(losses(plan.jit(step), 1)[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("step", [constrained("data", "fsdp"), lambda w, x: updated(w, x, plain)])
+def test_a_step_without_a_map_is_not_said_to_have_one(step):
+    assert not [one for one in workload_of(step).guesses if "shard_map" in one]
+
+
 def small_memory(capacity_bytes):
     target = parse_target("cpu:8")
     return dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, capacity_bytes=capacity_bytes))

@@ -109,12 +109,16 @@ class TracedPricer:
             gathered=np.zeros(rows), frozen_gathered=np.zeros(rows),
             repeated={axis: np.zeros(rows) for axis in ("data", "context", "expert")},
         )  # fmt: skip
-        first, used = unique_rows([(getattr(table, name) > 1).astype(np.int64) for name in AXES] + [table.zero])
+        own = self._own_sizes(size)
+        size |= own
+        cut = [(getattr(table, name) > 1).astype(np.int64) for name in AXES if name not in own]
+        first, used = unique_rows([*cut, *((sizes > 1).astype(np.int64) for sizes in own.values()), table.zero])
         for group, row in enumerate(first):
             members = np.flatnonzero(used == group)
             for role, axes, share in _cuts(self.workload.partition, table.layout(int(row))):
                 whole = share * role_bytes[role]
                 each = whole / math.prod((size[axis][members] for axis in axes), start=np.ones(len(members)))
+                kinds = {self._kind(axis) for axis in axes}
                 if role == "optimizer":
                     found.state[members] += each
                     continue
@@ -123,15 +127,36 @@ class TracedPricer:
                     continue
                 if role == "frozen":
                     found.frozen[members] += each
-                    if "fsdp" in axes:
-                        found.frozen_gathered[members] += each * size["fsdp"][members]
+                    if "fsdp" in kinds:
+                        found.frozen_gathered[members] += each * self._whole(size, axes, "fsdp", members)
                     continue
                 found.weights[members] += each
-                if "fsdp" in axes:
-                    found.gathered[members] += each * size["fsdp"][members]
+                if "fsdp" in kinds:
+                    found.gathered[members] += each * self._whole(size, axes, "fsdp", members)
                 for axis, total in found.repeated.items():
-                    if axis not in axes:
+                    if axis not in kinds:
                         total[members] += each
+        return found
+
+    def _kind(self, axis: str) -> str:
+        partition = self.workload.partition
+        return partition.kind(axis) if partition else axis
+
+    def _whole(self, size: Mapping[str, np.ndarray], axes: Sequence[str], kind: str, members: np.ndarray) -> Any:
+        """The parts that the axes of a kind cut an array into."""
+        return math.prod(size[axis][members] for axis in axes if self._kind(axis) == kind)
+
+    def _own_sizes(self, size: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Sizes of the step's own axes that share one of ours, as the partition's cuts name them."""
+        partition = self.workload.partition
+        found: dict[str, np.ndarray] = {}
+        if partition is None:
+            return found
+        for axis in dict.fromkeys(partition.extra_axes.values()):
+            totals, number = np.unique(size[axis], return_inverse=True)
+            each = [partition.own_sizes(axis, int(total)) for total in totals]
+            for one, own in zip(partition.expanded((axis,)), partition.own_axes(axis), strict=True):
+                found[one] = np.array([sizes[own] for sizes in each], dtype=np.float64)[number]
         return found
 
     def cost_terms(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> CostTerms:
