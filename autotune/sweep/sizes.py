@@ -93,7 +93,8 @@ def parse_sizes(text: str) -> tuple[int, ...]:
             raise ValueError(f"chips: {part!r} is empty: {low} is more than {high}")
         sizes = {2**power for power in range(21) if low <= 2**power <= high} if match[2] else {low}
         if not sizes:
-            raise ValueError(f"chips: {part!r} holds no power of two; name single sizes as {low},{high}")
+            single = f"{low}" if low == high else f"{low},{high}"
+            raise ValueError(f"chips: {part!r} holds no power of two; name single sizes as {single}")
         found |= sizes
     if not found:
         raise ValueError("chips: names no size; write e.g. 64..8192")

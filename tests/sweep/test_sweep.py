@@ -373,6 +373,7 @@ def test_picture_with_its_numbers(tmp_path, capsys):
     [
         (("--chips", "64..16"), "is empty"),
         (("--chips", "65..100"), "holds no power of two"),
+        (("--chips", "9..9"), "holds no power of two; name single sizes as 9"),
         (("--chips", "2"), "none of the sizes"),
         (("--chips", "many"), "must be a number or a range"),
         (("--chips", "0..4"), "must lie from 1"),
