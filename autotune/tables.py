@@ -66,7 +66,7 @@ class FittedTable:
             table.add_row(*(Text(row[place]) for place in shown), style=self.styles[number] if self.styles else None)
         yield table
         if dropped:
-            names = ", ".join(self.columns[place].name for place in dropped)
+            names = "; ".join(self.columns[place].name for place in dropped)  # a name may hold a comma
             yield Text(f"not shown in {width} columns: {names}", style="dim")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:

@@ -75,6 +75,15 @@ class AttentionKind:
         return self.kv_rank > 0
 
     @property
+    def splash_tile(self) -> int:
+        """The largest tile of queries and of keys in the fused kernel for TPUs (splash attention).
+
+        Tiles of 1024 do not fit in the 16 MiB of vector memory that a kernel has with soft caps or heads wider than 128
+        (v5e, jax 0.10.2), and of a window they would compute more that is masked.
+        """
+        return 512 if self.soft_cap or self.window is not None or self.head_dim > 128 else 1024
+
+    @property
     def value_width(self) -> int:
         """Width of one head's value."""
         return self.value_dim or self.head_dim
@@ -288,6 +297,30 @@ class Architecture:
                 return count // period
         return 1
 
+    @property
+    def repeating_parts(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:
+        """The layers as (pattern, how often it repeats), first part first.
+
+        One part where one pattern makes up the model (`repeats`); else the parts with the fewest layers in their
+        patterns together, and of those the fewest parts: what a compiler has to compile.
+        """
+        count = len(self.layers)
+        if self.repeats > 1 or count == 1:
+            return ((self.layers[: count // self.repeats], self.repeats),)
+        best: list[tuple[int, int, tuple[tuple[tuple[LayerKind, ...], int], ...]]] = [(0, 0, ())]
+        for end in range(1, count + 1):
+            options = []
+            for period in range(1, end + 1):
+                pattern, turns = self.layers[end - period : end], 0
+                while end - period * (turns + 1) >= 0 and (
+                    self.layers[end - period * (turns + 1) : end - period * turns] == pattern
+                ):
+                    turns += 1
+                    layers, parts, before = best[end - period * turns]
+                    options.append((layers + period, parts + 1, (*before, (pattern, turns))))
+            best.append(min(options, key=lambda option: option[:2]))
+        return best[count][2]
+
     def at_length(self, seq: int) -> Architecture:
         """The same for sequences of `seq` tokens: a window or chunk that holds a whole sequence is none."""
 
@@ -301,7 +334,22 @@ class Architecture:
 
 
 def lacks(architecture: Architecture) -> list[str]:
-    """Parts of an architecture that the reference model does not have, in words; none where it runs it as it is."""
+    """Parts of an architecture that the reference model does not have, in words: then it is priced only."""
+    found = []
+    for kind, _ in architecture.kinds:
+        if kind.norms not in (2, 4):
+            found.append(f"{kind.norms} norms a layer")
+        if kind.attention.window is not None and architecture.kind == "encoder":
+            found.append("attention over a window both ways")
+        if kind.attention.latent and kind.attention.extras():
+            found.append("latent attention with " + " and ".join(kind.attention.extras()))
+        if kind.attention.latent and kind.attention.kv_heads != kind.attention.heads:
+            found.append("latent attention with fewer heads of keys")
+    return list(dict.fromkeys([*found, *architecture.other_parts]))
+
+
+def beyond_uniform(architecture: Architecture) -> list[str]:
+    """Parts of an architecture that a stack of equal plain layers does not have, in words."""
     found: list[str] = []
     kinds = [kind for kind, _ in architecture.kinds]
     if len(kinds) > 1:

@@ -219,6 +219,8 @@ LEGALITY_RULES: tuple[Rule, ...] = (
     _divides("vocab", ("tensor",), lambda c, j: j.transformer.vocab),
     _divides("d_model", ("fsdp",), lambda c, j: j.transformer.d_model),
     _divides("d_model", ("fsdp", "data"), lambda c, j: j.transformer.d_model, when=lambda c, j: c.zero > 0),
+    _divides("latent rank", ("fsdp",), lambda c, j: j.transformer.latent_rank),
+    _divides("latent rank", ("fsdp", "data"), lambda c, j: j.transformer.latent_rank, when=lambda c, j: c.zero > 0),
     _divides(
         "experts", ("expert",), lambda c, j: j.transformer.experts, when=lambda c, j: bool(j.transformer.experts)
     ),
@@ -280,9 +282,10 @@ LEGALITY_RULES: tuple[Rule, ...] = (
     _divides("repeats of the layer pattern", ("stage", "virtual_stages"), lambda c, j: j.transformer.repeats),
     _excludes(
         "ring needs whole attention",
-        lambda c, j: (c.context_attention == RING) & j.transformer.windowed,
-        lambda c, j: f"context_attention=ring goes round whole sequences, {j.transformer.name} attends over windows",
-        needed=lambda c, j: 1, available=lambda c, j: 0, unit="windows in a ring", remedy="context_attention=gather",
+        lambda c, j: (c.context_attention == RING) & bool(j.transformer.ring_lacks),
+        lambda c, j: "context_attention=ring has no "
+        f"{' and no '.join(j.transformer.ring_lacks)}: {j.transformer.name} has",
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="parts in a ring", remedy="context_attention=gather",
         of_model=True,
     ),
     _excludes(

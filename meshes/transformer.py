@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind
+from autotune.meshes.architecture import REFERENCE_MLPS, Architecture, AttentionKind, LayerKind, MlpKind, lacks
 from autotune.meshes.fields import did_you_mean, json_object, one_line, read_text, short
 
 LARGEST_SIZE = 2**31 - 1
@@ -158,10 +159,50 @@ class TransformerShape:
         return self.layers if self.architecture is None else self.architecture.repeats
 
     @property
-    def windowed(self) -> bool:
-        """Whether any layer attends over a window or a chunk."""
+    def described(self) -> Architecture:
+        """The same layer by layer."""
+        if self.architecture is not None:
+            return self.architecture
+        layer = LayerKind(
+            attention=AttentionKind(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim),
+            mlp=MlpKind(
+                activation=next(name for name, mlp in REFERENCE_MLPS.items() if mlp == self.mlp),
+                width=self.d_ff,
+                experts=self.experts,
+                experts_per_token=self.experts_per_token if self.experts else 0,
+                shared_width=self.d_ff * self.shared_experts if self.experts else 0,
+            ),
+        )
+        return Architecture(
+            name=self.name, d_model=self.d_model, vocab=self.vocab, layers=(layer,) * self.layers, kind=self.kind,
+            tied_embeddings=self.tied_embeddings,
+        )  # fmt: skip
+
+    @property
+    def lacks(self) -> list[str]:
+        """Parts that the reference model does not have, in words: then it is priced only."""
+        return [] if self.architecture is None else lacks(self.architecture)
+
+    @property
+    def ring_lacks(self) -> list[str]:
+        """Parts of its attention that a ring along `context` does not have, in words."""
+        found = []
+        for kind, _ in () if self.architecture is None else self.architecture.kinds:
+            if kind.attention.window is not None:
+                found.append("windows")
+            if kind.attention.value_width != kind.attention.head_dim:
+                found.append("values of another width than keys")
+            if kind.attention.sinks:
+                found.append("sinks")
+            if kind.attention.soft_cap:
+                found.append("soft caps")
+        return list(dict.fromkeys(found))
+
+    @property
+    def latent_rank(self) -> int:
+        """The common divisor of the ranks of latent attention, along which `fsdp` cuts its matrices; 0 without any."""
         kinds = () if self.architecture is None else self.architecture.kinds
-        return any(kind.attention.window is not None for kind, _ in kinds)
+        return math.gcd(*(rank for kind, _ in kinds for rank in (kind.attention.kv_rank, kind.attention.query_rank)))
 
     @property
     def stacks(self) -> tuple[tuple[TransformerShape, LayerKind | None, float], ...]:

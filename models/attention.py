@@ -1,4 +1,7 @@
-"""Grouped-query attention with rotary positions. Batch, Length, D model, N query heads, K key heads, H head."""
+"""Attention with rotary positions: grouped-query, or latent (DeepSeek-V2, arXiv 2405.04434).
+
+Batch, Length, D model, N query heads, K key heads, H head, R rank of a latent.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +9,137 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from autotune.meshes.transformer import TransformerShape
+from autotune.meshes.architecture import AttentionKind
 from autotune.models import kernels
 from autotune.models.execution import Execution
-from autotune.models.parameters import weight
+from autotune.models.kernels import Visible
+from autotune.models.parameters import Norm, aligned, weight, zeros
 from autotune.models.remat import ATTENTION, ATTENTION_OUT, KEY, QUERY, VALUE, keep
 from autotune.models.ring import in_order, ring_attention
 
 ROTARY_BASE = 500_000.0
 """Llama 3's base frequency (arXiv 2407.21783, section 3.2)."""
 
+SOFT_CAP = 50.0
+"""Gemma 2's cap of attention scores (arXiv 2408.00118, section 2)."""
+
 
 class Attention(nnx.Module):
     """Projections into heads, attention between positions, projection back."""
 
-    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
-        self.causal = shape.kind == "decoder"
-        d, n, k, h = shape.d_model, shape.heads, shape.kv_heads, shape.head_dim
-        self.query = weight(rngs, (d, n, h), ("embed", "heads", "head_dim"), fan_in=d)
-        self.key = weight(rngs, (d, k, h), ("embed", "kv_heads", "head_dim"), fan_in=d)
-        self.value = weight(rngs, (d, k, h), ("embed", "kv_heads", "head_dim"), fan_in=d)
-        self.output = weight(rngs, (n, h, d), ("heads", "head_dim", "embed"), fan_in=n * h)
+    def __init__(self, kind: AttentionKind, d_model: int, causal: bool, *, rngs: nnx.Rngs):
+        self.kind = kind
+        self.visible = Visible(causal=causal, window=kind.window, chunked=kind.chunked)
+        d, n, k, h, v = d_model, kind.heads, kind.kv_heads, kind.head_dim, kind.value_width
+        if kind.latent:
+            self._latent_projections(d_model, rngs)
+        else:
+            self.query = weight(rngs, (d, n, h), ("embed", "heads", "head_dim"), fan_in=d)
+            self.key = weight(rngs, (d, k, h), ("embed", "kv_heads", "head_dim"), fan_in=d)
+            self.value = weight(rngs, (d, k, v), ("embed", "kv_heads", "head_dim"), fan_in=d)
+        self.output = weight(rngs, (n, v, d), ("heads", "head_dim", "embed"), fan_in=n * v)
+        if kind.bias in ("qkv", "all"):
+            self.query_bias = zeros((n, h), ("heads", "head_dim"))
+            self.key_bias = zeros((k, h), ("kv_heads", "head_dim"))
+            self.value_bias = zeros((k, v), ("kv_heads", "head_dim"))
+        if kind.bias in ("out", "all"):
+            self.output_bias = zeros((d,), ("norm",))
+        if kind.qk_norm == "head":
+            self.query_norm: Norm | HeadsNorm = Norm(h)
+            self.key_norm: Norm | HeadsNorm = Norm(h)
+        if kind.qk_norm == "whole":
+            self.query_norm, self.key_norm = HeadsNorm(n, h, "heads"), HeadsNorm(k, h, "kv_heads")
+        if kind.sinks:
+            self.sinks = zeros((n,), ("heads",))
+
+    def _latent_projections(self, d: int, rngs: nnx.Rngs) -> None:
+        """Down to the latents, which every member of `tensor` computes whole, and from them up to its own heads."""
+        kind = self.kind
+        into = kind.query_rank or d
+        if kind.query_rank:
+            self.query_down = weight(rngs, (d, into), ("embed", "latent"), fan_in=d)
+            self.query_latent_norm = Norm(into)
+        self.query = weight(rngs, (into, kind.heads, kind.head_dim), ("embed", "heads", "head_dim"), fan_in=into)
+        rank, fresh = kind.kv_rank, kind.head_dim - kind.rope_dim
+        self.key_value_down = weight(rngs, (d, rank + kind.rope_dim), ("embed", "latent"), fan_in=d)
+        self.key_value_norm = Norm(rank)
+        up = (rank, kind.heads, fresh + kind.value_width)
+        self.key_value = weight(rngs, up, ("embed", "kv_heads", "head_dim"), fan_in=rank)
 
     def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
-        def project(parameter, heads):
-            w = run.sharder.fetch(parameter[...], ("embed", heads, "head_dim"), run.dtype)
-            return run.sharder.einsum("bld,dnh->blnh", x_BLD, w, ("batch", "length", heads, "head_dim"))
-
-        q = keep(rotate(project(self.query, "heads"), positions_L), QUERY)
-        k = keep(rotate(project(self.key, "kv_heads"), positions_L), KEY)
-        v = keep(project(self.value, "kv_heads"), VALUE)
-        mixed = attend(q, k, v, positions_L, self.causal, run)
+        q, k, v = (self._latent if self.kind.latent else self._grouped)(x_BLD, positions_L, run)
+        q, k, v = keep(q, QUERY), keep(k, KEY), keep(v, VALUE)
+        sinks = self.sinks[...].astype(jnp.float32) if self.kind.sinks else None
+        cap = SOFT_CAP if self.kind.soft_cap else None
+        mixed = attend(q, k, v, positions_L, self.visible, run, sinks=sinks, soft_cap=cap, tile=self.kind.splash_tile)
         w = run.sharder.fetch(self.output[...], ("heads", "head_dim", "embed"), run.dtype)
         out = run.sharder.einsum("blnh,nhd->bld", mixed, w, ("batch", "norm_length", "features"))
+        if hasattr(self, "output_bias"):
+            out = out + aligned(self.output_bias[...], out)
         return keep(out, ATTENTION_OUT)
+
+    def _grouped(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
+        """(queries, keys, values) straight from the residual stream."""
+
+        def project(name, heads):
+            y = project_to_heads(x_BLD, getattr(self, name), heads, run)
+            bias = getattr(self, f"{name}_bias", None)
+            return y if bias is None else y + aligned(bias[...], y)
+
+        def normed(name, heads):
+            y = project(name, heads)
+            if self.kind.qk_norm == "unscaled":
+                return unscaled(y)
+            return getattr(self, f"{name}_norm")(y) if self.kind.qk_norm != "none" else y
+
+        q, k = (rotate(normed(name, heads), positions_L) for name, heads in (("query", "heads"), ("key", "kv_heads")))
+        return q, k, project("value", "kv_heads")
+
+    def _latent(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
+        """(queries, keys, values) from latents; the last `rope_dim` of a key are one for all heads."""
+        kind = self.kind
+
+        def down(parameter):
+            w = run.sharder.fetch(parameter[...], ("embed", "latent"), run.dtype)
+            return run.sharder.einsum("bld,dr->blr", x_BLD, w, ("batch", "length", "latent"))
+
+        latent = self.query_latent_norm(down(self.query_down)) if kind.query_rank else x_BLD
+        q = project_to_heads(latent, self.query, "heads", run)
+        latent, turned = jnp.split(down(self.key_value_down), (kind.kv_rank,), axis=-1)
+        fresh, v = jnp.split(
+            project_to_heads(self.key_value_norm(latent), self.key_value, "kv_heads", run),
+            (kind.head_dim - kind.rope_dim,),
+            axis=-1,
+        )
+        turned = jnp.broadcast_to(rotate(turned[:, :, None, :], positions_L), (*fresh.shape[:-1], kind.rope_dim))
+        turned = run.sharder.constrain(turned, ("batch", "length", "kv_heads", "head_dim"))
+        k = jnp.concatenate((fresh, turned), axis=-1)
+        q_fresh, q_turned = jnp.split(q, (kind.head_dim - kind.rope_dim,), axis=-1)
+        return jnp.concatenate((q_fresh, rotate(q_turned, positions_L)), axis=-1), k, v
+
+
+class HeadsNorm(nnx.Module):
+    """Root-mean-square norm over all heads together, with a scale of their width (OLMo 2, arXiv 2501.00656)."""
+
+    def __init__(self, heads: int, head_dim: int, axis: str):
+        self.scale = nnx.Param(jnp.ones((heads, head_dim), jnp.float32), out_sharding=(axis, "head_dim"))
+
+    def __call__(self, x_BLNH: jax.Array) -> jax.Array:
+        wide = x_BLNH.astype(jnp.float32)
+        mean_square = jnp.mean(wide * wide, axis=(-2, -1), keepdims=True)
+        return (wide * jax.lax.rsqrt(mean_square + 1e-5) * aligned(self.scale[...], wide)).astype(x_BLNH.dtype)
+
+
+def unscaled(x: jax.Array) -> jax.Array:
+    """Root-mean-square norm over the last dimension without a scale (Llama 4)."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + 1e-5)).astype(x.dtype)
+
+
+def project_to_heads(x: jax.Array, parameter: nnx.Param, heads: str, run: Execution) -> jax.Array:
+    """BxLxNxH from BxLxD or BxLxR."""
+    w = run.sharder.fetch(parameter[...], ("embed", heads, "head_dim"), run.dtype)
+    return run.sharder.einsum("bld,dnh->blnh", x, w, ("batch", "length", heads, "head_dim"))
 
 
 def rotate(x_BLNH: jax.Array, positions_L: jax.Array) -> jax.Array:
@@ -54,26 +154,36 @@ def rotate(x_BLNH: jax.Array, positions_L: jax.Array) -> jax.Array:
 
 
 def attend(
-    q_BLNH: jax.Array, k_BLKH: jax.Array, v_BLKH: jax.Array, positions_L: jax.Array, causal: bool, run: Execution
-) -> jax.Array:
-    """Attention between positions, each device on its own heads and queries."""
+    q_BLNH: jax.Array, k_BLKH: jax.Array, v_BLKH: jax.Array, positions_L: jax.Array, visible: Visible, run: Execution,
+    *, sinks: jax.Array | None = None, soft_cap: float | None = None, tile: int = 1024,
+) -> jax.Array:  # fmt: skip
+    """Attention between positions, each device on its own heads and queries.
 
-    context = run.layout.context
+    `sinks`: one logit a query head, float32, that every softmax has beside those of the keys. `soft_cap`: scores pass
+    through a tanh of that height. `tile`: of splash attention.
+    """
+    context, causal = run.layout.context, visible.causal
 
-    def local(q, k, v, positions):
+    def local(q, k, v, positions, *shares):
+        own = shares[0] if shares else None
         if run.layout.context_attention == "ring" and context > 1:
             return keep(ring_attention(q, k, v, context, causal), ATTENTION)
         if context > 1:
             k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, causal) for x in (k, v))
         if run.kernel == "splash":
-            return kernels.splash_attention(q, k, v, causal, context)
+            return kernels.splash_attention(q, k, v, visible, context, sinks=own, soft_cap=soft_cap, tile=tile)
         # Causal queries of a cut sequence are none of cuDNN's: its public call lets them start at the first key only.
-        if run.kernel == "cudnn" and kernels.cudnn_takes(q.shape[-1]) and (context == 1 or not causal):
-            return kernels.cudnn_attention(q, k, v, causal)
+        takes = kernels.cudnn_takes(q.shape, v.shape[-1], visible, soft_cap)
+        if run.kernel == "cudnn" and takes and (context == 1 or not causal):
+            return kernels.cudnn_attention(q, k, v, visible, own)
         plain = kernels.xla_attention if context == 1 and run.kernel != "cudnn" else kernels.blocked_attention
-        return plain(q, k, v, positions if causal else None)
+        return plain(q, k, v, positions if causal else None, visible, sinks=own, soft_cap=soft_cap)
 
-    queries = run.sharder.spec(("batch", "length", "heads", "head_dim"))
-    keys = run.sharder.spec(("batch", "length", "kv_heads", "head_dim"))
-    mapped = run.sharder.map(local, in_specs=(queries, keys, keys, run.sharder.spec(("length",))), out_specs=queries)
-    return mapped(q_BLNH, k_BLKH, v_BLKH, positions_L)
+    spec = run.sharder.spec
+    queries = spec(("batch", "length", "heads", "head_dim"))
+    keys = spec(("batch", "length", "kv_heads", "head_dim"))
+    specs = (queries, keys, keys, spec(("length",)))
+    if sinks is None:
+        return run.sharder.map(local, in_specs=specs, out_specs=queries)(q_BLNH, k_BLKH, v_BLKH, positions_L)
+    mapped = run.sharder.map(local, in_specs=(*specs, spec(("heads",))), out_specs=queries)
+    return mapped(q_BLNH, k_BLKH, v_BLKH, positions_L, sinks)

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from autotune.meshes.transformer import TransformerShape
+from autotune.meshes.architecture import MlpKind
 from autotune.models.execution import Execution
-from autotune.models.mlp import MLP
-from autotune.models.parameters import weight
+from autotune.models.mlp import MLP, activate
+from autotune.models.parameters import aligned, weight, zeros
 from autotune.models.remat import EXPERT_TOKENS, MLP_GATE, MLP_OUT, MLP_UP, keep
 
 BALANCE = 0.01
@@ -26,20 +26,30 @@ BALANCE = 0.01
 class Experts(nnx.Module):
     """Router, routed experts, and shared experts as one wide MLP. Returns (output, load-balance loss)."""
 
-    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
-        self.per_token, self.capacity_factor = shape.experts_per_token, shape.capacity_factor
-        e, d, f = shape.experts, shape.d_model, shape.d_ff
+    def __init__(self, kind: MlpKind, d_model: int, capacity_factor: float, *, rngs: nnx.Rngs):
+        self.activation = kind.activation
+        self.per_token, self.capacity_factor = kind.experts_per_token, capacity_factor
+        e, d, f = kind.experts, d_model, kind.width
         self.router = weight(rngs, (d, e), ("embed", "router"), fan_in=d)
-        if shape.mlp == "swiglu-3mat":
+        if kind.matrices == 3:
             self.gate = weight(rngs, (e, d, f), ("experts", "embed", "mlp"), fan_in=d)
         self.up = weight(rngs, (e, d, f), ("experts", "embed", "mlp"), fan_in=d)
         self.down = weight(rngs, (e, f, d), ("experts", "mlp", "embed"), fan_in=f)
-        if shape.shared_experts:
-            self.shared = MLP(shape, rngs=rngs, width=f * shape.shared_experts)
+        if kind.shared_width:
+            self.shared = MLP(kind.activation, d, kind.shared_width, rngs=rngs)
+        if kind.shared_gate:
+            self.shared_gate = weight(rngs, (d, 1), ("embed", "router"), fan_in=d)
+        if kind.router_bias:
+            self.router_bias = zeros((e,), ("router",))
+        if kind.bias:
+            self.up_bias, self.down_bias = zeros((e, f), ("experts", "mlp")), zeros((e, d), ("experts", "norm"))
+            if kind.matrices == 3:
+                self.gate_bias = zeros((e, f), ("experts", "mlp"))
 
     def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
-        router = run.sharder.fetch(self.router[...], ("embed", "router"), run.dtype)
-        scores = run.sharder.einsum("bld,de->ble", x_BLD.astype(jnp.float32), router, ("batch", "length", None))
+        scores = self._scores(self.router, x_BLD, run)
+        if hasattr(self, "router_bias"):
+            scores = scores + aligned(self.router_bias[...], scores)
         probabilities, gates, chosen = choose(scores, self.per_token, run)
         slots, places, owners, load = dispatch(
             x_BLD, chosen, positions_L, self.router.shape[-1], self.capacity_factor, run
@@ -49,22 +59,40 @@ class Experts(nnx.Module):
         # load x probability, averaged over tokens: 1 when balanced (Fedus et al. 2021, eq. 4, here per sequence)
         balance = jnp.einsum("be,ble->bl", load, probabilities).mean()
         if hasattr(self, "shared"):
-            mixed = mixed + self.shared(x_BLD, run)
+            shared = self.shared(x_BLD, run)
+            if hasattr(self, "shared_gate"):
+                weights = jax.nn.sigmoid(self._scores(self.shared_gate, x_BLD, run)).astype(shared.dtype)
+                shared = run.sharder.constrain(weights, ("batch", "norm_length", None)) * shared
+            mixed = mixed + shared
         return mixed, BALANCE * balance
+
+    def _scores(self, parameter: nnx.Param, x_BLD: jax.Array, run: Execution) -> jax.Array:
+        """Each token's scores in float32, whole along `tensor`."""
+        w = run.sharder.fetch(parameter[...], ("embed", "router"), run.dtype)
+        return run.sharder.einsum("bld,de->ble", x_BLD.astype(jnp.float32), w, ("batch", "length", None))
 
     def _experts(self, slots_BECD: jax.Array, run: Execution) -> jax.Array:
         """Every expert's MLP on its slots; results cut over `tensor` along D, the sums over F reduced into that."""
         hidden_axes = ("expert_batch", "experts", "slots", "mlp")
 
-        def widen(parameter, name):
-            w = run.sharder.fetch(parameter[...], ("experts", "embed", "mlp"), run.dtype)
-            return keep(run.sharder.einsum("becd,edf->becf", slots_BECD, w, hidden_axes), name)
+        def biased(y, bias):
+            # One row for each expert, whatever its slot.
+            return y if bias is None else y + aligned(bias[...][:, None, :], y)
 
-        up = widen(self.up, MLP_UP)
-        hidden = jax.nn.silu(widen(self.gate, MLP_GATE)) * up if hasattr(self, "gate") else jax.nn.gelu(up)
+        def widen(parameter, bias, name):
+            w = run.sharder.fetch(parameter[...], ("experts", "embed", "mlp"), run.dtype)
+            return keep(biased(run.sharder.einsum("becd,edf->becf", slots_BECD, w, hidden_axes), bias), name)
+
+        up = widen(self.up, getattr(self, "up_bias", None), MLP_UP)
+        gate = widen(self.gate, getattr(self, "gate_bias", None), MLP_GATE) if hasattr(self, "gate") else None
+        hidden = activate(self.activation, up, gate)
         w = run.sharder.fetch(self.down[...], ("experts", "mlp", "embed"), run.dtype)
         out_axes = ("expert_batch", "experts", "slots", "slot_features")
-        return keep(run.sharder.einsum("becf,efd->becd", hidden, w, out_axes), MLP_OUT)
+        out = run.sharder.einsum("becf,efd->becd", hidden, w, out_axes)
+        if hasattr(self, "down_bias"):
+            bias = aligned(self.down_bias[...][:, None, :], out)
+            out = out + run.sharder.constrain(bias, (None, "experts", None, "slot_features"))
+        return keep(out, MLP_OUT)
 
 
 def choose(scores_BLE: jax.Array, per_token: int, run: Execution):

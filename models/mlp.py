@@ -1,34 +1,61 @@
-"""The dense feed-forward block: SwiGLU with three matrices or GELU with two."""
+"""The dense feed-forward block: three matrices where a gate multiplies the hidden units, else two."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from autotune.meshes.transformer import TransformerShape
+from autotune.meshes.architecture import ACTIVATIONS
 from autotune.models.execution import Execution
-from autotune.models.parameters import weight
+from autotune.models.parameters import aligned, weight, zeros
 from autotune.models.remat import MLP_GATE, MLP_OUT, MLP_UP, keep
+
+FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": jax.nn.gelu,
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "silu": jax.nn.silu,
+}
+"""Activation -> its function: of the gate where there is one, else of the hidden units."""
 
 
 class MLP(nnx.Module):
-    """`d_ff` hidden units of `shape`, or `width` of them where given (shared experts)."""
+    """`width` hidden units."""
 
-    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs, width: int | None = None):
-        d, f = shape.d_model, width or shape.d_ff
-        if shape.mlp == "swiglu-3mat":
+    def __init__(self, activation: str, d_model: int, width: int, *, bias: bool = False, rngs: nnx.Rngs):
+        self.activation = activation
+        d, f = d_model, width
+        if ACTIVATIONS[activation] == 3:
             self.gate = weight(rngs, (d, f), ("embed", "mlp"), fan_in=d)
         self.up = weight(rngs, (d, f), ("embed", "mlp"), fan_in=d)
         self.down = weight(rngs, (f, d), ("mlp", "embed"), fan_in=f)
+        if bias:
+            self.up_bias, self.down_bias = zeros((f,), ("mlp",)), zeros((d,), ("norm",))
+            if hasattr(self, "gate"):
+                self.gate_bias = zeros((f,), ("mlp",))
 
     def __call__(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
-        def widen(parameter, name):
+        def widen(parameter, bias, name):
             w = run.sharder.fetch(parameter[...], ("embed", "mlp"), run.dtype)
             y = run.sharder.einsum("bld,df->blf", x_BLD, w, ("batch", "length", "mlp"))
-            return keep(y, name)
+            return keep(y if bias is None else y + aligned(bias[...], y), name)
 
-        up = widen(self.up, MLP_UP)
-        hidden = jax.nn.silu(widen(self.gate, MLP_GATE)) * up if hasattr(self, "gate") else jax.nn.gelu(up)
+        up = widen(self.up, getattr(self, "up_bias", None), MLP_UP)
+        gate = widen(self.gate, getattr(self, "gate_bias", None), MLP_GATE) if hasattr(self, "gate") else None
         w = run.sharder.fetch(self.down[...], ("mlp", "embed"), run.dtype)
+        hidden = activate(self.activation, up, gate)
         out = run.sharder.einsum("blf,fd->bld", hidden, w, ("batch", "norm_length", "features"))
+        if hasattr(self, "down_bias"):
+            out = out + aligned(self.down_bias[...], out)
         return keep(out, MLP_OUT)
+
+
+def activate(activation: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """The hidden units after the activation."""
+    function = FUNCTIONS[activation]
+    return function(up) if gate is None else function(gate) * up

@@ -1,4 +1,4 @@
-"""The whole transformer: embedding, a scanned stack of layers, final norm, logits."""
+"""The whole transformer: embedding, scanned stacks of layers, final norm, logits."""
 
 from __future__ import annotations
 
@@ -6,23 +6,37 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from autotune.meshes.architecture import Architecture, LayerKind
 from autotune.meshes.transformer import TransformerShape
 from autotune.models.attention import Attention
 from autotune.models.execution import Execution
 from autotune.models.experts import Experts
 from autotune.models.mlp import MLP
-from autotune.models.parameters import Norm, weight
+from autotune.models.parameters import Norm, aligned, weight
 from autotune.models.remat import LAYER_INPUT, keep, rematerialise
+
+LOGIT_CAP = 30.0
+"""Gemma 2's cap of logits (arXiv 2408.00118, section 2)."""
+
+
+def norm_of(model: Architecture) -> Norm:
+    """A norm of the residual stream."""
+    return Norm(model.d_model, scale=model.norm_scale, offset=model.norm_offset)
 
 
 class Layer(nnx.Module):
-    """Attention, then MLP, each behind a norm and added to the residual stream."""
+    """Attention, then MLP, each behind a norm and added to the residual stream; with four norms also before one."""
 
-    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
-        self.attention_norm = Norm(shape.d_model)
-        self.attention = Attention(shape, rngs=rngs)
-        self.mlp_norm = Norm(shape.d_model)
-        self.mlp = Experts(shape, rngs=rngs) if shape.experts else MLP(shape, rngs=rngs)
+    def __init__(self, model: Architecture, kind: LayerKind, capacity_factor: float, *, rngs: nnx.Rngs):
+        self.attention_norm = norm_of(model)
+        self.attention = Attention(kind.attention, model.d_model, model.kind == "decoder", rngs=rngs)
+        self.mlp_norm = norm_of(model)
+        if kind.mlp.experts:
+            self.mlp: Experts | MLP = Experts(kind.mlp, model.d_model, capacity_factor, rngs=rngs)
+        else:
+            self.mlp = MLP(kind.mlp.activation, model.d_model, kind.mlp.width, bias=kind.mlp.bias, rngs=rngs)
+        if kind.norms == 4:
+            self.attention_out_norm, self.mlp_out_norm = norm_of(model), norm_of(model)
 
     def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
         """(x, load-balance loss of its experts).
@@ -30,12 +44,32 @@ class Layer(nnx.Module):
         Under sequence parallelism x and its norms are cut along `tensor` over the length, the matmuls' inputs not:
         XLA puts an all-gather before the projections and a reduce-scatter behind them."""
         x = keep(x_BLD, LAYER_INPUT)
-        x = x + self.attention(unsplit(self.attention_norm(x), run), positions_L, run)
+        x = x + self._out("attention", self.attention(unsplit(self.attention_norm(x), run), positions_L, run))
         y = unsplit(self.mlp_norm(x), run)
         if isinstance(self.mlp, Experts):
             out, balance = self.mlp(y, positions_L, run)
-            return x + out, balance
-        return x + self.mlp(y, run), jnp.zeros(())
+            return x + self._out("mlp", out), balance
+        return x + self._out("mlp", self.mlp(y, run)), jnp.zeros(())
+
+    def _out(self, block: str, out_BLD: jax.Array) -> jax.Array:
+        norm = getattr(self, f"{block}_out_norm", None)
+        return out_BLD if norm is None else norm(out_BLD)
+
+
+class Pattern(nnx.Module):
+    """Layers that differ and follow one another, as often as the pattern repeats."""
+
+    def __init__(self, model: Architecture, kinds: tuple[LayerKind, ...], capacity_factor: float, *, rngs: nnx.Rngs):
+        for index, kind in enumerate(kinds):
+            setattr(self, f"layer_{index}", Layer(model, kind, capacity_factor, rngs=rngs))
+        self.count = len(kinds)
+
+
+def layers_of(stacked: Layer | Pattern) -> list[Layer]:
+    """The layers of one turn of a stack's loop, in order; each parameter has one entry a turn on its first axis."""
+    if isinstance(stacked, Layer):
+        return [stacked]
+    return [getattr(stacked, f"layer_{index}") for index in range(stacked.count)]
 
 
 def unsplit(x_BLD: jax.Array, run: Execution) -> jax.Array:
@@ -45,27 +79,43 @@ def unsplit(x_BLD: jax.Array, run: Execution) -> jax.Array:
 
 
 class Network(nnx.Module):
-    """A decoder or encoder. Parameters of all layers are stacked on a leading `layers` axis, whatever the layout."""
+    """A decoder or encoder. Parameters of layers are stacked on a leading `layers` axis, whatever the layout: of all
+    layers, of every layer of a pattern that repeats, or of each part of the model within which a pattern repeats."""
 
     def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
-        @nnx.split_rngs(splits=shape.layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(rngs):
-            return Layer(shape, rngs=rngs)
+        model = shape.described
 
-        self.causal = shape.kind == "decoder"
+        def stack(kinds, count):
+            @nnx.split_rngs(splits=count)
+            @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+            def stacked(rngs):
+                if len(kinds) == 1:
+                    return Layer(model, kinds[0], shape.capacity_factor, rngs=rngs)
+                return Pattern(model, kinds, shape.capacity_factor, rngs=rngs)
+
+            return stacked(rngs)
+
+        self.causal, self.logit_cap = shape.kind == "decoder", model.logit_cap
         self.embedding = weight(rngs, (shape.vocab, shape.d_model), ("vocab", "embed"), fan_in=shape.d_model)
-        self.layers = stack(rngs)
-        self.norm = Norm(shape.d_model)
+        if model.position_rows:
+            self.positions = weight(
+                rngs, (model.position_rows, shape.d_model), ("positions", "embed"), fan_in=shape.d_model
+            )
+        parts = model.repeating_parts
+        self.stacks = ("layers",) if len(parts) == 1 else tuple(f"layers_{index}" for index in range(len(parts)))
+        for name, (kinds, count) in zip(self.stacks, parts, strict=True):
+            setattr(self, name, stack(kinds, count))
+        if model.last_norm:
+            self.norm = norm_of(model)
         if not shape.tied_embeddings:
             self.unembedding = weight(rngs, (shape.d_model, shape.vocab), ("embed", "vocab"), fan_in=shape.d_model)
 
     def __call__(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
         """(logits BxLxV, load-balance loss); `positions_L`: where in the sequence each column stands."""
-        x, balance = self.stack(self.embed(tokens_BL, run), positions_L, run)
+        x, balance = self.stack(self.embed(tokens_BL, positions_L, run), positions_L, run)
         return self.logits(x, run), balance
 
-    def embed(self, tokens_BL: jax.Array, run: Execution) -> jax.Array:
+    def embed(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
         """The residual stream at the bottom, BxLxD."""
         table = run.sharder.fetch(self.embedding[...], ("vocab", "embed"), run.dtype)
         # First whole along `tensor`, so that each device looks up among its own part of the vocabulary and the results
@@ -75,21 +125,43 @@ class Network(nnx.Module):
             x = table.at[tokens_BL].get(out_sharding=run.sharder.spec(axes))
         else:
             x = run.sharder.constrain(jnp.take(table, tokens_BL, axis=0), axes)
+        if hasattr(self, "positions"):
+            places = run.sharder.fetch(self.positions[...], ("positions", "embed"), run.dtype)
+            if run.sharder.explicit:
+                rows = places.at[positions_L].get(out_sharding=run.sharder.spec(("length", "features")))
+            else:
+                rows = run.sharder.constrain(jnp.take(places, positions_L, axis=0), ("length", "features"))
+            x = x + aligned(rows, x)
         return run.sharder.constrain(x, ("batch", "norm_length", "features"))
 
     def stack(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
         """All layers, one after another: (x, sum of their load-balance losses)."""
-        definition, parameters = nnx.split(self.layers)
+        x, total = x_BLD, None
+        for name in self.stacks:
+            definitions, parameters = zip(*map(nnx.split, layers_of(getattr(self, name))), strict=True)
 
-        def layer(x, parameters):
-            return nnx.merge(definition, parameters)(x, positions_L, run)
+            def turn(x, parameters, definitions=definitions):
+                balances = []
+                for definition, own in zip(definitions, parameters, strict=True):
 
-        x, balance = jax.lax.scan(rematerialise(layer, run.layout.remat), x_BLD, parameters)
-        return x, balance.sum()
+                    def layer(x, own, definition=definition):
+                        return nnx.merge(definition, own)(x, positions_L, run)
+
+                    x, balance = rematerialise(layer, run.layout.remat)(x, own)
+                    balances.append(balance)
+                return x, sum(balances[1:], balances[0])
+
+            x, balance = jax.lax.scan(turn, x, parameters)
+            total = balance.sum() if total is None else total + balance.sum()
+        return x, total
 
     def logits(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
         """Scores over the vocabulary in the compute dtype, cut over `vocab`."""
-        x = unsplit(self.norm(x_BLD), run)
+        x = unsplit(self.norm(x_BLD) if hasattr(self, "norm") else x_BLD, run)
+        logits = self._project(x, run)
+        return LOGIT_CAP * jnp.tanh(logits / LOGIT_CAP) if self.logit_cap else logits
+
+    def _project(self, x: jax.Array, run: Execution) -> jax.Array:
         axes = ("batch", "length", "vocab")
         if hasattr(self, "unembedding"):
             w = run.sharder.fetch(self.unembedding[...], ("embed", "vocab"), run.dtype)

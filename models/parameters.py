@@ -15,14 +15,37 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], logical_axes: tuple[str, ...]
     return nnx.Param(value, out_sharding=logical_axes)
 
 
-class Norm(nnx.Module):
-    """Root-mean-square norm (arXiv 1910.07467) with a learned scale; statistics in float32, result in x's dtype."""
+def zeros(shape: tuple[int, ...], logical_axes: tuple[str, ...]) -> nnx.Param:
+    """A bias, or whatever else starts at zero."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32), out_sharding=logical_axes)
 
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), out_sharding=("norm",))
+
+def aligned(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """A vector or matrix in the dtype and rank of an array whose last dimensions it has."""
+    return vector.astype(like.dtype).reshape((1,) * (like.ndim - vector.ndim) + vector.shape)
+
+
+class Norm(nnx.Module):
+    """Norm over the last dimension; statistics in float32, the result in x's dtype.
+
+    Root-mean-square norm (arXiv 1910.07467) with a learned scale; with an offset, or without a scale, LayerNorm
+    (arXiv 1607.06450)."""
+
+    def __init__(self, width: int, *, scale: bool = True, offset: bool = False):
+        self.centred = offset or not scale
+        if scale:
+            self.scale = nnx.Param(jnp.ones((width,), jnp.float32), out_sharding=("norm",))
+        if offset:
+            self.offset = zeros((width,), ("norm",))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
+        if self.centred:
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-        return (wide * jax.lax.rsqrt(mean_square + 1e-5) * scale).astype(x.dtype)
+        out = wide * jax.lax.rsqrt(mean_square + 1e-5)
+        if hasattr(self, "scale"):
+            out = out * aligned(self.scale[...], wide)
+        if hasattr(self, "offset"):
+            out = out + aligned(self.offset[...], wide)
+        return out.astype(x.dtype)

@@ -30,6 +30,7 @@ from flax import nnx
 
 from autotune.meshes.sharding import partition_spec
 from autotune.models.execution import Execution
+from autotune.models.network import Layer, Pattern, layers_of
 from autotune.models.remat import rematerialise
 
 RUNNABLE = ("gpipe", "circular")
@@ -41,12 +42,16 @@ BY_HAND = ("stage", "data", "fsdp", "context", "expert")
 SHARDS = ("data", "fsdp", "context", "expert")
 
 
-def pipelined(layers: nnx.Module, x_MBLD: jax.Array, positions_L: jax.Array, run: Execution):
+def pipelined(layers: Layer | Pattern, x_MBLD: jax.Array, positions_L: jax.Array, run: Execution):
     """(x after all layers, sum of load-balance losses); x is microbatches, cut over `stage` along the first axis."""
-    definition, parameters = nnx.split(layers)
-    axes = nnx.to_pure_dict(parameters, extract_fn=lambda variable: variable.get_metadata("out_sharding"))
+    definitions, parameters = zip(*map(nnx.split, layers_of(layers)), strict=True)
+    axes = [
+        nnx.to_pure_dict(own, extract_fn=lambda variable: variable.get_metadata("out_sharding")) for own in parameters
+    ]
     weights = jax.tree.map(
-        lambda leaf, names: run.sharder.narrow(leaf, names, run.stage_dtype), nnx.to_pure_dict(parameters), axes
+        lambda leaf, names: run.sharder.narrow(leaf, names, run.stage_dtype),
+        [nnx.to_pure_dict(own) for own in parameters],
+        axes,
     )
     rules, sizes = run.sharder.rules, {name: run.sharder.mesh.shape[name] for name in BY_HAND}
 
@@ -55,7 +60,7 @@ def pipelined(layers: nnx.Module, x_MBLD: jax.Array, positions_L: jax.Array, run
 
     rows = spec(("microbatch", "batch", "length", "features"))
     loop = jax.shard_map(
-        lambda weights, x, positions: _loop(definition, axes, weights, x, positions, run),
+        lambda weights, x, positions: _loop(definitions, axes, weights, x, positions, run),
         in_specs=(
             jax.tree.map(lambda names: spec(names, rules.storage), axes, is_leaf=_is_axes),
             rows,
@@ -73,7 +78,7 @@ def _is_axes(node: Any) -> bool:
     return isinstance(node, tuple)
 
 
-def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
+def _loop(definitions, axes, weights, x_MBLD, positions_L, run: Execution):
     """What one device does: gather its weights, run the ticks, hand the results of the last stage back to all."""
     layout = run.layout
     stages, repeats, count = layout.stage, layout.virtual_stages, layout.microbatches
@@ -99,13 +104,22 @@ def _loop(definition, axes, weights, x_MBLD, positions_L, run: Execution):
         microbatch = unit // (stages * repeats) * stages + unit % stages
         x = jnp.where((stage == 0) & (repeat == 0), inputs[microbatch], held)
 
-        def one_layer(x, layer):
-            index, sum_of_layer = layer
-            weights = jax.tree.map(lambda leaf: leaf[repeat, index], held_weights)
-            return nnx.merge(definition, jax.tree.map(borrow, weights, sum_of_layer))(x, positions_L, run)
+        def turn(x, layers):
+            index, sums_of_turn = layers
+            balances = []
+            for definition, own, sums_of_layer in zip(definitions, held_weights, sums_of_turn, strict=True):
 
-        layers = jnp.arange(jax.tree.leaves(held_weights)[0].shape[1]), jax.tree.map(lambda leaf: leaf[repeat], sums)
-        y, layer_balance = jax.lax.scan(rematerialise(one_layer, layout.remat), x, layers)
+                def one_layer(x, layer, definition=definition, own=own):
+                    index, sum_of_layer = layer
+                    weights = jax.tree.map(lambda leaf: leaf[repeat, index], own)
+                    return nnx.merge(definition, jax.tree.map(borrow, weights, sum_of_layer))(x, positions_L, run)
+
+                x, balance = rematerialise(one_layer, layout.remat)(x, (index, sums_of_layer))
+                balances.append(balance)
+            return x, sum(balances[1:], balances[0])
+
+        turns = jnp.arange(jax.tree.leaves(held_weights)[0].shape[1]), jax.tree.map(lambda leaf: leaf[repeat], sums)
+        y, layer_balance = jax.lax.scan(turn, x, turns)
         done = busy & (stage == stages - 1) & (repeat == repeats - 1)
         outputs = outputs.at[microbatch].set(jnp.where(done, y, outputs[microbatch]))
         balance = balance + jnp.where(busy, layer_balance.sum(), 0.0)

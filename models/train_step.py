@@ -13,7 +13,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from autotune.meshes.architecture import lacks
 from autotune.meshes.compiler_options import options_to_run_once
 from autotune.meshes.layout import Layout
 from autotune.meshes.legality import Job, reject_for
@@ -93,9 +92,10 @@ def build_step(
     Metrics: the mean loss, and the gradients' norm before clipping.
     ValueError when the layout cannot run this model.
     """
-    if transformer.architecture is not None:
-        missing = ", ".join(lacks(transformer.architecture))
-        raise ValueError(f"model {transformer.name}: priced only: the reference model has no {missing}")
+    if transformer.lacks:
+        raise ValueError(
+            f"model {transformer.name}: priced only: the reference model has no {', '.join(transformer.lacks)}"
+        )
     platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
     rejection = reject_for(layout, Job(transformer=transformer, batch=batch, seq=seq, platform=platform))
     if rejection:
@@ -298,7 +298,7 @@ def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any
         return jax.vmap(function, spmd_axis_name="stage")
 
     pieces = jax.tree.map(lambda leaf: slices(leaf, run.layout.microbatches, "microbatch", run), batch)
-    x = over_stages(lambda tokens: network.embed(tokens, run))(pieces["tokens"])
+    x = over_stages(lambda tokens: network.embed(tokens, positions, run))(pieces["tokens"])
     x, balance = pipelined(network.layers, x, positions, run)
     losses = over_stages(lambda x, targets: cross_entropy(network.logits(x, run), targets))(x, pieces["targets"])
     return losses.mean() + balance

@@ -43,7 +43,7 @@ def test_layouts_stand_whole_and_columns_are_shown_or_named(width):
     joined = re.sub(r"\s+", "", text)
     assert all(layout in joined for layout in layouts)
     dropped = re.search(r"not shown in \d+ columns: (.*)", text)
-    named = dropped[1].split(", ") if dropped else []
+    named = dropped[1].split("; ") if dropped else []
     for column, cell in zip(COLUMNS, row(1, layouts[0]), strict=True):
         assert (re.sub(r"\s+", "", cell) in joined) != (column.name in named), column.name
 

@@ -32,8 +32,10 @@ def progress(quiet: bool = False) -> Iterator[Callable]:
         yield plain
         return
     from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    whole = Column(overflow="fold")  # a layout that is wider than the terminal goes on in the next line
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False, table_column=whole), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as running:
         tasks: dict[str, TaskID] = {}
 

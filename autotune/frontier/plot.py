@@ -179,7 +179,7 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
     left.set_xlabel("width d_model")
     left.set_ylabel("layers")
     left.legend(fontsize=8, loc="upper left")
-    left.set_title(_title(Curve(gpu=gpu, assumptions=assumptions, points=(), wall=None)), fontsize=9)
+    left.set_title(_title(Curve(gpu=gpu, assumptions=assumptions, points=(), wall=None)), fontsize=9, loc="left")
     figure.colorbar(cells, ax=left, label="utilisation of peak", shrink=0.85)
 
     names = [f"{shape.run.layers} x {shape.run.d_model}" for shape in equal]
@@ -210,7 +210,8 @@ def shape_picture(gpu: Gpu, assumptions: Assumptions, anchor: TrainingRun, path:
 
 def _title(curve: Curve, hardware: str | None = None) -> str:
     a = curve.assumptions
-    batch = f"{a.batch_rule} batch rule" if a.batch_tokens is None else f"batch of {a.batch_tokens:.3g} tokens"
+    rule = "the paper's" if a.batch_rule == "default" else a.batch_rule
+    batch = f"{rule} batch rule" if a.batch_tokens is None else f"batch of {a.batch_tokens:.3g} tokens"
     kind = "sparse" if a.sparse else "dense"
     assumed = f"{kind}, {batch}, {a.months:g} months; priced, nothing compiled"
     return f"{hardware or curve.gpu.label}: smallest cluster in time ({assumed})"

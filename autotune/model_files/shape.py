@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from autotune.meshes.architecture import REFERENCE_MLPS, lacks
+from autotune.meshes.architecture import REFERENCE_MLPS, beyond_uniform
 from autotune.meshes.transformer import TransformerShape
 from autotune.model_files.read_model import ReadModel
 
@@ -21,11 +21,15 @@ def shape_of(model: ReadModel, seq: int | None = None) -> TransformerShape:
     name = architecture.name
     if not architecture.vocab:
         raise ValueError(f"model {name}: a vision encoder has no tokens to embed and to predict: not modelled")
+    if seq is not None and 0 < architecture.position_rows < seq:
+        raise ValueError(
+            f"model {name}: seq={seq} is longer than its table of {architecture.position_rows} learned positions"
+        )
     kinds = [kind for kind, _ in architecture.kinds]
     first = next((kind.mlp for kind in kinds if kind.mlp.experts), kinds[0].mlp)
     if len({(kind.mlp.experts, kind.mlp.experts_per_token) for kind in kinds if kind.mlp.experts}) > 1:
         raise ValueError(f"model {name}: layers with different numbers of experts are not modelled")
-    plain = not lacks(architecture)
+    plain = not beyond_uniform(architecture)
     widths = [width for kind in kinds for width in (kind.mlp.width, kind.mlp.shared_width) if width]
     return TransformerShape(
         name=name,

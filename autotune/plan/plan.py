@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune.plan.fields import PlanFields
-from autotune.plan.screen import plan_headline, plan_lines
+from autotune.plan.screen import plan_entries, plan_headline
 from autotune.shown import Shown
 
 if TYPE_CHECKING:
@@ -64,7 +64,14 @@ class Plan(PlanFields, Shown):
         return plan_headline(self)
 
     def screen(self) -> RenderableType:
-        """What the plan says, a line each."""
-        from rich.text import Text
+        """What the plan says: a name and its words, one below the other. Words that wrap stay in their column."""
+        from rich.table import Table
 
-        return Text("\n".join(plan_lines(self)))
+        from autotune.tables import GAP, Prose
+
+        table = Table.grid(padding=(0, GAP, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for name, words in plan_entries(self):
+            table.add_row(name, Prose(words))
+        return table

@@ -13,12 +13,8 @@ def plan_headline(plan: PlanFields) -> str:
     return f"{plan.layout} for {plan.workload} on {plan.target} ({plan.devices} devices): {_step(plan)}"
 
 
-def plan_lines(plan: PlanFields) -> list[str]:
-    """What the plan says, a line each: layout, job, machine, figures, limit, runners-up, versions, guesses."""
-    return [f"{name:<11}{value}" for name, value in _named(plan)]
-
-
-def _named(plan: PlanFields) -> Iterator[tuple[str, str]]:
+def plan_entries(plan: PlanFields) -> Iterator[tuple[str, str]]:
+    """(name, words) of what the plan says: layout, job, machine, figures, limit, runners-up, versions, guesses."""
     figures, binding, kept_out = plan.figures, plan.binding, plan.kept_out_by
     yield "layout", str(plan.layout)
     yield "job", f"{plan.workload}: {plan.sequences:,} sequences of {plan.seq:,} tokens in one step"

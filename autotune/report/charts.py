@@ -105,7 +105,7 @@ def limits(report: Findings) -> Bars:
         if row.limit:
             words += f"; binds: {row.limit.resource}, {percent(row.limit.elasticity)}"
         bars.append(_bar(row, report, words, seconds / longest, parts))
-    return Bars(bars=tuple(bars), legend=tuple((name, page_style(name, outer)) for name in names))
+    return Bars(bars=tuple(bars), legend=_by_style((name, page_style(name, outer)) for name in names))
 
 
 def helps(report: Findings) -> Bars:
@@ -115,7 +115,7 @@ def helps(report: Findings) -> Bars:
     bars = [
         Bar(
             name=name, words=f"-{percent(gain)}", width=_percent(gain / gains[0][0]), best=False,
-            parts=(Part(name="", words=f"-{percent(gain)}", share=1.0, style=page_style(name, outer)),),
+            parts=(Part(name="", words=f"{name} -{percent(gain)}", share=1.0, style=page_style(name, outer)),),
         )
         for gain, name in gains
     ]  # fmt: skip
@@ -142,8 +142,9 @@ def collectives(report: Findings) -> Bars:
             Part(name="hidden", words=seconds_text(max(line.seconds - line.exposed_seconds, 0.0)),
                  share=max(1 - line.exposed_seconds / total, 0.0), style=hidden),
         ]  # fmt: skip
+        times = "once" if line.count == 1 else f"{line.count} times"
         words = (
-            f"{line.count} times, {bytes_text(line.payload_bytes)} moved, {bytes_text(line.wire_bytes)} sent; "
+            f"{times}, {bytes_text(line.payload_bytes)} moved, {bytes_text(line.wire_bytes)} sent; "
             f"{seconds_text(line.seconds)}, {percent(line.exposed_seconds / total)} exposed"
         )
         name = f"{line.kind} {line.axis}@{line.tier}"
@@ -188,8 +189,11 @@ def plane(report: Findings) -> dict[str, Any] | None:
     runs = [point for point in points if point[0].status.can_run]
     capacity = report.target.hardware.capacity_bytes
     fastest = min(seconds for _, seconds, _ in runs or points)
-    slowest = min(max(seconds for _, seconds, _ in points), 4 * fastest)
-    largest = min(max(size for _, _, size in points), 2 * max([capacity, *(size for _, _, size in runs)]))
+    # Layouts that do not fit may be far slower than all that do: they would press those into one line.
+    slowest = min(max(seconds for _, seconds, _ in points), 1.25 * max(seconds for _, seconds, _ in runs or points),
+                  4 * fastest)  # fmt: skip
+    fitting = [size for _, _, size in runs] or [min(size for _, _, size in points)]
+    largest = min(max(size for _, _, size in points), 2 * max(capacity, *fitting))
     near = capacity <= 8 * largest
     right = 1.05 * (max(largest, capacity) if near else largest)
     smallest = min(seconds for _, seconds, _ in points)
@@ -267,7 +271,7 @@ def timeline(report: Findings) -> dict[str, Any] | None:
     return {
         "words": f"{seconds_text(found.prediction.step_seconds)} compiled",
         "lanes": len(lanes),
-        "legend": tuple(listed.items()),
+        "legend": _by_style(listed.items()),
         "data": {
             "step": found.prediction.step_seconds,
             "lanes": [lane_title(lane) for lane in lanes],
@@ -342,6 +346,15 @@ def _binary_ticks(high: float, about: int = 6) -> list[float]:
     while high / step > about:
         step *= 2
     return [place * step for place in range(0, int(high / step) + 1)]
+
+
+def _by_style(named: Iterable[tuple[str, Style]]) -> tuple[tuple[str, Style], ...]:
+    """(names, style) of a legend: names that look the same, such as those of one axis and of it with another, stand
+    together."""
+    names: dict[Style, list[str]] = {}
+    for name, style in named:
+        names.setdefault(style, []).append(name)
+    return tuple((", ".join(of), style) for style, of in names.items())
 
 
 def _percent(share: float) -> float:

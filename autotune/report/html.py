@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jinja2
@@ -25,6 +26,21 @@ from autotune.system.versions import installed_versions
 from autotune.tables import lines
 from autotune.units import bytes_text, percent, seconds_text
 
+OF = {"compiled": "analysis", "measured": "measurement"}
+"""Columns of the table that are left out where no row has them -> the field of a row that they show."""
+
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|s|ms|us|B|KiB|MiB|GiB|TiB|turns?|points?)(?![\w/]))")
+
+
+def _together(text: str) -> str:
+    """A text whose numbers are not parted from their units by a line break."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", text)
+
+
+def _pieces(layout: object) -> list[str]:
+    """A layout where a browser may break it: after commas, and inside a long word after +, / and >."""
+    return re.split(r"(?<=[,+/>])", str(layout))
+
 
 def render_html(report: Findings, *, command: str | None = None, plan_path: Path | None = None) -> str:
     """The whole page; numbers as in the terminal, with every row.
@@ -42,7 +58,7 @@ def render_html(report: Findings, *, command: str | None = None, plan_path: Path
     )
     environment.filters |= {
         "seconds": seconds_text, "bytes": bytes_text, "percent": percent, "buffers": buffers_text, "mfu": mfu_text,
-        "together": lambda text: text.replace(" ", "\N{NO-BREAK SPACE}"),
+        "together": _together, "pieces": _pieces,
     }  # fmt: skip
     known = dict(report.compiled.versions) if report.compiled is not None else installed_versions(PACKAGES)
     versions = {**installed_versions(("autotune-jax",)), **known}
@@ -54,7 +70,7 @@ def render_html(report: Findings, *, command: str | None = None, plan_path: Path
         too_large=too_large(report),
         near_capacity=near_capacity,
         roomier=roomier_text(report),
-        heading=heading_text(report),
+        heading=heading_text(report).splitlines(),
         counts=counts_text(report),
         answer=[(name, words.removeprefix(": ").strip()) for name, words in answer_lines(report)] if runs else [],
         timeline=charts.timeline(report) if runs else None,
@@ -64,6 +80,7 @@ def render_html(report: Findings, *, command: str | None = None, plan_path: Path
         memories=charts.memories(report) if runs else None,
         plane=charts.plane(report),
         statuses=sorted({str(row.status) for row in report.rows}),
+        empty=[name for name, field in OF.items() if not any(getattr(row, field) for row in report.rows)],
         command=command,
         plan_path=plan_path,
         plan_path_text=json.dumps(str(plan_path or "plan.json")),

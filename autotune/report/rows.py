@@ -15,7 +15,6 @@ from autotune.compile.compilation import Compilation, CompileFailure
 from autotune.hlo.memory_by_category import peak_bytes
 from autotune.measure.measure import Measurement, tied
 from autotune.memory_use import MemoryUse, compiled_use, failed_use, priced_use
-from autotune.meshes.architecture import lacks
 from autotune.meshes.compiler_options import as_variable, options_left_out
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
@@ -166,8 +165,8 @@ def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus,
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
     if not space.compilable[row]:
         shape = workload.transformer
-        if shape is not None and shape.architecture is not None:
-            reason = f"priced only: the reference model has no {', '.join(lacks(shape.architecture))}"
+        if shape is not None and shape.lacks:
+            reason = f"priced only: the reference model has no {', '.join(shape.lacks)}"
         else:
             reason = NOT_COMPILABLE.format(layout.schedule, " and ".join(REFERENCE))
     if word is RowStatus.OOM:

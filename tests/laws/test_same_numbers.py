@@ -11,6 +11,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from architectures import ARCHITECTURES
 from effort import NUMBERS_ONLY
 from jax.sharding import AxisType, Mesh
 
@@ -21,6 +22,7 @@ from autotune.models.train_step import LEARNING_RATE, build_step
 
 BATCH, SEQ = 8, 32
 MODELS = {name: dataclasses.replace(PRESETS[name], layers=4) for name in ("tiny", "tiny-moe", "tiny-encoder")}
+MODELS |= ARCHITECTURES
 PIPELINE = "stage=2,schedule=gpipe,microbatches"
 CIRCULAR = "stage=2,schedule=circular,virtual_stages=2,microbatches"
 RING = "context_attention=ring"
@@ -80,6 +82,14 @@ ROWS = [
     ("tiny-moe", "data=2,expert=2,tensor=2,zero=2,remat=dots"),
     ("tiny-moe", f"fsdp=2,expert=2,{CIRCULAR}=2"),
     ("tiny-encoder", f"data=2,tensor=2,{PIPELINE}=4"),
+    # the parts of other architectures, with each axis
+    *((model, text) for model in ARCHITECTURES for text in ("fsdp=4,remat=attention", "tensor=2", "context=2")),
+    *((model, "data=2,fsdp=2,tensor=2,zero=1,accumulate=2,remat=full") for model in ARCHITECTURES),
+    *((model, f"fsdp=2,{PIPELINE}=2,remat=minimal") for model, shape in ARCHITECTURES.items() if shape.repeats > 1),
+    *((model, "expert=4,tensor=2") for model, shape in ARCHITECTURES.items() if shape.experts),
+    ("like-gpt2", f"{CIRCULAR}=4"),
+    ("like-gpt2", f"context=2,tensor=2,{RING}"),
+    ("like-deepseek", "data=2,expert=2,accumulate=2,reduce=step,remat=save:query+expert_tokens+mlp_up"),
 ]
 
 
@@ -153,6 +163,7 @@ def test_every_layout_gives_the_numbers_of_one_device(model, text):
         ("tiny-moe", "expert=2,tensor=2,context=2"),
         ("tiny-moe", f"fsdp=2,expert=2,{CIRCULAR}=2"),
         ("tiny-encoder", "fsdp=2,context=2"),
+        *((model, "fsdp=2,tensor=2,context=2") for model in ARCHITECTURES),
     ],
 )
 def test_meshes_with_explicit_axes_give_them_too(model, text):

@@ -53,7 +53,9 @@ def test_experts_equal_a_loop_over_tokens_dropped_ones_included():
     devices = np.array(jax.devices()[:1]).reshape((1,) * 6)
     mesh = Mesh(devices, tuple(layout.mesh_shape), axis_types=(AxisType.Auto,) * 6)
     with nnx.use_eager_sharding(False):
-        module = experts.Experts(SHAPE, rngs=nnx.Rngs(params=3))
+        module = experts.Experts(
+            SHAPE.described.layers[0].mlp, SHAPE.d_model, SHAPE.capacity_factor, rngs=nnx.Rngs(params=3)
+        )
     # A common part makes some experts popular, so that tokens are dropped.
     x = jax.random.normal(jax.random.key(4), (2, LENGTH, SHAPE.d_model)) + 1.0
     definition, parameters = nnx.split(module)

@@ -24,8 +24,13 @@ def inputs():
     return [jax.random.normal(key, (1, LENGTH, n, HEAD_DIM)) for key, n in zip(keys, heads, strict=True)]
 
 
-def plain(q, k, v, causal):
-    return kernels.xla_attention(q, k, v, jnp.arange(LENGTH) if causal else None)
+def plain(q, k, v, visible, **parts):
+    return kernels.xla_attention(q, k, v, jnp.arange(LENGTH) if visible.causal else None, visible, **parts)
+
+
+CAUSAL, BOTH_WAYS = kernels.Visible(causal=True), kernels.Visible(causal=False)
+WINDOW = kernels.Visible(causal=True, window=100)
+CHUNKS = kernels.Visible(causal=True, window=96, chunked=True)
 
 
 def cut(kernel, context, causal):
@@ -48,16 +53,28 @@ def assert_same_with_gradients(function, reference):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-4 * np.abs(b).max())
 
 
-@pytest.mark.parametrize(("context", "causal"), [(1, True), (2, True), (2, False)])
-def test_splash_attention_on_each_share_of_a_sequence(context, causal, monkeypatch):
+@pytest.mark.parametrize(
+    ("context", "visible", "soft_cap", "sinks"),
+    [
+        (1, CAUSAL, None, None),
+        (2, CAUSAL, None, None),
+        (2, BOTH_WAYS, None, None),
+        (1, WINDOW, None, (0.5, 3.0)),
+        (2, WINDOW, 2.0, None),
+        (1, CHUNKS, 2.0, None),
+        (2, CHUNKS, None, (0.5, 3.0)),
+    ],
+)
+def test_splash_attention_on_each_share_of_a_sequence(context, visible, soft_cap, sinks, monkeypatch):
+    causal, parts = visible.causal, {"soft_cap": soft_cap, "sinks": None if sinks is None else jnp.array(sinks)}
     interpreted = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", interpreted)
 
     def kernel(q, k, v):
         k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, causal) for x in (k, v))
-        return kernels.splash_attention(q, k, v, causal, context)
+        return kernels.splash_attention(q, k, v, visible, context, **parts)
 
-    assert_same_with_gradients(cut(kernel, context, causal), functools.partial(plain, causal=causal))
+    assert_same_with_gradients(cut(kernel, context, causal), functools.partial(plain, visible=visible, **parts))
 
 
 @pytest.mark.parametrize(("context", "causal"), [(2, True), (8, True), (4, False)])
@@ -65,15 +82,70 @@ def test_ring_attention(context, causal, monkeypatch):
     monkeypatch.setattr("autotune.models.ring.BLOCK", 64)
     kernel = functools.partial(ring_attention, context=context, causal=causal)
     assert_same_with_gradients(
-        cut(lambda q, k, v: kernel(q, k, v), context, causal), functools.partial(plain, causal=causal)
+        cut(lambda q, k, v: kernel(q, k, v), context, causal),
+        functools.partial(plain, visible=CAUSAL if causal else BOTH_WAYS),
     )
 
 
-def test_blocked_attention(monkeypatch):
+@pytest.mark.parametrize(
+    ("visible", "parts"), [(CAUSAL, {}), (WINDOW, {"sinks": jnp.array([0.5, 3.0])}), (CHUNKS, {"soft_cap": 2.0})]
+)
+def test_blocked_attention(visible, parts, monkeypatch):
     monkeypatch.setattr(kernels, "QUERY_BLOCK", 64)
     assert_same_with_gradients(
-        lambda q, k, v: kernels.blocked_attention(q, k, v, jnp.arange(LENGTH)), functools.partial(plain, causal=True)
+        lambda q, k, v: kernels.blocked_attention(q, k, v, jnp.arange(LENGTH), visible, **parts),
+        functools.partial(plain, visible=visible, **parts),
     )
+
+
+@pytest.mark.parametrize(
+    ("visible", "one"),
+    [
+        (CAUSAL, lambda i, j: j <= i),
+        (WINDOW, lambda i, j: i - 100 < j <= i),
+        (CHUNKS, lambda i, j: j <= i and i // 96 == j // 96),
+    ],
+)
+def test_who_sees_whom_pair_by_pair(visible, one):
+    places = range(0, LENGTH, 7)
+    seen = np.asarray(visible.of(jnp.array(places), jnp.array(places)))
+    assert seen.tolist() == [[one(i, j) for j in places] for i in places]
+
+
+def test_a_sink_takes_its_share_of_every_softmax():
+    """One query at a time in NumPy: softmax over the keys and the sink, and the sink has no value."""
+    q, k, v, _ = inputs()
+    sinks = jnp.array([0.5, 3.0])
+    out = np.asarray(plain(q, k, v, WINDOW, sinks=sinks))
+    for place, head in ((0, 0), (99, 1), (300, 0), (511, 1)):
+        keys = slice(max(0, place - 99), place + 1)
+        scores = np.asarray(k[0, keys, 0]) @ np.asarray(q[0, place, head]) / np.sqrt(HEAD_DIM)
+        weights = np.exp(np.append(scores, sinks[head]))
+        expected = (weights[:-1] / weights.sum()) @ np.asarray(v[0, keys, 0])
+        np.testing.assert_allclose(out[0, place, head], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("visible", [CAUSAL, WINDOW])
+def test_sinks_around_a_fused_kernel_that_has_none(visible):
+    """The kernel stands for cuDNN's: it gives the logarithm of each softmax's sum, without a gradient."""
+
+    def fused(q, k, v, return_residual=False):
+        scores = jnp.einsum("blkgh,bmkh->bkglm", q.reshape(1, LENGTH, KV_HEADS, -1, HEAD_DIM), k) / np.sqrt(HEAD_DIM)
+        seen = visible.of(jnp.arange(LENGTH), jnp.arange(LENGTH))
+        total = jax.nn.logsumexp(jnp.where(seen[None, None, None], scores, -1e30), axis=-1)
+        out = plain(q, k, v, visible)
+        total = jax.lax.stop_gradient(jnp.moveaxis(total, 3, 1).reshape(1, LENGTH, HEADS))
+        return (out, total) if return_residual else out
+
+    sinks, (q, k, v, weights) = jnp.array([0.5, 3.0]), inputs()
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda *args: (function(*args) * weights).sum(), argnums=(0, 1, 2, 3)))(q, k, v, sinks)
+
+    found = gradients(functools.partial(kernels.with_sinks, fused))
+    expected = gradients(lambda q, k, v, sinks: plain(q, k, v, visible, sinks=sinks))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-4 * np.abs(b).max())
 
 
 def test_zigzag_gives_every_device_the_same_work():

@@ -6,7 +6,10 @@ import math
 
 import jax
 import pytest
+from published_models import FOLDER
 
+from autotune.model_files.read import read_model
+from autotune.model_files.shape import shape_of
 from autotune.models.presets import PRESETS
 from autotune.models.train_step import abstract_network
 
@@ -40,3 +43,16 @@ def test_the_network_has_exactly_the_parameters_of_its_shape(name):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == PRESETS[name].parameters
     ranks = jax.tree.map(lambda leaf, names: len(leaf.shape) == len(names), shapes, axes)
     assert all(jax.tree.leaves(ranks))
+
+
+COUNTED_ONLY = {"bert-base", "bert-large", "vit-base"}
+"""Models with parts outside the layers that the reference model lacks."""
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in FOLDER.glob("*.json")} - COUNTED_ONLY))
+def test_the_network_of_a_published_config_has_its_parameters(name):
+    shape = shape_of(read_model(str(FOLDER / f"{name}.json")))
+    assert shape.lacks == []
+    _, shapes, axes = abstract_network(shape)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == shape.parameters
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, names: len(leaf.shape) == len(names), shapes, axes)))

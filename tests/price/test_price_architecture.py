@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autotune.cli import run
-from autotune.meshes.architecture import AttentionKind, LayerKind, MlpKind
+from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind, MlpKind, beyond_uniform, lacks
 from autotune.meshes.layout import AXES, parse_layout
 from autotune.meshes.legality import reject
 from autotune.meshes.target import parse_target
@@ -120,10 +120,11 @@ MODELS = ("deepseek-v3", "gemma-3-27b", "gpt-oss-120b", "llama-4-maverick", "qwe
 @pytest.mark.parametrize("name", MODELS)
 def test_a_published_model_is_priced_with_its_parameters(name):
     """Parameters, gradients and moments of all devices are at least the model's bytes, and every price is finite."""
-    shape = shape_of(read_model(str(FOLDER / f"{name}.json")), 4096)
+    seq = 1024 if name == "gpt2" else 4096
+    shape = shape_of(read_model(str(FOLDER / f"{name}.json")), seq)
     machine = parse_target("h100:16x8")
     table = enumerate_layouts(machine, ("data", "fsdp"), 256, shape.layers, {})
-    prices = price_transformer(shape, 256, 4096, "bfloat16", table, machine)
+    prices = price_transformer(shape, 256, seq, "bfloat16", table, machine)
     assert np.isfinite(prices.step_seconds).all() and (prices.step_seconds > 0).all()
     memory = prices.memory(np.arange(len(table)))
     whole = memory["optimizer_state"] * table.fsdp * np.where(table.zero > 0, table.data, 1)
@@ -136,26 +137,59 @@ def test_a_pipeline_needs_whole_patterns_and_a_ring_whole_sequences():
     twelve = parse_layout("stage=8,fsdp=2,schedule=1f1b,microbatches=8")
     assert "repeats of the layer pattern=12" in str(reject(twelve, gemma, 64, 4096, target))
     ring = parse_layout("context=2,fsdp=8,context_attention=ring")
-    assert "attends over windows" in str(reject(ring, gemma, 64, 4096, target))
+    assert "ring has no windows and no sinks: gpt-oss-20b has" in str(reject(ring, gemma, 64, 4096, target))
 
 
 def test_a_model_that_the_reference_lacks_parts_of_is_priced_only(capsys):
-    words = ["tune", "--model", str(FOLDER / "gemma-3-27b.json"), "--target", "v6e:4x4", "--batch", "64", "--seq",
-             "2048", "--axes", "fsdp,tensor", "--compile", "2", "--json"]  # fmt: skip
+    words = ["tune", "--model", str(FOLDER / "bert-large.json"), "--target", "v6e:4x4", "--batch", "64", "--seq",
+             "512", "--axes", "fsdp,tensor", "--compile", "2", "--json"]  # fmt: skip
     assert run(words) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["best"]["status"] == "priced"
-    assert "the reference model has no layers that differ, attention over a window" in told["best"]["reason"]
+    assert "the reference model has no segment embeddings, an embedding norm, a pooler" in told["best"]["reason"]
     assert told["counts"].get("compiled", 0) == 0
 
 
-def test_a_gate_and_a_kind_are_named_for_what_the_reference_lacks():
-    from autotune.meshes.architecture import Architecture, lacks
-
+def test_parts_are_named_for_what_a_uniform_stack_and_what_the_reference_lacks():
     layer = LayerKind(
         attention=AttentionKind(heads=4, kv_heads=4, head_dim=16, sinks=True),
         mlp=MlpKind(activation="geglu", width=64, bias=True),
         norms=4,
     )
     model = Architecture(name="t", d_model=64, vocab=256, layers=(layer,) * 2, logit_cap=True)
-    assert lacks(model) == ["attention sinks", "geglu MLPs", "MLP biases", "4 norms a layer", "soft-capped logits"]
+    parts = ["attention sinks", "geglu MLPs", "MLP biases", "4 norms a layer", "soft-capped logits"]
+    assert beyond_uniform(model) == parts and lacks(model) == []
+    odd = dataclasses.replace(layer, norms=3, attention=dataclasses.replace(layer.attention, window=8))
+    both_ways = dataclasses.replace(model, kind="encoder", layers=(odd,) * 2, other_parts=("a pooler",))
+    assert lacks(both_ways) == ["3 norms a layer", "attention over a window both ways", "a pooler"]
+
+
+def test_learned_positions_end_where_their_table_does():
+    gpt2 = read_model(str(FOLDER / "gpt2.json"))
+    assert shape_of(gpt2, 1024).architecture.position_rows == 1024
+    with pytest.raises(ValueError, match="seq=1025 is longer than its table of 1024 learned positions"):
+        shape_of(gpt2, 1025)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A", "A*1"), ("AAAA", "A*4"), ("ABABAB", "AB*3"), ("AAAB", "A*3 B*1"), ("BAAAA", "B*1 A*4"),
+        ("AABAABAABAA", "AAB*3 A*2"), ("ABCABC", "ABC*2"), ("ABBBAC", "A*1 B*3 AC*1"), ("AAABAAAB", "AAAB*2"),
+    ],
+)  # fmt: skip
+def test_layers_are_parts_within_which_a_pattern_repeats(text, expected):
+    """Letters are kinds of layers. A whole repeat of one pattern stays one part, as pipeline stages need it."""
+    kinds = {
+        letter: LayerKind(
+            attention=AttentionKind(heads=1, kv_heads=1, head_dim=8), mlp=MlpKind(activation="gelu", width=8 + index)
+        )
+        for index, letter in enumerate("ABC")
+    }
+    letters = {kind: letter for letter, kind in kinds.items()}
+    model = Architecture(name="t", d_model=8, vocab=8, layers=tuple(kinds[letter] for letter in text))
+    parts = model.repeating_parts
+    assert " ".join(f"{''.join(letters[kind] for kind in pattern)}*{count}" for pattern, count in parts) == expected
+    assert tuple(kind for pattern, count in parts for kind in pattern * count) == model.layers
+    if model.repeats > 1:
+        assert parts == ((model.layers[: len(text) // model.repeats], model.repeats),)

@@ -34,7 +34,6 @@ QUICK = {
         "at 64, 128, 256, 512 chips the layout is priced at over 90 % of the memory",
         "nothing was compiled",
     ),
-    "autotune frontier --target h100": ("linear scaling ends at 2.05e28 FLOP", "the wall lies between"),
 }
 """Commands that are run as they stand, and what they say."""
 

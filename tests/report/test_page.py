@@ -83,6 +83,13 @@ LOOKED_AT = """(window, document) => {
       one.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
       .map(one => one.outerHTML.slice(0, 90)),
     dialogs: document.querySelectorAll('img').length,
+    cut: [...document.querySelectorAll('.stack b')].filter(label => {
+      const box = label.parentElement.getBoundingClientRect(), words = label.getBoundingClientRect();
+      return words.top < box.bottom - 1 && words.right > box.right + 1; })
+      .map(label => label.textContent),
+    labels: [...document.querySelectorAll('.stack b')].filter(label =>
+      label.getBoundingClientRect().top < label.parentElement.getBoundingClientRect().bottom - 1).length,
+    beyond: document.querySelector('.wide').scrollWidth - document.querySelector('.wide').clientWidth,
   }
 }"""
 
@@ -97,6 +104,8 @@ def test_the_page_in_a_browser(report, tmp_path, dark):
         assert "error" not in seen, seen
         assert seen["width"] <= width and seen["overflow"] <= 0, (width, seen["overflow"], seen["wide"])
         assert seen["requests"] == 0 and seen["dialogs"] == 0
+        assert not seen["cut"] and seen["labels"] >= 6, "a label stands whole in its part of a bar, or not at all"
+        assert seen["beyond"] <= 0, (width, "every column of the table is in sight")
         contrast, where = seen["worst"]
         assert contrast >= 4.5, (contrast, where)
         assert seen["first"] == 20 and seen["all"] == len(report.rows)
@@ -133,11 +142,41 @@ def test_the_page_says_how_it_was_made(report):
     assert f"compiled: <code>{report.rows[0].layout}</code>" in page
 
 
+def test_layouts_break_after_commas_only_and_copy_whole(report):
+    layout = report.rows[0].layout
+    page = render_html(report)
+    shown = re.findall(r"<tr class=\"best\"><td><code>(.*?)</code>", page)
+    assert [re.sub("<wbr>", "", text) for text in shown] == [str(layout)]
+    assert shown[0].split("<wbr>")[:-1] == [f"{word}," for word in str(layout).split(",")[:-1]]
+
+
+def test_columns_that_no_row_fills_are_left_out(report):
+    classes = re.search(r'<table class="([^"]*)"', render_html(report))[1]
+    assert "no-measured" in classes and "no-compiled" not in classes
+
+
+def test_where_nothing_fits_the_closest_layout_is_in_the_picture(report):
+    rows = tuple(
+        dataclasses.replace(row, status=RowStatus.OOM, peak_bytes=times * report.target.hardware.capacity_bytes)
+        for times, row in zip((7.0, 80.0), report.rows[:2], strict=True)
+    )
+    plane = charts.plane(dataclasses.replace(report, rows=rows))
+    assert [point["kind"] for point in plane["points"]] == ["oom"] and plane["hidden"] == 1
+
+
+def test_a_priced_page_says_what_a_compile_would_add(report):
+    priced = render_html(dataclasses.replace(report, rows=report.rows[1:], compiled=None))
+    words = "the step by lane and the collectives are those of a compiled layout"
+    assert words in priced and 'id="timeline-canvas"' not in priced and 'href="#step"' not in priced
+    assert words not in render_html(report)
+
+
 def test_bars_add_up(report):
     limits = charts.limits(report)
     assert len(limits.bars) == 6
     for bar in limits.bars:
         assert sum(part.share for part in bar.parts) == pytest.approx(1.0, abs=0.01)
+    assert len({style for _, style in limits.legend}) == len(limits.legend), "one look, one line of the legend"
     for bars in (limits, charts.memories(report), charts.collectives(report)):
         assert {part.style for bar in bars.bars for part in bar.parts} <= {style for _, style in bars.legend}
     for bar in charts.collectives(report).bars:

@@ -16,6 +16,10 @@ from autotune.meshes.hardware import Hardware
 from autotune.meshes.transformer import TransformerShape
 from autotune.price.transformer.training_stack import TrainingStack
 
+SINKS_BACKWARD = 12.0 / 5.0
+"""What attention's sinks make of the backward pass of cuDNN's kernel, whose public call has none: to its five matmuls
+come the two and the five of another attention (`autotune.models.kernels.with_sinks`)."""
+
 PLAIN_QUERIES = 1024
 """Queries whose scores plain attention over a cut sequence holds at a time (autotune.models.kernels, QUERY_BLOCK)."""
 
@@ -62,8 +66,8 @@ def attention_work(
 ) -> AttentionWork:
     """The work of attention over `sequences` sequences of `seq` tokens with `heads` heads a device, the queries cut
     along `context`. `ring`: whether keys and values travel around a ring instead of being gathered. `kind`: the layer's
-    attention where it is not plain: its window, the width of its values, and soft caps, which no fused kernel for GPUs
-    takes.
+    attention where it is not plain: its window, the width of its values, its sinks, and soft caps, which no fused
+    kernel for GPUs takes.
     """
     width = DTYPE_BYTES[dtype]
     hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
@@ -90,7 +94,7 @@ def attention_work(
             scores=scores,
             kernels=(4.0, 8.0),
         )
-    tile = min(stack.flash_tile, seq)
+    tile = min(stack.flash_tile, seq) if kind is None else min(stack.flash_tile, kind.splash_tile, seq)
     # The kernel computes tiles on the diagonal whole: n + 1 of every 2 n tiles.
     counted = scores * h * (seen + 0.5 * tile / seq if seen < 1.0 else 1.0)
     if kind is not None and kind.window is not None and causal:
@@ -103,6 +107,9 @@ def attention_work(
     fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, stack.flash_efficiency, strict=True))
     gathers = "gather" in stack.fused_context or not causal
     largest = stack.flash_head_dim
+    if kind is not None and kind.sinks and hardware.platform != "tpu":
+        fused_flops = (fused_flops[0], SINKS_BACKWARD * fused_flops[1])
+        fused = (fused[0], SINKS_BACKWARD * fused[1])
     fits = largest is None or (shape.head_dim <= largest and shape.head_dim % 8 == 0)
     if kind is not None and kind.soft_cap and hardware.platform != "tpu":
         fits = False
