@@ -116,7 +116,12 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        asked = error.ctx
+        if asked is not None and asked.parent is not None and isinstance(asked.command, click.Group):
+            names = ", ".join(asked.command.list_commands(asked))
+            click.echo(f"autotune: {asked.info_name}: a command is missing; one of {names}", err=True)
+        else:
+            click.echo(asked.get_help() if asked else "", err=True)
         return 2
     except click.Abort:
         click.echo("autotune: interrupted", err=True)

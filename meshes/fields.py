@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
+import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +109,30 @@ def json_object(text: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not JSON of ours: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{where}: not JSON: {one_line(error)}") from None
+
+
+def toml_table(text: str, where: str) -> dict[str, Any]:
+    """The table that a TOML text holds. ValueError, in one line, where it is none or gives a key twice.
+
+    >>> toml_table("a = 1\\na = 2", "job mine.toml")
+    Traceback (most recent call last):
+    ValueError: job mine.toml: 'a' is given twice, the second time in line 2
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where}: not TOML of ours: nested too deeply") from None
+    except tomllib.TOMLDecodeError as error:
+        told = str(error)
+    found = re.fullmatch(
+        r"Cannot (?:overwrite a value|declare .* twice) \(at (?:line ([0-9]+), .*|end of document)\)", told
+    )
+    number = int(found[1] or text.rstrip("\n").count("\n") + 1) if found else 1
+    line = text.split("\n")[number - 1]  # the one on which the second one ends
+    key = re.match(r"\s*(?:\[+\s*([^\[\]=]+?)\s*\]+\s*(?:#.*)?$|([^\s=\[\]{}#]+)\s*=)", line)
+    if found and key:
+        raise ValueError(f"{where}: {short(key[1] or key[2])} is given twice, the second time in line {number}")
+    raise ValueError(f"{where}: not TOML: {one_line(told)}")
 
 
 class _Refused(Exception):

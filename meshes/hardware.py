@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from autotune.meshes.chip import NEEDED_TO_COMPILE, PARTS, CycleResidual, Hardware, Slices, Tier
 from autotune.meshes.dtypes import ALIASES
-from autotune.meshes.fields import Fields, did_you_mean, one_line, read_text, short
+from autotune.meshes.fields import Fields, did_you_mean, one_line, read_text, short, toml_table
 from autotune.meshes.layout import AXES
 from autotune.meshes.xla_options import why_not_of_a_file
 
@@ -216,13 +215,7 @@ def read_hardware(path: Path) -> Hardware:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    where = f"hardware file {one_line(path)}"
-    try:
-        return tomllib.loads(read_text(path, "hardware file"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where}: not TOML: {one_line(error)}") from None
-    except RecursionError:
-        raise ValueError(f"{where}: not TOML of ours: nested too deeply") from None
+    return toml_table(read_text(path, "hardware file"), f"hardware file {one_line(path)}")
 
 
 def _inherit(plain: Any, platform: str, sources: dict[str, str], holds_for: dict[str, str]) -> None:

@@ -176,6 +176,12 @@ def check_chip(text: str, name: str, shape: str = "") -> None:
     """ValueError unless the name is that of a chip we have a file of; it says how to write what may have been meant."""
     if name in hardware_names():
         return
+    if name.lower() == "local":
+        known = ", ".join(hardware_names())
+        raise ValueError(
+            f"target: {short(text)}: local stands alone and means the devices of this machine; here a chip is wanted: "
+            f"{known}"
+        )
     if of_one_name(name):
         both = " or ".join(f"{one}:{shape}" if shape else one for one in of_one_name(name))
         raise ValueError(f"target: {short(text)}: {name} comes with two sizes of memory; write {both}")

@@ -31,7 +31,13 @@ VICTIMS = ("tuner", "worker", "measurer", "job")
 OF_WORKER = {"worker": "autotune.compile.worker", "measurer": "autotune.measure.worker"}
 OF_MEASURED = ("of the measured turns are of an earlier run", "terms of the chosen price")
 """Notes that depend on when turns were measured, and on which layout won by its measured time."""
-LIMIT_SECONDS = 600.0
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""XLA flags of every run. On the CPU most of a compile is LLVM's optimiser, and no answer here depends on it."""
+STUCK_SECONDS = 600.0
+"""A run whose processes neither print nor store nor use the processor for so long hangs. The whole time of a run has no
+limit: on a busy machine a run that is right can take any time."""
+IDLE_SHARE = 0.01
+"""A process that uses a smaller share of one processor than this only waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +136,8 @@ def started(folder: Path, victim: str, words: tuple[str, ...]) -> Callable[[Path
 
 def begin(words: list[str], store: Path, **environment: str) -> list[subprocess.Popen]:
     path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    known = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TMPDIR": str(store.parent)}
+    flags = " ".join([os.environ.get("XLA_FLAGS", ""), QUICK]).strip()
+    known = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TMPDIR": str(store.parent), "XLA_FLAGS": flags}
     out = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
         [sys.executable, "-m", "autotune", *words, "--store", str(store)],
@@ -143,13 +150,17 @@ def begin(words: list[str], store: Path, **environment: str) -> list[subprocess.
 def end(
     processes: list[subprocess.Popen], watch: Callable[[list[subprocess.Popen], float], bool] = lambda *_: False
 ) -> Ended:
-    """Wait for a run. `watch` sees it every few milliseconds until it says True."""
-    since, watching = time.monotonic(), True
+    """Wait for a run. `watch` sees it every few milliseconds until it says True. A run that hangs is an error."""
+    since, watching, texts = time.monotonic(), True, []
+    moved, before = since, progress(processes)
     try:
         while any(process.poll() is None for process in processes):
             passed = time.monotonic() - since
-            if passed > LIMIT_SECONDS:
-                raise click.ClickException(f"a run did not end within {LIMIT_SECONDS:.0f} s")
+            if since + passed > moved + STUCK_SECONDS:
+                now = progress(processes)
+                if now.printed == before.printed and now.seconds - before.seconds < IDLE_SHARE * STUCK_SECONDS:
+                    raise click.ClickException(hung(processes, passed))
+                moved, before = since + passed, now
             watching = watching and not watch(processes, passed)
             time.sleep(0.005 if watching else 0.1)
     finally:
@@ -157,17 +168,53 @@ def end(
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    texts = []
-    for process in processes:
-        for file in process.output:  # type: ignore[attr-defined]
-            file.seek(0)
-            texts.append(file.read())
-            file.close()
+            for file in process.output:  # type: ignore[attr-defined]
+                file.seek(0)
+                texts.append(file.read())
+                file.close()
     try:  # gloo prints on stdout too
         report = json.loads(texts[0][texts[0].index("{\n") :]) if processes[0].returncode in (0, 1) else None
     except ValueError:
         report = None
     return Ended(code=processes[0].returncode, report=report, said="".join(texts[1:]), seconds=time.monotonic() - since)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is: the bytes that its processes printed, and the processor seconds of them and their children."""
+
+    printed: int
+    seconds: float
+
+
+def progress(processes: list[subprocess.Popen]) -> Progress:
+    """How far a run is now."""
+    files = [file for process in processes for file in process.output]  # type: ignore[attr-defined]
+    alive = [process.pid for process in processes if process.poll() is None]
+    return Progress(
+        printed=sum(os.fstat(file.fileno()).st_size for file in files),
+        seconds=sum(processor_seconds(pid) for pid in [*alive, *children(alive)]),
+    )
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process and the children that it has waited for took of the processors; 0 where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(one) for one in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def hung(processes: list[subprocess.Popen], passed: float) -> str:
+    """What is said of a run that hangs: which of its processes live, and the last that each printed."""
+    said = [f"after {passed:.0f} s a run hangs: {STUCK_SECONDS:.0f} s without a line and without work"]
+    for number, process in enumerate(processes):
+        file = process.output[1]  # type: ignore[attr-defined]
+        file.seek(0)
+        state = "runs" if process.poll() is None else f"ended with {process.returncode}"
+        said.append(f"process {number} {state}; its last words: {file.read()[-500:]}")
+    return "\n".join(said)
 
 
 def note(victim: str, processes: list[subprocess.Popen], passed: float, seen: list[float]) -> bool:

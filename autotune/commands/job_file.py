@@ -7,7 +7,6 @@ and rule. Paths in it are relative to the file.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from autotune.commands.values import PATH
-from autotune.meshes.fields import Fields, one_line, read_text, short
+from autotune.meshes.fields import Fields, one_line, read_text, short, toml_table
 
 if TYPE_CHECKING:
     from autotune.meshes.target import Target
@@ -55,13 +54,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def load_job(path: Path) -> dict[str, Any]:
     """The words of a job file, paths as they are from here. ValueError with file, field and rule where it is none."""
     where = f"job {one_line(path)}"
-    try:
-        values = tomllib.loads(read_text(path, "job"))
-    except RecursionError:
-        raise ValueError(f"{where}: not TOML of ours: nested too deeply") from None
-    except ValueError as error:  # tomllib.TOMLDecodeError is one
-        told = one_line(error)
-        raise ValueError(told if told.startswith("job ") else f"{where}: not TOML: {told}") from None
+    values = toml_table(read_text(path, "job"), where)
     read, found = Fields(where, values), dict(values)
     read.only(WORDS)
     for word in values:

@@ -12,6 +12,7 @@ from autotune.meshes.transformer import read_transformer
 from autotune.model_files.huggingface import read_huggingface
 from autotune.model_files.maxtext import is_maxtext, read_maxtext
 from autotune.model_files.read_model import ReadModel, architecture_of
+from autotune.model_files.yaml_keys import doubled_key
 from autotune.models.presets import PRESETS
 
 OWN_KEYS = ("layers", "d_model", "d_ff")
@@ -99,11 +100,17 @@ def _yaml(text: str, where: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        twice = doubled_key(node)
+        value = None if node is None or twice else loader.construct_document(node)
     except RecursionError:
         raise ValueError(f"{where}: not YAML of ours: nested too deeply") from None
     except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
         raise ValueError(f"{where}: not YAML: {one_line(' '.join(str(error).split()))}") from None
+    if twice:
+        raise ValueError(f"{where}: {twice}")
+    return value
 
 
 def _name_of(path: Path, values: Mapping[str, Any]) -> str:

@@ -95,8 +95,9 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
 
 
 def _layout(read: Fields) -> Layout:
+    text = read("text", str)
     try:
-        layout = parse_layout(read("text", str))
+        layout = parse_layout(text)
     except ValueError as error:
         raise ValueError(f"{read.where}: text: {error}") from None
     for name, value in layout.compiler_options:

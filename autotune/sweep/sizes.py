@@ -46,12 +46,14 @@ class Family:
 
 
 def parse_family(text: str, hardware: Hardware | None = None) -> Family:
-    """`v5p`, or `v5p:8x8x8` and `h100:4` to say what larger machines are made of; ValueError otherwise.
+    """`v5p`, or `v5p:8x8x8` and `h100:4` (or `h100:1x4`) to say what larger machines are made of; ValueError otherwise.
 
     >>> parse_family("v5p").target(8192).name, parse_family("h100").target(64).name
     ('v5p:16x16x16*2', 'h100:8x8')
     """
     name, colon, block = as_written_here(text).partition(":")
+    if name.lower() == "local" and hardware is None:
+        raise ValueError("target: 'local' has one size, and a sweep asks about many; name a chip, e.g. h100 or v5p")
     if hardware is None:
         check_chip(text, name, block)
     chip = hardware or load_hardware(name)
@@ -61,8 +63,15 @@ def parse_family(text: str, hardware: Hardware | None = None) -> Family:
         parse_target(f"{name}:{block}", chip)
         if "*" in block:
             raise ValueError(f"target: {text!r}: --chips says how many slices; write {name}:{block.partition('*')[0]}")
-    elif not re.fullmatch("[0-9]{1,7}", block) or not 1 <= int(block) <= LARGEST_TARGET:
-        raise ValueError(f"target: {text!r}: write {name}, or {name}:GPUS with the GPUs of one NVLink domain")
+        return Family(name=name, hardware=chip, block=block)
+    unit = "GPUs of one NVLink domain" if chip.platform == "cuda" else "devices of one host"
+    whole = re.fullmatch("(?:([0-9]{1,7})x)?([0-9]{1,7})", block)
+    if not whole or not 1 <= int(whole[2]) <= LARGEST_TARGET:
+        raise ValueError(f"target: {short(text)}: write {name}, or {name}:N with the N {unit}")
+    if int(whole[1] or 1) != 1:
+        many = "NVLink domains" if chip.platform == "cuda" else "hosts"
+        raise ValueError(f"target: {short(text)}: --chips says how many {many}; write {name}:{int(whole[2])}")
+    block = str(int(whole[2]))
     return Family(name=name, hardware=chip, block=block)
 
 
@@ -84,7 +93,8 @@ def parse_sizes(text: str) -> tuple[int, ...]:
             raise ValueError(f"chips: {part!r} is empty: {low} is more than {high}")
         sizes = {2**power for power in range(21) if low <= 2**power <= high} if match[2] else {low}
         if not sizes:
-            raise ValueError(f"chips: {part!r} holds no power of two; name single sizes as {low},{high}")
+            single = f"{low}" if low == high else f"{low},{high}"
+            raise ValueError(f"chips: {part!r} holds no power of two; name single sizes as {single}")
         found |= sizes
     if not found:
         raise ValueError("chips: names no size; write e.g. 64..8192")

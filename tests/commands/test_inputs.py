@@ -339,3 +339,22 @@ def test_what_is_no_regular_file_is_not_read(name, tmp_path, capsys):
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert any(rule in said for rule in ("is a folder", "the folder holds no config.json", "is no regular file"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["targets", "local"], "local stands alone and means the devices of this machine; here a chip is wanted"),
+        (["sweep", "--model", "tiny", "--target", "local", "--chips", "8", "--seq", "8"], "'local' has one size"),
+        (["tune", "--model", "tiny", "--target", "local:4", "--batch", "8", "--seq", "8"], "local stands alone"),
+        (["explain", "plan.json"], "plan plan.json: text is missing"),
+        (["check", "plan.json"], "plan plan.json: text is missing"),
+        (["store"], "store: a command is missing; one of export, list, prune"),
+    ],
+)
+def test_a_message_says_each_thing_once(line, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.json").write_text('{"schema": 1}')
+    assert run(line) == 2
+    told = capsys.readouterr().err.strip()
+    assert said in told and "\n" not in told and "did you mean 'local'" not in told and told.count("plan.json") <= 1

@@ -76,7 +76,7 @@ BAD = {
     "memory-fraction = 2.0": "memory-fraction=2.0 must be at most 1",
     "dtype = 1979-05-27": "must be a text",
     "model = ": "not TOML: Invalid value",
-    "batch = 1\nbatch = 2": "not TOML: Cannot overwrite",
+    "batch = 1\nbatch = 2": "'batch' is given twice, the second time in line 2",
     "a = " + "[" * 5000: "not TOML",
 }
 

@@ -80,6 +80,9 @@ def without(text: str, first: str, then: str) -> str:
     ("change", "message"),
     [
         (lambda text: text + "]", "not TOML"),
+        (lambda text: "platform = 'cpu'\n" + text, "'platform' is given twice, the second time in line"),
+        (lambda text: text + "\n[made]\n[ made ] # again\n", "'made' is given twice, the second time in line"),
+        (lambda text: text + "\n[made]\na.b = 1\na.b = 2\n", "'a.b' is given twice, the second time"),
         (lambda text: text.replace('name = "v5e"\n', "", 1), "name is missing"),
         (lambda text: text.replace("value = 8.19e11", "value = -1"), "hbm_bytes_per_second=-1 must be above 0"),
         (lambda text: text.replace('"torus"', '"web"'), "kind='web' must be 'torus' or 'switch'"),

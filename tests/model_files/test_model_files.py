@@ -228,6 +228,10 @@ def test_settings_replace_keys_and_unknown_ones_are_refused(tmp_path, capsys):
         ("deeper.json", '{"a": ' * 100_000, "nested too deeply"),
         ("deep.yml", "[" * 20_000, "nested too deeply"),
         ("twice.json", '{"model_type": "llama", "model_type": "gemma"}', "'model_type' is given twice"),
+        ("twice.yml", "base_emb_dim: 1\nbase_emb_dim: 1", "'base_emb_dim' is given twice, in lines 1 and 2"),
+        ("within.yml", "decoder_block: llama2\nx: [{a: 1, a: 2}]", "'a' is given twice, in lines 2 and 2"),
+        ("quoted.yml", "decoder_block: llama2\n\n'decoder_block': gemma", "is given twice, in lines 1 and 3"),
+        ("anchor.yml", "x: &x {a: *x, b: 1, b: 2}", "'b' is given twice, in lines 1 and 1"),
         ("nan.json", '{"model_type": "llama", "rope_theta": NaN}', "NaN is no number that JSON has"),
         ("digits.json", '{"model_type": "llama", "hidden_size": ' + "9" * 6000 + "}", "not JSON"),
         ("month.yml", "base_emb_dim: 2001-13-45", "month must be in 1..12"),
@@ -244,6 +248,14 @@ def test_a_damaged_file_is_one_line(name, text, said, tmp_path, capsys, monkeypa
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and len(error) < 1000
     assert not Path("called").exists()
+
+
+def test_yml_that_merges_others_gives_no_key_twice(tmp_path):
+    """`<<` may stand twice, and a mapping may set anew what it merges."""
+    values = dict.fromkeys(("a", "b"), 1)
+    path = tmp_path / MAXTEXT.name
+    path.write_text(f"x: &x {values}\ny: &y {values}\nz: {{<<: *x, <<: *y, a: 2}}\n" + MAXTEXT.read_text())
+    assert read_model(str(path)).architecture == read_model(str(MAXTEXT)).architecture
 
 
 @pytest.mark.parametrize("setting", ["no_such_key=", "no_such_key=null", "no_such_key=~", "no_such_key=!!bool maybe"])

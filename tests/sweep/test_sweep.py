@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -163,6 +164,10 @@ def test_ranges_are_the_powers_of_two_in_them():
         ("h100", 64, "h100:8x8"),
         ("h100", 4, "h100:1x4"),
         ("h100:4", 64, "h100:16x4"),
+        ("h100:1x4", 64, "h100:16x4"),
+        ("a100-40:1x4", 8, "a100-40:2x4"),
+        (" A100-40:1x4 ", 2, "a100-40:1x2"),
+        ("cpu:1x4", 8, "cpu:2x4"),
         ("gb200", 128, "gb200:2x64"),
         ("gb200:72", 144, "gb200:2x72"),
         ("cpu", 8, "cpu:8"),
@@ -179,6 +184,24 @@ def test_target_of_a_size(family, chips, name):
 )
 def test_sizes_no_machine_comes_in(family, chips):
     assert parse_family(family).target(chips) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("h100:2x8", "--chips says how many NVLink domains; write h100:8"),
+        ("cpu:2x4", "--chips says how many hosts; write cpu:4"),
+        ("v5p:4x4x4*2", "--chips says how many slices; write v5p:4x4x4"),
+        ("h100:1x0", "write h100, or h100:N with the N GPUs of one NVLink domain"),
+        ("h100:1x2x4", "write h100, or h100:N with the N GPUs of one NVLink domain"),
+        ("cpu:x", "write cpu, or cpu:N with the N devices of one host"),
+        ("cpu:9999999", "write cpu, or cpu:N with the N devices of one host"),
+        ("local", "'local' has one size, and a sweep asks about many; name a chip"),
+    ],
+)
+def test_targets_that_say_how_many_are_told_how_to_write_them(family, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse_family(family)
 
 
 def test_tokens():
@@ -350,6 +373,7 @@ def test_picture_with_its_numbers(tmp_path, capsys):
     [
         (("--chips", "64..16"), "is empty"),
         (("--chips", "65..100"), "holds no power of two"),
+        (("--chips", "9..9"), "holds no power of two; name single sizes as 9"),
         (("--chips", "2"), "none of the sizes"),
         (("--chips", "many"), "must be a number or a range"),
         (("--chips", "0..4"), "must lie from 1"),
