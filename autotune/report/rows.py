@@ -23,7 +23,9 @@ from autotune.outcomes import Outcomes, fits
 from autotune.price.changes_that_fit import Change, devices_needed, smallest_changes
 from autotune.price.price import Estimate
 from autotune.price.priced_space import PricedSpace, rule_named
+from autotune.price.transformer.attention_work import fused_kernel_lacks
 from autotune.price.transformer.pipeline_schedules import REFERENCE
+from autotune.price.transformer.training_stack import stack_of
 from autotune.report.findings import NOT_LISTED, SPARE, Omitted, Roomier, Row, near
 from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
@@ -436,6 +438,34 @@ def _sources(price: Estimate) -> str:
     return "terms of the chosen price, " + "; ".join(f"{word}: {', '.join(names)}" for word, names in named.items())
 
 
+def _attention_notes(workload: Workload, target: Target) -> list[str]:
+    """What of a reference model's attention runs in another way than in the fastest public kernel for the chip."""
+    shape = workload.transformer
+    if shape is None:
+        return []
+    stack = stack_of(target.hardware, workload.dtype)
+    if not stack.flash or target.platform == "tpu":
+        return []
+    layers, sinks = 0, 0
+    lacking: list[str] = []
+    for kind, count in shape.described.kinds:
+        found = fused_kernel_lacks(stack, kind.attention.head_dim, kind.attention)
+        layers, lacking = layers + (count if found else 0), lacking + found
+        sinks += count if kind.attention.sinks and not found else 0
+    notes = []
+    if layers:
+        notes.append(
+            f"attention of {layers} of {shape.layers} layers runs as plain matmuls: JAX's call to cuDNN does not take "
+            f"{', '.join(dict.fromkeys(lacking))}; a kernel that does is faster"
+        )
+    if sinks:
+        notes.append(
+            f"attention sinks of {sinks} layers cost one more attention in the backward pass: JAX's call to cuDNN has "
+            "none"
+        )
+    return notes
+
+
 def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: list[Row]) -> tuple[str, ...]:
     notes = [*workload.guesses, *filter(None, [workload.model_note]), *space.notes]
     ratios = [
@@ -456,6 +486,7 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
             f"MFU counts attention in full, as is usual: {100 * (1 - shown / flops):.0f} % of the model's FLOPs here "
             "are what a causal mask hides and a fused kernel does not compute; causal MFU leaves them out"
         )
+    notes += _attention_notes(workload, target)
     if workload.transformer is None and runnable:
         errors = said(price_errors(runnable), "the trace and probes" if space.probed else "the trace")
         notes += [_sources(runnable[0].price)] if runnable[0].price else []

@@ -193,3 +193,23 @@ def test_layers_are_parts_within_which_a_pattern_repeats(text, expected):
     assert tuple(kind for pattern, count in parts for kind in pattern * count) == model.layers
     if model.repeats > 1:
         assert parts == ((model.layers[: len(text) // model.repeats], model.repeats),)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "words"),
+    [
+        ("gemma-2-27b", "h100:2x8", "attention of 46 of 46 layers runs as plain matmuls: JAX's call to cuDNN does not "
+                                    "take soft-capped scores"),
+        ("deepseek-v2-lite", "h100:2x8", "does not take heads of 192 (only multiples of 8 up to 128), values of 128 "
+                                         "beside keys of 192"),
+        ("gpt-oss-20b", "h100:2x8", "attention sinks of 24 layers cost one more attention in the backward pass"),
+        ("gpt-oss-20b", "v5p:4x4x4", None),
+        ("qwen3-8b", "h100:2x8", None),
+    ],
+)  # fmt: skip
+def test_a_note_says_which_attention_no_fused_kernel_takes(name, target, words, capsys):
+    line = ["tune", "--model", str(FOLDER / f"{name}.json"), "--target", target, "--batch", "64", "--seq", "2048",
+            "--compile", "0", "--axes", "fsdp", "--json"]  # fmt: skip
+    assert run(line) in (0, 1)
+    notes = [note for note in json.loads(capsys.readouterr().out)["notes"] if "cuDNN" in note]
+    assert notes == [] if words is None else len(notes) == 1 and words in notes[0]

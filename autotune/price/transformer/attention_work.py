@@ -106,13 +106,10 @@ def attention_work(
     peak = hardware.peak(dtype)
     fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, stack.flash_efficiency, strict=True))
     gathers = "gather" in stack.fused_context or not causal
-    largest = stack.flash_head_dim
+    fits = not fused_kernel_lacks(stack, shape.head_dim, kind)
     if kind is not None and kind.sinks and hardware.platform != "tpu":
         fused_flops = (fused_flops[0], SINKS_BACKWARD * fused_flops[1])
         fused = (fused[0], SINKS_BACKWARD * fused[1])
-    fits = largest is None or (shape.head_dim <= largest and shape.head_dim % 8 == 0)
-    if kind is not None and kind.soft_cap and hardware.platform != "tpu":
-        fits = False
     plain = (context > 1) & np.where(ring, "ring" not in stack.fused_context, not gathers) | (not fits)
     # A causal ring works on pairs of half shards: 2 c + 1 of every 4 c (autotune.models.ring).
     share = np.where(ring & causal, 0.5 + 0.25 / context, 1.0)
@@ -143,6 +140,20 @@ def attention_work(
         scores=scores,
         kernels=(1.0, 2.0),
     )
+
+
+def fused_kernel_lacks(stack: TrainingStack, head_dim: int, kind: AttentionKind | None = None) -> list[str]:
+    """What a layer's attention has that the stack's fused kernel does not take, in words: it runs as plain matmuls."""
+    largest, found = stack.flash_head_dim, []
+    if largest is None:
+        return []
+    if head_dim > largest or head_dim % 8:
+        found.append(f"heads of {head_dim} (only multiples of 8 up to {largest})")
+    if kind is not None and kind.value_width != head_dim:
+        found.append(f"values of {kind.value_width} beside keys of {head_dim}")
+    if kind is not None and kind.soft_cap:
+        found.append("soft-capped scores")
+    return found
 
 
 def window_share(kind: AttentionKind, seq: int, tile: int) -> float:
