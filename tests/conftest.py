@@ -29,6 +29,8 @@ LONGEST = (
     "test_readme.py",
     "test_examples.py",
     "test_gpu_check.py",
+    "test_same_numbers_of_architectures.py",
+    "test_same_numbers.py",
 )
 """Files that take minutes begin first, so that no worker is left with one at the end."""
 

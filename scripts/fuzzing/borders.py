@@ -307,7 +307,9 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         elif isinstance(parameter.type, Number | Whole):
             value = draw(st.one_of(PIECES, st.integers(-3, 5).map(str), st.floats().map(str)))
         elif isinstance(parameter.type, FilePath):
-            value = draw(st.sampled_from(("", "/dev/null/x", "/proc/nowhere/x", ".", "/", "plan.json", "x" * 5000, "a\0b")))
+            value = draw(
+                st.sampled_from(("", "/dev/null/x", "/proc/nowhere/x", ".", "/", "plan.json", "x" * 5000, "a\0b"))
+            )
         else:
             value = draw(st.one_of(PIECES, texts(GOOD.get(name, ["x"]), 2)))
         line += [value] if isinstance(parameter, click.Argument) else [f"{parameter.opts[0]}={value}"]
