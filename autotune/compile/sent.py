@@ -9,9 +9,7 @@ import travel by value, the script itself among them; their pytree classes are r
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import functools
 import importlib
 import importlib.util
 import pickletools
@@ -25,6 +23,7 @@ import cloudpickle
 
 from autotune.compile.pytree_classes import NotKnown, pickled_with_classes, register, registrations
 from autotune.system.code_owner import owner_of
+from autotune.system.module_imports import imports_in
 from autotune.workload.pickled import can_be_pickled
 
 DATA_BYTES = 2**20
@@ -122,42 +121,15 @@ def _reached(body: bytes) -> dict[str, types.ModuleType]:
             waiting.add(parent)
         if name in users:
             found.add(name)
-            waiting |= _imports(Path(str(users[name].__file__)), name, hasattr(users[name], "__path__"))
+            waiting |= imports_in(Path(str(users[name].__file__)), name, hasattr(users[name], "__path__"))
             waiting |= {_home(held) for held in list(vars(users[name]).values())} - found
     return {name: module for name, module in users.items() if name in found}
-
-
-def imports_of(module: types.ModuleType) -> frozenset[str]:
-    """Every module that a module's source may import, and its packages."""
-    found = _imports(Path(str(module.__file__)), module.__name__, hasattr(module, "__path__"))
-    return found | {name.rpartition(".")[0] for name in (*found, module.__name__) if "." in name}
 
 
 def _home(held: Any) -> str:
     """The module that a global is, or that its class or function comes from."""
     name = getattr(held, "__name__" if isinstance(held, types.ModuleType) else "__module__", None)
     return name if isinstance(name, str) else type(held).__module__
-
-
-@functools.cache
-def _imports(path: Path, module: str, package: bool) -> frozenset[str]:
-    """Every module that a source file may import, inside its functions too."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):  # a compiled module, or an edited file
-        return frozenset()
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            try:
-                base = importlib.util.resolve_name(base, module if package else module.rpartition(".")[0])
-            except ImportError:  # it leads above the outermost package
-                continue
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return frozenset(found)
 
 
 def _modules() -> Iterator[tuple[str, types.ModuleType]]:

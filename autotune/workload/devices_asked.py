@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-from autotune.compile.sent import imports_of
 from autotune.system.code_owner import owner_of
+from autotune.system.module_imports import imports_of
 
 ASKED = ("devices", "local_devices", "device_count", "local_device_count", "default_backend")
 """Functions of `jax` that tell of devices."""
