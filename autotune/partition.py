@@ -132,12 +132,8 @@ class Partition:
         return self.extra_axes[axis.removeprefix(EXTRA)] if axis.startswith(EXTRA) else axis
 
     def expanded(self, axes: Sequence[str]) -> tuple[str, ...]:
-        """Our mesh axes with all further axes of their kinds beside them."""
-        return tuple(
-            one
-            for axis in axes
-            for one in (axis, *(extra_name(own) for own, kind in self.extra_axes.items() if kind == axis))
-        )
+        """Our mesh axes with all further axes of the step of their kinds beside them."""
+        return expanded(axes, self.extra_axes)
 
     def sizes(self, layout: Layout) -> dict[str, int]:
         """Axis as it stands among the names of dimensions -> its size: of an axis of ours that several of the step's
@@ -214,9 +210,7 @@ class Partition:
 
     def _word(self, axis: str) -> str:
         """What an error calls an axis: one that shares its kind with others by the step's own name."""
-        if axis.startswith(EXTRA):
-            return axis.removeprefix(EXTRA)
-        return self.mesh_names.get(axis, axis) if axis in self.extra_axes.values() else axis
+        return self.own_name(axis) if axis.startswith(EXTRA) or axis in self.extra_axes.values() else axis
 
     def axes(self) -> tuple[str, ...]:
         """The mesh axes that some array can be cut along."""
@@ -258,6 +252,17 @@ def extra_name(own: str) -> str:
     'axis:expert'
     """
     return EXTRA + own
+
+
+def expanded(axes: Sequence[str], extra_axes: Mapping[str, str]) -> tuple[str, ...]:
+    """Our mesh axes with all further axes of their kinds beside them; `extra_axes` as in `Partition`.
+
+    >>> expanded(("data", "tensor"), {"z": "tensor"})
+    ('data', 'tensor', 'axis:z')
+    """
+    return tuple(
+        one for axis in axes for one in (axis, *(extra_name(own) for own, kind in extra_axes.items() if kind == axis))
+    )
 
 
 def _leaf_json(leaf: Leaf) -> dict[str, Any]:

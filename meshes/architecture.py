@@ -22,6 +22,11 @@ BIASES = ("none", "qkv", "out", "all")
 """Projections of attention with a bias."""
 
 
+CUDNN_HEAD_DIM = 128
+"""The largest head that JAX's public call to cuDNN takes for a GPU that is not attached: it asks the first local device
+for its compute capability, and 9 or more would take 256 (jax 0.10.2). So that the program that is compiled is the one
+that runs, larger heads are none of cuDNN's where a GPU is attached either."""
+
 REFERENCE_MLPS = {"swiglu": "swiglu-3mat", "gelu": "gelu-2mat"}
 """Activation -> MLP of the reference model."""
 
@@ -331,6 +336,18 @@ class Architecture:
             return dataclasses.replace(kind, attention=dataclasses.replace(kind.attention, window=None, chunked=False))
 
         return dataclasses.replace(self, layers=tuple(map(widened, self.layers)))
+
+
+def cudnn_lacks(head_dim: int, value_dim: int, soft_cap: bool) -> list[str]:
+    """What JAX's public call to cuDNN does not take of a layer's attention, in words: it runs as plain matmuls."""
+    found = []
+    if head_dim > CUDNN_HEAD_DIM or head_dim % 8:
+        found.append(f"heads of {head_dim} (only multiples of 8 up to {CUDNN_HEAD_DIM})")
+    if value_dim != head_dim:
+        found.append(f"values of {value_dim} beside keys of {head_dim}")
+    if soft_cap:
+        found.append("soft-capped scores")
+    return found
 
 
 def lacks(architecture: Architecture) -> list[str]:

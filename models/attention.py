@@ -13,7 +13,7 @@ from autotune.meshes.architecture import AttentionKind
 from autotune.models import kernels
 from autotune.models.execution import Execution
 from autotune.models.kernels import Visible
-from autotune.models.parameters import Norm, aligned, weight, zeros
+from autotune.models.parameters import Norm, aligned, biased, root_mean_square_normed, weight, zeros
 from autotune.models.remat import ATTENTION, ATTENTION_OUT, KEY, QUERY, VALUE, keep
 from autotune.models.ring import in_order, ring_attention
 
@@ -74,17 +74,14 @@ class Attention(nnx.Module):
         mixed = attend(q, k, v, positions_L, self.visible, run, sinks=sinks, soft_cap=cap, tile=self.kind.splash_tile)
         w = run.sharder.fetch(self.output[...], ("heads", "head_dim", "embed"), run.dtype)
         out = run.sharder.einsum("blnh,nhd->bld", mixed, w, ("batch", "norm_length", "features"))
-        if hasattr(self, "output_bias"):
-            out = out + aligned(self.output_bias[...], out)
-        return keep(out, ATTENTION_OUT)
+        return keep(biased(out, getattr(self, "output_bias", None)), ATTENTION_OUT)
 
     def _grouped(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
         """(queries, keys, values) straight from the residual stream."""
 
         def project(name, heads):
             y = project_to_heads(x_BLD, getattr(self, name), heads, run)
-            bias = getattr(self, f"{name}_bias", None)
-            return y if bias is None else y + aligned(bias[...], y)
+            return biased(y, getattr(self, f"{name}_bias", None))
 
         def normed(name, heads):
             y = project(name, heads)
@@ -126,14 +123,13 @@ class HeadsNorm(nnx.Module):
 
     def __call__(self, x_BLNH: jax.Array) -> jax.Array:
         wide = x_BLNH.astype(jnp.float32)
-        mean_square = jnp.mean(wide * wide, axis=(-2, -1), keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + 1e-5) * aligned(self.scale[...], wide)).astype(x_BLNH.dtype)
+        normed = root_mean_square_normed(wide, (-2, -1))
+        return (normed * aligned(self.scale[...], wide)).astype(x_BLNH.dtype)
 
 
 def unscaled(x: jax.Array) -> jax.Array:
     """Root-mean-square norm over the last dimension without a scale (Llama 4)."""
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + 1e-5)).astype(x.dtype)
+    return root_mean_square_normed(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def project_to_heads(x: jax.Array, parameter: nnx.Param, heads: str, run: Execution) -> jax.Array:
@@ -182,8 +178,6 @@ def attend(
     spec = run.sharder.spec
     queries = spec(("batch", "length", "heads", "head_dim"))
     keys = spec(("batch", "length", "kv_heads", "head_dim"))
-    specs = (queries, keys, keys, spec(("length",)))
-    if sinks is None:
-        return run.sharder.map(local, in_specs=specs, out_specs=queries)(q_BLNH, k_BLKH, v_BLKH, positions_L)
-    mapped = run.sharder.map(local, in_specs=(*specs, spec(("heads",))), out_specs=queries)
-    return mapped(q_BLNH, k_BLKH, v_BLKH, positions_L, sinks)
+    beside = () if sinks is None else (sinks,)
+    specs = (queries, keys, keys, spec(("length",)), *(spec(("heads",)) for _ in beside))
+    return run.sharder.map(local, in_specs=specs, out_specs=queries)(q_BLNH, k_BLKH, v_BLKH, positions_L, *beside)

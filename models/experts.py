@@ -16,7 +16,7 @@ from flax import nnx
 from autotune.meshes.architecture import MlpKind
 from autotune.models.execution import Execution
 from autotune.models.mlp import MLP, activate
-from autotune.models.parameters import aligned, weight, zeros
+from autotune.models.parameters import aligned, biased, weight, zeros
 from autotune.models.remat import EXPERT_TOKENS, MLP_GATE, MLP_OUT, MLP_UP, keep
 
 BALANCE = 0.01
@@ -47,9 +47,7 @@ class Experts(nnx.Module):
                 self.gate_bias = zeros((e, f), ("experts", "mlp"))
 
     def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
-        scores = self._scores(self.router, x_BLD, run)
-        if hasattr(self, "router_bias"):
-            scores = scores + aligned(self.router_bias[...], scores)
+        scores = biased(self._scores(self.router, x_BLD, run), getattr(self, "router_bias", None))
         probabilities, gates, chosen = choose(scores, self.per_token, run)
         slots, places, owners, load = dispatch(
             x_BLD, chosen, positions_L, self.router.shape[-1], self.capacity_factor, run

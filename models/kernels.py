@@ -14,17 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from autotune.meshes.architecture import cudnn_lacks
 from autotune.models.remat import ATTENTION, keep
 from autotune.models.ring import zigzag
 
 QUERY_BLOCK = 1024
 """Queries whose scores plain attention holds at a time, where the sequence is cut over devices because it is long, or
 where cuDNN would hold none."""
-
-CUDNN_HEAD_DIM = 128
-"""The largest head that JAX's public call to cuDNN takes for a GPU that is not attached: it asks the first local device
-for its compute capability, and 9 or more would take 256 (jax 0.10.2). So that the program that is compiled is the one
-that runs, larger heads are none of cuDNN's where a GPU is attached either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +91,15 @@ def blocked_attention(
 def cudnn_takes(
     queries: tuple[int, ...], value_dim: int, visible: Visible = Visible(causal=True), soft_cap: float | None = None
 ) -> bool:
-    """Whether cuDNN's kernel is compiled for queries BxLxNxH of that shape: not for soft-capped scores, nor for values
-    of another width than keys (JAX's public call refuses them), nor for a last chunk that is not full.
+    """Whether cuDNN's kernel is compiled for queries BxLxNxH of that shape: not for what `cudnn_lacks` says, nor for a
+    last chunk that is not full.
 
     >>> [cudnn_takes((1, 4096, 8, size), size) for size in (64, 80, 100, 256)]
     [True, True, False, False]
     """
     length, head_dim = queries[1], queries[3]
     whole = not visible.chunked or length % (visible.window or length) == 0
-    return head_dim <= CUDNN_HEAD_DIM and head_dim % 8 == 0 and value_dim == head_dim and soft_cap is None and whole
+    return whole and not cudnn_lacks(head_dim, value_dim, soft_cap is not None)
 
 
 def cudnn_attention(

@@ -10,7 +10,7 @@ from flax import nnx
 
 from autotune.meshes.architecture import ACTIVATIONS
 from autotune.models.execution import Execution
-from autotune.models.parameters import aligned, weight, zeros
+from autotune.models.parameters import biased, weight, zeros
 from autotune.models.remat import MLP_GATE, MLP_OUT, MLP_UP, keep
 
 FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -43,16 +43,14 @@ class MLP(nnx.Module):
         def widen(parameter, bias, name):
             w = run.sharder.fetch(parameter[...], ("embed", "mlp"), run.dtype)
             y = run.sharder.einsum("bld,df->blf", x_BLD, w, ("batch", "length", "mlp"))
-            return keep(y if bias is None else y + aligned(bias[...], y), name)
+            return keep(biased(y, bias), name)
 
         up = widen(self.up, getattr(self, "up_bias", None), MLP_UP)
         gate = widen(self.gate, getattr(self, "gate_bias", None), MLP_GATE) if hasattr(self, "gate") else None
         w = run.sharder.fetch(self.down[...], ("mlp", "embed"), run.dtype)
         hidden = activate(self.activation, up, gate)
         out = run.sharder.einsum("blf,fd->bld", hidden, w, ("batch", "norm_length", "features"))
-        if hasattr(self, "down_bias"):
-            out = out + aligned(self.down_bias[...], out)
-        return keep(out, MLP_OUT)
+        return keep(biased(out, getattr(self, "down_bias", None)), MLP_OUT)
 
 
 def activate(activation: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:

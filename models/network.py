@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,7 @@ from autotune.models.execution import Execution
 from autotune.models.experts import Experts
 from autotune.models.mlp import MLP
 from autotune.models.parameters import Norm, aligned, weight
-from autotune.models.remat import LAYER_INPUT, keep, rematerialise
+from autotune.models.remat import LAYER_INPUT, keep, one_after_another
 
 LOGIT_CAP = 30.0
 """Gemma 2's cap of logits (arXiv 2408.00118, section 2)."""
@@ -136,20 +138,17 @@ class Network(nnx.Module):
 
     def stack(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
         """All layers, one after another: (x, sum of their load-balance losses)."""
+
+        def layer(definition, x, own):
+            return nnx.merge(definition, own)(x, positions_L, run)
+
         x, total = x_BLD, None
         for name in self.stacks:
             definitions, parameters = zip(*map(nnx.split, layers_of(getattr(self, name))), strict=True)
+            calls = [partial(layer, definition) for definition in definitions]
 
-            def turn(x, parameters, definitions=definitions):
-                balances = []
-                for definition, own in zip(definitions, parameters, strict=True):
-
-                    def layer(x, own, definition=definition):
-                        return nnx.merge(definition, own)(x, positions_L, run)
-
-                    x, balance = rematerialise(layer, run.layout.remat)(x, own)
-                    balances.append(balance)
-                return x, sum(balances[1:], balances[0])
+            def turn(x, parameters, calls=calls):
+                return one_after_another(zip(calls, parameters, strict=True), x, run.layout.remat)
 
             x, balance = jax.lax.scan(turn, x, parameters)
             total = balance.sum() if total is None else total + balance.sum()

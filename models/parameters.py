@@ -25,6 +25,17 @@ def aligned(vector: jax.Array, like: jax.Array) -> jax.Array:
     return vector.astype(like.dtype).reshape((1,) * (like.ndim - vector.ndim) + vector.shape)
 
 
+def biased(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """`y` plus a bias of its last dimensions; `y` where there is none."""
+    return y if bias is None else y + aligned(bias[...], y)
+
+
+def root_mean_square_normed(wide: jax.Array, dimensions: int | tuple[int, ...] = -1) -> jax.Array:
+    """A float32 array over the root of its mean square along some dimensions (arXiv 1910.07467)."""
+    mean_square = jnp.mean(wide * wide, axis=dimensions, keepdims=True)
+    return wide * jax.lax.rsqrt(mean_square + 1e-5)
+
+
 class Norm(nnx.Module):
     """Norm over the last dimension; statistics in float32, the result in x's dtype.
 
@@ -42,10 +53,7 @@ class Norm(nnx.Module):
         wide = x.astype(jnp.float32)
         if self.centred:
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        out = wide * jax.lax.rsqrt(mean_square + 1e-5)
+        out = root_mean_square_normed(wide)
         if hasattr(self, "scale"):
             out = out * aligned(self.scale[...], wide)
-        if hasattr(self, "offset"):
-            out = out + aligned(self.offset[...], wide)
-        return out.astype(x.dtype)
+        return biased(out, getattr(self, "offset", None)).astype(x.dtype)

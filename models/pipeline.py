@@ -22,6 +22,7 @@ every tick.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from flax import nnx
 from autotune.meshes.sharding import partition_spec
 from autotune.models.execution import Execution
 from autotune.models.network import Layer, Pattern, layers_of
-from autotune.models.remat import rematerialise
+from autotune.models.remat import one_after_another
 
 RUNNABLE = ("gpipe", "circular")
 """Schedules this module can run."""
@@ -104,19 +105,17 @@ def _loop(definitions, axes, weights, x_MBLD, positions_L, run: Execution):
         microbatch = unit // (stages * repeats) * stages + unit % stages
         x = jnp.where((stage == 0) & (repeat == 0), inputs[microbatch], held)
 
+        def one_layer(definition, own, x, layer):
+            index, sum_of_layer = layer
+            weights = jax.tree.map(lambda leaf: leaf[repeat, index], own)
+            return nnx.merge(definition, jax.tree.map(borrow, weights, sum_of_layer))(x, positions_L, run)
+
+        calls = [partial(one_layer, *both) for both in zip(definitions, held_weights, strict=True)]
+
         def turn(x, layers):
             index, sums_of_turn = layers
-            balances = []
-            for definition, own, sums_of_layer in zip(definitions, held_weights, sums_of_turn, strict=True):
-
-                def one_layer(x, layer, definition=definition, own=own):
-                    index, sum_of_layer = layer
-                    weights = jax.tree.map(lambda leaf: leaf[repeat, index], own)
-                    return nnx.merge(definition, jax.tree.map(borrow, weights, sum_of_layer))(x, positions_L, run)
-
-                x, balance = rematerialise(one_layer, layout.remat)(x, (index, sums_of_layer))
-                balances.append(balance)
-            return x, sum(balances[1:], balances[0])
+            beside = [(index, sums_of_layer) for sums_of_layer in sums_of_turn]
+            return one_after_another(zip(calls, beside, strict=True), x, layout.remat)
 
         turns = jnp.arange(jax.tree.leaves(held_weights)[0].shape[1]), jax.tree.map(lambda leaf: leaf[repeat], sums)
         y, layer_balance = jax.lax.scan(turn, x, turns)

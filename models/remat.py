@@ -6,7 +6,8 @@ are names of sets. `none` is no set: the backward pass finds whatever it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -45,3 +46,13 @@ def rematerialise(layer: Callable, policy: str) -> Callable:
         rule = jax.checkpoint_policies.save_only_these_names(*saved)
     # Inside a scan nothing can be merged with the first forward pass, so the barriers that prevent it are not needed.
     return jax.checkpoint(layer, policy=rule, prevent_cse=False)
+
+
+def one_after_another(layers: Iterable[tuple[Callable, Any]], x: jax.Array, policy: str) -> tuple[jax.Array, jax.Array]:
+    """(x after all layers, sum of their load-balance losses); each pair is (layer, what it takes beside x), and each
+    layer is rematerialised by itself."""
+    balances = []
+    for layer, own in layers:
+        x, balance = rematerialise(layer, policy)(x, own)
+        balances.append(balance)
+    return x, sum(balances[1:], balances[0])

@@ -22,6 +22,8 @@ COMMAND = "autotune tune --model llama3-8b --target h100:2x8 --batch 64 --seq 40
 FRONTIER = {"frontier.png": "utilization", "frontier_mix.png": "mix", "frontier_shape.png": "shape"}
 PICTURES = ("terminal.svg", "page.png", *FRONTIER)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+NO_BROWSER = f"none of {', '.join(BROWSERS)} here; Debian: apt-get install chromium"
 COLUMNS = 100
 
 
@@ -81,13 +83,12 @@ def terminal_svg(command: str, progress: str, screen: str, lines: int) -> str:
 
 def page_png(page: Path, picture: Path, width: int, height: int) -> None:
     """The top of a page in a light window of width x height pixels. ClickException where there is no Chromium."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise click.ClickException(f"none of {', '.join(BROWSERS)} here; Debian: apt-get install chromium")
+    if BROWSER is None:
+        raise click.ClickException(NO_BROWSER)
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
             [
-                browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
                 "--blink-settings=preferredColorScheme=1", "--host-resolver-rules=MAP * ~NOTFOUND",
                 f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--screenshot={picture}",
                 page.as_uri(),

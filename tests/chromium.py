@@ -5,17 +5,13 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from screenshots import BROWSER, NO_BROWSER
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-
-MISSING = f"none of {', '.join(NAMES)} here; Debian: apt-get install chromium"
-needs_chromium = pytest.mark.skipif(BROWSER is None, reason=MISSING)
+needs_chromium = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 
 
 def dumped(page: Path, *options: str, profile: Path) -> str:

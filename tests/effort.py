@@ -6,5 +6,9 @@ NUMBERS_ONLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive
 """How the step is cut, and so every collective, is the same: XLA's partitioner comes before any of these, which only
 say how each device's share becomes machine code."""
 
+QUICK = ",xla.exec_time_optimization_effort=-1.0" if jax.__version_info__ < (0, 11) else ""
+"""Little effort of a TPU's or a GPU's compiler, as a word of a layout. Not for models with experts on TPUs: with it
+libtpu 0.0.42 aborts on DeepSeek's layout, in a check of its reduce-scatter. jax 0.11 has no such option."""
+
 if jax.__version_info__ < (0, 11):  # since then the older loop emitters, a quarter of the compile time, are gone
     NUMBERS_ONLY["xla_cpu_use_fusion_emitters"] = False

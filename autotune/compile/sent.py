@@ -16,14 +16,13 @@ import pickletools
 import sys
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from autotune.compile.pytree_classes import NotKnown, pickled_with_classes, register, registrations
 from autotune.system.code_owner import owner_of
-from autotune.system.module_imports import imports_in
+from autotune.system.module_imports import imports_of
 from autotune.workload.pickled import can_be_pickled
 
 DATA_BYTES = 2**20
@@ -121,7 +120,7 @@ def _reached(body: bytes) -> dict[str, types.ModuleType]:
             waiting.add(parent)
         if name in users:
             found.add(name)
-            waiting |= imports_in(Path(str(users[name].__file__)), name, hasattr(users[name], "__path__"))
+            waiting |= imports_of(users[name])
             waiting |= {_home(held) for held in list(vars(users[name]).values())} - found
     return {name: module for name, module in users.items() if name in found}
 

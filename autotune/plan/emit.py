@@ -262,13 +262,11 @@ def flax(plan: Plan) -> str:
     used = [axis for axis in layout.order if layout.axes[axis] > 1] or ["data"]
     sizes = {axis: layout.axes[axis] for axis in used}
     if partition:
-        # An axis of size 1 has to be there all the same where the step may name it.
+        # The step may name an axis of size 1, so the mesh has that axis too.
         named = [axis for axis in partition.mesh_names if partition.mesh_names[axis] != f"{axis}_"]
         named += [*partition.extra_axes.values(), *(partition.axes() if partition.explicit else ())]
         sizes = partition.own_shape(sizes)
         sizes |= {own: 1 for axis in named for own in partition.own_axes(axis) if own not in sizes}
-    shape, names = tuple(sizes.values()), tuple(sizes)
-    if partition:
         rules = partition.meanings(layout)
         kept = {
             name: tuple(partition.own_name(axis) for axis in axes if partition.kind(axis) in used)
@@ -277,6 +275,7 @@ def flax(plan: Plan) -> str:
     else:
         rules = dict(LOGICAL_AXIS_RULES) | dict(layout.rules)
         kept = {name: tuple(axis for axis in axes if axis in used) for name, axes in rules.items()}
+    shape, names = tuple(sizes.values()), tuple(sizes)
     kind = "Explicit" if partition and partition.explicit else "Auto"
     order = list(plan.device_order)
     counted = f"list(range({plan.devices}))" if order == list(range(plan.devices)) else str(order)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 def imports_of(module: types.ModuleType) -> frozenset[str]:
     """Every module that a module's source may import, and its packages."""
-    found = imports_in(Path(str(module.__file__)), module.__name__, hasattr(module, "__path__"))
+    found = _imported(Path(str(module.__file__)), module.__name__, hasattr(module, "__path__"))
     return found | {name.rpartition(".")[0] for name in (*found, module.__name__) if "." in name}
 
 
 @functools.cache
-def imports_in(path: Path, module: str, package: bool) -> frozenset[str]:
+def _imported(path: Path, module: str, package: bool) -> frozenset[str]:
     """Every module that a source file may import, inside its functions too."""
     try:
         tree = ast.parse(path.read_bytes())

@@ -60,8 +60,12 @@ def _listed(name: str, function: Callable[..., Any], asked: list[str]) -> Callab
     return call
 
 
-def notes_on(asked: list[str]) -> list[str]:
-    """The line that says so."""
+def notes_on(asked: list[str], step: Callable[..., Any]) -> list[str]:
+    """A line on what a step asked while it was traced, and one on what its modules asked on import."""
+    return [*_while_traced(asked), *_on_import(step)]
+
+
+def _while_traced(asked: list[str]) -> list[str]:
     if not asked:
         return []
     more = f" and {len(asked) - 1} more" if len(asked) > 1 else ""
@@ -74,9 +78,9 @@ def notes_on(asked: list[str]) -> list[str]:
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-def asked_on_import(step: Callable[..., Any]) -> list[str]:
-    """A line on the calls of these functions that ran as the step's modules were imported: what they said of this
-    machine then is in globals that functions read.
+def _on_import(step: Callable[..., Any]) -> list[str]:
+    """A line on the calls of these functions that ran while the step's modules were imported. Globals hold the answers,
+    and functions read those globals.
 
     Looked at are the module of the step and the user's modules that it imports. [] where no function reads a global
     that such a call gave a value.

@@ -66,7 +66,7 @@ def _error(adapted: Adapted, partition: Partition, names: Sequence[str], axes: S
 
 
 def error_with(adapted: Adapted, partition: Partition, names: Sequence[str], axes: Mapping[str, int]) -> str | None:
-    """What the step raises with our mesh axes of these sizes; None where it traces, or where they do not divide.
+    """What the step raises when our mesh axes have these sizes; None where it traces, or where a size does not divide.
 
     `names`: the user's own mesh axes.
     """

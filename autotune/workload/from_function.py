@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from autotune.meshes.layout import AXES
-from autotune.partition import BATCH_AXES, LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition, extra_name
+from autotune.partition import BATCH_AXES, LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition, expanded, extra_name
 from autotune.workload.adapt import Adapted, Builder, adapt, traced
 from autotune.workload.batch import batch_dimensions, tokens_of
-from autotune.workload.devices_asked import asked_on_import, devices_asked, notes_on
+from autotune.workload.devices_asked import devices_asked, notes_on
 from autotune.workload.dimensions import dimensions_of
 from autotune.workload.explicit_axes import axes_that_fail, pairs_that_fail
 from autotune.workload.flow import flow_of
@@ -89,8 +89,7 @@ def plain_fields(
         mesh=mesh,
         logical=looked(),
     )
-    asking = (*notes_on(asked), *asked_on_import(step))
-    return fields | {"guesses": (*found.notes(), *fields["guesses"], *asking)}
+    return fields | {"guesses": (*found.notes(), *fields["guesses"], *notes_on(asked, step))}
 
 
 def call_fields(
@@ -127,8 +126,7 @@ def call_fields(
         mesh=None,
         logical=looked(),
     )
-    asking = (*notes_on(asked), *asked_on_import(step))
-    return fields | {"guesses": (*handed.notes, *fields["guesses"], *asking)}
+    return fields | {"guesses": (*handed.notes, *fields["guesses"], *notes_on(asked, step))}
 
 
 def name_of(step: Callable[..., Any]) -> str:
@@ -216,7 +214,9 @@ def fields_of(
         guessed = guess_names(axes, shapes, {path: order[path] for path in mine if bare}, rows, moving)
         guesses += describe(guessed, shapes)
         if naming.extra:
-            guessed = {path: tuple(_whole_kind(name, naming) for name in names) for path, names in guessed.items()}
+            guessed = {
+                path: tuple(_whole_kind(name, naming.extra) for name in names) for path, names in guessed.items()
+            }
     untold = [] if bare else _untold(mine, named, leaves)
     state_leaves = {}
     for path, role in roles.items():
@@ -305,16 +305,8 @@ class Naming:
             if logical not in dict(given):
                 given.append((logical, tuple(self._mesh(axis) for axis in listed)))
         self.told = dict(given)
-        usual = ((one, self.expanded(axes)) for one, axes in LOGICAL_AXIS_RULES if one not in self.told)
+        usual = ((one, expanded(axes, self.extra)) for one, axes in LOGICAL_AXIS_RULES if one not in self.told)
         self.rules = (*given, *usual)
-
-    def expanded(self, axes: Sequence[str]) -> tuple[str, ...]:
-        """Our mesh axes with all further axes of the step of their kinds beside them."""
-        return tuple(
-            one
-            for axis in axes
-            for one in (axis, *(extra_name(own) for own, ours in self.extra.items() if ours == axis))
-        )
 
     def _mesh(self, name: str) -> str:
         """Our word for the user's mesh axis, remembered; a further axis of a kind keeps its name."""
@@ -405,11 +397,11 @@ class Naming:
         return {ours: said for ours, said in names.items() if ours != said}
 
 
-def _whole_kind(name: Name, naming: Naming) -> Name:
+def _whole_kind(name: Name, extra_axes: Mapping[str, str]) -> Name:
     """A guessed name with all of the step's own axes of its kind."""
     if not isinstance(name, str) or name not in AXES:
         return name
-    every = naming.expanded((name,))
+    every = expanded((name,), extra_axes)
     return every if len(every) > 1 else name
 
 

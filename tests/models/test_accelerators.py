@@ -9,8 +9,8 @@ import contextlib
 import dataclasses
 import importlib.util
 
-import jax
 import pytest
+from effort import QUICK
 
 from autotune.analysis.analyse import analyse, program_of
 from autotune.compile.compilation import Candidate, CompileFailure
@@ -36,9 +36,6 @@ MODELS = {
 }  # fmt: skip
 TARGETS = {"v5p:4x4x4": "libtpu", "h100:8x8": "jax_plugins.xla_cuda12"}
 KERNEL = {"v5p:4x4x4": "tpu_custom_call", "h100:8x8": "__cudnn$fmha"}
-QUICK = ",xla.exec_time_optimization_effort=-1.0" if jax.__version_info__ < (0, 11) else ""
-"""For models without experts: with it libtpu 0.0.42 aborts on DeepSeek's layout, in a check of its reduce-scatter. jax
-0.11 has no such option."""
 
 GPIPE = "data=2,fsdp=4,tensor=2,stage=4,schedule=gpipe,microbatches=4,remat=full"
 CIRCULAR = "data=2,fsdp=8,stage=4,schedule=circular,virtual_stages=2,microbatches=4,zero=2,remat=dots"

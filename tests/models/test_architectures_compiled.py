@@ -7,9 +7,9 @@ import dataclasses
 import importlib.util
 import re
 
-import jax
 import pytest
 from architectures import ARCHITECTURES, model_of
+from effort import QUICK
 
 from autotune.analysis.analyse import analyse
 from autotune.compile.compilation import Candidate, CompileFailure
@@ -19,7 +19,6 @@ from autotune.meshes.target import parse_target
 from autotune.reference_workload import transformer_workload
 
 SEQ = 512
-QUICK = ",xla.exec_time_optimization_effort=-1.0" if jax.__version_info__ < (0, 11) else ""
 
 
 def wide(name):

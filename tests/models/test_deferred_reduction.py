@@ -3,8 +3,8 @@
 import dataclasses
 import importlib.util
 
-import jax
 import pytest
+from effort import QUICK
 
 from autotune.analysis.analyse import analyse
 from autotune.compile.compilation import Candidate, CompileFailure
@@ -18,7 +18,6 @@ SMALL = dataclasses.replace(
     PRESETS["llama3-8b"], name="small", layers=2, d_model=512, heads=4, kv_heads=4, d_ff=1024, vocab=2048
 )
 PASSES = 4
-QUICK = ",xla.exec_time_optimization_effort=-1.0" if jax.__version_info__ < (0, 11) else ""
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES, matmul_seconds
-from autotune.meshes.architecture import AttentionKind
+from autotune.meshes.architecture import AttentionKind, cudnn_lacks
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.transformer import TransformerShape
 from autotune.price.transformer.training_stack import TrainingStack
@@ -144,16 +144,11 @@ def attention_work(
 
 def fused_kernel_lacks(stack: TrainingStack, head_dim: int, kind: AttentionKind | None = None) -> list[str]:
     """What a layer's attention has that the stack's fused kernel does not take, in words: it runs as plain matmuls."""
-    largest, found = stack.flash_head_dim, []
-    if largest is None:
+    if not stack.flash_is_cudnn:
         return []
-    if head_dim > largest or head_dim % 8:
-        found.append(f"heads of {head_dim} (only multiples of 8 up to {largest})")
-    if kind is not None and kind.value_width != head_dim:
-        found.append(f"values of {kind.value_width} beside keys of {head_dim}")
-    if kind is not None and kind.soft_cap:
-        found.append("soft-capped scores")
-    return found
+    if kind is None:
+        return cudnn_lacks(head_dim, head_dim, False)
+    return cudnn_lacks(head_dim, kind.value_width, kind.soft_cap)
 
 
 def window_share(kind: AttentionKind, seq: int, tile: int) -> float:

@@ -88,9 +88,10 @@ class TrainingStack:
     `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
     same; `flash_efficiency`: share of the peak its kernel reaches, (forward, backward); `flash_matmuls`: over the
     scores, (forward, backward). `flash_tile`: side of the tiles that the kernel computes whole along the diagonal of a
-    causal score matrix, whose masked half it leaves out (0: exactly half). `flash_head_dim`: the largest head it takes,
-    of eights (None: any); others are plain matmuls on blocks of queries. `fused_context`: ways to attend over a causal
-    sequence cut along `context` that it can do; the others are plain matmuls.
+    causal score matrix, whose masked half it leaves out (0: exactly half). `flash_is_cudnn`: the kernel is
+    cuDNN's; what JAX's call to it does not take is plain matmuls on blocks of queries (`cudnn_lacks`).
+    `fused_context`: ways to attend over a causal sequence cut along `context` that it can do; the others are plain
+    matmuls.
     `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing);
     `hidden_most`: axis -> the most of a collective that is hidden, however much compute there is (1 where not named).
     `hidden_outer`: axis -> both of what it sends over the outermost tier (as inside where not named).
@@ -109,7 +110,7 @@ class TrainingStack:
     flash_efficiency: tuple[float, float]
     flash_matmuls: tuple[float, float]
     flash_tile: int
-    flash_head_dim: int | None
+    flash_is_cudnn: bool
     fused_context: tuple[str, ...]
     traffic: Traffic
     saved: Saved
@@ -190,7 +191,7 @@ XLA_TPU = TrainingStack(
     flash_efficiency=OF_THE_CHIP,
     flash_matmuls=(2.0, 7.0),  # two kernels backward, both of which make the scores again
     flash_tile=1024,
-    flash_head_dim=None,
+    flash_is_cudnn=False,
     fused_context=("gather",),
     traffic=_XLA_TRAFFIC,
     saved=_XLA_SAVED,
@@ -214,7 +215,7 @@ XLA_GPU = TrainingStack(
     flash_efficiency=OF_THE_CHIP,
     flash_matmuls=(2.0, 5.0),
     flash_tile=0,
-    flash_head_dim=128,  # autotune.models.kernels, CUDNN_HEAD_DIM
+    flash_is_cudnn=True,
     fused_context=(),  # no public way to tell cuDNN where queries begin among longer keys
     traffic=_XLA_GPU_TRAFFIC,
     saved=_XLA_GPU_SAVED,
