@@ -105,7 +105,7 @@ def test_a_step_without_a_bug_repeats_nothing(target):
     assert [loss.bytes for loss in held] == [WIDTH * WIDTH * 4 * 7 // 8] * 2
 
 
-def test_a_bad_layout_gets_its_verdict():
+def test_a_bad_layout_gets_its_verdict(little_effort):
     workload = reference_workload("tiny", batch=16, seq=128, dtype="float32")
     bad = "data=4,stage=2,remat=full,microbatches=4,schedule=gpipe"
     layouts = [parse_layout("data=8"), parse_layout(bad)]

@@ -119,7 +119,9 @@ def test_nothing_in_time_still_draws_or_says_why_not(tmp_path):
         frontier.main(["--months", "1e-9", "--plot", str(path), "--picture", "mix"], standalone_mode=False)
 
 
-@pytest.mark.parametrize(("picture", "rows"), [("utilization", 64), ("mix", 32), ("shape", 200)])
+@pytest.mark.parametrize(
+    ("picture", "rows"), [("utilization", 64), ("mix", 32), pytest.param("shape", 200, marks=pytest.mark.slow)]
+)
 def test_pictures_come_with_their_numbers(tmp_path, picture, rows):
     pytest.importorskip("matplotlib")
     path = tmp_path / "picture.svg"

@@ -90,6 +90,7 @@ def test_python_has_the_same_events_by_callback_and_by_logger(searched, store, c
     assert {event.layout for event in told[1:]} == set(LAYOUTS.split(";"))
 
 
+@pytest.mark.slow
 def test_interrupted_it_shows_what_is_there_and_goes_on_later(tmp_path):
     command = [sys.executable, "-m", "autotune", "tune", *WORDS, "--layouts", LAYOUTS, "--compile", "2", "--jobs", "1"]
     running = subprocess.Popen(

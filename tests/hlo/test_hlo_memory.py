@@ -161,15 +161,24 @@ def _installed(package: str) -> bool:
         return False
 
 
-CASES = [("cpu", "fsdp=4"), ("cuda", "fsdp=4"), ("tpu", "fsdp=4"), ("tpu", "fsdp=2,tensor=2")]
+CASES = [
+    ("cpu", "fsdp=4"), ("cuda", "fsdp=4"), ("tpu", "fsdp=4"),
+    pytest.param("tpu", "fsdp=2,tensor=2", marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def compiled():
-    """The toy by each compiler that is installed."""
+def compiled(request):
+    """The toy by each compiler that is installed, for the tests that were asked for."""
+    calls = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    asked = dict.fromkeys((one["platform"], one["layout"]) for one in calls if "platform" in one)
     jobs = [
         Candidate(workload=toy_steps.toy(**SIZES), layout=parse_layout(layout), target=parse_target(TARGETS[platform]))
-        for platform, layout in CASES
+        for platform, layout in asked
         if _installed(PACKAGES[platform])
     ]
     found = {}

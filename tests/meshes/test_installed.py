@@ -139,6 +139,7 @@ def test_an_option_that_the_compiler_does_not_know_is_bad_input(option, tmp_path
     assert option in error and "No such compile option" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_from_python_such_a_report_raises_with_the_reason(tmp_path):
     report = tune(
         failing_step(), "cpu:4", axes=("data",), compile=1, measure=0,

@@ -106,6 +106,7 @@ def test_every_layout_that_was_named_has_a_row(run, tmp_path):
     assert re.search(r"^fsdp=256,remat=attention +oom ", screen, re.M)
 
 
+@pytest.mark.slow
 def test_compiled_and_measured_layouts_count_too(run, tmp_path, little_effort):
     options = "--model tiny --target cpu:8 --batch 16 --seq 64".split()
     named = "--layouts data=8;fsdp=8;data=4,fsdp=2;tensor=8 --compile 2 --measure 1".split()

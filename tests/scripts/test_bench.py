@@ -23,6 +23,7 @@ def bench(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_price_of_many_is_quicker_than_of_one_at_a_time(bench):
     figures = bench("price")
     assert figures["layouts"] > 400_000 and figures["meshes_of_16384_chips"] > 100_000
@@ -45,18 +46,21 @@ def test_help_does_not_import_jax(bench):
     assert figures["help_over_import_jax"] < 1
 
 
+@pytest.mark.slow
 def test_a_4b_model_is_handed_over_in_seconds(bench):
     figures = bench("handover")
     assert figures["parameters"] > 4e9
     assert figures["handover_cpu_seconds"] < 15 and figures["handover_over_one_trace"] > 1
 
 
+@pytest.mark.slow
 def test_tune_again_answers_the_same(bench, little_effort):
     figures = bench("tune", *SMALL)
     assert figures["same_answer"] and figures["compiled"] == 1
     assert figures["cold_over_serial_compiles"] > 0
 
 
+@pytest.mark.slow
 def test_fixtures_are_made_where_they_belong(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import make_fixtures

@@ -84,9 +84,9 @@ def test_bounds_lose_nothing(model, target, batch, fix):
     [
         ("llama3-8b", "v5p:4x4x4"),
         ("llama3-8b", "h100:8x8"),
-        ("mixtral-8x7b", "h100:8x8"),
-        ("llama3-8b", "h100:32x8"),
-        ("mixtral-8x7b", "v5e:16x16"),
+        pytest.param("mixtral-8x7b", "h100:8x8", marks=pytest.mark.slow),
+        pytest.param("llama3-8b", "h100:32x8", marks=pytest.mark.slow),
+        pytest.param("mixtral-8x7b", "v5e:16x16", marks=pytest.mark.slow),
         ("llama3-70b", "v5p:4x8x8"),
     ],
 )
@@ -341,6 +341,7 @@ def test_json_is_one_document(capsys):
     assert h100["points"][0]["cost"] is None and h100["largest_chips_above_min_mfu"] == 64
 
 
+@pytest.mark.slow
 def test_screen_tells_everything(capsys):
     words = with_option("--chips", "16..32", "--target", "v5p,v6e", "--critical-batch-tokens", "2Mi")
     words += ["--min-mfu", "0.9"]

@@ -92,6 +92,7 @@ def test_a_mesh_that_the_old_context_gives_is_not_the_steps_own():
     assert not [one for one in workload.guesses if "a mesh of its own" in one]
 
 
+@pytest.mark.slow
 def test_where_every_compile_fails_for_one_reason_there_is_no_plan():
     def step(weights, batch):
         batch = jax.lax.with_sharding_constraint(batch, NamedSharding(own_mesh(4), P("rows")))

@@ -138,7 +138,7 @@ def test_what_is_decided_is_said_with_its_reason_and_the_line_that_pins_it():
     assert note.endswith("pin the size of one with mesh_axes={'z': 'tensor=2'}")
 
 
-@pytest.mark.parametrize("step", [explicit_step, auto_step])
+@pytest.mark.parametrize("step", [explicit_step, pytest.param(auto_step, marks=pytest.mark.slow)])
 def test_every_layout_compiles_under_the_users_names(step):
     workload = workload_of(step)
     report = autotune.tune(
