@@ -237,6 +237,7 @@ def test_the_coordinators_own_port_is_taken(tool, port):
     assert second.code == 2 and f"process 0 of 2 ended: {said}" in second.last, second
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_one_process_is_said_in_all(tool, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

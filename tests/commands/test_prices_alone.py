@@ -69,7 +69,8 @@ def test_prices_and_compiles_are_not_mixed():
     assert source_of(rows[0], rows[0]) == "priced"
 
 
-def test_check_compiles_into_its_store_once(tmp_path, capsys, monkeypatch, little_effort):
+@pytest.mark.slow
+def test_check_compiles_into_its_store_once(tmp_path, capsys, monkeypatch):
     plan, kept = tmp_path / "plan.json", tmp_path / "kept"
     assert run(["tune", *JOB, "--layouts", "data=4", "--compile", "1", "--measure", "0", "--out", str(plan)]) == 0
     assert run(["check", str(plan), "--store", str(kept)]) == 0

@@ -87,6 +87,7 @@ def killed(marks: Path, times: int, number: int = signal.SIGKILL) -> Candidate:
     return Candidate(workload=workload, layout=FSDP, target=parse_target("cpu:2"))
 
 
+@pytest.mark.slow
 def test_a_killed_compile_is_tried_again_and_a_killer_is_never_kept(tmp_path):
     """In one call: one job that is killed once, one that always is, and one that crashes by itself."""
     store = Store(tmp_path / "store")

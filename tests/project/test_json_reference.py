@@ -40,7 +40,8 @@ def test_a_report_is_as_its_schema_says(words, capsys):
     assert wrong("report", json.loads(capsys.readouterr().out)) == []
 
 
-def test_a_compiled_report_and_its_plan_are_as_their_schemas_say(tmp_path, capsys, little_effort):
+@pytest.mark.slow
+def test_a_compiled_report_and_its_plan_are_as_their_schemas_say(tmp_path, capsys):
     words = ["--model", str(tiny(tmp_path)), "--batch", "8", "--seq", "64", "--target", "cpu:2", "--compile", "1"]
     saved = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "plan.json")]
     assert run(["tune", *words, *saved, "--json", "--quiet"]) == 0

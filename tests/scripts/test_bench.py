@@ -40,6 +40,7 @@ def test_frontier_search_is_quicker_than_plain_loops(bench, monkeypatch):
     assert figures["speedup_over_plain_python"] > 1 and figures["speedup_over_unpruned"] > 0
 
 
+@pytest.mark.slow
 def test_help_does_not_import_jax(bench):
     figures = bench("startup")
     assert not figures["help_imports_jax"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from effort import slow
 from test_plan import plan_for
 
 ROOT = Path(__file__).parents[2]
@@ -80,10 +81,7 @@ def copied(folder: Path, name: str) -> Path:
     return Path(shutil.copytree(folder, folder.parent / name))
 
 
-@pytest.mark.parametrize(
-    ("plan", "tolerance"),
-    [("four.json", 0.0), ("other.json", 2e-5), pytest.param("two.json", 2e-5, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("plan", "tolerance"), [("four.json", 0.0), *slow([("other.json", 2e-5), ("two.json", 2e-5)])])
 def test_resumed_after_kill_9_the_losses_go_on(place, killed, undisturbed, plan, tolerance):
     """On the same mesh to the last digit shown; on another to 2e-5 (float32 sums in another order)."""
     folder = copied(killed, f"resumed-{plan}")
@@ -242,6 +240,7 @@ def test_a_checkpoint_whose_digests_nobody_noted_is_still_refused_when_it_cannot
     assert "resumed after step 6" in done.stdout
 
 
+@pytest.mark.slow
 def test_whether_it_fits_can_be_asked_before_the_devices_are_there(place, undisturbed):
     plan = plan_for("fsdp=4", "v5e:2x2")
     plan = dataclasses.replace(plan, seq=128, recipe={**plan.recipe, "seq": 128})

@@ -262,9 +262,10 @@ def test_confirmed_points_are_spread():
     assert len(to_confirm(found.points, 9)) == 5 and to_confirm(found.points, 0) == ()
 
 
-def test_better_machines_never_do_worse():
-    found = sweep(question(model="llama3-8b", batch=64), parse_family("h100"), (16, 128), arcs=False)
-    for row in what_helps(found, (16, 128), Budget(critical_tokens=2e6), 0.2):
+@pytest.mark.parametrize("sizes", [(16,), pytest.param((16, 128), marks=pytest.mark.slow)])
+def test_better_machines_never_do_worse(sizes):
+    found = sweep(question(model="llama3-8b", batch=64), parse_family("h100"), sizes, arcs=False)
+    for row in what_helps(found, sizes, Budget(critical_tokens=2e6), 0.2):
         if row.change.resource == "depth":
             continue
         for chips, gain in row.speedup.items():

@@ -382,6 +382,7 @@ def small_memory(capacity_bytes):
     return dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, capacity_bytes=capacity_bytes))
 
 
+@pytest.mark.slow
 def test_nothing_fits_is_said_after_a_compile_only():
     """Of many results that are fused away the trace counts all."""
 
