@@ -43,6 +43,7 @@ def test_json_of_the_default_is_the_h100_curve():
     assert "what_helps" not in found
 
 
+@pytest.mark.slow
 def test_options_reach_the_model():
     base = document()
     fixed = document("--batch-rule", "fixed", "--sparse", "--hardware", "a100")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from effort import slow
 from test_plan import plan_for
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +80,8 @@ def copied(folder: Path, name: str) -> Path:
     return Path(shutil.copytree(folder, folder.parent / name))
 
 
-@pytest.mark.parametrize(("plan", "tolerance"), [("four.json", 0.0), *slow([("other.json", 2e-5), ("two.json", 2e-5)])])
+@pytest.mark.parametrize(("plan", "tolerance"), [("four.json", 0.0), ("other.json", 2e-5), ("two.json", 2e-5)])
+@pytest.mark.slow
 def test_resumed_after_kill_9_the_losses_go_on(place, killed, undisturbed, plan, tolerance):
     """On the same mesh to the last digit shown; on another to 2e-5 (float32 sums in another order)."""
     folder = copied(killed, f"resumed-{plan}")
@@ -130,6 +130,7 @@ def test_reshard_says_beforehand_whether_a_checkpoint_fits(place, undisturbed):
     )  # noqa: E501
 
 
+@pytest.mark.slow
 def test_after_kill_9_every_checkpoint_is_verified_and_a_flipped_bit_is_found(killed):
     """The one that the next run goes on from too: its digests are there before it is."""
     from autotune.checkpoints import Checkpoints

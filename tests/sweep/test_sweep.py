@@ -353,6 +353,7 @@ def test_screen_tells_everything(capsys):
         assert part in screen, part
 
 
+@pytest.mark.slow
 def test_a_confirmed_point_is_marked_compiled(tmp_path, capsys):
     words = ["sweep", "--model", "tiny", "--target", "cpu", "--chips", "1,2", "--batch-tokens", "512", "--seq", "64"]
     assert run([*words, "--confirm", "1", "--store", str(tmp_path / "store"), "--json"]) == 0

@@ -167,6 +167,7 @@ def test_the_context_in_which_a_step_works_is_used_everywhere(step, context):
         np.testing.assert_allclose(float(jax.jit(step)(small.weights(), small.X)[1]), alone[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_constraints_of_the_old_context_are_in_the_compiled_step():
     workload = workload_of(by_old_context)
     assert workload.partition.mesh_names["data"] == "dp"
