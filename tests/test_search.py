@@ -21,7 +21,7 @@ from autotune.search import search
 from autotune.store import Store
 
 JOBS = {
-    "a step": ("cpu:2", ("fsdp=2", "data=2"), ()),
+    "a step": ("cpu:2", ("fsdp=2", "data=2", "tensor=2"), ()),
     "a model": ("cpu:8", ("fsdp=8", "data=4,tensor=2", "data=2,fsdp=4,remat=full"), ("tensor=8",)),
 }
 """Target, legal layouts, illegal ones (those of a step of one's own are refused as they are named)."""

@@ -44,6 +44,8 @@ WORDS = [
     ("tiny", "fsdp=4,remat=save:key+value+mlp_out"),
     ("tiny", "data=2,zero=2,accumulate=2,fsdp=2,remat=full"),
     ("tiny", "data=4,accumulate=2,reduce=step"),
+    # the loss in tiles of the vocabulary
+    ("tiny", "fsdp=4,vocab_tiles=2"),
 ]
 """Every word of a layout, and every path of the code that it takes."""
 
@@ -70,6 +72,14 @@ COMBINATIONS = [
     ("tiny", f"data=2,context=2,tensor=2,accumulate=2,reduce=step,{RING},remat=full"),
     ("tiny-moe", "data=2,expert=2,accumulate=2,reduce=step"),
     ("tiny-encoder", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step,remat=save:query+mlp_up"),
+    # the loss in tiles of the vocabulary
+    ("tiny", "data=1,vocab_tiles=4"),
+    ("tiny", "data=4,tensor=2,zero=1,vocab_tiles=4,remat=full"),
+    ("tiny", f"fsdp=2,context=2,tensor=2,vocab_tiles=8,accumulate=2,{RING}"),
+    ("tiny", f"fsdp=2,tensor=2,{PIPELINE}=2,vocab_tiles=4"),
+    ("tiny", "data=2,fsdp=2,accumulate=2,reduce=step,vocab_tiles=2"),
+    ("tiny-moe", "expert=2,tensor=2,sequence_parallel=0,vocab_tiles=4"),
+    ("tiny-encoder", "data=2,fsdp=2,zero=2,vocab_tiles=2"),
     # pairs
     ("tiny", "data=2,fsdp=4"),
     ("tiny", "fsdp=4,tensor=2,order=tensor>stage>context>expert>fsdp>data"),
@@ -163,6 +173,9 @@ def test_every_layout_gives_the_numbers_of_one_device(model, text):
                 ("tiny", "fsdp=4,remat=minimal"),
                 ("tiny", "data=2,fsdp=2,zero=2,accumulate=2"),
                 ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step"),
+                ("tiny", "fsdp=2,tensor=2,context=2,vocab_tiles=4"),
+                ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step,vocab_tiles=2"),
+                ("tiny", f"fsdp=2,{PIPELINE}=2,vocab_tiles=2"),
                 ("tiny", f"context=2,tensor=2,{RING}"),
                 ("tiny-moe", "expert=2,tensor=2,context=2"),
                 ("tiny-moe", f"fsdp=2,expert=2,{CIRCULAR}=2"),

@@ -36,15 +36,13 @@ def wide(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target", "package", "kernel", "calls"),
     [
         # In each of a pattern's two layers: forward, and again before the backward pass, since no policy can name the
         # statistics that cuDNN keeps; backward; and forward and backward the attention over keys that sinks need.
-        pytest.param(
-            *("like-gpt-oss", "h100:1x4", "jax_plugins", r'custom_call_target="__cudnn\$fmha', 10),
-            marks=pytest.mark.slow,
-        ),
+        ("like-gpt-oss", "h100:1x4", "jax_plugins", r'custom_call_target="__cudnn\$fmha', 10),
         # Forward, and backward in two kernels.
         ("like-gemma", "v5e:2x2", "libtpu", r'custom-call\(.*custom_call_target="tpu_custom_call"', 6),
     ],
