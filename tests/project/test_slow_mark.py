@@ -13,9 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 SLOW_FILES = {
     "tests/commands/test_killed_tune.py": "five kills of one search; tests/scripts/test_kill_series.py kills once",
-    "tests/models/test_architectures_compiled.py": "large compiles; test_kernels.py and test_price_architecture.py hold both",
-    "tests/models/test_tiled_loss_compiled.py": "large compiles; tests/laws hold the numbers, test_price_vocabulary_tiles.py"
-    " the price",
+    "tests/models/test_architectures_compiled.py": "large compiles; test_kernels.py holds the kernels' numbers",
+    "tests/models/test_tiled_loss_compiled.py": "large compiles; tests/laws and tests/price hold numbers and price",
     "tests/published/test_accuracy_file.py": "all published rows again; test_published.py holds their thresholds",
     "tests/scripts/test_one_host.py": "measures for long; tests/test_search.py measures and keeps",
 }
