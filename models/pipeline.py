@@ -191,7 +191,7 @@ def gather_once(
         whole = weight
         if dimension is not None:
             whole = by_hand(lambda part: jax.lax.all_gather(part, "fsdp", axis=dimension, tiled=True))(weight)
-        return whole, jnp.zeros(whole.shape, jnp.float32)
+        return whole, jnp.zeros_like(whole, dtype=jnp.float32)
 
     def reduce(_, gradients):
         total = gradients[1].astype(weight.dtype)

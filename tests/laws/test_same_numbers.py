@@ -175,7 +175,7 @@ def test_every_layout_gives_the_numbers_of_one_device(model, text):
                 ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step"),
                 ("tiny", "fsdp=2,tensor=2,context=2,vocab_tiles=4"),
                 ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step,vocab_tiles=2"),
-                ("tiny", f"fsdp=2,{PIPELINE}=2,vocab_tiles=2"),
+                ("tiny", f"tensor=2,{PIPELINE}=2,vocab_tiles=2"),
                 ("tiny", f"context=2,tensor=2,{RING}"),
                 ("tiny-moe", "expert=2,tensor=2,context=2"),
                 ("tiny-moe", f"fsdp=2,expert=2,{CIRCULAR}=2"),
