@@ -60,6 +60,7 @@ class Layout:
     virtual_stages: int = _default("virtual_stages")
     sequence_parallel: bool = _default("sequence_parallel")
     context_attention: str = _default("context_attention")
+    vocab_tiles: int = _default("vocab_tiles")
     offload: str = _default("offload")
     order: tuple[str, ...] = OUTERMOST_FIRST
     compiler_options: tuple[tuple[str, str], ...] = ()
@@ -236,6 +237,7 @@ def layout_to_json(layout: Layout) -> dict[str, object]:
         "virtual_stages": layout.virtual_stages,
         "sequence_parallel": layout.sequence_parallel,
         "context_attention": layout.context_attention,
+        "vocab_tiles": layout.vocab_tiles,
         "offload": layout.offload,
         "order": list(layout.order),
         "compiler_options": dict(layout.compiler_options),

@@ -43,7 +43,8 @@ class Pricer(Inputs):
         """What all blocks of the table share: routes of the meshes, costs of collectives, work of the devices."""
         meshes = meshes_of(table, self.target)
         passes = table.accumulate * table.microbatches
-        first, piece_of_row = unique_rows([meshes.of_row, passes, table.sequence_parallel, table.context_attention])
+        choices = [table.sequence_parallel, table.context_attention, table.vocab_tiles]
+        first, piece_of_row = unique_rows([meshes.of_row, passes, *choices])
         some = table.take(first)
         work = work_of(
             self.transformer,
@@ -57,6 +58,7 @@ class Pricer(Inputs):
             expert=some.expert.astype(np.float64),
             sequence_parallel=some.sequence_parallel,
             ring=some.context_attention == CONTEXT_ATTENTION.index("ring"),
+            tiles=some.vocab_tiles.astype(np.float64),
         )
         used = {axis: kinds for axis, kinds in COLLECTIVES_OF_AXIS.items() if (getattr(table, axis) > 1).any()}
         costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
