@@ -29,18 +29,21 @@ from autotune.models.ring import zigzag
 LEARNING_RATE, CLIP_NORM = 3e-4, 1.0
 
 
-def optimizer(training: Training | None = None, axes: Any = None) -> optax.GradientTransformation:
+def optimizer(
+    training: Training | None = None, axes: Any = None, *, experts_first: bool = False
+) -> optax.GradientTransformation:
     """An optimizer on gradients clipped to a global norm of 1, as large models are usually trained; AdamW where nothing
     else is said. With weights or moments that are not float32 the update is computed in float32 all the same.
 
-    `axes`: the parameters' logical axes, by which Muon tells matrices from other parameters; no other needs them."""
+    `axes`: the parameters' logical axes, by which Muon tells matrices from other parameters; no other needs them.
+    `experts_first`: its update works on experts before layers (`_experts_first`)."""
     training = training or Training()
     update = {
         "adamw": lambda: optax.adamw(LEARNING_RATE, b1=0.9, b2=0.95, weight_decay=0.1),
         "adafactor": lambda: optax.adafactor(LEARNING_RATE),
         "lion": lambda: optax.lion(LEARNING_RATE, weight_decay=0.1),
         "sgd": lambda: optax.sgd(LEARNING_RATE, momentum=0.9),
-        "muon": lambda: _muon(axes),
+        "muon": lambda: _experts_first(_muon(axes), axes) if experts_first else _muon(axes),
     }[training.optimizer]()
     chain = optax.chain(optax.clip_by_global_norm(CLIP_NORM), update)
     if {training.weights_dtype, training.moments_dtype, training.gradients_dtype or "float32"} != {"float32"}:
@@ -56,6 +59,29 @@ def _muon(axes: Any) -> optax.GradientTransformation:
         LEARNING_RATE, weight_decay=0.1, adam_b1=0.9, adam_b2=0.95, adam_weight_decay=0.1, consistent_rms=0.2,
         muon_weight_dimension_numbers=numbers,
     )  # fmt: skip
+
+
+def _experts_first(inner: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
+    """The same update, for which matrices of experts are stacked over experts, then over layers.
+
+    optax makes one dimension of both. XLA keeps the cut of the outer one of two that become one: with layers outside it
+    would cut the matrices over `expert` instead of dealing them out, and the step takes twice as long (mixtral-2048 on
+    h100:1x8, expert=4, fsdp=2, jax 0.10.2)."""
+    named = jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    routed = [tuple(map(str, path)) for path, names in named if names[:2] == ("layers", "experts") and matrix_of(names)]
+
+    def turned(tree: Any) -> Any:
+        def turn(path: Any, leaf: Any) -> Any:
+            words = tuple(map(str, path))
+            return leaf.swapaxes(0, 1) if any(words[-len(own) :] == own for own in routed) else leaf
+
+        return jax.tree_util.tree_map_with_path(turn, tree)
+
+    def update(gradients: Any, state: Any, parameters: Any = None) -> Any:
+        updates, state = inner.update(turned(gradients), turned(state), turned(parameters))
+        return turned(updates), turned(state)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def matrix_of(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
@@ -302,7 +328,8 @@ def train_step(
         moments = state["optimizer"]
         if run.layout.offload == "optimizer":  # the new ones go back where the state's shardings say
             moments = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), moments)
-        update = optimizer(training, axes).update
+        dealt_out = run.layout.expert > 1 and run.layout.stage == 1
+        update = optimizer(training, axes, experts_first=dealt_out).update
         if told.optimizer == "muon" and run.sharder.explicit:
             # Explicit axes ask for the cut of every product in the iteration, of which optax says nothing.
             cuts = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding, (state["parameters"], moments))

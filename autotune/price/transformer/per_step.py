@@ -25,8 +25,6 @@ class StepTerms(Rows):
     """Terms of reductions of gradients along `data` that the backward pass may hide; not yet among the entries."""
     stage: Stage
     """Memory of a pipeline stage."""
-    orthogonalised: Orthogonalisation | None
-    """What makes the update of the layers' matrices orthogonal; None: nothing does."""
 
     def enter(self) -> None:
         """Every term, in the order in which a step runs them."""
@@ -35,7 +33,6 @@ class StepTerms(Rows):
         self._gradients()
         self._weights()
         self._optimizer()
-        self.orthogonalised = None
         if self.stack.state.orthogonalises:
             self.orthogonalised = orthogonalisation_of(
                 self.shape, self.hardware, self.size, self.table.zero, self.layers
