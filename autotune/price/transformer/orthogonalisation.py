@@ -4,8 +4,8 @@ Every matrix X of a layer, rows <= columns, goes five times through A = X X^T, B
 float32, all layers (and experts) of a device in one batched matmul (`optax.contrib.muon`). XLA leaves X cut as the
 optimizer's state is (h100:1x8 and v5e:2x2, jax 0.10.2):
 
-- Rows cut: X is gathered along rows for each of the two matmuls with X, and A for its square; each device works on its
-  own rows of all three results.
+- Rows cut: X is gathered along rows for each of the two matmuls with X (on TPUs once), and A for its square; each
+  device works on its own rows of all three results.
 - Columns cut: A is a sum over devices, all-reduced; every device squares all of it.
 
 What it sends hides beside the matmuls of other matrices as other collectives of its axis do (`rows.hidden_beside`).
@@ -31,6 +31,10 @@ WIDTH = 4.0
 AROUND = 24.0
 """Bytes of memory traffic per parameter around the iteration, beside an update with one moment: the momentum that is
 written for it, read for its norm and normalised (16), its result read and scaled (8)."""
+
+TPU_GATHERED = (2.0, 1.0)
+"""(bytes of a number that a TPU gathers, how often a step it gathers X): its float32 matmuls round what they read to
+bfloat16, the compiler does so before the gather, and both matmuls share one (v5e:2x2, fsdp=4, libtpu 0.0.42)."""
 
 AT_ONCE = 3
 """Matrices that are whole at once: gathers begin long before the matmuls that wait for them (a mixture on h100:1x8,
@@ -112,6 +116,7 @@ def orthogonalisation_of(
     gathered: list[np.ndarray] = []
     collectives: list[tuple[str, str, np.ndarray, np.ndarray]] = []
     over_data = np.where(zero > 0, size["data"], 1.0)
+    sent, often = TPU_GATHERED if hardware.platform == "tpu" else (WIDTH, 2.0)
     for matrix in matrices:
         count = matrix.count * layers / np.where(matrix.routed, size["expert"], 1.0)
         (m, n), (short, long) = matrix.sides, matrix.names
@@ -124,11 +129,11 @@ def orthogonalisation_of(
             seconds = seconds + STEPS * matmul_seconds(hardware, "float32", WIDTH, m / rows, width, depth, count)
         # Beside its matmuls a step adds X to its new value, and A to its square: two arrays read, one written.
         hbm_bytes = hbm_bytes + count * (3.0 * STEPS * WIDTH * (own + square) + AROUND * own)
-        whole, whole_square = WIDTH * count * m * n / columns, WIDTH * count * m * m
+        whole, whole_square = sent * count * m * n / columns, sent * count * m * m
         for axis in _axes_of(short):
             outside = over_data if axis == "fsdp" else 1.0
             times = np.where((over_data > 1) | (axis != "data"), STEPS, 0.0)
-            collectives.append((axis, "all_gather", whole / outside, 2.0 * times))
+            collectives.append((axis, "all_gather", whole / outside, often * times))
             collectives.append((axis, "all_gather", whole_square / outside, times))
         for axis in _axes_of(long):
             inside = size["fsdp"] if axis == "data" else 1.0
