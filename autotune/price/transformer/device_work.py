@@ -100,6 +100,19 @@ class Work:
     held_logit_bytes: np.ndarray
     """Bytes of them that stay until the backward pass of the layers has ended."""
 
+    def spent(self) -> dict[str, np.ndarray]:
+        """Seconds of a layer by what draws power (`autotune.efficiency.sustained_share`); nothing recomputed."""
+        matmuls = (self.heads, self.out, self.hidden_in, self.hidden_out)
+        seconds = sum(one.forward + one.backward_input + one.backward_weight for one in matmuls)
+        attention = sum(self.attention.matmul_seconds)
+        fused = np.where(self.attention.blocked, 0.0, attention)
+        return {
+            "matmul": seconds + (attention - fused),
+            "attention": fused,
+            "passes": sum(self.elementwise) + sum(self.attention.hbm_seconds),
+            "waits": np.zeros_like(seconds),
+        }
+
 
 def work_of(
     transformer: TransformerShape,
