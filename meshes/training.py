@@ -8,10 +8,11 @@ from typing import Any
 
 from autotune.meshes.fields import did_you_mean
 
-OPTIMIZERS = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sgd": 1.0}
+OPTIMIZERS = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sgd": 1.0, "muon": 1.0}
 """Optimizer -> numbers of state for each parameter: AdamW two moments; Lion (Chen et al. 2023, arXiv 2302.06675) and
-SGD with momentum one; Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) without momentum the means of rows and
-columns of each matrix, about 1 % of the parameters."""
+SGD with momentum one; Muon (arXiv 2502.16982) one of each matrix inside a layer, and AdamW's two of all other
+parameters (`moment_bytes_beside`); Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) without momentum the means of
+rows and columns of each matrix, about 1 % of the parameters."""
 
 DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 """Dtype of weights and moments -> bytes of one number."""
@@ -65,6 +66,13 @@ class Training:
     def moment_bytes(self) -> float:
         """Bytes of optimizer state for each parameter, a master copy of it among them."""
         return OPTIMIZERS[self.optimizer] * DTYPES[self.moments_dtype] + self._master_bytes
+
+    @property
+    def moment_bytes_beside(self) -> float:
+        """The same of a parameter that is no matrix inside a layer: Muon leaves those to AdamW."""
+        if self.optimizer != "muon":
+            return self.moment_bytes
+        return OPTIMIZERS["adamw"] * DTYPES[self.moments_dtype] + self._master_bytes
 
     @property
     def update_bytes(self) -> float:

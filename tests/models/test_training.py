@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,34 @@ def test_the_price_counts_the_bytes_of_the_state(training):
     assert held / count == pytest.approx(training.moment_bytes, abs=0.05)
 
 
+@pytest.mark.parametrize("model", ["tiny", "tiny-moe"])
+def test_the_price_counts_the_state_of_muon_as_the_step_holds_it(model):
+    """One moment of a matrix inside a layer, two of every other parameter, cut as the parameters are."""
+    from autotune.meshes.target import parse_target
+    from autotune.price.priced_space import price_space
+    from autotune.reference_workload import transformer_workload
+    from autotune.table import LayoutTable
+
+    shape = dataclasses.replace(PRESETS[model], layers=4, vocab=1024)
+    training = Training(optimizer="muon", moments_dtype="bfloat16", master_dtype="float32")
+    for text in ("tensor=2", "fsdp=2,tensor=2", "data=2,fsdp=2,zero=1", "expert=2,fsdp=2"):
+        layout = parse_layout(text)
+        if layout.expert > 1 and not shape.experts:
+            continue
+        devices = np.array(jax.devices()[: layout.devices]).reshape(tuple(layout.mesh_shape.values()))
+        mesh = Mesh(devices, tuple(layout.mesh_shape), axis_types=(AxisType.Auto,) * devices.ndim)
+        step = build_step(shape, 8, 32, layout, mesh, training=training)
+        shards = [
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(step.state["optimizer"])
+        ]
+        workload = transformer_workload(shape, batch=8, seq=32, dtype="bfloat16", training=training)
+        target = parse_target(f"cpu:{layout.devices}")
+        space = price_space(workload, target, LayoutTable.from_layouts([layout]), [layout])
+        # The norms' scales, which no axis cuts, are priced as if it did.
+        assert space.price(0).memory["optimizer_state"] == pytest.approx(sum(shards), rel=0.02)
+
+
 def test_a_master_copy_moves_where_16_bit_weights_stand_still():
     """A step far below a weight's rounding is lost in bfloat16 and kept in the copy, from which weights are rounded."""
     kept = Training(optimizer="sgd", weights_dtype="bfloat16", master_dtype="float32")
@@ -133,7 +162,7 @@ def test_words_are_read_back_and_bad_ones_refused():
         Training(optimizer="adamax")
     with pytest.raises(ValueError, match="weights_dtype='int4' must be one of"):
         Training(weights_dtype="int4")
-    assert set(OPTIMIZERS) == {"adamw", "adafactor", "lion", "sgd"} and "bfloat16" in DTYPES
+    assert set(OPTIMIZERS) == {"adamw", "adafactor", "lion", "sgd", "muon"} and "bfloat16" in DTYPES
 
 
 FITS = ["tune", "--model", "llama3-8b", "--target", "v6e:2x2", "--batch", "8", "--seq", "8192", "--layouts",

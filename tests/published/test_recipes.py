@@ -84,7 +84,7 @@ def test_what_a_run_told_libtpu_and_jax_is_of_its_machine():
     [
         (lambda row: row.update(quantization="fp8_full (qwix)"), "quantization fp8_full"),
         (lambda row: row["optimizer"].update(type="shampoo"),
-         "the optimizer: optimizer='shampoo' must be one of adamw, adafactor, lion, sgd"),
+         "the optimizer: optimizer='shampoo' must be one of adamw, adafactor, lion, sgd, muon"),
         (lambda row: row["optimizer"].update(mu_dtype="int8"),
          "the optimizer: moments_dtype='int8' must be one of float32, bfloat16, float16"),
         (lambda row: row["mesh"].update(ici_fsdp_transpose_parallelism=2), "the mesh axis fsdp_transpose"),

@@ -24,6 +24,8 @@ class Stage:
     """Category -> bytes of one device, without what the layers save for the backward pass."""
     waiting: np.ndarray
     """Microbatches whose saved activations are held at once."""
+    at_update: np.ndarray | None = None
+    """Bytes of one device while the optimizer works, where that may be the worst moment; None: it is not."""
 
 
 def stage_of(rows: Rows) -> Stage:
@@ -38,6 +40,10 @@ def stage_of(rows: Rows) -> Stage:
     tabled = rows.parameters.vocabulary / size["fsdp"]
     weights = state.weights * kept / cut + np.where(zero > 0, state.compute * (kept - tabled), 0.0)
     optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
+    if rows.orthogonalised is not None:
+        beside = kept - rows.orthogonalised.parameters / size["fsdp"]
+        more = (state.optimizer_beside - state.optimizer) * beside / cut
+        optimizer = optimizer + more * np.where(table.offload > 0, 0.0, 1.0)
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
     # Under accumulation the gradients of a pass stand beside their sums.
     gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
@@ -108,4 +114,10 @@ def stage_of(rows: Rows) -> Stage:
         "workspace": np.where(early & ~ends, 0.0, working),
     }
     nothing = np.zeros(len(table))
-    return Stage(fixed={name: amount + nothing for name, amount in categories.items()}, waiting=waiting)
+    at_update = None
+    if rows.orthogonalised is not None:
+        moments = (state.optimizer * kept / cut) * (table.offload > 0)
+        at_update = weights + optimizer + moments + state.gradients * kept / cut + rows.orthogonalised.held_bytes
+    return Stage(
+        fixed={name: amount + nothing for name, amount in categories.items()}, waiting=waiting, at_update=at_update
+    )

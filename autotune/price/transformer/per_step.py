@@ -10,8 +10,9 @@ import numpy as np
 
 from autotune.price.terms import TermRows
 from autotune.price.transformer.embedding_gradient import INNER_FIRST, Embedding
+from autotune.price.transformer.orthogonalisation import Orthogonalisation, orthogonalisation_of
 from autotune.price.transformer.peak_memory import Stage, stage_of
-from autotune.price.transformer.rows import Rows, hides
+from autotune.price.transformer.rows import Rows, hidden_beside, hides
 from autotune.price.unique_rows import unique_rows
 
 
@@ -32,6 +33,11 @@ class StepTerms(Rows):
         self._gradients()
         self._weights()
         self._optimizer()
+        if self.stack.state.orthogonalises:
+            self.orthogonalised = orthogonalisation_of(
+                self.shape, self.hardware, self.size, self.table.zero, self.layers
+            )
+            self._orthogonalisation(self.orthogonalised)
         self.stage = stage_of(self)
         self.book.memory = self.stage.fixed
 
@@ -109,6 +115,23 @@ class StepTerms(Rows):
             # A pipeline adds up the gradients of its microbatches by itself (`per_microbatch`).
             passes = np.where(table.accumulate > 1, table.accumulate, 0)
             book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
+
+    def _orthogonalisation(self, found: Orthogonalisation) -> None:
+        """Add Muon's iteration."""
+        self.book.add("matmul.orthogonalisation", "matmul", "step", found.seconds)
+        self.book.add("orthogonalisation", "hbm", "step", found.hbm_bytes / self.hbm_rate)
+        launches = found.launches * self.hardware.launch_seconds
+        self.book.add("launches.orthogonalisation", "launch", "step", launches + self.nothing)
+        self.book.count("flops", "step", found.flops)
+        outer = self.hardware.tiers[-1].name
+        for axis in dict.fromkeys(axis for axis, *_ in found.collectives):
+            lines: list[TermRows] = []
+            for along, kind, payload, times in found.collectives:
+                lines += self.lines(axis, kind, "step", payload, times) if along == axis else []
+            # One matrix waits for its collectives while another is at work: they are independent of each other.
+            if hides(self.stack, axis):
+                lines = hidden_beside(self.stack, axis, lines, found.seconds, outer)
+            self.book.entries += lines
 
     # Gradients along the axes that repeat the weights
 

@@ -135,7 +135,12 @@ class RowBlock:
             kept = kept - np.where(published, made.tick_weights[of], 0.0)
         # What waits in host memory passes through the device: a layer's arrays leave while the next layer's are made.
         on_its_way = 2.0 * made.waiting[of]
-        return {"activations": (kept * waiting + made.kept_weights[of]) * layers + on_its_way}
+        activations = (kept * waiting + made.kept_weights[of]) * layers + on_its_way
+        stage, of_once = self.once.stage, self.of_once
+        if stage.at_update is None:
+            return {"activations": activations}
+        before = sum((amount[of_once] for amount in stage.fixed.values()), activations)
+        return {"activations": activations, "workspace": np.maximum(stage.at_update[of_once] - before, 0.0)}
 
     def _gradients(self) -> None:
         """Reductions of gradients along `data` that the backward pass of the layers hides in part."""

@@ -15,6 +15,7 @@ from autotune.price.collective_costs import CollectiveCost, Meshes
 from autotune.price.terms import CostTerms, Link, TermRows
 from autotune.price.transformer.device_work import Work
 from autotune.price.transformer.inputs import Inputs
+from autotune.price.transformer.orthogonalisation import Orthogonalisation
 from autotune.price.transformer.parameters import Parameters, parameters_of
 from autotune.price.transformer.training_stack import TrainingStack
 from autotune.table import LayoutTable
@@ -83,6 +84,9 @@ class Rows:
     is a pipeline (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several;
     `dealt`: whether a stage has several chunks. `nothing`: zeros, one a row.
     """
+
+    orthogonalised: Orthogonalisation | None = None
+    """What makes the update of the layers' matrices orthogonal; None: nothing does."""
 
     def __init__(
         self,

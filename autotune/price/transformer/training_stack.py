@@ -66,19 +66,23 @@ class Saved:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """Bytes per parameter: `weights` kept between steps, `gradients` at the end of a step, `optimizer` (moments and any
-    master copy), `compute` (the dtype that matmuls and gathers use), `reduced` (the dtype gradients are reduced in).
+    master copy; `optimizer_beside`: of parameters that are no matrix inside a layer), `compute` (the dtype that matmuls
+    and gathers use), `reduced` (the dtype gradients are reduced in).
 
     `update_traffic`: bytes read and written per parameter of an optimizer step. `accumulate_traffic`: bytes per
-    parameter and pass of adding gradients to a buffer.
+    parameter and pass of adding gradients to a buffer. `orthogonalises`: whether the update of matrices inside the
+    layers is made orthogonal (`orthogonalisation`).
     """
 
     weights: float
     gradients: float
     optimizer: float
+    optimizer_beside: float
     compute: float
     reduced: float
     update_traffic: float
     accumulate_traffic: float
+    orthogonalises: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,9 +180,10 @@ _XLA_GPU_SAVED = dataclasses.replace(
 )
 
 _XLA_STATE = State(
-    weights=4.0, gradients=4.0, optimizer=8.0, compute=2.0, reduced=2.0,
+    weights=4.0, gradients=4.0, optimizer=8.0, optimizer_beside=8.0, compute=2.0, reduced=2.0,
     update_traffic=32.0,  # AdamW: parameter, two moments read and written, gradient read; and its norm read once more
     accumulate_traffic=0.0,
+    orthogonalises=False,
 )  # fmt: skip
 
 OF_THE_CHIP = (1.0, 1.0)
@@ -271,6 +276,8 @@ def _state(state: State, training: Training) -> State:
         weights=training.weight_bytes,
         gradients=training.gradient_bytes,
         optimizer=training.moment_bytes,
+        optimizer_beside=training.moment_bytes_beside,
+        orthogonalises=training.optimizer == "muon",
         update_traffic=training.update_bytes,
         accumulate_traffic=state.accumulate_traffic * training.gradient_bytes / 4.0,
     )
