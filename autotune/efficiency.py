@@ -6,12 +6,16 @@ curve of a TPU7x core (AI-Hypercomputer/tpu-recipes, microbenchmarks/ironwood, b
 
 GPU: whole tiles in whole waves over the multiprocessors, each tile at the rate that the L2 cache can feed, plus the
 filling and emptying of each wave. Nothing fitted: tile sizes are cuBLAS's (NVIDIA, "Matrix multiplication background"),
-the ceiling is the largest rate measured (`Hardware.matmul_efficiency`).
+the ceiling is the largest rate measured (`Hardware.matmul_efficiency`). Where the card's power has been measured, the
+tiles run at the highest clock, and no matmul is faster than the power that the step leaves to it (`sustained_share`).
 
 CPU: the measured rate of `Hardware`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +36,10 @@ GPU_SUSTAINED = 0.98
 """Ordinary data draw more power than the best case of `matmul_efficiency`, and the clock gives way: 8192^3 with
 normally distributed operands is 258 TFLOP/s on an A100 (thonking.ai, "Strangely, matrix multiplications on GPUs run
 faster when given predictable data", 2024), 263 by the tiles below without this factor."""
+
+TYPICAL_STEP = {"matmul": 0.70, "attention": 0.08, "passes": 0.22, "waits": 0.0}
+"""Shares of a step that it is taken to spend so where nobody counts them and power decides the clock. Assumed: those of
+a dense transformer of 8 to 70 billion parameters at 4096 tokens; the price of a transformer and a replay count."""
 
 GPU_FILL_STEPS = 3 * 32
 """Depth in k of the software pipeline (3 stages of 32) that a tile loads before its first multiply-add."""
@@ -64,7 +72,7 @@ def _tpu_ceiling(hardware: Hardware) -> float:
     return hardware.matmul_efficiency
 
 
-def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count):
+def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count) -> Any:
     """The fastest of the tile shapes: waves x (fill + k steps + writing the tile)."""
     assert hardware.l2_bytes_per_cycle is not None, "every GPU has one"
     cores = float(str(hardware.compile_fields["core_count"]))
@@ -72,13 +80,75 @@ def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count):
     per_core = peak / cores
     hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
     paired = float(str(hardware.compile_fields["cuda_compute_capability"])) >= GPU_PAIRED
-    best = None
+    best: Any = None
+    ceiling = hardware.matmul_ceiling or hardware.matmul_efficiency * GPU_SUSTAINED
     for rows, columns in GPU_TILES:
-        step = 2.0 * rows * columns / (per_core * hardware.matmul_efficiency * GPU_SUSTAINED)
+        step = 2.0 * rows * columns / (per_core * ceiling)
         loaded = rows + columns - (max(rows, columns) / 2 if paired else 0.0)
         feed = width * loaded / (hardware.l2_bytes_per_cycle * clock)
         waves = np.ceil(count * np.ceil(m / rows) * np.ceil(n / columns) / cores)
         drain = width * rows * columns * cores / hbm
         seconds = waves * ((k + GPU_FILL_STEPS) * max(step, feed) + drain)
         best = seconds if best is None else np.minimum(best, seconds)
-    return best
+    share = hardware.sustained_share
+    if share is None:
+        share = sustained_share(hardware, TYPICAL_STEP)
+    return best if share is None else np.maximum(best, 2.0 * count * m * n * k / (peak * share))
+
+
+def sustained_share(hardware: Hardware, spent: Mapping[str, Any]) -> Any:
+    """Share of the peak that the power of a GPU leaves to large matmuls; None where its power is not known.
+
+    The card holds the average of what it draws at its cap, by its clock: what passes over memory and waits leave of it
+    speeds up the matmuls. `spent`: seconds of a step (or shares of it) in "matmul", "attention", "passes" and "waits",
+    numbers or arrays.
+
+    >>> from autotune.meshes.hardware import load_hardware
+    >>> h100 = load_hardware("h100")
+    >>> alone, half = ({"matmul": 1.0, "attention": 0.0, "passes": passes, "waits": 0.0} for passes in (0.0, 1.0))
+    >>> [round(float(sustained_share(h100, spent)), 2) for spent in (alone, half)]
+    [0.7, 0.82]
+    """
+    watts = hardware.power_watts
+    if not watts:
+        return None
+    left: Any = sum(seconds * watts["cap"] for seconds in spent.values())
+    left = left - sum(spent[name] * watts[name] for name in ("attention", "passes", "waits"))
+    mean = left / np.maximum(spent["matmul"], 1e-30)
+    known, shares = zip(*hardware.matmul_share_at_watts, strict=True)
+    slope = (shares[-1] - shares[-2]) / (known[-1] - known[-2])
+    # Where less is left than the least that was measured, the rate falls with it; above the most, it is the ceiling
+    # that ends its rise.
+    below = shares[0] * np.clip(mean / known[0], 0.1, 1.0)
+    above = shares[-1] + slope * np.maximum(mean - known[-1], 0.0)
+    found = np.where(mean < known[0], below, np.where(mean > known[-1], above, np.interp(mean, known, shares)))
+    return np.minimum(found, hardware.matmul_ceiling or 1.0)
+
+
+def fused_share(hardware: Hardware, way: str, head_dim: float, seen: float) -> float:
+    """Share of the peak that a GPU's fused attention kernel reaches, "forward" or "backward" (`way`).
+
+    `seen`: keys that a query sees on average: half of a causal sequence. Between the lengths and the widths of heads
+    that were measured, the time of a score is taken to change evenly: with one over the length, and with the width.
+    Heads narrower than any measured take as long as these, wider ones as the widest.
+
+    >>> from autotune.meshes.hardware import load_hardware
+    >>> [round(fused_share(load_hardware("h100"), "forward", width, 1024), 2) for width in (64, 96, 128, 32)]
+    [0.35, 0.38, 0.42, 0.17]
+    """
+    curves = hardware.attention_shares_by_keys
+    if not curves:
+        return hardware.attention_shares[way]
+    widths = sorted(int(name.rpartition("_")[2]) for name in curves if name.startswith(f"{way}_"))
+    keys, asked = np.array(curves["keys"]), min(max(2.0 * seen, 1.0), curves["keys"][-1])
+    inverse = 1.0 / keys[::-1]
+    # Shorter than any: along the line of the two shortest.
+    slowness = []
+    for width in widths:
+        known = 1.0 / np.array(curves[f"{way}_{width}"])[::-1]
+        slope = (known[-1] - known[-2]) / (inverse[-1] - inverse[-2])
+        beyond = max(1.0 / asked - inverse[-1], 0.0) * max(slope, 0.0)
+        slowness.append(float(np.interp(1.0 / asked, inverse, known)) + beyond)
+    if head_dim < widths[0]:
+        return float(head_dim / widths[0] / slowness[0])
+    return float(1.0 / np.interp(head_dim, widths, slowness))

@@ -40,6 +40,7 @@ from autotune.price.changes_that_fit import price_one, scaled_peak
 from autotune.price.deferred_reduction import with_deferred_reduction
 from autotune.price.priced_space import PricedSpace, price_space, why_illegal
 from autotune.price.remat_choices import with_best_sets
+from autotune.price.vocabulary_tiles import with_vocabulary_tiles
 from autotune.probes.choose import learned, probing
 from autotune.probes.fit import probe_of
 from autotune.report.comparison import Comparison
@@ -214,6 +215,8 @@ def search(
         pinned = {*parse_fix(fix), *workload.fixed}
         if "order" not in pinned:
             space = with_best_orders(space, LISTED_PRICED, SLACK * target.hardware.capacity_bytes)
+        if "vocab_tiles" not in pinned:
+            space = with_vocabulary_tiles(space, LISTED_PRICED)
         if "reduce" not in pinned:
             space = with_deferred_reduction(space, LISTED_PRICED)
         if "remat" not in pinned:

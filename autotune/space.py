@@ -238,7 +238,7 @@ def outer_factors(sizes: Mapping[str, int], groups: int, fixed: Mapping[str, str
 
 def with_choices(meshes: Mapping[str, np.ndarray], fixed: Mapping[str, str], target: Target) -> dict[str, np.ndarray]:
     """Meshes times every choice that does not cut the batch, without those that mean the same layout twice."""
-    names = ("remat", "zero", "reduce", "context_attention", "sequence_parallel", "offload")
+    names = ("remat", "zero", "reduce", "context_attention", "sequence_parallel", "vocab_tiles", "offload")
     columns = _times(meshes, **{name: _options(fixed, name, target.platform) for name in names})
     keep = np.ones(len(columns["data"]), dtype=bool)
     for word in (LAYOUT_WORDS[name] for name in names):

@@ -63,6 +63,7 @@ class LayoutTable:
     virtual_stages: np.ndarray
     sequence_parallel: np.ndarray
     context_attention: np.ndarray
+    vocab_tiles: np.ndarray
     offload: np.ndarray
     options: np.ndarray
     order: np.ndarray

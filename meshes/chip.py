@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from autotune.meshes.option_sets import OptionSet
 
@@ -19,7 +20,8 @@ NEEDED_TO_COMPILE = {
 }
 """Platform -> the `compile_fields` without which nothing can be priced."""
 
-PARTS = {"attention_shares": ("forward", "backward"), "attention_tile_cycles": ("fwd", "dq", "dkv")}
+PARTS = {"attention_shares": ("forward", "backward"), "attention_tile_cycles": ("fwd", "dq", "dkv"),
+         "power_watts": ("cap", "attention", "passes", "waits")}  # fmt: skip
 """Figures that come together -> their names."""
 
 
@@ -176,6 +178,19 @@ class Hardware:
     attention_shares: Mapping[str, float] = field(default_factory=dict)
     """"forward" and "backward" -> share of the peak that a fused attention kernel reaches. TPU: where
     `attention_tile_cycles` is not known."""
+    attention_shares_by_keys: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """GPU: "keys" -> lengths of a causal sequence; "forward_64", "backward_64" and so on by width of a head -> share of
+    the peak that a fused kernel reaches there, in place of `attention_shares`. Empty: not measured."""
+    power_watts: Mapping[str, float] = field(default_factory=dict)
+    """GPU: "cap": what the card may draw on average; "attention", "passes", "waits": what it draws in fused attention,
+    in passes over memory, and while it waits. Empty: not measured, and the clock is taken not to fall."""
+    matmul_share_at_watts: tuple[tuple[float, float], ...] = ()
+    """GPU: (watts, share of the peak) pairs, rising: what large matmuls sustain where so much is left for them."""
+    matmul_ceiling: float | None = None
+    """GPU: share of the peak that the largest matmuls would reach at the highest clock, were there power for it."""
+    sustained_share: Any = None
+    """GPU: share of the peak that power leaves to matmuls in the step at hand, or an array of them; None: of a typical
+    step (`autotune.efficiency.sustained_share`). No file says it."""
     attention_tile_cycles: Mapping[str, float] = field(default_factory=dict)
     """TPU: kernel of splash attention ("fwd", "dq", "dkv") -> cycles of 1024 x 1024 scores, heads of 128, on one core;
     empty: not known."""

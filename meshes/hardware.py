@@ -270,6 +270,17 @@ def _parts(plain: Fields) -> dict[str, Any]:
             if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
                 raise outer.error(axis, "must be two shares from 0 to 1")
         found["hidden_outer"] = {axis: tuple(pair) for axis, pair in outer.values.items()}
+    if "attention_shares_by_keys" in values:
+        found["attention_shares_by_keys"] = _curves(plain.inside("attention_shares_by_keys"))
+    if "matmul_share_at_watts" in values:
+        pairs = plain.listed("matmul_share_at_watts", list)
+        numbers = [number for pair in pairs for number in pair]
+        rising = sorted(pairs) == pairs and len({pair[0] for pair in pairs if pair}) == len(pairs) > 1
+        if not all(_is_number(number) for number in numbers) or not all(len(pair) == 2 for pair in pairs) or not rising:
+            raise plain.error("matmul_share_at_watts", "must be two or more [watts, share] pairs, the watts rising")
+        found["matmul_share_at_watts"] = tuple((float(watts), float(share)) for watts, share in pairs)
+    if ("power_watts" in values) != ("matmul_share_at_watts" in values):
+        raise plain.error("matmul_share_at_watts", "and power_watts must both be given, or neither")
     if "slices" in values:
         slices = plain.inside("slices")
         shapes = slices.listed("shapes", str)
@@ -298,6 +309,34 @@ def _parts(plain: Fields) -> dict[str, Any]:
     return found
 
 
+def _curves(curves: Fields) -> dict[str, tuple[float, ...]]:
+    """`attention_shares_by_keys`: as many shares for each width of heads and each pass as there are lengths."""
+    keys = curves.listed("keys", int)
+    if len(keys) < 2 or any(one < 1 for one in keys) or sorted(set(keys)) != keys:
+        raise curves.error("keys", "must be two or more lengths above 0, rising")
+    widths: dict[str, list[str]] = {}
+    for name in curves.values:
+        if name == "keys":
+            continue
+        part = re.fullmatch(r"(forward|backward)_([1-9][0-9]{0,3})", name)
+        if part is None:
+            raise curves.error(name, "must be written forward_WIDTH or backward_WIDTH, e.g. forward_128")
+        shares = curves.listed(name, (int, float))
+        if len(shares) != len(keys) or not all(0 < share <= 1 for share in shares):
+            raise curves.error(name, f"must be {len(keys)} shares above 0 and up to 1, one for each of keys")
+        widths.setdefault(part[2], []).append(part[1])
+    for width, parts in widths.items():
+        if len(parts) < 2:
+            raise curves.error(f"{parts[0]}_{width}", "must have its other pass beside it, forward and backward")
+    if not widths:
+        raise curves.error("keys", "must have shares beside it, e.g. forward_128 and backward_128")
+    return {name: tuple(value) for name, value in curves.values.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
+
+
 def left_out(hardware: Hardware) -> dict[str, str]:
     """Figure that neither the hardware's file nor its platform's has -> what the tool does without it.
 
@@ -322,6 +361,11 @@ def left_out(hardware: Hardware) -> dict[str, str]:
             "no dimension is taken for a ring",
         ),
         "attention_tile_cycles": (tpu and not hardware.attention_tile_cycles, "attention_shares are taken instead"),
+        "attention_shares_by_keys": (
+            gpu and not hardware.attention_shares_by_keys,
+            "attention_shares are taken instead, for all lengths and widths of heads",
+        ),
+        "power_watts": (gpu and not hardware.power_watts, "the clock is taken not to fall under load"),
         "cycle_residuals.matmul": (
             tpu and "matmul" not in hardware.cycle_residuals,
             "cycle_residuals.matmul_alone is taken instead",
@@ -364,7 +408,7 @@ def figures(hardware: Hardware) -> dict[str, Any]:
     return named("", hardware)
 
 
-NO_FIGURES = ("sources", "faster", "option_holds_for", "holds_for")
+NO_FIGURES = ("sources", "faster", "option_holds_for", "holds_for", "sustained_share")
 """Fields of `Hardware` that hold none."""
 
 NOT_OF_A_FILE = ("sources", "recommended_sets")
@@ -388,6 +432,7 @@ NUMBERS = {
     "launch_seconds": SECONDS,
     "host_bytes_per_second": RATE,
     "matmul_start_cycles": AMOUNT,
+    "matmul_ceiling": (0.0, 2.0, True),
     "matmul_exposed_bytes": AMOUNT,
     "l2_bytes_per_cycle": RATE,
 }
@@ -410,10 +455,11 @@ FILE_TABLES = {
     "hidden_most": SHARE,
     "attention_shares": (0.0, 1.0, True),
     "attention_tile_cycles": RATE,
+    "power_watts": (0.0, 1e5, True),
 }
 TIER_TABLES = {"bytes_factor": FACTOR, "launch_factor": (0.0, 1e6, False), "least_seconds": SECONDS}
 OPTIONAL = ("clock_hz", "wait_per_doubling", "matmul_start_cycles", "matmul_exposed_bytes", "l2_bytes_per_cycle",
-            "ramp_bytes")  # fmt: skip
+            "ramp_bytes", "matmul_ceiling")  # fmt: skip
 KEYS = {"flops_per_second": tuple(ALIASES), "hidden_share": AXES, "hidden_most": AXES, **PARTS}
 """Table -> the only keys that it may have."""
 

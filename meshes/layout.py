@@ -60,6 +60,7 @@ class Layout:
     virtual_stages: int = _default("virtual_stages")
     sequence_parallel: bool = _default("sequence_parallel")
     context_attention: str = _default("context_attention")
+    vocab_tiles: int = _default("vocab_tiles")
     offload: str = _default("offload")
     options: str | None = _default("options")
     order: tuple[str, ...] = OUTERMOST_FIRST
@@ -239,6 +240,7 @@ def layout_to_json(layout: Layout) -> dict[str, object]:
         "virtual_stages": layout.virtual_stages,
         "sequence_parallel": layout.sequence_parallel,
         "context_attention": layout.context_attention,
+        "vocab_tiles": layout.vocab_tiles,
         "offload": layout.offload,
         "options": layout.options,
         "order": list(layout.order),

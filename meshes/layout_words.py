@@ -315,6 +315,15 @@ _WORDS = (
         "round a ring.",
     ),
     LayoutWord(
+        name="vocab_tiles",
+        kind="count",
+        default=1,
+        searched=(1,),
+        search_rule="more are added where the logits stand in the way, by `autotune.price.vocabulary_tiles`",
+        meaning="Tiles of the vocabulary, one after the other, in which the loss is computed: the logits of one tile "
+        "are in memory at a time, and the backward pass computes them again.",
+    ),
+    LayoutWord(
         name="offload",
         kind="choice",
         default="none",

@@ -216,7 +216,7 @@ LEGALITY_RULES: tuple[Rule, ...] = (
     _divides("heads", ("tensor",), lambda c, j: j.transformer.heads),
     _divides("kv_heads", ("tensor",), lambda c, j: j.transformer.kv_heads),
     _divides("d_ff", ("tensor",), lambda c, j: j.transformer.d_ff),
-    _divides("vocab", ("tensor",), lambda c, j: j.transformer.vocab),
+    _divides("vocab", ("tensor", "vocab_tiles"), lambda c, j: j.transformer.vocab),
     _divides("d_model", ("fsdp",), lambda c, j: j.transformer.d_model),
     _divides("d_model", ("fsdp", "data"), lambda c, j: j.transformer.d_model, when=lambda c, j: c.zero > 0),
     _divides("latent rank", ("fsdp",), lambda c, j: j.transformer.latent_rank),

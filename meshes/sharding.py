@@ -155,11 +155,13 @@ class Sharder:
         spec = self.spec(logical_axes, role)
         return jax.reshard(x, spec) if self.explicit else jax.lax.with_sharding_constraint(x, spec)
 
-    def einsum(self, formula: str, x: jax.Array, y: jax.Array, logical_axes: tuple[str | None, ...]) -> jax.Array:
+    def einsum(
+        self, formula: str, x: jax.Array, y: jax.Array, logical_axes: tuple[str | None, ...], role: str = "activations"
+    ) -> jax.Array:
         """A matmul whose result is cut as its logical axes say: partial sums are reduced into that sharding."""
         if self.explicit:
-            return jnp.einsum(formula, x, y, out_sharding=self.spec(logical_axes))
-        return self.constrain(jnp.einsum(formula, x, y), logical_axes)
+            return jnp.einsum(formula, x, y, out_sharding=self.spec(logical_axes, role))
+        return self.constrain(jnp.einsum(formula, x, y), logical_axes, role)
 
     def map(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`function` on each device's part, by hand along every axis that a surrounding shard_map does not handle."""

@@ -13,6 +13,7 @@ from autotune.meshes.transformer import TransformerShape
 from autotune.models.attention import Attention
 from autotune.models.execution import Execution
 from autotune.models.experts import Experts
+from autotune.models.loss import cross_entropy, tiled_cross_entropy
 from autotune.models.mlp import MLP
 from autotune.models.parameters import Norm, aligned, weight
 from autotune.models.remat import LAYER_INPUT, keep, one_after_another
@@ -117,6 +118,15 @@ class Network(nnx.Module):
         x, balance = self.stack(self.embed(tokens_BL, positions_L, run), positions_L, run)
         return self.logits(x, run), balance
 
+    def losses(self, x_BLD: jax.Array, targets_BL: jax.Array, run: Execution) -> jax.Array:
+        """Cross-entropy of each position, float32, of the residual stream behind the last layer."""
+        if run.layout.vocab_tiles == 1:
+            return cross_entropy(self.logits(x_BLD, run), targets_BL)
+        weight, axes = self.embedding, ("vocab", "embed")
+        if hasattr(self, "unembedding"):
+            weight, axes = self.unembedding, ("embed", "vocab")
+        return tiled_cross_entropy(self._last(x_BLD, run), weight[...], axes, targets_BL, self.capped, run)
+
     def embed(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
         """The residual stream at the bottom, BxLxD."""
         table = run.sharder.fetch(self.embedding[...], ("vocab", "embed"), run.dtype)
@@ -156,9 +166,14 @@ class Network(nnx.Module):
 
     def logits(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
         """Scores over the vocabulary in the compute dtype, cut over `vocab`."""
-        x = unsplit(self.norm(x_BLD) if hasattr(self, "norm") else x_BLD, run)
-        logits = self._project(x, run)
+        return self.capped(self._project(self._last(x_BLD, run), run))
+
+    def capped(self, logits: jax.Array) -> jax.Array:
+        """The logits, soft-capped where the model does so."""
         return LOGIT_CAP * jnp.tanh(logits / LOGIT_CAP) if self.logit_cap else logits
+
+    def _last(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
+        return unsplit(self.norm(x_BLD) if hasattr(self, "norm") else x_BLD, run)
 
     def _project(self, x: jax.Array, run: Execution) -> jax.Array:
         axes = ("batch", "length", "vocab")

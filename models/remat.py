@@ -27,8 +27,12 @@ def keep(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
-def rematerialise(layer: Callable, policy: str) -> Callable:
-    """`layer` with its forward pass run again in the backward pass, but for what the set saves or offloads."""
+def rematerialise(layer: Callable, policy: str, *, alone: bool = True) -> Callable:
+    """`layer` with its forward pass run again in the backward pass, but for what the set saves or offloads.
+
+    `alone`: whether it is the only layer of its turn of a loop. The second forward pass of another layer would not wait
+    for the gradient that its backward pass begins with: the compiler may run those of all layers first.
+    """
     if policy == "none":
         return layer
     places = places_of(policy)
@@ -44,15 +48,16 @@ def rematerialise(layer: Callable, policy: str) -> Callable:
         )
     else:
         rule = jax.checkpoint_policies.save_only_these_names(*saved)
-    # Inside a scan nothing can be merged with the first forward pass, so the barriers that prevent it are not needed.
-    return jax.checkpoint(layer, policy=rule, prevent_cse=False)
+    # Inside a scan nothing can be merged with the first forward pass, so the barriers that prevent it are not needed;
+    # they also hold the second forward pass back until the gradient is there.
+    return jax.checkpoint(layer, policy=rule, prevent_cse=not alone)
 
 
 def one_after_another(layers: Iterable[tuple[Callable, Any]], x: jax.Array, policy: str) -> tuple[jax.Array, jax.Array]:
     """(x after all layers, sum of their load-balance losses); each pair is (layer, what it takes beside x), and each
     layer is rematerialised by itself."""
-    balances = []
-    for layer, own in layers:
-        x, balance = rematerialise(layer, policy)(x, own)
+    turn, balances = list(layers), []
+    for layer, own in turn:
+        x, balance = rematerialise(layer, policy, alone=len(turn) == 1)(x, own)
         balances.append(balance)
     return x, sum(balances[1:], balances[0])

@@ -21,7 +21,6 @@ from autotune.meshes.step import Step
 from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
 from autotune.models.execution import Execution, execution_of
-from autotune.models.loss import cross_entropy
 from autotune.models.network import Network
 from autotune.models.pipeline import RUNNABLE, pipelined
 from autotune.models.ring import zigzag
@@ -291,8 +290,8 @@ def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any
         batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf, ("batch", None))[:, order], batch)
         batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf, ("batch", "length")), batch)
     if run.layout.stage == 1:
-        logits, balance = network(batch["tokens"], positions, run)
-        return cross_entropy(logits, batch["targets"]).mean() + balance
+        x, balance = network.stack(network.embed(batch["tokens"], positions, run), positions, run)
+        return network.losses(x, batch["targets"], run).mean() + balance
 
     def over_stages(function):  # its constraints get the microbatches' axis in front
         return jax.vmap(function, spmd_axis_name="stage")
@@ -300,7 +299,7 @@ def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any
     pieces = jax.tree.map(lambda leaf: slices(leaf, run.layout.microbatches, "microbatch", run), batch)
     x = over_stages(lambda tokens: network.embed(tokens, positions, run))(pieces["tokens"])
     x, balance = pipelined(network.layers, x, positions, run)
-    losses = over_stages(lambda x, targets: cross_entropy(network.logits(x, run), targets))(x, pieces["targets"])
+    losses = over_stages(lambda x, targets: network.losses(x, targets, run))(x, pieces["targets"])
     return losses.mean() + balance
 
 

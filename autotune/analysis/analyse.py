@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import hashlib
 import math
+from collections.abc import Callable
 
 from autotune.analysis.analysis import Analysis, analysis_from_json, analysis_to_json
 from autotune.analysis.limits import ARC
 from autotune.analysis.overheads import overheads_of
 from autotune.compile.compilation import Compilation, CompileFailure
 from autotune.compile.log import one_line
+from autotune.efficiency import sustained_share
 from autotune.hlo.memory_by_category import read_memory
 from autotune.hlo.read import read_program
 from autotune.hlo.unreadable import UnreadableProgram, reading
@@ -23,6 +25,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.placement import Placement, place
 from autotune.meshes.target import Target
 from autotune.program import Collective, Compute, Program, host_traffic, walk
+from autotune.replay.op_seconds import core_seconds
 from autotune.replay.replay import Prediction, replay
 from autotune.replay.timeline import Recorder
 from autotune.store import Store
@@ -97,13 +100,39 @@ def predict(
 
     `recorder` is told when each instruction begins and ends on each lane.
     """
+    hardware = _at_its_clock(program, layout, target, hardware)
+    found = replay(program, _ridden(layout, target, hardware), hardware, recorder)
+    return _waiting(found, hardware.waiting(target.groups), recorder)
+
+
+def _ridden(layout: Layout, target: Target, hardware: Hardware) -> Callable[[Collective], tuple[Leg, ...]]:
+    """The links that each collective of a program rides, and how long on each lane."""
     placement = place(layout, target)
 
     @functools.cache
     def ridden(collective: Collective) -> tuple[Leg, ...]:
         return tuple(_one_way(leg, collective.shift, hardware) for leg in legs_of(collective, placement, hardware))
 
-    return _waiting(replay(program, ridden, hardware, recorder), hardware.waiting(target.groups), recorder)
+    return ridden
+
+
+def _at_its_clock(program: Program, layout: Layout, target: Target, hardware: Hardware) -> Hardware:
+    """The hardware with the rate of matmuls that its power allows in this program: what it draws while it does other
+    work, or waits, decides how much is left for them. Hardware whose power is not known is as it was."""
+    if not hardware.power_watts or hardware.sustained_share is not None:
+        return hardware
+    for waits in (False, True):
+        spent = dict.fromkeys(("matmul", "attention", "passes", "waits"), 0.0)
+        for op, trips in walk(program.instructions):
+            if isinstance(op, Compute):
+                kind = op.kernel if op.kernel in ("matmul", "attention") else "passes"
+                spent[kind] += trips * sum(seconds for _, seconds in core_seconds(op, hardware))
+        if waits:
+            step = replay(program, _ridden(layout, target, hardware), hardware).step_seconds
+            spent["waits"] = max(step - sum(spent.values()), 0.0)
+        share = sustained_share(hardware, spent)
+        hardware = dataclasses.replace(hardware, sustained_share=share)
+    return hardware
 
 
 def _waiting(found: Prediction, share: float, recorder: Recorder | None) -> Prediction:
@@ -147,7 +176,7 @@ def _one_way(leg: Leg, shift: int | None, hardware: Hardware) -> Leg:
 
 def analyse_program(program: Program, compilation: Compilation, layout: Layout, target: Target) -> Analysis:
     """Replay the program as it is, and once for every resource on its critical path made better."""
-    hardware = target.hardware
+    hardware = _at_its_clock(program, layout, target, target.hardware)
     prediction = predict(program, layout, target, hardware)
     improved = {}
     for resource in prediction.by_resource():

@@ -67,6 +67,7 @@ TRAINING_WORDS = "autotune.training"
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--optimizer, the dtypes of what is kept, and --set; `given_training` tells what they said."""
+    from autotune.meshes.dtypes import ALIASES
     from autotune.meshes.training import DTYPES, OPTIMIZERS
 
     def keep(context: click.Context, option: click.Parameter, value: Any) -> Any:
@@ -85,7 +86,9 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ("master-dtype", DTYPES, "Dtype of a master copy of the weights in the optimizer's state [none is kept]."),
         )
     ):  # fmt: skip
-        option = click.option(f"--{word}", type=OneOf(choices), expose_value=False, callback=keep, help=help_text)
+        others = {other: name for name in choices for other in ALIASES.get(name, ())}
+        kind = OneOf(choices, others)
+        option = click.option(f"--{word}", type=kind, expose_value=False, callback=keep, help=help_text)
         command = option(command)
     return command
 

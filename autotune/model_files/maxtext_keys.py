@@ -114,7 +114,6 @@ REFUSED = {
 COSTS = {
     "mtp_num_layers": "multi-token prediction: as many more layers, and a second loss",
     "quantization": "quantised matmuls; the price is of the compute dtype",
-    "num_vocab_tiling": "the loss in tiles of the vocabulary: less memory for logits than priced",
     "float32_qk_product": "float32 attention scores: slower attention",
     "float32_logits": "float32 attention scores: slower attention",
     "logits_dot_in_fp32": "float32 logits: a slower output projection and twice the bytes of logits",
@@ -128,7 +127,7 @@ COSTS = {
 }  # fmt: skip
 """Key -> what it may cost where it is switched on, and no price has it."""
 
-NEUTRAL_ON = {"num_vocab_tiling": 1, "mhc_expansion_rate": 1}
+NEUTRAL_ON = {"mhc_expansion_rate": 1}
 """Keys whose value of "off" is another number."""
 
 _PATTERNS = tuple(pattern for patterns in NEUTRAL.values() for pattern in patterns)

@@ -90,6 +90,13 @@ def run_of(keys: Keys, *, gated: bool, experts: bool) -> dict[str, Any]:
             run["context_attention"] = {"all_gather": "gather", "ring": "ring"}[strategy]
         elif _size(run, "context") != 1:
             keys.note("context_parallel_strategy", f"{short(strategy)} is priced as all_gather")
+    if keys.values.get("num_vocab_tiling") is not None and (tiles := keys.whole("num_vocab_tiling")) > 1:
+        run["vocab_tiles"] = tiles
+        keys.note(
+            "num_vocab_tiling",
+            f"{tiles} pieces of the tokens are priced as vocab_tiles={tiles}, tiles of the vocabulary: the logits in "
+            "memory are as many",
+        )
     rate = keys.take("dropout_rate", 0) or 0
     if rate and keys.take("enable_dropout", True):
         keys.note("dropout_rate", f"{short(rate)}: random bits and a mask for each activation")
@@ -201,7 +208,9 @@ def layout_of_run(run: Mapping[str, Any], layers: int, target: Target, where: st
     outer = _filled(run.get("dcn", {}), groups, "dcn", target, where)
     sizes: dict[str, Any] = {axis: inner.get(axis, 1) * outer.get(axis, 1) for axis in {*inner, *outer}}
     words: dict[str, Any] = {
-        name: run[name] for name in ("remat", "accumulate", "zero", "offload", "sequence_parallel") if name in run
+        name: run[name]
+        for name in ("remat", "accumulate", "zero", "offload", "sequence_parallel", "vocab_tiles")
+        if name in run
     }
     if sizes.get("context", 1) > 1 and "context_attention" in run:
         words["context_attention"] = run["context_attention"]

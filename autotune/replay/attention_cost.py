@@ -8,14 +8,15 @@ the softmax is not hidden (0.64 of the matmul rate), backward it is.
     seconds = (scores / 1024^2) x (cycles of a tile) / (cores x clock)
 
 Not counted: filling the first tile from HBM, and steps of the grid over masked tiles. No device measurement of the
-kernel is published for any of these chips. On a GPU the kernel's share of the peak is the hardware file's, one for all
-shapes; `scripts/gpu_microbench.py` times it over sequence lengths.
+kernel is published for any of these chips. On a GPU the kernel's share of the peak is the hardware file's: by length of
+the sequence and width of the heads where `scripts/gpu_microbench.py` has timed it, else one for all shapes.
 """
 
 from __future__ import annotations
 
 import math
 
+from autotune.efficiency import fused_share
 from autotune.meshes.hardware import Hardware
 from autotune.program import Compute
 
@@ -50,12 +51,15 @@ def attention_share(op: Compute, hardware: Hardware) -> float:
     >>> from autotune.meshes.hardware import load_hardware
     >>> op = Compute(name="fmha", kernel="attention", flops=5.0 * 2 * 16 * 2048 * 2048 * 128 / 2, dtype="bfloat16",
     ...              matmul=(16, 2048, 2048, 128), hbm_bytes=0.0, cycles=None, source=None, scope=None)
-    >>> attention_share(op, load_hardware("h100"))
-    0.5
+    >>> round(attention_share(op, load_hardware("h100")), 2)
+    0.33
     """
     assert op.matmul is not None, "a fused kernel's scores are known"
     matmuls = op.flops / (2.0 * math.prod(op.matmul))  # half as many of a causal one: 1 or 2 forward, 2.5 or 5 backward
-    return hardware.attention_shares["backward" if matmuls > 2.25 else "forward"]
+    backward = matmuls > 2.25 or "bwd" in op.name
+    _, _, keys, head_dim = op.matmul
+    seen = keys * matmuls / (5.0 if backward else 2.0)
+    return fused_share(hardware, "backward" if backward else "forward", head_dim, seen)
 
 
 def kernel_shares(hardware: Hardware) -> tuple[float, float] | None:

@@ -54,7 +54,10 @@ def render(
         parts += [Prose(""), _side_by_side(sweeps, budgets)]
     if workload.transformer is not None:
         parts.append(
-            Prose("searched: remat policies by name and reduce=pass; tune also tries sets of arrays and reduce=step")
+            Prose(
+                "searched: remat policies by name, reduce=pass and whole logits; tune also tries sets of arrays, "
+                "reduce=step and vocab_tiles"
+            )
         )
     if workload.model_note:
         parts += [Prose(""), Prose(f"note: {workload.model_note}")]

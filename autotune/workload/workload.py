@@ -199,7 +199,7 @@ class Workload:
         """How a reference model is trained, in words; None of a step of your own, which says it itself."""
         if self.transformer is None:
             return None
-        return f"{self.dtype} compute, {self.training.told()}, whole logits"
+        return f"{self.dtype} compute, {self.training.told()}, whole logits where vocab_tiles is 1"
 
     @property
     def model_note(self) -> str | None:

@@ -174,7 +174,8 @@ def report() -> Report:
     lost = row("fsdp=256", "oom", None, reason="compiled peak 17.00 GiB is 1.25 GiB over the capacity")
     return Report(
         workload="llama3-8b, batch 256 x 4096 tokens, bfloat16",
-        taken="bfloat16 compute, float32 weights and moments, adamw with gradient clipping, whole logits",
+        taken="bfloat16 compute, float32 weights and moments, adamw with gradient clipping, whole logits where "
+        "vocab_tiles is 1",
         target=parse_target("v5e:16x16"),
         tokens=2**20,
         named=(),

@@ -12,6 +12,7 @@ ROWS = [
     *((model, "data=2,fsdp=2,tensor=2,zero=1,accumulate=2,remat=full") for model in ARCHITECTURES),
     *((model, f"fsdp=2,{PIPELINE}=2,remat=minimal") for model, shape in ARCHITECTURES.items() if shape.repeats > 1),
     *((model, "expert=4,tensor=2") for model, shape in ARCHITECTURES.items() if shape.experts),
+    ("like-gemma", "fsdp=2,tensor=2,vocab_tiles=4"),
     ("like-gpt2", f"{CIRCULAR}=4"),
     ("like-gpt2", f"context=2,tensor=2,{RING}"),
     ("like-deepseek", "data=2,expert=2,accumulate=2,reduce=step,remat=save:query+expert_tokens+mlp_up"),

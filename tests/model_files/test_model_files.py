@@ -392,6 +392,7 @@ def test_a_maxtext_file_of_another_model_is_refused(values, words, tmp_path):
 def test_features_of_maxtext_that_no_price_has_are_named(tmp_path):
     told = yaml.safe_load(MAXTEXT.read_text()) | {"quantization": "int8", "num_vocab_tiling": 4, "mtp_num_layers": 0}
     model = read_model(write(tmp_path, told, "mine.yml"))
+    assert layout_of_run(model.run, 32, parse_target("v5e:1x1"), "mine.yml").vocab_tiles == 4
     assert sorted(note.partition(":")[0] for note in model.not_modelled) == ["num_vocab_tiling", "quantization"]
     assert "mtp_num_layers" in model.ignored
 

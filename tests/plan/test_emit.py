@@ -367,6 +367,7 @@ EVERY_WORD = {
     "virtual_stages": "stage=2,data=4,schedule=circular,microbatches=4,virtual_stages=2",
     "sequence_parallel": "tensor=8",
     "context_attention": "context=8,context_attention=ring",
+    "vocab_tiles": "data=8,vocab_tiles=4",
     "offload": "data=8,offload=optimizer",
     "order": "data=4,tensor=2,order=tensor>data>stage>fsdp>context>expert",
     "compiler_options": "data=8,xla.some_option=1",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.efficiency import DTYPE_BYTES, matmul_seconds
+from autotune.efficiency import DTYPE_BYTES, fused_share, matmul_seconds
 from autotune.meshes.architecture import AttentionKind, cudnn_lacks
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.transformer import TransformerShape
@@ -104,7 +104,11 @@ def attention_work(
         for matmuls, share in zip(stack.flash_matmuls, _value_shares(h, values), strict=True)
     )
     peak = hardware.peak(dtype)
-    fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, stack.flash_efficiency, strict=True))
+    reached = stack.flash_efficiency
+    if hardware.attention_shares_by_keys:
+        visible = float(np.mean(counted / (scores * h))) * seq
+        reached = (fused_share(hardware, "forward", h, visible), fused_share(hardware, "backward", h, visible))
+    fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, reached, strict=True))
     gathers = "gather" in stack.fused_context or not causal
     fits = not fused_kernel_lacks(stack, shape.head_dim, kind)
     if kind is not None and kind.sinks and hardware.platform != "tpu":

@@ -40,6 +40,11 @@ SLOT_BYTES = 11.0
 once: five to six arrays in the compute dtype (deepseek-like on h100, tensor 1 to 4, jax 0.10.2)."""
 
 
+TILE_TRAFFIC = (0.0, 8.0)
+"""Bytes of memory traffic, (forward, backward), per tile of the vocabulary, token and element of d_model: the sum of
+the stream's gradient in float32 is read and written (`autotune.models.loss`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matmul:
     """A group of matmuls of one microbatch on one device."""
@@ -95,6 +100,19 @@ class Work:
     held_logit_bytes: np.ndarray
     """Bytes of them that stay until the backward pass of the layers has ended."""
 
+    def spent(self) -> dict[str, np.ndarray]:
+        """Seconds of a layer by what draws power (`autotune.efficiency.sustained_share`); nothing recomputed."""
+        matmuls = (self.heads, self.out, self.hidden_in, self.hidden_out)
+        seconds = sum(one.forward + one.backward_input + one.backward_weight for one in matmuls)
+        attention = sum(self.attention.matmul_seconds)
+        fused = np.where(self.attention.blocked, 0.0, attention)
+        return {
+            "matmul": seconds + (attention - fused),
+            "attention": fused,
+            "passes": sum(self.elementwise) + sum(self.attention.hbm_seconds),
+            "waits": np.zeros_like(seconds),
+        }
+
 
 def work_of(
     transformer: TransformerShape,
@@ -109,16 +127,18 @@ def work_of(
     expert: np.ndarray,
     sequence_parallel: np.ndarray,
     ring: np.ndarray,
+    tiles: np.ndarray,
 ) -> Work:
     """The work of a microbatch of `sequences` sequences a device, cut along `tensor`, `context` and `expert`. `ring`:
-    whether attention along `context` passes keys and values around a ring. All are arrays over pieces of work.
+    whether attention along `context` passes keys and values around a ring. `tiles`: of the vocabulary. All are arrays
+    over pieces of work.
 
     Where layers differ, it is the work of their mean, with the working set of the largest.
     """
     works = [
         _work_of_kind(
             shape, kind, seq, dtype, hardware, stack, sequences=sequences, tensor=tensor, context=context,
-            expert=expert, sequence_parallel=sequence_parallel, ring=ring,
+            expert=expert, sequence_parallel=sequence_parallel, ring=ring, tiles=tiles,
         )
         for shape, kind, _ in transformer.stacks
     ]  # fmt: skip
@@ -139,6 +159,7 @@ def _work_of_kind(
     expert: np.ndarray,
     sequence_parallel: np.ndarray,
     ring: np.ndarray,
+    tiles: np.ndarray,
 ) -> Work:
     """The work of one kind of layer; `kind` is None where the shape says all of it."""
     traffic, saved = stack.traffic, stack.saved
@@ -221,7 +242,7 @@ def _work_of_kind(
         (traffic.kernels[way] + attention.kernels[way] + (1.0 + way) * matmuls) * hardware.launch_seconds
         for way in (0, 1)
     )
-    logits = tokens * (shape.vocab / tensor)
+    logits, sums = tokens * (shape.vocab / tensor), tiles * tokens * d
     dense = shape.dense_share if kind is None else bool(kind.mlp.shared_width or not kind.mlp.experts)
     kept = {
         "input": 2.0 * tokens * d / cut,
@@ -251,15 +272,18 @@ def _work_of_kind(
         attention=attention,
         elementwise=elementwise,  # type: ignore[arg-type]
         launches=launches,  # type: ignore[arg-type]
-        head=matmul(tokens, shape.vocab / tensor, d),
-        loss=tuple(scale * bytes_each * logits / hbm for bytes_each in traffic.logits),  # type: ignore[arg-type]
+        head=matmul(tokens, shape.vocab / tensor / tiles, d, tiles),
+        loss=tuple(  # type: ignore[arg-type]
+            (scale * each * logits + np.where(tiles > 1, scale * again * logits + TILE_TRAFFIC[way] * sums, 0.0)) / hbm
+            for way, (each, again) in enumerate(zip(traffic.logits, (0.0, 2.0), strict=True))
+        ),
         stream_bytes=width * tokens * d,
         slot_bytes=width * slots * tensor,
         kv_bytes=width * tokens * kv_heads * (h + values),
         kept={name: scale * value for name, value in kept.items()},
         layer_work_bytes=scale * in_hand,
-        logit_bytes=scale * saved.logits * logits,
-        held_logit_bytes=scale * saved.held_logits * logits,
+        logit_bytes=scale * saved.logits * logits / tiles + np.where(tiles > 1, 4.0 * tokens * d, 0.0),
+        held_logit_bytes=np.where(tiles > 1, 0.0, scale * saved.held_logits * logits),
     )
 
 

@@ -235,11 +235,13 @@ class MicrobatchTerms(Rows):
         """Add the logits, the loss, and the collectives around embedding and logits."""
         work, book, state = self.prepared.work, self.book, self.stack.state
         head = work.head
+        tiled = self.table.vocab_tiles > 1  # whose backward pass computes the logits again
+        runs = np.where(tiled, 2.0, 1.0)
         book.add(
             "matmul.logits", "matmul", "head",
-            self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
+            runs * self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
         )  # fmt: skip
-        book.count("flops", "head", 3.0 * self.of(head.flops))
+        book.count("flops", "head", (2.0 + runs) * self.of(head.flops))
         book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
         # Assumed: twenty instructions for embedding, last norm, logits, loss and their gradients. To settle it, count
         # those of a profile outside the loop over layers (`scripts/op_profile.py`).
@@ -255,6 +257,8 @@ class MicrobatchTerms(Rows):
         if self.used["fsdp"]:
             table = self.parameters.sent_vocabulary
             each = np.where(self.staged, 0.0, 1.0)
-            self.gather("head", state.compute * table, each, 0.5 * beside)
+            self.gather(
+                "head", state.compute * (table + np.where(tiled, self.parameters.embedding, 0.0)), each, 0.5 * beside
+            )
             own = table - self.parameters.embedding
             self.scatter("head", state.reduced * own, each, 0.5 * beside)

@@ -7,10 +7,13 @@ rows that differ in it; `RowBlock` adds them up row by row. Memory: `peak_memory
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.efficiency import sustained_share
 from autotune.meshes.layout import SCHEDULES
 from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import cost_of, meshes_of
@@ -43,21 +46,28 @@ class Pricer(Inputs):
         """What all blocks of the table share: routes of the meshes, costs of collectives, work of the devices."""
         meshes = meshes_of(table, self.target)
         passes = table.accumulate * table.microbatches
-        first, piece_of_row = unique_rows([meshes.of_row, passes, table.sequence_parallel, table.context_attention])
+        choices = [table.sequence_parallel, table.context_attention, table.vocab_tiles]
+        first, piece_of_row = unique_rows([meshes.of_row, passes, *choices])
         some = table.take(first)
-        work = work_of(
+        work_on = functools.partial(
+            work_of,
             self.transformer,
             self.seq,
             self.dtype,
-            self.target.hardware,
-            self.stack,
+            stack=self.stack,
             sequences=self.batch / (some.data * some.fsdp * some.expert * passes[first]),
             tensor=some.tensor.astype(np.float64),
             context=some.context.astype(np.float64),
             expert=some.expert.astype(np.float64),
             sequence_parallel=some.sequence_parallel,
             ring=some.context_attention == CONTEXT_ATTENTION.index("ring"),
+            tiles=some.vocab_tiles.astype(np.float64),
         )
+        hardware = self.target.hardware
+        if hardware.power_watts:
+            share = sustained_share(hardware, work_on(hardware=hardware).spent())
+            hardware = dataclasses.replace(hardware, sustained_share=share)
+        work = work_on(hardware=hardware)
         used = {axis: kinds for axis, kinds in COLLECTIVES_OF_AXIS.items() if (getattr(table, axis) > 1).any()}
         costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
         return Prepared(
