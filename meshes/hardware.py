@@ -188,11 +188,13 @@ def read_hardware(path: Path) -> Hardware:
     own_sets = set(plain.inside("option_sets").values) if "option_sets" in plain.values else set()
     _inherit(plain.values, platform, sources, holds_for)
     values = plain.values
+    parts: dict[str, Any] = {}
     if "option_sets" in values:
         table = plain.inside("option_sets")
-        values["option_sets"], values["recommended_sets"] = read_sets(
+        sets, recommended = read_sets(
             table, sources, set(table.values) - own_sets, f"inherited from platforms/{platform}.toml: "
         )
+        parts |= {"option_sets": sets, "recommended_sets": recommended}
     _check_numbers(plain, NUMBERS)
     for name in FILE_TABLES:
         if name in values:
@@ -214,7 +216,7 @@ def read_hardware(path: Path) -> Hardware:
         )
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: tiers names {short(max(names, key=names.count))} twice")
-    whole = {"clock_hz": None, "compile_fields": {}, "option_holds_for": holds_for, **values, **_parts(plain)}
+    whole = {"clock_hz": None, "compile_fields": {}, "option_holds_for": holds_for, **values, **_parts(plain), **parts}
     try:
         return Hardware(**{**whole, "tiers": tuple(tiers), "sources": sources})
     except (TypeError, ValueError) as error:
