@@ -1,4 +1,5 @@
-"""Eight simulated CPU devices for every test that runs something, whatever this machine has; which worker runs what."""
+"""Eight simulated CPU devices for every test that runs something, whatever this machine has; which tests are run, and
+by which worker."""
 
 from __future__ import annotations
 
@@ -14,6 +15,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # No test times what this process compiles: LLVM's optimisations cost more here than they save. XLA's own passes, and so
 # the programs, are those of a user.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+DEFAULT = "not slow"
+"""What `addopts` in pyproject.toml selects."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A test that is named (FILE::TEST) is run, slow or not. With xdist the workers get what is decided here."""
+    named = [argument for argument in config.args if "::" in argument]
+    if named and named == config.args and config.option.markexpr == DEFAULT and not hasattr(config, "workerinput"):
+        config.option.markexpr = ""
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return 'slow tests are left out; run them too with -m ""' if config.option.markexpr == DEFAULT else None
 
 
 @pytest.fixture(scope="module")

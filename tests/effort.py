@@ -1,9 +1,16 @@
-"""What XLA's CPU compiler is told where the numbers of a program are compared, and no more is asked of it."""
+"""How much work a test asks for: of XLA's compilers, and of the person who waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 import jax
+import pytest
 
 NUMBERS_ONLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""How the step is cut, and so every collective, is the same: XLA's partitioner comes before any of these, which only
+"""What XLA's CPU compiler is told where the numbers of a program are compared, and no more is asked of it.
+
+How the step is cut, and so every collective, is the same: XLA's partitioner comes before any of these, which only
 say how each device's share becomes machine code."""
 
 QUICK = ",xla.exec_time_optimization_effort=-1.0" if jax.__version_info__ < (0, 11) else ""
@@ -12,3 +19,8 @@ libtpu 0.0.42 aborts on DeepSeek's layout, in a check of its reduce-scatter. jax
 
 if jax.__version_info__ < (0, 11):  # since then the older loop emitters, a quarter of the compile time, are gone
     NUMBERS_ONLY["xla_cpu_use_fusion_emitters"] = False
+
+
+def slow(rows: Iterable[tuple]) -> list:
+    """These rows of a parametrised test, each with the mark `slow`."""
+    return [pytest.param(*row, marks=pytest.mark.slow) for row in rows]

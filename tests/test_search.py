@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import json
+from collections import Counter
 
 import pytest
+import toy_steps
 
 import autotune
 from autotune.analysis.limits import ARC
@@ -18,12 +20,21 @@ from autotune.report.document import report_to_json
 from autotune.search import search
 from autotune.store import Store
 
-NAMED = ("fsdp=8", "data=4,tensor=2", "data=2,fsdp=4,remat=full", "tensor=8")
+JOBS = {
+    "a step": ("cpu:2", ("fsdp=2", "data=2", "tensor=2"), ()),
+    "a model": ("cpu:8", ("fsdp=8", "data=4,tensor=2", "data=2,fsdp=4,remat=full"), ("tensor=8",)),
+}
+"""Target, legal layouts, illegal ones (those of a step of one's own are refused as they are named)."""
+
+
+@pytest.fixture(scope="module", params=["a step", pytest.param("a model", marks=pytest.mark.slow)])
+def job(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def workload():
-    return reference_workload("tiny", batch=16, seq=64, dtype="float32")
+def workload(job):
+    return toy_steps.own_step() if job == "a step" else reference_workload("tiny", batch=16, seq=64, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +43,20 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(workload, store, little_effort):
-    layouts = [parse_layout(text) for text in NAMED]
-    return autotune.tune(workload, "cpu:8", layouts=layouts, compile=3, measure=3, store=store)
+def report(job, workload, store, little_effort):
+    target, legal, illegal = JOBS[job]
+    layouts = [parse_layout(text) for text in legal + illegal]
+    return autotune.tune(workload, target, layouts=layouts, compile=3, measure=3, store=store)
 
 
-def test_every_named_layout_is_a_row_with_its_status(report):
-    assert {str(row.layout): row.status for row in report.rows} == {
-        "fsdp=8": "measured",
-        "data=4,tensor=2": "measured",
-        "data=2,fsdp=4,remat=full": "measured",
-        "tensor=8": "illegal",
-    }
-    assert report.counts == {"illegal": 1, "measured": 3}
-    illegal = next(row for row in report.rows if row.status == "illegal")
-    assert illegal.reason is not None and "heads" in illegal.reason
+def test_every_named_layout_is_a_row_with_its_status(job, report):
+    _, legal, illegal = JOBS[job]
+    expected = dict.fromkeys(legal, "measured") | dict.fromkeys(illegal, "illegal")
+    assert {str(row.layout): row.status for row in report.rows} == expected
+    assert report.counts == dict(Counter(expected.values()))
+    for row in report.rows:
+        if row.status == "illegal":
+            assert row.reason is not None and "heads" in row.reason
 
 
 def test_compiled_stands_beside_measured_with_the_rank_correlation(report):
@@ -74,10 +84,11 @@ def test_the_plan_is_the_best_row_and_survives_json(report, tmp_path):
     assert autotune.load_plan(tmp_path / "plan.json") == plan
 
 
-def test_a_repeat_is_answered_from_the_store(workload, store, report):
+def test_a_repeat_is_answered_from_the_store(job, workload, store, report):
     events = []
+    target, legal, illegal = JOBS[job]
     again = autotune.tune(
-        workload, "cpu:8", layouts=[parse_layout(text) for text in NAMED], compile=3, measure=3, store=store,
+        workload, target, layouts=[parse_layout(text) for text in legal + illegal], compile=3, measure=3, store=store,
         on_event=events.append,
     )  # fmt: skip
     compiles = [event for event in events if isinstance(event, CompileEvent)]

@@ -63,6 +63,15 @@ MODELS = {
 }  # fmt: skip
 
 
+def at_saved_rates(target: Target) -> Target:
+    """The target with the rates that the saved programs were replayed at: one for all fused attention, and a clock that
+    does not fall. Priced and replayed seconds are compared at equal rates."""
+    hardware = dataclasses.replace(
+        target.hardware, attention_shares_by_keys={}, power_watts={}, matmul_share_at_watts=(), matmul_ceiling=None
+    )
+    return dataclasses.replace(target, hardware=hardware)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceCase:
     """One (model, target) with the tuner's options that bound its space. `axes` and `fix` as `--axes` and `--fix`."""
@@ -84,7 +93,7 @@ class SpaceCase:
 
     @property
     def placed(self) -> Target:
-        return parse_target(self.target)
+        return at_saved_rates(parse_target(self.target))
 
     @property
     def workload(self) -> Workload:

@@ -53,7 +53,7 @@ class TracedCase:
 
     @property
     def placed(self) -> Target:
-        return parse_target(self.target)
+        return spaces.at_saved_rates(parse_target(self.target))
 
     @property
     def workload(self) -> Workload:

@@ -9,6 +9,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from effort import slow
 from jax.sharding import PartitionSpec
 
 from autotune.analysis.analysis import analysis_from_json, analysis_to_json
@@ -75,11 +76,14 @@ def line_of(network, text: str) -> str:
     return f"{inspect.getsourcefile(network)}:{first + offset}"
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
-    ("network", "times"),
+    ("network", "times", "target"),
     # of the eight ways of the batch, two go to the slices and are lost in the scan
-    [(wrong_constraint, 8), (missing_constraint, SLICES)],
+    [
+        *((wrong_constraint, 8, target) for target in TARGETS),
+        (missing_constraint, SLICES, "cpu:8"),
+        *slow([(missing_constraint, SLICES, target) for target in TARGETS if target != "cpu:8"]),
+    ],
 )
 def test_a_planted_bug_is_named_by_its_line(network, times, target):
     """An activation left whole, and a constraint that is missing: by each of the three compilers."""
@@ -94,7 +98,7 @@ def test_a_planted_bug_is_named_by_its_line(network, times, target):
     assert analysis_from_json(json.loads(json.dumps(analysis_to_json(analysis)))) == analysis
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["cpu:8", *slow([(target,) for target in TARGETS if target != "cpu:8"])])
 def test_a_step_without_a_bug_repeats_nothing(target):
     report = report_of(right, target)
     analysis = report.best().analysis
@@ -105,6 +109,7 @@ def test_a_step_without_a_bug_repeats_nothing(target):
     assert [loss.bytes for loss in held] == [WIDTH * WIDTH * 4 * 7 // 8] * 2
 
 
+@pytest.mark.slow
 def test_a_bad_layout_gets_its_verdict():
     workload = reference_workload("tiny", batch=16, seq=128, dtype="float32")
     bad = "data=4,stage=2,remat=full,microbatches=4,schedule=gpipe"

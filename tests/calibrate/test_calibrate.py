@@ -164,6 +164,7 @@ print(given_back, faults())
     assert given_back > 100 and kept < given_back / 100
 
 
+@pytest.mark.slow
 def test_calibrating_simulated_devices_gives_a_file_that_predictions_can_use(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "MATMULS", {"cpu": ((1, 128, 128, 128),), "accelerator": ()})
     monkeypatch.setattr(module, "DTYPES", {"cpu": ("float32",), "accelerator": ()})

@@ -54,6 +54,7 @@ def test_both_processes_run_every_layout_and_one_reports(tmp_path):
         assert isinstance(outcome, Measurement) and outcome.rounds == 3, outcome
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_job_at_once_and_what_was_kept_is_whole(tmp_path):
     processes = start(tmp_path / "out.json", "die", VICTIM_FILE=str(tmp_path / "victim"))
     outputs = ended(processes)

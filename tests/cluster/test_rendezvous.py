@@ -174,11 +174,11 @@ def test_one_killed_while_the_others_are_awaited_is_named(tool):
     ("changes", "field"),
     [
         ({"--workload": "small:other"}, "--workload is small:other, in process 0 it is small:small"),
-        ({"--target": "cpu:2"}, "--target is cpu:2, in process 0 it is local"),
-        ({"--layouts": "fsdp=2"}, "--layouts is fsdp=2, in process 0 it is data=2"),
+        pytest.param({"--target": "cpu:2"}, "--target is cpu:2, in process 0 it is local", marks=pytest.mark.slow),
+        pytest.param({"--layouts": "fsdp=2"}, "--layouts is fsdp=2, in process 0 it is data=2", marks=pytest.mark.slow),
         ({"--processes": "3"}, "--processes is 3, in process 0 it is 2"),
-        ({"--fix": "zero=1"}, "--fix is zero=1, in process 0 it is not given"),
-        ({"--timeout": "77"}, "--timeout is 77.0, in process 0 it is 900.0"),
+        pytest.param({"--fix": "zero=1"}, "--fix is zero=1, in process 0 it is not given", marks=pytest.mark.slow),
+        pytest.param({"--timeout": "77"}, "--timeout is 77.0, in process 0 it is 900.0", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_of_another_command_is_named_with_the_field(tool, changes, field):
@@ -237,6 +237,7 @@ def test_the_coordinators_own_port_is_taken(tool, port):
     assert second.code == 2 and f"process 0 of 2 ended: {said}" in second.last, second
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_one_process_is_said_in_all(tool, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -255,7 +256,7 @@ def test_stdout_holds_the_json_alone(tool):
     assert "imported\n" in first.stderr and "written\n" in first.stderr, "nothing is lost"
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_each_process_names_the_one_that_is_lost(tool, tmp_path, victim):
     mark = tmp_path / "mark"
     started = tool(*(({}, {"AUTOTUNE_TEST_MARK": str(mark)} if index == victim else {}) for index in range(3)))

@@ -64,9 +64,7 @@ def test_a_failing_command_is_told_with_its_output_and_nothing_is_left(tmp_path)
 
 
 @needs_hosts
-@pytest.mark.skipif(
-    "AUTOTUNE_SLOW_TESTS" not in __import__("os").environ, reason="takes minutes: set AUTOTUNE_SLOW_TESTS"
-)
+@pytest.mark.slow
 def test_the_slow_link_is_named_and_the_fast_one_is_not(tmp_path):
     from two_hosts import run
     from validation.link_cases import cases

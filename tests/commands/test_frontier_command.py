@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import click
 import pytest
 from click.testing import CliRunner
+from effort import slow
 
 from autotune.commands.frontier import frontier
 from autotune.frontier.limits import RESOURCES
@@ -42,6 +43,7 @@ def test_json_of_the_default_is_the_h100_curve():
     assert "what_helps" not in found
 
 
+@pytest.mark.slow
 def test_options_reach_the_model():
     base = document()
     fixed = document("--batch-rule", "fixed", "--sparse", "--hardware", "a100")
@@ -119,7 +121,7 @@ def test_nothing_in_time_still_draws_or_says_why_not(tmp_path):
         frontier.main(["--months", "1e-9", "--plot", str(path), "--picture", "mix"], standalone_mode=False)
 
 
-@pytest.mark.parametrize(("picture", "rows"), [("utilization", 64), ("mix", 32), ("shape", 200)])
+@pytest.mark.parametrize(("picture", "rows"), [("utilization", 64), ("mix", 32), *slow([("shape", 200)])])
 def test_pictures_come_with_their_numbers(tmp_path, picture, rows):
     pytest.importorskip("matplotlib")
     path = tmp_path / "picture.svg"

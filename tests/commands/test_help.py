@@ -111,6 +111,7 @@ def test_a_value_that_looks_like_an_old_spelling_stays_a_value():
     assert (given["model"], given["compile_count"]) == ("--confirm", 2)
 
 
+@pytest.mark.slow
 def test_scales_say_the_same_in_sweep_and_frontier(capsys):
     slow, quick = (frontier_rows(capsys, *words) for words in ((), ("--scale", "latency=4")))
     assert quick[0]["utilization"] >= slow[0]["utilization"]

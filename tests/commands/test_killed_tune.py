@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from autotune.measure.session import unfinished
 from autotune.store import Key, Store
 
@@ -80,6 +82,7 @@ def without_times(report: dict) -> dict:
     return {"rows": rows, "counts": report["counts"]}
 
 
+@pytest.mark.slow
 def test_a_search_killed_at_random_moments_ends_with_the_same_report(tmp_path):
     began = time.monotonic()
     undisturbed = whole(tmp_path / "undisturbed")

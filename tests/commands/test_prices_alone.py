@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from effort import slow
 
 from autotune.cli import run
 from autotune.compile import worker_process
@@ -69,16 +70,24 @@ def test_prices_and_compiles_are_not_mixed():
     assert source_of(rows[0], rows[0]) == "priced"
 
 
-def test_check_compiles_into_its_store_once(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("job", "layout", "named"),
+    [
+        (("--workload", "toy_steps:own_step", "--target", "cpu:2"), "data=2", ["--workload", "toy_steps:own_step"]),
+        *slow([(JOB, "data=4", [])]),
+    ],
+    ids=["a step of one's own", "a model"],
+)
+def test_check_compiles_into_its_store_once(tmp_path, capsys, monkeypatch, job, layout, named):
     plan, kept = tmp_path / "plan.json", tmp_path / "kept"
-    assert run(["tune", *JOB, "--layouts", "data=4", "--compile", "1", "--measure", "0", "--out", str(plan)]) == 0
-    assert run(["check", str(plan), "--store", str(kept)]) == 0
+    assert run(["tune", *job, "--layouts", layout, "--compile", "1", "--measure", "0", "--out", str(plan)]) == 0
+    assert run(["check", str(plan), *named, "--store", str(kept)]) == 0
     assert run(["store", "list", "--store", str(kept)]) == 0
-    assert "data=4" in capsys.readouterr().out
+    assert layout in capsys.readouterr().out
 
     def never(*arguments, **words):
         raise AssertionError("compiled again")
 
     monkeypatch.setattr(worker_process.subprocess, "Popen", never)
-    assert run(["check", str(plan), "--store", str(kept)]) == 0
+    assert run(["check", str(plan), *named, "--store", str(kept)]) == 0
     assert "holds" in capsys.readouterr().out

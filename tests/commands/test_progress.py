@@ -8,20 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import toy_steps
 
 import autotune
 from autotune.search_events import EarlyAnswer, LayoutCompiled, LayoutMeasured
 from autotune.store import Store
 
-WORDS = ["--model", "tiny", "--target", "cpu:8", "--batch", "16", "--seq", "64"]
-LAYOUTS = "fsdp=8,remat=full;data=8,remat=full"
+WORDS = ["--workload", "toy_steps:own_step", "--target", "cpu:2"]
+"""A step that compiles in a second: what is said of it does not depend on the model."""
+LAYOUTS = "fsdp=2;data=2"
+TINY = ["--model", "tiny", "--target", "cpu:8", "--batch", "16", "--seq", "64"]
+TINY_LAYOUTS = "fsdp=8,remat=full;data=8,remat=full"
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
-def tune(*more, **options):
-    command = [sys.executable, "-m", "autotune", "tune", *WORDS, *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+def tune(*more, words=WORDS):
+    command = [sys.executable, "-m", "autotune", "tune", *words, *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +63,15 @@ def test_the_second_run_knows_how_long_compiles_take_and_takes_none(searched, st
     assert all("(from the store)" in line for line in again.stderr.splitlines()[2:])
 
 
-def test_no_more_is_announced_than_can_be_compiled(searched, store):
+@pytest.mark.slow
+def test_no_more_is_announced_than_can_be_compiled(store):
     """A schedule that is priced only is not compiled, and no time is left after the last layout."""
+    tune("--layouts", "fsdp=8,remat=full", "--compile", "1", "--measure", "0", "--store", str(store), words=TINY)
     priced_only = "data=4,stage=2,microbatches=4,schedule=1f1b"
-    none = tune("--layouts", priced_only, "--compile", "2", "--measure", "0", "--store", str(store))
+    none = tune("--layouts", priced_only, "--compile", "2", "--measure", "0", "--store", str(store), words=TINY)
     assert none.returncode == 0 and [line[:12] for line in none.stderr.splitlines()] == ["early answer"]
-    both = tune(
-        "--layouts", f"{priced_only};fsdp=8,remat=full", "--compile", "6", "--measure", "0", "--store", str(store)
-    )
+    layouts = f"{priced_only};fsdp=8,remat=full"
+    both = tune("--layouts", layouts, "--compile", "6", "--measure", "0", "--store", str(store), words=TINY)
     early, compiling, only = both.stderr.splitlines()
     assert compiling.startswith("compiling 1 layout to confirm, about ")
     assert "fsdp=8,remat=full" in only and "left" not in only
@@ -75,14 +83,12 @@ def test_without_compiles_there_is_nothing_to_confirm():
 
 
 def test_python_has_the_same_events_by_callback_and_by_logger(searched, store, caplog):
-    from autotune.reference_workload import reference_workload
-
     seen = []
     layouts = [autotune.parse_layout(text) for text in LAYOUTS.split(";")]
     with caplog.at_level(logging.INFO, logger="autotune"):
         autotune.tune(
-            reference_workload("tiny", batch=16, seq=64, dtype="float32"), "cpu:8", layouts=layouts, compile=2,
-            measure=0, store=Store(store), on_event=seen.append,
+            toy_steps.own_step(), "cpu:2", layouts=layouts, compile=2, measure=0, store=Store(store),
+            on_event=seen.append,
         )  # fmt: skip
     told = [event for event in seen if isinstance(event, EarlyAnswer | LayoutCompiled)]
     assert [event.kind for event in told] == ["early answer", "layout compiled", "layout compiled"]
@@ -90,8 +96,10 @@ def test_python_has_the_same_events_by_callback_and_by_logger(searched, store, c
     assert {event.layout for event in told[1:]} == set(LAYOUTS.split(";"))
 
 
+@pytest.mark.slow
 def test_interrupted_it_shows_what_is_there_and_goes_on_later(tmp_path):
-    command = [sys.executable, "-m", "autotune", "tune", *WORDS, "--layouts", LAYOUTS, "--compile", "2", "--jobs", "1"]
+    words = ["--layouts", TINY_LAYOUTS, "--compile", "2"]
+    command = [sys.executable, "-m", "autotune", "tune", *TINY, *words, "--jobs", "1"]
     running = subprocess.Popen(
         [*command, "--measure", "0", "--store", str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -106,7 +114,7 @@ def test_interrupted_it_shows_what_is_there_and_goes_on_later(tmp_path):
     assert running.returncode == 130, err
     assert "interrupted; the same command goes on from here" in err
     assert "note: interrupted before every layout was compiled" in out and "1 compiled" in out
-    again = tune("--layouts", LAYOUTS, "--compile", "2", "--measure", "0", "--store", str(tmp_path))
+    again = tune(*words, "--measure", "0", "--store", str(tmp_path), words=TINY)
     assert again.returncode == 0 and again.stderr.count("(from the store)") == 1
 
 
@@ -117,7 +125,7 @@ def test_a_terminal_sees_the_same_lines_whole(searched, store):
     with open(os.devnull, "w") as nothing:
         running = subprocess.Popen(
             [*command, "--measure", "0", "--store", str(store)], stdout=nothing, stderr=follower,
-            env={**os.environ, "COLUMNS": "60", "TERM": "xterm"},
+            env={**ENVIRONMENT, "COLUMNS": "60", "TERM": "xterm"},
         )  # fmt: skip
     os.close(follower)
     seen, begun = b"", time.monotonic()

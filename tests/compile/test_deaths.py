@@ -87,6 +87,7 @@ def killed(marks: Path, times: int, number: int = signal.SIGKILL) -> Candidate:
     return Candidate(workload=workload, layout=FSDP, target=parse_target("cpu:2"))
 
 
+@pytest.mark.slow
 def test_a_killed_compile_is_tried_again_and_a_killer_is_never_kept(tmp_path):
     """In one call: one job that is killed once, one that always is, and one that crashes by itself."""
     store = Store(tmp_path / "store")
@@ -152,6 +153,7 @@ def test_a_failure_that_does_not_rebuild_counts_as_absent(tmp_path, change):
     assert len(said) == 1 and "does not rebuild" in said[0]
 
 
+@pytest.mark.slow
 def test_a_measuring_worker_that_is_killed_is_started_again(monkeypatch):
     """Killed between turns and while it prepares; a third death is told, and is no property of the layout."""
     runner = WorkerRunner(toy_steps.toy(), parse_target("cpu:2"), jobs=1)
@@ -205,6 +207,7 @@ time.sleep(600)
     assert not mine.exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_a_worker_is_no_property_of_the_layout(tmp_path):
     """The worker cannot write its outcome: files of at most 8 KiB there."""
     store = Store(tmp_path / "store")

@@ -56,7 +56,7 @@ def trained():
     return {}
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", [pytest.param("nnx_loop", marks=pytest.mark.slow), *LOOPS[1:]])
 def test_a_loop_that_exists_trains_five_steps_under_a_plan(example, name, capsys, trained):
     losses = trained[name] = example(name).main("cpu:8")
     assert len(losses) == 5 and losses == sorted(losses, reverse=True) and losses[-1] < 0.95 * losses[0]
@@ -91,11 +91,13 @@ def test_a_plan_changes_no_number(example, trained):
     assert found == pytest.approx(losses, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_before_booking(example):
     lines = example("before_booking").main(["cpu:8", "cpu:4"], model="tiny", batch=8, seq=32)
     assert {*form("\n".join(lines))} == {*form(documented("before_booking"))}
 
 
+@pytest.mark.slow
 def test_maxtext_user(example):
     flags = example("maxtext_user").main("cpu:8", model="tiny", batch=16, seq=32)
     sizes = [int(size) for size in re.findall(r"ici_\w+_parallelism=(\d+)", flags)]
@@ -108,6 +110,7 @@ def test_maxtext_user(example):
     assert names ^ shown <= {"ici_tensor_parallelism", "dcn_tensor_parallelism", "context_parallel_strategy"}
 
 
+@pytest.mark.slow
 def test_other_machines(example, tmp_path, monkeypatch, capsys):
     """The user's own model through the compilers of a TPU and of a GPU, which are not here."""
     monkeypatch.chdir(tmp_path)
@@ -119,6 +122,7 @@ def test_other_machines(example, tmp_path, monkeypatch, capsys):
             plan.mesh()
 
 
+@pytest.mark.slow
 def test_ci_gate(tmp_path):
     def run(*command: str) -> subprocess.CompletedProcess:
         root = str(FOLDER.parents[1])

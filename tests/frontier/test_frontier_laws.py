@@ -274,6 +274,7 @@ def test_memory_binds_when_it_keeps_the_better_mixes_out():
 # ---- what would help, and shapes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_helps_moves_what_it_should(h100):
     rows = {row.change: row for row in what_helps(h100)}
     base = rows["as it is"]

@@ -86,7 +86,7 @@ def test_more_kinds_of_run_equal_the_plain_search(plain, gpu, run, gpus):
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("rule", ["default", "fixed", "deepseek"])
-@pytest.mark.parametrize("d_model", [12288, 26624, 98304])
+@pytest.mark.parametrize("d_model", [12288, 26624, pytest.param(98304, marks=pytest.mark.slow)])
 def test_pruning_loses_nothing(d_model, rule, sparse):
     for name in ("h100", "v100", "h100-low-latency"):
         run = scaled_run(d_model, sparse=sparse, batch_rule=rule)

@@ -161,15 +161,22 @@ def _installed(package: str) -> bool:
         return False
 
 
-CASES = [("cpu", "fsdp=4"), ("cuda", "fsdp=4"), ("tpu", "fsdp=4"), ("tpu", "fsdp=2,tensor=2")]
+CASES = [
+    ("cpu", "fsdp=4"), ("cuda", "fsdp=4"), ("tpu", "fsdp=4"),
+    pytest.param("tpu", "fsdp=2,tensor=2", marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def compiled():
-    """The toy by each compiler that is installed."""
+def compiled(request):
+    """The toy by each compiler that is installed; the second layout only where a test that is to run asks for it."""
+    items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    asked = [item.callspec.params.get("layout") for item in items]
+    layouts = [("cpu", "fsdp=4"), ("cuda", "fsdp=4"), ("tpu", "fsdp=4")]
+    layouts += [("tpu", "fsdp=2,tensor=2")] if "fsdp=2,tensor=2" in asked else []
     jobs = [
         Candidate(workload=toy_steps.toy(**SIZES), layout=parse_layout(layout), target=parse_target(TARGETS[platform]))
-        for platform, layout in CASES
+        for platform, layout in layouts
         if _installed(PACKAGES[platform])
     ]
     found = {}

@@ -163,6 +163,7 @@ def test_shares_of_a_compiled_program_are_its_elasticities(case):
         assert (found.step_seconds - nudged) / 1e-5 == pytest.approx(shares[resource], rel=0.02, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_more_slices_of_one_program_never_run_faster():
     series = {}
     for case in read_cases():

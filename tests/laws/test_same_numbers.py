@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES
-from effort import NUMBERS_ONLY
+from effort import NUMBERS_ONLY, slow
 from jax.sharding import AxisType, Mesh
 
 from autotune.meshes import legality
@@ -27,26 +27,37 @@ PIPELINE = "stage=2,schedule=gpipe,microbatches"
 CIRCULAR = "stage=2,schedule=circular,virtual_stages=2,microbatches"
 RING = "context_attention=ring"
 
-ROWS = [
+WORDS = [
     # every axis alone
     ("tiny", "data=8"),
     ("tiny", "fsdp=8"),
     ("tiny", "tensor=2"),
     ("tiny", "tensor=2,sequence_parallel=0"),
-    ("tiny", "context=4"),
     ("tiny", f"context=4,{RING}"),
     ("tiny", f"{PIPELINE}=4"),
     ("tiny", f"{CIRCULAR}=4"),
     ("tiny-moe", "expert=8"),
+    # the other way over the context, and a model that sees both ways
+    ("tiny-encoder", "context=2,fsdp=2"),
+    # what the backward pass finds saved, slices of the batch, ZeRO, gradients reduced over data once a step
+    ("tiny", "remat=minimal"),
+    ("tiny", "fsdp=4,remat=save:key+value+mlp_out"),
+    ("tiny", "data=2,zero=2,accumulate=2,fsdp=2,remat=full"),
+    ("tiny", "data=4,accumulate=2,reduce=step"),
+    # the loss in tiles of the vocabulary
+    ("tiny", "fsdp=4,vocab_tiles=2"),
+]
+"""Every word of a layout, and every path of the code that it takes."""
+
+COMBINATIONS = [
+    ("tiny", "context=4"),
     # what the backward pass finds saved changes no number
     ("tiny", "remat=dots"),
-    ("tiny", "remat=minimal"),
     ("tiny", "remat=attention"),
     ("tiny", "remat=full"),
     ("tiny-moe", "remat=minimal,expert=2"),
     # sets of arrays, alone and with every axis, with a pipeline and with accumulation
     ("tiny", "remat=save:query+attention+mlp_up"),
-    ("tiny", "fsdp=4,remat=save:key+value+mlp_out"),
     ("tiny", "tensor=2,remat=save:attention+attention_out+mlp_gate,accumulate=2"),
     ("tiny", f"context=2,fsdp=2,{RING},remat=save:query+attention"),
     ("tiny", f"fsdp=2,{PIPELINE}=2,remat=save:attention+mlp_gate+mlp_up"),
@@ -56,16 +67,13 @@ ROWS = [
     # slices of the batch, and ZeRO
     ("tiny", "accumulate=4"),
     ("tiny", "data=4,zero=1"),
-    ("tiny", "data=2,zero=2,accumulate=2,fsdp=2,remat=full"),
     # gradients reduced over data once a step
-    ("tiny", "data=4,accumulate=2,reduce=step"),
     ("tiny", "data=2,fsdp=2,tensor=2,accumulate=2,reduce=step"),
     ("tiny", f"data=2,context=2,tensor=2,accumulate=2,reduce=step,{RING},remat=full"),
     ("tiny-moe", "data=2,expert=2,accumulate=2,reduce=step"),
     ("tiny-encoder", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step,remat=save:query+mlp_up"),
     # the loss in tiles of the vocabulary
     ("tiny", "data=1,vocab_tiles=4"),
-    ("tiny", "fsdp=4,vocab_tiles=2"),
     ("tiny", "data=4,tensor=2,zero=1,vocab_tiles=4,remat=full"),
     ("tiny", f"fsdp=2,context=2,tensor=2,vocab_tiles=8,accumulate=2,{RING}"),
     ("tiny", f"fsdp=2,tensor=2,{PIPELINE}=2,vocab_tiles=4"),
@@ -82,7 +90,6 @@ ROWS = [
     ("tiny-moe", "expert=2,tensor=2"),
     ("tiny-moe", "expert=2,context=2"),
     ("tiny-moe", f"expert=2,{PIPELINE}=2"),
-    ("tiny-encoder", "context=2,fsdp=2"),
     ("tiny-encoder", f"context=4,tensor=2,{RING}"),
     # triples and more
     ("tiny", "data=2,fsdp=2,tensor=2,accumulate=2,remat=attention"),
@@ -148,7 +155,11 @@ def assert_same(found, expected, tolerance):
     jax.tree.map_with_path(weight, weights, expected_weights, expected_moments)
 
 
-@pytest.mark.parametrize(("model", "text"), ROWS, ids=[f"{model}-{text}" for model, text in ROWS])
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [*WORDS, *slow(COMBINATIONS)],
+    ids=[f"{model}-{text}" for model, text in WORDS + COMBINATIONS],
+)
 def test_every_layout_gives_the_numbers_of_one_device(model, text):
     assert_same(one_step(model, text), single_device(model), 2e-5)
 
@@ -157,16 +168,20 @@ def test_every_layout_gives_the_numbers_of_one_device(model, text):
     ("model", "text"),
     [
         ("tiny", "data=2,fsdp=2,tensor=2"),
-        ("tiny", "fsdp=4,remat=minimal"),
-        ("tiny", "data=2,fsdp=2,zero=2,accumulate=2"),
-        ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step"),
-        ("tiny", "fsdp=2,tensor=2,context=2,vocab_tiles=4"),
-        ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step,vocab_tiles=2"),
-        ("tiny", f"fsdp=2,{PIPELINE}=2,vocab_tiles=2"),
-        ("tiny", f"context=2,tensor=2,{RING}"),
-        ("tiny-moe", "expert=2,tensor=2,context=2"),
-        ("tiny-moe", f"fsdp=2,expert=2,{CIRCULAR}=2"),
-        ("tiny-encoder", "fsdp=2,context=2"),
+        *slow(
+            [
+                ("tiny", "fsdp=4,remat=minimal"),
+                ("tiny", "data=2,fsdp=2,zero=2,accumulate=2"),
+                ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step"),
+                ("tiny", "fsdp=2,tensor=2,context=2,vocab_tiles=4"),
+                ("tiny", "data=2,fsdp=2,zero=1,accumulate=2,reduce=step,vocab_tiles=2"),
+                ("tiny", f"fsdp=2,{PIPELINE}=2,vocab_tiles=2"),
+                ("tiny", f"context=2,tensor=2,{RING}"),
+                ("tiny-moe", "expert=2,tensor=2,context=2"),
+                ("tiny-moe", f"fsdp=2,expert=2,{CIRCULAR}=2"),
+                ("tiny-encoder", "fsdp=2,context=2"),
+            ]
+        ),
     ],
 )
 def test_meshes_with_explicit_axes_give_them_too(model, text):
@@ -177,12 +192,16 @@ def test_meshes_with_explicit_axes_give_them_too(model, text):
     ("model", "text"),
     [
         ("tiny", "offload=optimizer,data=2,fsdp=2,zero=1"),
-        ("tiny", "remat=offload,fsdp=2,tensor=2,accumulate=2"),
-        ("tiny", f"offload=optimizer,remat=offload,fsdp=2,{PIPELINE}=2"),
-        ("tiny-moe", "offload=optimizer,remat=offload,expert=2,context=2"),
         ("tiny", "remat=save:query+attention/offload:layer_input+key+value+mlp_up,fsdp=2,tensor=2,accumulate=2"),
-        ("tiny", f"remat=save:mlp_gate/offload:query+attention_out,fsdp=2,{PIPELINE}=2"),
-        ("tiny-moe", "remat=save:mlp_up/offload:expert_tokens+attention,expert=2,context=2"),
+        *slow(
+            [
+                ("tiny", "remat=offload,fsdp=2,tensor=2,accumulate=2"),
+                ("tiny", f"offload=optimizer,remat=offload,fsdp=2,{PIPELINE}=2"),
+                ("tiny-moe", "offload=optimizer,remat=offload,expert=2,context=2"),
+                ("tiny", f"remat=save:mlp_gate/offload:query+attention_out,fsdp=2,{PIPELINE}=2"),
+                ("tiny-moe", "remat=save:mlp_up/offload:expert_tokens+attention,expert=2,context=2"),
+            ]
+        ),
     ],
 )
 def test_what_waits_on_the_host_comes_back_the_same(model, text, monkeypatch):
@@ -199,7 +218,9 @@ def test_what_waits_on_the_host_comes_back_the_same(model, text, monkeypatch):
     assert_same(one_step(model, text), single_device(model), 2e-5)
 
 
-@pytest.mark.parametrize("text", ["data=2,fsdp=2,tensor=2,zero=2", f"fsdp=2,tensor=2,{PIPELINE}=4"])
+@pytest.mark.parametrize(
+    "text", ["data=2,fsdp=2,tensor=2,zero=2", pytest.param(f"fsdp=2,tensor=2,{PIPELINE}=4", marks=pytest.mark.slow)]
+)
 def test_in_bfloat16_within_its_precision(text):
     """bfloat16 has 8 bits: gradients agree to a few per cent of the largest, the loss to 0.1 %."""
     loss, moments, _ = one_step("tiny", text, "bfloat16")

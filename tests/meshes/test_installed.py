@@ -130,7 +130,9 @@ def test_where_every_compile_fails_there_is_no_plan(tmp_path, capsys):
     assert document["best"] is None and "no plan" in document["compilers_word"]
 
 
-@pytest.mark.parametrize("option", ["xla_there_is_no_such_option", "xla_cpu_no_such_switch"])
+@pytest.mark.parametrize(
+    "option", ["xla_there_is_no_such_option", pytest.param("xla_cpu_no_such_switch", marks=pytest.mark.slow)]
+)
 def test_an_option_that_the_compiler_does_not_know_is_bad_input(option, tmp_path, capsys):
     words = ["tune", "--model", "tiny", "--target", "cpu:4", "--batch", "8", "--seq", "32", "--axes", "data,fsdp"]
     words += ["--fix", f"xla.{option}=1", "--compile", "2", "--measure", "0", "--store", str(tmp_path), "--quiet"]
@@ -139,6 +141,7 @@ def test_an_option_that_the_compiler_does_not_know_is_bad_input(option, tmp_path
     assert option in error and "No such compile option" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_from_python_such_a_report_raises_with_the_reason(tmp_path):
     report = tune(
         failing_step(), "cpu:4", axes=("data",), compile=1, measure=0,

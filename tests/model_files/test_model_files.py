@@ -355,6 +355,7 @@ def test_a_strange_value_of_a_maxtext_key_is_read_or_refused_in_one_line(key, va
         assert "\n" not in str(error)
 
 
+@pytest.mark.slow
 def test_explain_shows_what_a_maxtext_run_runs(tmp_path, capsys):
     path = write(tmp_path, BASE | {"dtype": "float32", "weight_dtype": "bfloat16"}, "base.yml")
     words = ["explain", "--model", path, "--target", "cpu:8", "--no-measure", "--store", str(tmp_path / "store")]

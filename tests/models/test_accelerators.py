@@ -52,6 +52,8 @@ ROWS = [
     ("deepseek", "fsdp=4,expert=4,tensor=2,context=2,remat=dots", {"all_to_all expert", "all_gather context"}, False),
     ("bert", "fsdp=16,context=2,tensor=2,remat=full", {"all_gather context", "all_gather tensor"}, True),
 ]
+QUICKEST = (("v5p:4x4x4", RING),)
+"""What runs with every change: a compile takes half a minute to three. For a GPU, the README's command compiles."""
 CASES = [(target, *row) for target in TARGETS for row in ROWS]
 
 
@@ -95,7 +97,11 @@ def compiled(request):
         yield find
 
 
-@pytest.mark.parametrize(("target", "model", "text", "traffic", "fused"), CASES, ids=["-".join(c[:3]) for c in CASES])
+@pytest.mark.parametrize(
+    ("target", "model", "text", "traffic", "fused"),
+    [pytest.param(*c, marks=[] if (c[0], c[2]) in QUICKEST else [pytest.mark.slow]) for c in CASES],
+    ids=["-".join(c[:3]) for c in CASES],
+)
 def test_it_compiles_and_its_traffic_is_in_the_ledger(compiled, target, model, text, traffic, fused):
     job, outcome = compiled(target, model, text)
     analysis = analyse(outcome, job.layout, job.target, None)

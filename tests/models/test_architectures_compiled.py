@@ -36,6 +36,7 @@ def wide(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target", "package", "kernel", "calls"),
     [

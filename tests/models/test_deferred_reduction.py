@@ -21,7 +21,11 @@ PASSES = 4
 
 
 @pytest.mark.parametrize(
-    ("target", "package", "mesh"), [("h100:1x4", "jax_plugins", "data=2,tensor=2"), ("v5e:2x2", "libtpu", "data=4")]
+    ("target", "package", "mesh"),
+    [
+        ("h100:1x4", "jax_plugins", "data=2,tensor=2"),
+        pytest.param("v5e:2x2", "libtpu", "data=4", marks=pytest.mark.slow),
+    ],
 )
 def test_each_gradient_is_reduced_once_a_step(target, package, mesh):
     if importlib.util.find_spec(package) is None:

@@ -58,10 +58,10 @@ def assert_same_with_gradients(function, reference):
     [
         (1, CAUSAL, None, None),
         (2, CAUSAL, None, None),
-        (2, BOTH_WAYS, None, None),
-        (1, WINDOW, None, (0.5, 3.0)),
+        pytest.param(2, BOTH_WAYS, None, None, marks=pytest.mark.slow),
+        pytest.param(1, WINDOW, None, (0.5, 3.0), marks=pytest.mark.slow),
         (2, WINDOW, 2.0, None),
-        (1, CHUNKS, 2.0, None),
+        pytest.param(1, CHUNKS, 2.0, None, marks=pytest.mark.slow),
         (2, CHUNKS, None, (0.5, 3.0)),
     ],
 )
@@ -77,7 +77,7 @@ def test_splash_attention_on_each_share_of_a_sequence(context, visible, soft_cap
     assert_same_with_gradients(cut(kernel, context, causal), functools.partial(plain, visible=visible, **parts))
 
 
-@pytest.mark.parametrize(("context", "causal"), [(2, True), (8, True), (4, False)])
+@pytest.mark.parametrize(("context", "causal"), [(2, True), pytest.param(8, True, marks=pytest.mark.slow), (4, False)])
 def test_ring_attention(context, causal, monkeypatch):
     monkeypatch.setattr("autotune.models.ring.BLOCK", 64)
     kernel = functools.partial(ring_attention, context=context, causal=causal)

@@ -49,7 +49,7 @@ def test_gradients_of_microbatches_are_summed_in_float32():
     assert jax.grad(loss)(jnp.ones(1, jnp.bfloat16)).tolist() == [258.0]
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "circular,virtual_stages=2"])
+@pytest.mark.parametrize("schedule", ["gpipe", pytest.param("circular,virtual_stages=2", marks=pytest.mark.slow)])
 def test_no_tick_keeps_weights_of_its_own(schedule):
     """Sixteen microbatches more, of nearly no tokens: the step may not grow by a copy of a stage's weights for each."""
     transformer = dataclasses.replace(PRESETS["tiny"], layers=8, d_model=256, d_ff=1024, vocab=256)

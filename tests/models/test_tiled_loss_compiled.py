@@ -20,6 +20,7 @@ SMALL = dataclasses.replace(
 BATCH, SEQ, TILES = 8, 1024, 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "package", "mesh"),
     [("h100:1x4", "jax_plugins", "fsdp=2,tensor=2"), ("v5e:2x2", "libtpu", "data=2,fsdp=2")],

@@ -70,7 +70,11 @@ def kinds(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, jnp.dtype(leaf.dtype)), tree)
 
 
-@pytest.mark.parametrize("training", [TRAININGS[index] for index in (1, 3, 4, 6)], ids=lambda one: one.words())
+@pytest.mark.parametrize(
+    "training",
+    [TRAININGS[6], *(pytest.param(TRAININGS[index], marks=pytest.mark.slow) for index in (1, 3, 4))],
+    ids=lambda one: one.words(),
+)
 def test_every_layout_gives_the_numbers_of_one_device(training):
     loss, weights = one_step(training, "data=1")
     # A 16-bit weight is rounded to about 1 part in 256; Lion's step is a sign, which rounding may turn.

@@ -116,6 +116,7 @@ def test_compiled_for_real_a_regression_of_the_users_step_is_found():
         assert_plan_holds(plan)
 
 
+@pytest.mark.slow
 def test_the_command_line_exits_1_and_says_what_grew(tmp_path):
     (tmp_path / "steps.py").write_text(
         "import jax, jax.numpy as jnp\nEXTRA = 0\n"

@@ -40,10 +40,13 @@ def test_a_report_is_as_its_schema_says(words, capsys):
     assert wrong("report", json.loads(capsys.readouterr().out)) == []
 
 
-def test_a_compiled_report_and_its_plan_are_as_their_schemas_say(tmp_path, capsys):
-    words = ["--model", str(tiny(tmp_path)), "--batch", "8", "--seq", "64", "--target", "cpu:2", "--compile", "1"]
+@pytest.mark.parametrize("of", ["a step", pytest.param("a model", marks=pytest.mark.slow)])
+def test_a_compiled_report_and_its_plan_are_as_their_schemas_say(tmp_path, capsys, of):
+    words = ["--model", str(tiny(tmp_path)), "--batch", "8", "--seq", "64"]
+    if of == "a step":
+        words = ["--workload", "toy_steps:own_step"]
     saved = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "plan.json")]
-    assert run(["tune", *words, *saved, "--json", "--quiet"]) == 0
+    assert run(["tune", *words, "--target", "cpu:2", "--compile", "1", *saved, "--json", "--quiet"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["best"]["status"] == "measured" and report["best"]["collectives"] is not None
     assert wrong("report", report) == []

@@ -112,6 +112,7 @@ def folder_of(package: str) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_the_source_archive_builds_the_same_wheel(sdist, wheel, tmp_path):
     with tarfile.open(sdist) as opened:
         opened.extractall(tmp_path, filter="data")

@@ -54,7 +54,9 @@ def test_no_command_is_untried():
     assert set(shown()) == LESS.keys() | QUICK.keys()
 
 
-@pytest.mark.parametrize("command", LESS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(text, marks=[] if "h100:2x8" in text else [pytest.mark.slow]) for text in LESS]
+)
 def test_command(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOTUNE_STORE", str(tmp_path / "store"))

@@ -97,9 +97,13 @@ RUN_IN_ORDER = (
     "before_booking.md", "out_of_memory.md", "which_axis_binds.md", "other_codebases.md", "ci_gate.md", "calibrate.md",
     "add_an_accelerator.md", "data_movement.md",
 )  # fmt: skip
+FULL_SIZE = ("data_movement.md",)
+"""Pages that compile a model of full size."""
 
 
-@pytest.mark.parametrize("page", RUN_IN_ORDER)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in FULL_SIZE else []) for page in RUN_IN_ORDER]
+)
 def test_commands_of_a_page_run_in_order_and_print_what_it_shows(page, tmp_path, monkeypatch, capsys):
     """Each command as it stands. Every line of the output that a page shows is printed by the block above it.
 

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_accuracy_file_is_what_the_script_prints():
     command = [sys.executable, "-W", "ignore", str(ROOT / "scripts/validate.py")]
     outcome = subprocess.run(command, capture_output=True, text=True)

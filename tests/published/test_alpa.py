@@ -40,7 +40,12 @@ def test_peaks(rows):
     assert sum(map(abs, errors.values())) / len(errors) < 0.04
 
 
-@pytest.mark.parametrize("words", ["data=4,zero=2", "fsdp=4", "data=4", "data=2,tensor=2,zero=2", "tensor=4"])
+MORE = ("data=4,zero=2", "fsdp=4", "data=2,tensor=2,zero=2")
+
+
+@pytest.mark.parametrize(
+    "words", ["data=4", "tensor=4", *(pytest.param(words, marks=pytest.mark.slow) for words in MORE)]
+)
 def test_alpas_step_has_the_plain_gradients(words):
     """Its backward pass is written out and its gradients are reduced by hand; the numbers are autodiff's."""
     from validation import alpa_step
@@ -79,6 +84,7 @@ def test_alpas_step_has_the_plain_gradients(words):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_script_prints_its_table(capsys):
     assert alpa_cases.main([]) == 0
     assert "verdicts right: 11 of 11" in capsys.readouterr().out

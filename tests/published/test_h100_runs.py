@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import math
 import statistics
 import zipfile
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from autotune.analysis.analyse import predict
+from autotune.efficiency import matmul_seconds, sustained_share
 from autotune.hlo.read import read_program
-from autotune.meshes.hardware import load_hardware
+from autotune.meshes.hardware import Hardware, load_hardware
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import Target
 from autotune.program import Compute, Memory, Program, walk
+from autotune.replay.attention_cost import attention_share
 
 RUNS = Path(__file__).resolve().parents[1] / "data" / "h100_runs"
 ROWS = json.loads((RUNS / "rows.json").read_text())
@@ -61,15 +65,61 @@ def test_every_run_has_its_program():
     assert set(runs()) == set(MEASURED) and len(runs()) == 20
 
 
-def test_steps_are_predicted_within_ten_per_cent_or_the_row_is_listed():
-    """The rows beyond: attention of 32768 tokens or of heads of 64, and heads of 256 that run as plain matmuls, are
-    where the share of the peak that the file takes for every shape is furthest off (docs/gpu_check.md)."""
+def test_steps_are_predicted_within_six_per_cent_or_the_row_is_listed():
+    """The row beyond has a width of 768, where the matmuls are slower than tiles and power explain."""
     errors = {setting: predicted(setting) / row["measured"] - 1 for setting, row in MEASURED.items()}
-    beyond = {setting for setting, error in errors.items() if abs(error) > 0.10}
-    assert beyond <= {"gpt2-124m:32x1024", "llama3-1b:1x32768,remat=full", "gpu-shapes/gemma.json:4x4096,remat=full"}, (
-        errors
+    beyond = {setting for setting, error in errors.items() if abs(error) > 0.06}
+    assert beyond <= {"gpt2-124m:32x1024"}, errors
+    assert statistics.mean(abs(error) for error in errors.values()) < 0.04, errors
+
+
+def profiled(setting: str) -> dict[str, float]:
+    """Seconds of the profiled step in matmuls, in fused attention, and in other instructions."""
+    found = dict.fromkeys(("matmul", "attention", "passes"), 0.0)
+    for op in runs()[setting]["ops"]:
+        found[op["kernel"] if op["kernel"] in found else "passes"] += op["measured"] or 0.0
+    return found
+
+
+def test_power_explains_what_matmuls_sustain_in_a_step():
+    """The rate at which a step runs its matmuls follows from what it draws beside them: no step was used for the
+    figures of the hardware file, which are of single kernels."""
+    hardware, errors = load_hardware("h100"), {}
+    for setting in MEASURED:
+        found = profiled(setting)
+        share = sustained_share(hardware, found | {"waits": 0.0})
+        at = dataclasses.replace(hardware, sustained_share=share)
+        seconds = [
+            (max(_matmul_seconds(at, op), op["hbm_bytes"] / (at.hbm_bytes_per_second * at.hbm_efficiency)))
+            for op in runs()[setting]["ops"]
+            if op["kernel"] == "matmul" and op["measured"] and op["matmul"]
+        ]
+        errors[setting] = sum(seconds) / found["matmul"] - 1
+    assert statistics.mean(map(abs, errors.values())) < 0.05, errors
+    assert abs(statistics.mean(errors.values())) < 0.02, errors
+
+
+def _matmul_seconds(hardware: Hardware, op: dict) -> float:
+    batch, m, n, k = op["matmul"]
+    return (
+        float(matmul_seconds(hardware, "bfloat16", 2.0, m, n, k, batch)) * op["flops"] / (2.0 * math.prod(op["matmul"]))
     )
-    assert statistics.median(abs(error) for error in errors.values()) < 0.055, errors
+
+
+def test_fused_attention_is_predicted_by_its_length_and_heads():
+    """Of every fused kernel in the profiled steps: the microbenchmark's shares against what the step measured."""
+    hardware, ratios = load_hardware("h100"), []
+    for setting in MEASURED:
+        for op in runs()[setting]["ops"]:
+            if op["kernel"] == "attention" and op["measured"]:
+                once = Compute(
+                    name=op["name"], kernel="attention", flops=op["flops"] / op["count"], dtype="bfloat16",
+                    matmul=tuple(op["matmul"]), hbm_bytes=0.0, cycles=None, source=None, scope=None,
+                )  # fmt: skip
+                seconds = op["flops"] / (hardware.peak("bfloat16") * attention_share(once, hardware))
+                ratios.append(seconds / op["measured"])
+    assert len(ratios) > 40 and 0.93 < statistics.median(ratios) < 1.07
+    assert max(ratios) < 1.2 and min(ratios) > 0.75, sorted(ratios)
 
 
 @pytest.mark.parametrize("setting", ["bert-large:64x512", "gpu-shapes/gpt350m.json:32x1024,remat=minimal"])

@@ -181,6 +181,7 @@ def test_a_rate_of_no_stated_convention_gives_no_time(tmp_path):
     assert isinstance(case, Case) and case.measured_seconds is None and case.measured_from is None
 
 
+@pytest.mark.slow
 def test_a_compiled_row_is_kept_and_an_unknown_id_refused(tmp_path):
     row = copy.deepcopy(ROWS[LLAMA])
     row |= {"id": "small", "chip": "cpu:8", "jax_devices": 8, "batch_sequences": 8, "seq": 64, "xla_flags": {}}

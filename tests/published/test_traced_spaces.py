@@ -19,17 +19,20 @@ def test_every_figure_is_of_a_case_that_is_still_described():
     assert load().keys() <= {case.name for case in CASES}
 
 
+@pytest.mark.slow
 def test_median_errors_with_probes(compared):
     missed = {name: error for name, error in medians([one[3] for one in compared]).items() if error > LIMITS[name]}
     assert not missed
 
 
+@pytest.mark.slow
 def test_probes_are_better_than_the_trace_alone_in_every_amount(compared):
     traced, probed = (medians([one[place] for one in compared]) for place in (2, 3))
     assert traced.keys() == probed.keys()
     assert all(probed[name] < traced[name] for name in traced)
 
 
+@pytest.mark.slow
 def test_the_best_of_all_compiled_is_among_the_four_best_priced(compared):
     assert all(after.place is not None and after.place <= 4 for _, _, _, after in compared)
 
@@ -41,6 +44,7 @@ def test_saved_probes_give_laws():
             assert probed is not None and set(probed.axes) == set(case.axes.split(","))
 
 
+@pytest.mark.slow
 def test_the_script_prints_every_space(compared, capsys):
     assert script.main([]) == 0
     printed = capsys.readouterr().out

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+from effort import slow
 
 from autotune.cli import run as command_line
 from autotune.meshes.target import parse_target
@@ -106,17 +107,25 @@ def test_every_layout_that_was_named_has_a_row(run, tmp_path):
     assert re.search(r"^fsdp=256,remat=attention +oom ", screen, re.M)
 
 
-def test_compiled_and_measured_layouts_count_too(run, tmp_path, little_effort):
-    options = "--model tiny --target cpu:8 --batch 16 --seq 64".split()
-    named = "--layouts data=8;fsdp=8;data=4,fsdp=2;tensor=8 --compile 2 --measure 1".split()
+@pytest.mark.parametrize(
+    ("options", "layouts"),
+    [
+        ("--workload toy_steps:own_step --target cpu:2", ("data=2", "fsdp=2", "tensor=2")),
+        *slow([("--model tiny --target cpu:8 --batch 16 --seq 64", ("data=8", "fsdp=8", "data=4,fsdp=2", "tensor=8"))]),
+    ],
+    ids=["a step", "a model"],
+)
+def test_compiled_and_measured_layouts_count_too(run, tmp_path, little_effort, options, layouts):
+    options, first = options.split(), layouts[0]
+    named = ["--layouts", ";".join(layouts), *"--compile 2 --measure 1".split()]
     store = ["--store", str(tmp_path / "store")]
     screen = run("tune", *options, *named, *store, "--html", str(tmp_path / "page.html"))
     agrees(screen)
     assert page_counts((tmp_path / "page.html").read_text()) == heading(screen)[1]
     step = tmp_path / "step.json"
-    explained = run("explain", "--layout", "data=8", *options, *store, "--no-measure", "--timeline", str(step))
+    explained = run("explain", "--layout", first, *options, *store, "--no-measure", "--timeline", str(step))
     agrees(explained)
-    assert json.loads(step.read_text())["otherData"]["layout"].startswith("data=8")
+    assert json.loads(step.read_text())["otherData"]["layout"].startswith(first)
     assert heading(explained)[0] == 1
 
 

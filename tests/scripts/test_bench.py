@@ -23,6 +23,7 @@ def bench(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_price_of_many_is_quicker_than_of_one_at_a_time(bench):
     figures = bench("price")
     assert figures["layouts"] > 400_000 and figures["meshes_of_16384_chips"] > 100_000
@@ -39,24 +40,28 @@ def test_frontier_search_is_quicker_than_plain_loops(bench, monkeypatch):
     assert figures["speedup_over_plain_python"] > 1 and figures["speedup_over_unpruned"] > 0
 
 
+@pytest.mark.slow
 def test_help_does_not_import_jax(bench):
     figures = bench("startup")
     assert not figures["help_imports_jax"]
     assert figures["help_over_import_jax"] < 1
 
 
+@pytest.mark.slow
 def test_a_4b_model_is_handed_over_in_seconds(bench):
     figures = bench("handover")
     assert figures["parameters"] > 4e9
     assert figures["handover_cpu_seconds"] < 15 and figures["handover_over_one_trace"] > 1
 
 
+@pytest.mark.slow
 def test_tune_again_answers_the_same(bench, little_effort):
     figures = bench("tune", *SMALL)
     assert figures["same_answer"] and figures["compiled"] == 1
     assert figures["cold_over_serial_compiles"] > 0
 
 
+@pytest.mark.slow
 def test_fixtures_are_made_where_they_belong(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import make_fixtures

@@ -15,6 +15,7 @@ from autotune.meshes.hardware import read_hardware
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_it_calibrates_predicts_and_measures_every_setting(tmp_path):
     settings = "4x32;4x32,remat=full;8x32,accumulate=2"
     command = [sys.executable, "scripts/gpu_check.py", "--model", "tiny", "--dtype", "float32"]

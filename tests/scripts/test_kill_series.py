@@ -17,7 +17,9 @@ def kill_series(monkeypatch):
     return importlib.import_module("kill_series")
 
 
-@pytest.mark.parametrize("victim", ["tuner", "worker", "measurer", "job"])
+@pytest.mark.parametrize(
+    "victim", ["worker", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tuner", "measurer", "job"))]
+)
 def test_whoever_is_killed_the_answer_is_that_of_an_undisturbed_run(kill_series, victim, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent / "tests"))
     small = ["--workload", "toy_steps:own_step"]  # compiles in a second: what is kept does not depend on the model

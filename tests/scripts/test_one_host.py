@@ -10,6 +10,7 @@ from autotune.meshes.hardware import load_hardware
 from autotune.meshes.target import parse_target
 
 
+@pytest.mark.slow
 def test_rows_are_measured_kept_and_predicted_again(monkeypatch, tmp_path):
     monkeypatch.setitem(one_host.WORKLOADS, "tiny", (two_hosts.shape("tiny", 1, 64, 64, 64), 8, 16))
     monkeypatch.setitem(one_host.SEQUENCES, "tiny", 8)

@@ -30,6 +30,7 @@ def size_of(png: bytes) -> tuple[int, int]:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_a_terminal_and_a_page_at_small_size(tmp_path):
     command = SMALL.replace("fsdp=8;data=8", "'fsdp=8;data=8'")
     draw("--out", tmp_path, "--only", "terminal.svg,page.png", "--command", command, "--lines", "12")

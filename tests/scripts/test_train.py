@@ -81,6 +81,7 @@ def copied(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(("plan", "tolerance"), [("four.json", 0.0), ("other.json", 2e-5), ("two.json", 2e-5)])
+@pytest.mark.slow
 def test_resumed_after_kill_9_the_losses_go_on(place, killed, undisturbed, plan, tolerance):
     """On the same mesh to the last digit shown; on another to 2e-5 (float32 sums in another order)."""
     folder = copied(killed, f"resumed-{plan}")
@@ -129,6 +130,7 @@ def test_reshard_says_beforehand_whether_a_checkpoint_fits(place, undisturbed):
     )  # noqa: E501
 
 
+@pytest.mark.slow
 def test_after_kill_9_every_checkpoint_is_verified_and_a_flipped_bit_is_found(killed):
     """The one that the next run goes on from too: its digests are there before it is."""
     from autotune.checkpoints import Checkpoints
@@ -239,6 +241,7 @@ def test_a_checkpoint_whose_digests_nobody_noted_is_still_refused_when_it_cannot
     assert "resumed after step 6" in done.stdout
 
 
+@pytest.mark.slow
 def test_whether_it_fits_can_be_asked_before_the_devices_are_there(place, undisturbed):
     plan = plan_for("fsdp=4", "v5e:2x2")
     plan = dataclasses.replace(plan, seq=128, recipe={**plan.recipe, "seq": 128})

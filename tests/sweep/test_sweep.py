@@ -84,9 +84,9 @@ def test_bounds_lose_nothing(model, target, batch, fix):
     [
         ("llama3-8b", "v5p:4x4x4"),
         ("llama3-8b", "h100:8x8"),
-        ("mixtral-8x7b", "h100:8x8"),
-        ("llama3-8b", "h100:32x8"),
-        ("mixtral-8x7b", "v5e:16x16"),
+        pytest.param("mixtral-8x7b", "h100:8x8", marks=pytest.mark.slow),
+        pytest.param("llama3-8b", "h100:32x8", marks=pytest.mark.slow),
+        pytest.param("mixtral-8x7b", "v5e:16x16", marks=pytest.mark.slow),
         ("llama3-70b", "v5p:4x8x8"),
     ],
 )
@@ -262,9 +262,10 @@ def test_confirmed_points_are_spread():
     assert len(to_confirm(found.points, 9)) == 5 and to_confirm(found.points, 0) == ()
 
 
-def test_better_machines_never_do_worse():
-    found = sweep(question(model="llama3-8b", batch=64), parse_family("h100"), (16, 128), arcs=False)
-    for row in what_helps(found, (16, 128), Budget(critical_tokens=2e6), 0.2):
+@pytest.mark.parametrize("sizes", [(16,), pytest.param((16, 128), marks=pytest.mark.slow)])
+def test_better_machines_never_do_worse(sizes):
+    found = sweep(question(model="llama3-8b", batch=64), parse_family("h100"), sizes, arcs=False)
+    for row in what_helps(found, sizes, Budget(critical_tokens=2e6), 0.2):
         if row.change.resource == "depth":
             continue
         for chips, gain in row.speedup.items():
@@ -341,6 +342,7 @@ def test_json_is_one_document(capsys):
     assert h100["points"][0]["cost"] is None and h100["largest_chips_above_min_mfu"] == 64
 
 
+@pytest.mark.slow
 def test_screen_tells_everything(capsys):
     words = with_option("--chips", "16..32", "--target", "v5p,v6e", "--critical-batch-tokens", "2Mi")
     words += ["--min-mfu", "0.9"]
@@ -351,6 +353,7 @@ def test_screen_tells_everything(capsys):
         assert part in screen, part
 
 
+@pytest.mark.slow
 def test_a_confirmed_point_is_marked_compiled(tmp_path, capsys):
     words = ["sweep", "--model", "tiny", "--target", "cpu", "--chips", "1,2", "--batch-tokens", "512", "--seq", "64"]
     assert run([*words, "--confirm", "1", "--store", str(tmp_path / "store"), "--json"]) == 0

@@ -198,7 +198,7 @@ def test_any_command_says_in_one_line_that_stdout_is_full(tmp_path, words):
 @pytest.mark.parametrize(
     "words",
     [
-        ("frontier",),
+        pytest.param(("frontier",), marks=pytest.mark.slow),
         ("sweep", "--model", "llama3-8b", "--target", "v5p", "--chips", "64", "--batch-tokens", "1M", "--seq", "4096"),
     ],
 )

@@ -54,7 +54,7 @@ LINEN = Workload(user.linen_step, user.linen_state, user.TOKENS)
 PLAIN = Workload(user.plain_step, user.plain_state, user.PLAIN_BATCH)
 
 
-@pytest.mark.parametrize("workload", [LINEN, PLAIN], ids=["linen", "plain"])
+@pytest.mark.parametrize("workload", [pytest.param(LINEN, marks=pytest.mark.slow), PLAIN], ids=["linen", "plain"])
 def test_every_layout_gives_the_losses_of_one_device(workload):
     alone = losses(workload, "data=1")
     for text in ("fsdp=2,tensor=2", "data=4,zero=1"):

@@ -140,6 +140,7 @@ def test_what_is_compiled_is_the_step_of_the_loop(name):
     assert ours == pytest.approx(theirs, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_call_travels_to_other_processes_and_runs_there():
     for name in ("statics and a key", "NNX in place"):
         step, args, kwargs, batch, _ = CALLS[name]

@@ -25,7 +25,13 @@ def alone(step, loop, explicit_axes):
         return loop(lambda *args: jax.tree.map(lambda leaf: leaf[0], bound(args)))
 
 
-@pytest.mark.parametrize("name", CODEBASES)
+LONG = ("big_vision", "gemma", "imagenet", "lm1b")
+"""Ten seconds and more each, by the same paths as the others."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in CODEBASES]
+)
 def test_import_plan_three_equal_steps(name):
     step, args, kwargs, batch, options, loop = CODEBASES[name]()
     workload = autotune.Workload.of_call(step, args, kwargs, batch=batch, **options)

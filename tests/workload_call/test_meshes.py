@@ -92,6 +92,7 @@ def test_a_mesh_that_the_old_context_gives_is_not_the_steps_own():
     assert not [one for one in workload.guesses if "a mesh of its own" in one]
 
 
+@pytest.mark.slow
 def test_where_every_compile_fails_for_one_reason_there_is_no_plan():
     def step(weights, batch):
         batch = jax.lax.with_sharding_constraint(batch, NamedSharding(own_mesh(4), P("rows")))
@@ -166,6 +167,7 @@ def test_the_context_in_which_a_step_works_is_used_everywhere(step, context):
         np.testing.assert_allclose(float(jax.jit(step)(small.weights(), small.X)[1]), alone[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_constraints_of_the_old_context_are_in_the_compiled_step():
     workload = workload_of(by_old_context)
     assert workload.partition.mesh_names["data"] == "dp"
@@ -381,6 +383,7 @@ def small_memory(capacity_bytes):
     return dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, capacity_bytes=capacity_bytes))
 
 
+@pytest.mark.slow
 def test_nothing_fits_is_said_after_a_compile_only():
     """Of many results that are fused away the trace counts all."""
 

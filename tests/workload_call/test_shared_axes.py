@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import slow
 from flax import linen as nn
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -116,13 +117,21 @@ def alone(step):
         return losses(jax.jit(step))
 
 
-@pytest.mark.parametrize("step", [explicit_step, auto_step, plain_step])
-@pytest.mark.parametrize(("layout", "sizes"), [("tensor=8", (1, 2, 4)), ("data=2,tensor=4", (2, 2, 2)),
-                                               ("data=4,tensor=2", (4, 2, 1)), ("data=8", (8, 1, 1))])  # fmt: skip
-def test_the_first_has_as_much_as_its_arrays_take_and_the_next_the_rest(step, layout, sizes):
+SIZES = {"tensor=8": (1, 2, 4), "data=2,tensor=4": (2, 2, 2), "data=4,tensor=2": (4, 2, 1), "data=8": (8, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("step", "layout"),
+    [
+        *((step, "tensor=8") for step in (explicit_step, auto_step, plain_step)),
+        *((explicit_step, layout) for layout in SIZES if layout != "tensor=8"),
+        *slow((step, layout) for step in (auto_step, plain_step) for layout in SIZES if layout != "tensor=8"),
+    ],
+)
+def test_the_first_has_as_much_as_its_arrays_take_and_the_next_the_rest(step, layout):
     workload = workload_of(step)
     assert workload.problem(parse_layout(layout)) is None
-    plan = plan_of(workload, layout)
+    plan, sizes = plan_of(workload, layout), SIZES[layout]
     assert own_sizes(plan) == sizes
     np.testing.assert_allclose(losses(plan.jit(step)), alone(step), rtol=2e-4)
     placed = plan.shardings(jax.eval_shape(weights))
@@ -138,7 +147,7 @@ def test_what_is_decided_is_said_with_its_reason_and_the_line_that_pins_it():
     assert note.endswith("pin the size of one with mesh_axes={'z': 'tensor=2'}")
 
 
-@pytest.mark.parametrize("step", [explicit_step, auto_step])
+@pytest.mark.parametrize("step", [explicit_step, pytest.param(auto_step, marks=pytest.mark.slow)])
 def test_every_layout_compiles_under_the_users_names(step):
     workload = workload_of(step)
     report = autotune.tune(
