@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from autotune.analysis.analysis import Analysis
 from autotune.compile.compilation import Compilation, CompileFailure
@@ -11,14 +12,18 @@ from autotune.memory_use import Smaller
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 
+if TYPE_CHECKING:
+    from autotune.option_sets import Refused
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(slots=True, kw_only=True)
 class Outcomes:
     """What was learned beyond prices, by layout.
 
     `compiled`: the programs of `analysis`.
     `kept_failures`: layouts whose crash or timeout was not seen now but kept from an earlier run. `notes`: doubts about
-    what was learned, a line each.
+    what was learned, a line each. `sets_of`: the layout that was compiled again under other option sets, `tried`: as
+    which layouts, `refused_sets`: recommended sets that were not.
     """
 
     analysis: dict[Layout, Analysis]
@@ -30,6 +35,9 @@ class Outcomes:
     notes: list[str] = field(default_factory=list)
     kept_failures: set[Layout] = field(default_factory=set)
     compiled: dict[Layout, Compilation] = field(default_factory=dict)
+    sets_of: Layout | None = None
+    tried: tuple[Layout, ...] = ()
+    refused_sets: tuple[Refused, ...] = ()
 
     def ran(self, layout: Layout, outcome: Measurement | RunFailure) -> None:
         if isinstance(outcome, Measurement):

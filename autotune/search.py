@@ -25,12 +25,14 @@ from autotune.measure.measure import Measurement, RunFailure, measure
 from autotune.measure.runner import runner_for
 from autotune.measure.session import measured_together, session_of
 from autotune.memory_use import BY_BATCH, Smaller, failed_use
-from autotune.meshes.fields import one_line
+from autotune.meshes.compiler_options import check_set
+from autotune.meshes.fields import one_line, short
 from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
 from autotune.meshes.layout_words import LAYOUT_WORDS, RematWord
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target, parse_target
+from autotune.option_sets import LEAST, TRYING, Trying, cannot_win, sets_of, with_sets
 from autotune.outcomes import Outcomes, fitting
 from autotune.price.axis_orders import with_best_orders
 from autotune.price.blocks import SLACK, Blocks, large_space, price_in_blocks, priced_again
@@ -80,6 +82,7 @@ def tune(
     executor: Executor | None = None,
     on_event: Listener | None = None,
     probe: bool = True,
+    option_sets: Trying = "auto",
 ) -> Report:
     """The report on every layout of `workload` on `target`; `report.plan` is the chosen layout, to be saved and
     applied.
@@ -87,6 +90,8 @@ def tune(
     `compile` best-priced layouts are compiled (`jobs` at a time, or on `executor`), `measure` of them run where the
     target has devices (None: 3 there). `axes` bounds the search, `fix` pins parts ("tensor=8"), `layouts` names all.
     `probe`: of a step of your own, small compiles tell how its amounts scale before the space is priced.
+    `option_sets`: whether the best layout is compiled again under the sets of XLA options that its hardware file
+    recommends: "auto", as far as the layouts leave compiles over; "try", beyond `compile`; "off".
     `on_event` is called with each event of `autotune.search_events` as it happens; the logger "autotune" gets the text
     of each event at level INFO.
     ValueError names what is wrong with the input.
@@ -104,6 +109,7 @@ def tune(
         executor=executor,
         on_event=on_event,
         probe=probe,
+        option_sets=option_sets,
     )
 
 
@@ -112,8 +118,8 @@ def explain(
 ) -> Report:
     """The same report for one layout ("fsdp=8,remat=full" or a Layout), without a search.
 
-    `compile`: 1 compiles it, 0 does not. `options`: `measure`, `jobs`, `store`, `executor` and `on_event`, as of
-    `tune`. ValueError as there.
+    `compile`: 1 compiles it, 0 does not. `options`: `measure`, `jobs`, `store`, `executor`, `option_sets` and
+    `on_event`, as of `tune`. ValueError as there.
     """
     from autotune.meshes.layout import parse_layout
 
@@ -158,6 +164,7 @@ def search(
     executor: Executor | None = None,
     on_event: Listener | None = None,
     probe: bool = True,
+    option_sets: Trying = "auto",
     report_on_interrupt: bool = False,
 ) -> Report:
     """`tune` with every option; see there.
@@ -166,6 +173,8 @@ def search(
     known by then (`Report.interrupted`); without it KeyboardInterrupt is raised.
     """
     clock, capacity = _Clock(), target.hardware.capacity_bytes
+    if option_sets not in TRYING:
+        raise ValueError(f"option_sets={short(option_sets)} must be one of {', '.join(TRYING)}")
     wanted = measure_count if measure_count is not None else (3 if target.measurable else 0)
     if wanted and not target.measurable:
         raise ValueError(f"measure: {target.name} has no devices here; only cpu:N and local can be measured")
@@ -219,7 +228,14 @@ def search(
         events(early)
     interrupted = False
     try:
-        _compile(space, workload, target, compile_count, compiled, store, outcomes, eta, events)
+        names = _sets_to_try(target, fix, listed, option_sets, outcomes)
+        spared = len(names) if option_sets == "auto" and compile_count >= LEAST else 0
+        left = _compile(space, workload, target, compile_count, spared, compiled, store, outcomes, eta, events)
+        if names:
+            most = len(names) if option_sets == "try" else left
+            space = _compile_sets(
+                space, workload, target, names[:most], compile_count, compiled, store, outcomes, eta, events
+            )
         if compile_count and not fitting(outcomes, target):
             _compile_smaller(space, workload, target, compiled, outcomes)
         clock.lap("compiling and reading")
@@ -347,6 +363,8 @@ class _Events:
 
 def _space(workload, target, axes, layouts, fix, on_event: Listener | None) -> PricedSpace:
     """The layouts to judge, judged and priced."""
+    for layout in layouts or ():
+        check_set(layout.options, target.hardware)
     if layouts is not None:
         if not layouts:
             raise ValueError('layouts: names none; write e.g. "fsdp=8;data=4,tensor=2"')
@@ -367,6 +385,7 @@ def _space(workload, target, axes, layouts, fix, on_event: Listener | None) -> P
             f"{', '.join(workload.axes) or 'none'}"
         )
     fixed = {**parse_fix(fix), **workload.fixed}
+    check_set(fixed.get("options"), target.hardware)
     if large_space(workload, target, wanted, fixed):
         blocks = Blocks(axes=wanted, fixed=fixed, orders="order" not in fixed)
         return price_in_blocks(workload, target, blocks, say=lambda line: announce(Pricing(text=line), on_event))
@@ -447,20 +466,73 @@ def _read(outcome: Compilation | CompileFailure, job: Candidate, store: Store | 
 
 
 def _compile(
-    space, workload, target, count: int, compiled: _Compiler, store, outcomes: Outcomes, eta: _Eta, events: _Events
-) -> None:
+    space, workload, target, count: int, spared: int, compiled: _Compiler, store, outcomes: Outcomes, eta: _Eta,
+    events: _Events,
+) -> int:  # fmt: skip
     """Compile down the shortlist until `count` layouts compiled and fit, in at most 3 x `count` attempts.
 
+    Of the last `spared` layouts those that cannot win are passed over. What is returned is how many of the `count`
+    compiles no layout needed.
     Of a user's own step, a trace alone does not say that nothing fits: its peak was seen at 4 times the compiled one.
     Where no layout of the shortlist fits, those priced as too large are compiled, the closest first, in as many
     attempts.
     """
     waiting = shortlist(space, target.hardware.capacity_bytes) if count else []
-    _compile_down(space, workload, target, count, 3 * count, waiting, compiled, store, outcomes, eta, events)
+    attempts = _compile_down(
+        space, workload, target, count - spared, 3 * count, waiting, compiled, store, outcomes, eta, events
+    )
+    if spared:
+        waiting = waiting[attempts:]
+        hopeless = cannot_win(space, target, outcomes, waiting)
+        passed = len(hopeless.intersection(waiting[:spared]))
+        able = [row for row in waiting if row not in hopeless]
+        attempts += _compile_down(
+            space, workload, target, count - passed, 3 * count - attempts, able, compiled, store, outcomes, eta, events
+        )
     if count and workload.transformer is None and not fitting(outcomes, target):
         tried = {*outcomes.analysis, *outcomes.failures}
         near = [row for row in closest_first(space) if space.layout(row) not in tried]
-        _compile_down(space, workload, target, count, 3 * count, near, compiled, store, outcomes, eta, events)
+        attempts += _compile_down(
+            space, workload, target, count, 3 * count, near, compiled, store, outcomes, eta, events
+        )
+    return max(min(count - len(fitting(outcomes, target)), 3 * count - attempts), 0)
+
+
+def _sets_to_try(
+    target: Target, fix: tuple[str, ...], listed: tuple[Layout, ...] | None, option_sets: Trying, outcomes: Outcomes
+) -> tuple[str, ...]:
+    """The option sets to compile the best layout under: none where the user pinned the set, and beside layouts that the
+    user named only where they are asked for."""
+    if option_sets == "off" or (option_sets == "auto" and listed is not None):
+        return ()
+    if "options" in parse_fix(fix) or any(layout.options is not None for layout in listed or ()):
+        if option_sets == "try":
+            outcomes.notes.append("no other option set was tried: the word options is given")
+        return ()
+    names, outcomes.refused_sets = sets_of(target.hardware)
+    if option_sets == "try" and not target.hardware.recommended_sets:
+        outcomes.notes.append(f"the hardware file of {target.hardware.name} recommends no option sets")
+    return names
+
+
+def _compile_sets(
+    space: PricedSpace, workload: Workload, target: Target, names: Sequence[str], count: int, compiled: _Compiler,
+    store: Store | None, outcomes: Outcomes, eta: _Eta, events: _Events,
+) -> PricedSpace:  # fmt: skip
+    """The space with the best compiled layout under each option set, which are compiled."""
+    able = fitting(outcomes, target)
+    if not able or not names:
+        return space
+    best = min(able, key=lambda layout: (outcomes.analysis[layout].prediction.step_seconds, str(layout)))
+    space, layouts = with_sets(space, best, names)
+    outcomes.sets_of, outcomes.tried = best, layouts
+    rows = [space.row_of(layout) for layout in layouts]
+    done = len(able)
+    _compile_down(
+        space, workload, target, done + len(rows), len(rows), rows, compiled, store, outcomes, eta, events,
+        wanted=max(count, done + len(rows)),
+    )  # fmt: skip
+    return space
 
 
 def closest_first(space: PricedSpace) -> list[int]:
@@ -471,9 +543,12 @@ def closest_first(space: PricedSpace) -> list[int]:
 
 def _compile_down(
     space, workload, target, count: int, most: int, waiting: list[int], compiled: _Compiler, store, outcomes: Outcomes,
-    eta: _Eta, events: _Events,
-) -> None:  # fmt: skip
-    """Compile the waiting rows in their order until `count` layouts fit, in at most `most` attempts."""
+    eta: _Eta, events: _Events, wanted: int | None = None,
+) -> int:  # fmt: skip
+    """Compile the waiting rows in their order until `count` layouts fit, in at most `most` attempts; their number.
+
+    `wanted`: what the events say is wanted in all; None: `count`.
+    """
     attempts = 0
     while waiting and len(fitting(outcomes, target)) < count and attempts < most:
         missing = count - len(fitting(outcomes, target))
@@ -491,7 +566,8 @@ def _compile_down(
                 outcomes.compiled[job.layout] = outcome
             took = None if job.layout in events.from_store else eta.took(outcome)
             possible = len(batch) - answered + min(len(waiting), most - attempts)
-            events(_layout_compiled(space, target, job.layout, count, possible, outcomes, took, eta))
+            events(_layout_compiled(space, target, job.layout, wanted or count, possible, outcomes, took, eta))
+    return attempts
 
 
 def _layout_compiled(

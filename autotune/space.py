@@ -256,6 +256,8 @@ def with_passes(
     return LayoutTable(
         orders=(order_of(fixed),),
         order=constant(0, len(columns["data"])),
+        option_sets=(fixed.get("options"),),
+        options=constant(0, len(columns["data"])),
         compiler_options=told.compiler_options,
         rules=told.rules,
         **columns,

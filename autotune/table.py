@@ -37,8 +37,8 @@ class LayoutTable:
     """One int64 column of shape (layouts,) for each word of a Layout, and one for each `dcn.` factor.
 
     A column of a word holds `LayoutWord.code` of its values: a choice is its position in the `values` of the word, -1
-    where it is None. `order` holds positions in `orders`. `compiler_options` and `rules` are those of every row: no
-    price looks at them.
+    where it is None. `order` holds positions in `orders`, `options` in `option_sets`. `compiler_options` and `rules`
+    are those of every row: no price looks at them.
     Columns are not written to: one that says the same of every row may be a single number (`constant`).
     """
 
@@ -65,8 +65,10 @@ class LayoutTable:
     context_attention: np.ndarray
     vocab_tiles: np.ndarray
     offload: np.ndarray
+    options: np.ndarray
     order: np.ndarray
     orders: tuple[tuple[str, ...], ...] = (OUTERMOST_FIRST,)
+    option_sets: tuple[str | None, ...] = (None,)
     compiler_options: tuple[tuple[str, str], ...] = ()
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
@@ -76,18 +78,19 @@ class LayoutTable:
     @classmethod
     def columns(cls) -> tuple[str, ...]:
         """Names of the columns."""
-        shared = ("orders", "compiler_options", "rules")
+        shared = ("orders", "option_sets", "compiler_options", "rules")
         return tuple(field.name for field in dataclasses.fields(cls) if field.name not in shared)
 
     @classmethod
     def from_layouts(cls, layouts: Sequence[Layout]) -> LayoutTable:
         """One row a layout, in order; their compiler options and rules are left behind."""
         orders = tuple(dict.fromkeys(layout.order for layout in layouts))
-        rows = [_row(layout, orders) for layout in layouts]
+        sets = tuple(dict.fromkeys(layout.options for layout in layouts))
+        rows = [_row(layout, orders, sets) for layout in layouts]
         columns: dict[str, Any] = {
             name: np.array([row[name] for row in rows], dtype=np.int64) for name in cls.columns()
         }
-        return cls(orders=orders, **columns)
+        return cls(orders=orders, option_sets=sets, **columns)
 
     def take(self, rows: np.ndarray | slice) -> LayoutTable:
         """The rows of an index array, a mask or a slice."""
@@ -103,12 +106,13 @@ class LayoutTable:
         """One row as a Layout."""
         value = {name: int(getattr(self, name)[row]) for name in self.columns()}
         choices: dict[str, Any] = {
-            name: LAYOUT_WORDS[name].value(value[name]) for name in LAYOUT_WORDS if name != "order"
+            name: LAYOUT_WORDS[name].value(value[name]) for name in LAYOUT_WORDS if name not in ("order", "options")
         }
         return Layout(
             **choices,
             dcn=tuple((name, value[f"dcn_{name}"]) for name in AXES),
             order=self.orders[value["order"]],
+            options=self.option_sets[value["options"]],
             compiler_options=self.compiler_options,
             rules=self.rules,
         )
@@ -121,6 +125,6 @@ def across(table: LayoutTable, sets: np.ndarray) -> LayoutTable:
     return dataclasses.replace(table, **{**columns, "remat": sets[None, :]})
 
 
-def _row(layout: Layout, orders: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+def _row(layout: Layout, orders: tuple[tuple[str, ...], ...], sets: tuple[str | None, ...]) -> dict[str, int]:
     outer = {f"dcn_{name}": factor for name, factor in layout.dcn_axes.items()}
-    return {**layout.codes, **outer, "order": orders.index(layout.order)}
+    return {**layout.codes, **outer, "options": sets.index(layout.options), "order": orders.index(layout.order)}

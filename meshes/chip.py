@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from autotune.meshes.option_sets import OptionSet
+
 NEEDED_TO_COMPILE = {
     "tpu": ("torus_dimensions",),
     "cuda": ("cuda_compute_capability", "core_count", "clock_rate_ghz"),
@@ -205,6 +207,11 @@ class Hardware:
     """What XLA is told on this chip beside its defaults; a layout's own `xla.` options win."""
     option_holds_for: Mapping[str, str] = field(default_factory=dict)
     """Compiler option -> the requirement ("libtpu<0.0.48") without which it is left out."""
+    option_sets: Mapping[str, OptionSet] = field(default_factory=dict)
+    """Name -> options that a layout takes in place of `compiler_options` with the word `options`; "none" and "default"
+    are every chip's and not here."""
+    recommended_sets: tuple[str, ...] = ()
+    """Names of the sets under which a search compiles the best layout again."""
     op_seconds: Mapping[str, float] = field(default_factory=dict)
     """CPU: class of work -> seconds of one unit of it (`autotune.hlo.cpu_work.CLASSES`)."""
     faster: Mapping[str, float] = field(default_factory=dict)

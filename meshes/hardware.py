@@ -23,6 +23,7 @@ from autotune.meshes.chip import NEEDED_TO_COMPILE, PARTS, CycleResidual, Hardwa
 from autotune.meshes.dtypes import ALIASES
 from autotune.meshes.fields import Fields, did_you_mean, one_line, read_text, short, toml_table
 from autotune.meshes.layout import AXES
+from autotune.meshes.option_sets import OptionSet, read_sets
 from autotune.meshes.xla_options import why_not_of_a_file
 
 __all__ = [
@@ -184,8 +185,16 @@ def read_hardware(path: Path) -> Hardware:
     holds_for: dict[str, str] = {}
     plain = Fields(where, _plain(where, _table(path), Hardware, "", sources, holds_for))
     platform = plain.text("platform", ("tpu", "cuda", "cpu"))
+    own_sets = set(plain.inside("option_sets").values) if "option_sets" in plain.values else set()
     _inherit(plain.values, platform, sources, holds_for)
     values = plain.values
+    parts: dict[str, Any] = {}
+    if "option_sets" in values:
+        table = plain.inside("option_sets")
+        sets, recommended = read_sets(
+            table, sources, set(table.values) - own_sets, f"inherited from platforms/{platform}.toml: "
+        )
+        parts |= {"option_sets": sets, "recommended_sets": recommended}
     _check_numbers(plain, NUMBERS)
     for name in FILE_TABLES:
         if name in values:
@@ -207,7 +216,7 @@ def read_hardware(path: Path) -> Hardware:
         )
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: tiers names {short(max(names, key=names.count))} twice")
-    whole = {"clock_hz": None, "compile_fields": {}, "option_holds_for": holds_for, **values, **_parts(plain)}
+    whole = {"clock_hz": None, "compile_fields": {}, "option_holds_for": holds_for, **values, **_parts(plain), **parts}
     try:
         return Hardware(**{**whole, "tiers": tuple(tiers), "sources": sources})
     except (TypeError, ValueError) as error:
@@ -385,7 +394,7 @@ def figures(hardware: Hardware) -> dict[str, Any]:
     """
 
     def named(path: str, value: Any) -> dict[str, Any]:
-        if isinstance(value, Hardware | Tier | Slices | CycleResidual):
+        if isinstance(value, Hardware | Tier | Slices | CycleResidual | OptionSet):
             fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
             given = [(field.name, part) for field, part in fields
                      if part != field.default or f"{path}{field.name}" in hardware.sources]  # fmt: skip
@@ -401,10 +410,13 @@ def figures(hardware: Hardware) -> dict[str, Any]:
     return named("", hardware)
 
 
-NO_FIGURES = ("sources", "faster", "option_holds_for", "sustained_share")
+NO_FIGURES = ("sources", "faster", "option_holds_for", "holds_for", "sustained_share")
 """Fields of `Hardware` that hold none."""
 
-WITHOUT_SOURCE = ("name", "platform", "devices_per_chip", "kind")
+NOT_OF_A_FILE = ("sources", "recommended_sets")
+"""Fields of `Hardware` that are read from another place of a file than a key of their own."""
+
+WITHOUT_SOURCE = ("name", "platform", "devices_per_chip", "kind", "meaning", "base", "requires", "recommended_sets")
 """Figures that need none: what the chip is called, and how it is made."""
 
 
@@ -534,11 +546,11 @@ def _plain(
 ) -> dict[str, Any]:
     """The fields of a table with every figure's `{value, source}` stripped down to its value; each source is kept under
     its dotted path, and what an option holds for under the option's name."""
-    specs = {spec.name: str(spec.type) for spec in dataclasses.fields(kind) if spec.name != "sources"}
+    specs = {spec.name: str(spec.type) for spec in dataclasses.fields(kind) if spec.name not in NOT_OF_A_FILE}
     Fields(where, table, path).only(tuple(specs))
     found: dict[str, Any] = {}
     for name, node in table.items():
-        if name == "tiers":
+        if name in ("tiers", "option_sets"):
             found[name] = node
         elif specs[name].startswith("Mapping[str, CycleResidual]"):
             classes = Fields(where, table, path).inside(name)

@@ -62,6 +62,7 @@ class Layout:
     context_attention: str = _default("context_attention")
     vocab_tiles: int = _default("vocab_tiles")
     offload: str = _default("offload")
+    options: str | None = _default("options")
     order: tuple[str, ...] = OUTERMOST_FIRST
     compiler_options: tuple[tuple[str, str], ...] = ()
     """(name, value) pairs for XLA."""
@@ -88,7 +89,7 @@ class Layout:
             raise ValueError("layout: dcn names an axis twice")
         object.__setattr__(self, "dcn", tuple((name, outer[name]) for name in AXES if outer.get(name, 1) > 1))
         for word in LAYOUT_WORDS.values():
-            if word.values:
+            if word.values or word.kind == "name":
                 word.check(getattr(self, word.name))
         if sorted(self.order) != sorted(OUTERMOST_FIRST):
             raise ValueError(
@@ -154,9 +155,11 @@ class Layout:
 
     @property
     def codes(self) -> dict[str, int]:
-        """Every word but `order` as the whole number that a column of a table of layouts holds."""
+        """Every word but `order` and `options` as the whole number that a column of a table of layouts holds."""
         return {
-            word.name: word.code(getattr(self, word.name)) for word in LAYOUT_WORDS.values() if word.kind != "order"
+            word.name: word.code(getattr(self, word.name))
+            for word in LAYOUT_WORDS.values()
+            if word.kind not in ("order", "name")
         }
 
     def __str__(self) -> str:
@@ -239,6 +242,7 @@ def layout_to_json(layout: Layout) -> dict[str, object]:
         "context_attention": layout.context_attention,
         "vocab_tiles": layout.vocab_tiles,
         "offload": layout.offload,
+        "options": layout.options,
         "order": list(layout.order),
         "compiler_options": dict(layout.compiler_options),
     }

@@ -18,6 +18,9 @@ from autotune.meshes.fields import did_you_mean, short
 if TYPE_CHECKING:
     import numpy as np
 
+SET_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""How a set of XLA options is called."""
+
 LARGEST_COUNT = 2**20
 """Of every size of an axis, as many devices as the largest target has; and of the passes that the search tries."""
 
@@ -31,9 +34,9 @@ class LayoutWord:
 
     name: str
     """The word, and the name of the field of `Layout`."""
-    kind: Literal["axis", "count", "choice", "flag", "order"]
+    kind: Literal["axis", "count", "choice", "flag", "order", "name"]
     """axis: size of a mesh axis. count: whole number, 1 or more. choice: one of `values`. flag: 0 or 1.
-    order: all mesh axes, joined by ">"."""
+    order: all mesh axes, joined by ">". name: of a thing that the hardware file holds, or None."""
     default: Any
     """The value that a layout has when its text leaves the word out."""
     meaning: str
@@ -88,6 +91,8 @@ class LayoutWord:
         """
         if self.kind == "order":
             return tuple(text.split(">"))
+        if self.kind == "name":
+            return text
         if self.kind == "flag":
             if text not in ("0", "1"):
                 raise ValueError(f"layout: {self.name}={short(text)} must be 0 or 1")
@@ -98,7 +103,11 @@ class LayoutWord:
 
     def check(self, value: Any) -> None:
         """ValueError where a layout cannot have the value."""
-        if self.values:
+        if self.kind == "name":
+            if value is not None and not (isinstance(value, str) and SET_NAME.fullmatch(value)):
+                rule = "must be a name of small letters, digits and _, at most 40 of them, a letter first"
+                raise ValueError(f"layout: {self.name}={short(value)} {rule}")
+        elif self.values:
             if value not in self.values and not (value is None and self.default is None):
                 listed = ", ".join(self.text(known) for known in self.values)
                 close = did_you_mean(str(value), map(self.text, self.values))
@@ -322,6 +331,17 @@ _WORDS = (
         searched=("none",),
         host_memory=("optimizer",),
         meaning="What waits in host memory between steps: nothing, or the optimizer state.",
+    ),
+    LayoutWord(
+        name="options",
+        kind="name",
+        default=None,
+        searched=(None,),
+        search_rule="the best compiled layout is compiled again under the sets that its hardware file recommends "
+        "(`autotune.option_sets`)",
+        meaning="The chip's set of XLA options, by its name in the hardware file (`autotune targets NAME` lists them): "
+        "none is the compiler's own defaults, default what the file says where this word is left out. `xla.` words "
+        "stand on top of the set.",
     ),
 )
 

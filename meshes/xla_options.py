@@ -13,8 +13,8 @@ from autotune.meshes.fields import did_you_mean
 
 FILE_OPTIONS = frozenset(
     """
-exec_time_optimization_effort memory_fitting_effort memory_fitting_level optimization_level
-xla_allow_excess_precision xla_backend_optimization_level xla_cpu_copy_insertion_use_region_analysis
+exec_time_optimization_effort memory_fitting_effort memory_fitting_level optimization_level xla_allow_excess_precision
+xla_backend_optimization_level xla_cpu_copy_insertion_use_region_analysis
 xla_cpu_enable_concurrency_optimized_scheduler xla_cpu_enable_fast_math xla_cpu_enable_fast_min_max
 xla_cpu_multi_thread_eigen xla_cpu_parallel_codegen_split_count xla_cpu_prefer_vector_width
 xla_cpu_use_fusion_emitters xla_cpu_use_thunk_runtime xla_enable_async_all_gather xla_enable_async_all_reduce
@@ -46,9 +46,11 @@ xla_gpu_operand_bytes_threshold_for_windowed_einsum xla_gpu_reduce_scatter_combi
 xla_gpu_shard_autotuning xla_gpu_strict_conv_algorithm_picker xla_gpu_threshold_for_windowed_einsum_mib
 xla_gpu_triton_gemm_any xla_gpu_use_memcpy_local_p2p xla_gpu_use_runtime_fusion
 xla_jf_rematerialization_percent_shared_memory_limit xla_jf_spmd_threshold_for_windowed_einsum_mib
-xla_latency_hiding_scheduler_rerun xla_llvm_disable_expensive_passes xla_max_concurrent_async_all_gathers
-xla_max_concurrent_host_send_recv xla_sc_disable_megacore_partitioning xla_sc_disjoint_spmem
-xla_sc_enable_instruction_fusion xla_tpu_aggressive_opt_barrier_removal xla_tpu_all_gather_collective_matmul_mode
+xla_latency_hiding_scheduler_rerun xla_lhs_prioritize_async_depth_over_stall xla_llvm_disable_expensive_passes
+xla_max_concurrent_async_all_gathers xla_max_concurrent_host_send_recv xla_sc_disable_megacore_partitioning
+xla_sc_disjoint_spmem xla_sc_enable_instruction_fusion xla_should_add_loop_invariant_op_in_chain
+xla_should_allow_loop_variant_parameter_in_chain xla_tpu_aggressive_opt_barrier_removal
+xla_tpu_all_gather_collective_matmul_mode xla_tpu_assign_all_reduce_scatter_layout xla_tpu_bf16_emission_mode
 xla_tpu_data_parallel_opt_different_sized_ops xla_tpu_decompose_all_gather_einsum
 xla_tpu_decompose_einsum_reduce_scatter xla_tpu_enable_ag_backward_pipelining
 xla_tpu_enable_all_experimental_scheduler_features xla_tpu_enable_all_gather_offload_tracing
@@ -61,15 +63,21 @@ xla_tpu_enable_scheduler_memory_pressure_tracking xla_tpu_enable_sparse_core_col
 xla_tpu_enable_sparse_core_collective_offload_all_reduce xla_tpu_enable_sparse_core_collective_offload_reduce_scatter
 xla_tpu_enable_sparse_core_reduce_scatter_v2 xla_tpu_enable_sunk_dcn_allreduce_done_with_host_reduction
 xla_tpu_host_transfer_overlap_limit xla_tpu_megacore_fusion_allow_ags xla_tpu_overlap_compute_collective_tc
-xla_tpu_prefer_async_allgather_to_allreduce xla_tpu_reduce_scatter_collective_matmul_mode xla_tpu_rwb_fusion
-xla_tpu_scavenge_vmem_for_fusions xla_tpu_scoped_vmem_limit_kib xla_tpu_sparse_core_all_gather_latency_multiplier
-xla_tpu_sparse_core_reduce_scatter_latency_multiplier xla_tpu_spmd_rng_bit_generator_unsafe
-xla_tpu_spmd_threshold_for_windowed_einsum_mib xla_tpu_use_enhanced_launch_barrier
+xla_tpu_prefer_async_allgather_to_allreduce xla_tpu_reduce_scatter_collective_matmul_mode
+xla_tpu_relayout_group_size_threshold_for_reduce_scatter xla_tpu_rwb_fusion xla_tpu_scavenge_vmem_for_fusions
+xla_tpu_scheduler_percent_shared_memory_limit xla_tpu_scoped_vmem_limit_kib
+xla_tpu_sparse_core_all_gather_latency_multiplier xla_tpu_sparse_core_reduce_scatter_latency_multiplier
+xla_tpu_spmd_rng_bit_generator_unsafe xla_tpu_spmd_threshold_for_windowed_einsum_mib
+xla_tpu_use_bundle_aware_cost_model_for_fusions xla_tpu_use_enhanced_launch_barrier
 xla_tpu_use_minor_sharding_for_major_trivial_input xla_tpu_use_repeated_instance_for_preferred_prefetch_time
-xla_tpu_use_tc_device_shape_on_sc xla_tpu_vf_vmem_max_outer_to_inner_overlap_limit
+xla_tpu_use_single_sparse_core_for_all_gather_offload xla_tpu_use_tc_device_shape_on_sc
+xla_tpu_vf_vmem_max_outer_to_inner_overlap_limit
 """.split()
 )
 """Options of XLA and libtpu that a plan or a hardware file may set: none names a file, a folder or a program."""
+
+MAY_BE_EMPTY = frozenset(("xla_gpu_enable_command_buffer",))
+"""Options that hold a list of words, where an empty text says none of them."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]{1,120}")
 """What the options of XLA, and those of JAX beside them, are called."""
@@ -85,10 +93,10 @@ def why_not_of_a_file(name: str, value: bool | int | float | str) -> str | None:
     if name not in FILE_OPTIONS:
         rule = "is no option that a file may set (only switches, sizes and thresholds); give it on the command line"
         return rule + did_you_mean(name, FILE_OPTIONS)
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int | float) or (value == "" and name in MAY_BE_EMPTY):
         return None
     if not isinstance(value, str) or not re.fullmatch(
-        r"[-+]?[0-9]{1,18}(\.[0-9]{1,18})?(e[-+]?[0-9]{1,2})?|[A-Za-z]{1,24}", value
+        r"[-+]?[0-9]{1,18}(\.[0-9]{1,18})?(e[-+]?[0-9]{1,2})?|[A-Za-z][A-Za-z_]{0,23}", value
     ):
         return "must be true, false, a number or one word"
     return None

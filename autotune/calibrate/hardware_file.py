@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autotune.meshes.hardware import Hardware, Tier
+from autotune.meshes.option_sets import OptionSet
 
 
 def hardware_toml(hardware: Hardware, heading: str) -> str:
@@ -18,7 +19,12 @@ def hardware_toml(hardware: Hardware, heading: str) -> str:
     parts = _parts(hardware)
     del parts["sources"]
     tiers = parts.pop("tiers")
+    sets, recommended = parts.pop("option_sets"), parts.pop("recommended_sets", ())
     lines = [*(f"# {line}" for line in heading.splitlines()), *_table("", parts, "", hardware.sources)]
+    if sets or recommended:
+        lines += ["", "[option_sets]", f"recommended = {_literal(list(recommended))}"]
+    for name, one in sets.items():
+        lines += _option_set(name, one, hardware.sources)
     for tier in tiers:
         lines += ["", "[[tiers]]", *_table("tiers", _parts(tier), f"tiers.{tier.name}", hardware.sources)]
     return "\n".join(lines) + "\n"
@@ -31,6 +37,21 @@ DEFAULTS = {
     if field.default is not dataclasses.MISSING
 }
 """What a figure is where a file does not give it."""
+
+
+def _option_set(name: str, one: OptionSet, sources: Mapping[str, str]) -> list[str]:
+    """One set of XLA options, as `autotune.meshes.option_sets` reads it."""
+    path = f"option_sets.{name}"
+    lines = ["", f"[{path}]", f"meaning = {_literal(one.meaning)}", f"base = {_literal(one.base)}"]
+    lines += [f"holds_for = {_literal(one.requires)}"] if one.requires else []
+    lines += ["", f"[{path}.options]"]
+    for option, value in one.options.items():
+        limit = one.holds_for.get(option)
+        source = sources.get(f"{path}.options.{option}", "").removesuffix(f"(holds for {limit or one.requires})")
+        said = {"value": value, "source": source.rstrip(), "holds_for": limit}
+        given = ", ".join(f"{key} = {_literal(told)}" for key, told in said.items() if told or key == "value")
+        lines.append(f"{option} = {{ {given} }}")
+    return lines
 
 
 def _parts(value: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ HEADINGS: Mapping[str, tuple[str, ...]] = {
     "Machine": ("target", "hardware", "memory_fraction", "chips", "scale"),
     "Layouts": ("layout", "layouts", "axes", "fix"),
     "Compile and measure": (
-        "compile_count", "measure_count", "probe", "jobs", "timeout", "retry", "store", "tolerance",
+        "compile_count", "measure_count", "option_sets", "probe", "jobs", "timeout", "retry", "store", "tolerance",
     ),
     "Questions": (
         "months", "overlap", "sparse", "depth_scale", "tokens", "price", "min_mfu", "what_helps", "shapes",

@@ -18,6 +18,7 @@ from autotune.commands.options import (
     layouts_of,
     measure_option,
     memory_option,
+    option_sets_option,
     quiet_option,
     run_of_model,
     settings_given,
@@ -42,6 +43,7 @@ from autotune.commands.values import LAYOUT, PATH, TIMEOUT
 @memory_option
 @compile_option("1: compile it; 0: its price alone.", 1)
 @measure_option("1: run it too, 0: do not [1 where devices exist].", old={"--no-measure": "0"}, bare="1")
+@option_sets_option("off")
 @click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
 @store_option
 @click.option("--html", type=PATH, help="Write the report here as one HTML page.")
@@ -50,7 +52,8 @@ from autotune.commands.values import LAYOUT, PATH, TIMEOUT
 @json_option
 def explain(
     plan, layout, model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes,
-    process_id, join_timeout, compile_count, measure_count, timeout, store, html, timeline, as_json, quiet,
+    process_id, join_timeout, compile_count, measure_count, option_sets, timeout, store, html, timeline,
+    as_json, quiet,
 ):  # fmt: skip
     """The same report for one layout, or for a saved plan: what a user runs on the mesh they have.
 
@@ -94,6 +97,7 @@ def explain(
         fix=(),
         compile_count=compile_count,
         measure_count=measure_count,
+        option_sets=option_sets,
         probe=False,
         jobs=1,
         timeout_seconds=timeout,

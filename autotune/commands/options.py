@@ -203,6 +203,17 @@ def measure_option(
     return click.option("--measure", "measure_count", cls=Option, old=old, bare=bare, type=COUNT, help=help_text)
 
 
+def option_sets_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--option-sets: whether the best layout is compiled again under the chip's recommended sets of XLA options."""
+    from autotune.option_sets import TRYING
+
+    return click.option(
+        "--option-sets", type=OneOf(TRYING), default=default, show_default=True,
+        help="Compile the best layout again under the sets of XLA options that the chip's hardware file recommends. "
+        "auto: with compiles of --compile that no layout needs; try: beyond --compile; off: never.",
+    )  # fmt: skip
+
+
 def batch_rule_option(rules: tuple[str, ...], help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """--batch-rule: how large the batch is. The rule of arXiv 2411.01137 is `paper`; `default` was its name once."""
     return click.option("--batch-rule", type=OneOf(rules, {"default": "paper"}), help=help_text)

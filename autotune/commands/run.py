@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from autotune.meshes.target import Target
+    from autotune.option_sets import Trying
     from autotune.report.report import Report
     from autotune.workload.workload import Workload
 
@@ -36,6 +37,7 @@ def run_search(
     fix,
     compile_count: int,
     measure_count: int | None,
+    option_sets: Trying = "auto",
     probe: bool,
     jobs: int,
     timeout_seconds: float,
@@ -81,6 +83,7 @@ def run_search(
                 fix=fix,
                 compile_count=compile_count,
                 measure_count=measure_count,
+                option_sets=option_sets,
                 probe=probe,
                 jobs=jobs,
                 timeout_seconds=timeout_seconds,

@@ -13,6 +13,7 @@ from autotune.commands.options import (
     layouts_of,
     measure_option,
     memory_option,
+    option_sets_option,
     quiet_option,
     store_option,
     target_of,
@@ -36,6 +37,7 @@ from autotune.commands.values import AXES, LAYOUT, PATH, TIMEOUT, Whole, axes_of
 @fix_option
 @compile_option("How many best-priced layouts to compile; 0: prices alone.", 6)
 @measure_option("How many best-compiled layouts to run [3 where devices exist].")
+@option_sets_option("auto")
 @click.option(
     "--probe/--no-probe",
     default=True,
@@ -53,8 +55,8 @@ from autotune.commands.values import AXES, LAYOUT, PATH, TIMEOUT, Whole, axes_of
 @json_option
 def tune(
     model, workload, batch, seq, dtype, target, hardware, memory_fraction, coordinator, processes, process_id,
-    join_timeout, axes, layouts, fix, compile_count, measure_count, probe, jobs, timeout, retry, store, out, html,
-    timeline, as_json, quiet,
+    join_timeout, axes, layouts, fix, compile_count, measure_count, option_sets, probe, jobs, timeout, retry, store,
+    out, html, timeline, as_json, quiet,
 ):  # fmt: skip
     """Choose the mesh and layout of a train step on a target, and say which limit binds.
 
@@ -75,6 +77,7 @@ def tune(
         fix=fix,
         compile_count=compile_count,
         measure_count=measure_count,
+        option_sets=option_sets,
         probe=probe,
         jobs=jobs,
         timeout_seconds=timeout,

@@ -231,7 +231,7 @@ def store_key(job: Candidate) -> Key:
     }
     if job.target.memory_fraction is not None:
         shape["memory_fraction"] = job.target.memory_fraction
-    if told := options_of(hardware):
+    if told := options_of(hardware, job.layout.options):
         shape["compiler_options"] = sorted(told.items())
     flags = {name: os.environ[name] for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") if os.environ.get(name)}
     return Key(

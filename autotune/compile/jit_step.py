@@ -33,10 +33,6 @@ def lower_step(step: Step) -> jax.stages.Lowered:
         return trace_step(step).lower()
 
 
-REFUSED = "this compiler refuses an option of the hardware file, which was left out:"
-"""How a warning about such an option begins."""
-
-
 def compile_step(
     lowered: Any, layout: Layout, hardware: Hardware, options: Callable[[Layout, Hardware], dict[str, Any]]
 ) -> tuple[Any, tuple[str, ...]]:
@@ -51,7 +47,7 @@ def compile_step(
         try:
             return lowered.compile(compiler_options=options(layout, less)), refused
         except Exception as error:
-            more = refused_option(str(error), less)
+            more = refused_option(str(error), less, layout.options)
             if not more:
                 raise
             refused += more

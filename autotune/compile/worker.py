@@ -29,11 +29,11 @@ import jax
 
 from autotune.compile.compilation import Argument, Candidate, Compilation, CompileFailure
 from autotune.compile.flops_by_line import flops_by_source
-from autotune.compile.jit_step import REFUSED, compile_step, trace_step
+from autotune.compile.jit_step import compile_step, trace_step
 from autotune.compile.log import memory_needed, one_line, warnings_in
 from autotune.compile.sent import unpacked
 from autotune.mesh_context import mesh_set
-from autotune.meshes.compiler_options import options_to_read
+from autotune.meshes.compiler_options import REFUSED, options_to_read
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 from autotune.meshes.topology import mesh_of

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -125,7 +126,12 @@ def jit(plan: PlanFields, step: Callable[..., Any], on: Mesh | None, options: di
     on = on if on is not None else mesh(plan)
     machine, platform = plan.machine().hardware, on.devices.flat[0].platform
     if machine.platform != {"gpu": "cuda"}.get(platform, platform):  # tried out on other devices
+        if plan.layout.options is not None:
+            said = f"plan: options={plan.layout.options} is of {plan.hardware}; on {platform} devices it is not set"
+            warnings.warn(said, stacklevel=3)
         machine = dataclasses.replace(machine, compiler_options={})
+        layout = dataclasses.replace(plan.layout, options=None)
+        return PlannedStep(plan, step, on, options, compiler_options(layout, machine))
     return PlannedStep(plan, step, on, options, compiler_options(plan.layout, machine))
 
 

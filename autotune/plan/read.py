@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from autotune.meshes.compiler_options import check_set
 from autotune.meshes.dtypes import ALIASES, dtype_of
 from autotune.meshes.fields import Fields, json_object, one_line, read_text, short
 from autotune.meshes.hardware import load_hardware
@@ -60,6 +61,10 @@ def plan_from_json(text: str, where: str = "text") -> Plan:
         raise ValueError(f"plan {where}: device_order must name each of the {devices} devices once")
     figures = _figures(read)
     target = _target(read, shape, devices)
+    try:
+        check_set(layout.options, target.hardware)
+    except ValueError as error:
+        raise ValueError(f"plan {where}: text: {error}") from None
     sequences, seq = read.whole("sequences", 1, LARGEST_STEP), read.whole("seq", 1, LARGEST_STEP)
     try:
         check_step(sequences, seq)

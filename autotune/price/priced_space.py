@@ -85,10 +85,11 @@ class PricedSpace:
         same = np.ones(len(self.table), dtype=bool)
         wanted = LayoutTable.from_layouts([layout])
         for name in LayoutTable.columns():
-            if name != "order":
+            if name not in ("order", "options"):
                 same &= getattr(self.table, name) == getattr(wanted, name)[0]
         for row in np.flatnonzero(same):
-            if self.table.orders[self.table.order[row]] == layout.order:
+            sets = self.table.option_sets[self.table.options[row]]
+            if self.table.orders[self.table.order[row]] == layout.order and sets == layout.options:
                 return int(row)
         raise KeyError(str(layout))
 
@@ -101,18 +102,33 @@ class PricedSpace:
         return self.prices.estimate(row)
 
     def with_rows(
-        self, table: LayoutTable, prices: Prices, rows: np.ndarray, like: np.ndarray, note: str
-    ) -> PricedSpace:
+        self, table: LayoutTable, prices: Prices, rows: np.ndarray, like: np.ndarray, note: str | None,
+        layouts: Sequence[Layout] = (),
+    ) -> PricedSpace:  # fmt: skip
         """The space with the rows of `table` behind its own. `rows`: where their prices stand in `prices`; `like`: for
-        each, the row of this space that breaks the same rules. `note` says what was added."""
+        each, the row of this space that breaks the same rules. `note` says what was added; `layouts`: the
+        same rows, where this space has those that the user named."""
         whole = _joined(self.table, table)
         return dataclasses.replace(
             self,
             table=whole,
             broken=np.concatenate([self.broken, self.broken[like]]),
             prices=_joined_prices(self.prices, prices, rows, whole),
-            notes=(*self.notes, note),
+            layouts=None if self.layouts is None else (*self.layouts, *layouts),
+            notes=(*self.notes, *([note] if note else [])),
         )
+
+    def again(self, rows: Sequence[int], layouts: Sequence[Layout]) -> PricedSpace:
+        """The space with some of its rows once more behind its own: layouts that differ from them in nothing that a
+        price looks at."""
+        at = np.array(rows, dtype=np.int64)
+        same = self.table.take(at)
+        table = dataclasses.replace(
+            same,
+            option_sets=tuple(layout.options for layout in layouts),
+            options=np.arange(len(at), dtype=np.int64),
+        )
+        return self.with_rows(table, self.prices, at, at, None, layouts)
 
     def best_by(self, figure: np.ndarray, among: np.ndarray) -> int | None:
         """Of the rows in the mask `among`, the one with the least `figure` (one number a row); None of an empty mask.
@@ -163,7 +179,13 @@ def _joined(first: LayoutTable, second: LayoutTable) -> LayoutTable:
         name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in LayoutTable.columns()
     }
     columns["order"] = np.concatenate([first.order, second.order + len(first.orders)])
-    return dataclasses.replace(first, orders=(*first.orders, *second.orders), **columns)
+    columns["options"] = np.concatenate([first.options, second.options + len(first.option_sets)])
+    return dataclasses.replace(
+        first,
+        orders=(*first.orders, *second.orders),
+        option_sets=(*first.option_sets, *second.option_sets),
+        **columns,
+    )
 
 
 def _joined_prices(first: Prices, second: Prices, rows: np.ndarray, table: LayoutTable) -> Prices:

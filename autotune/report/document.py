@@ -138,6 +138,17 @@ def report_to_json(report: Findings) -> dict[str, Any]:
         }
         if report.roomier
         else None,
+        "option_sets": [
+            {
+                "name": one.name,
+                "text": str(one.layout) if one.layout is not None else None,
+                "chosen": one.chosen,
+                "step_seconds": one.step_seconds,
+                "peak_bytes": one.peak_bytes,
+                "reason": one.reason,
+            }
+            for one in report.option_sets
+        ],
         "tied": list(report.tied),
         "rank_correlation": report.rank_correlation,
         "notes": list(report.notes),

@@ -82,6 +82,22 @@ class Omitted:
     status: RowStatus
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriedSet:
+    """One set of XLA options that the chip's hardware file recommends, and what the best layout costs under it.
+
+    `step_seconds`, `peak_bytes`: compiled, and measured where that was done, per device; None where it was not compiled
+    or does not run, which `reason` says. `chosen`: whether the chosen layout has it.
+    """
+
+    name: str
+    layout: Layout | None
+    chosen: bool
+    step_seconds: float | None
+    peak_bytes: float | None
+    reason: str | None
+
+
 NOT_LISTED = {
     RowStatus.MEASURED: "measured, slower than those listed",
     RowStatus.COMPILED: "compiled, slower than those listed",
@@ -153,6 +169,9 @@ class Findings:
     taken: str | None = None
     """How a reference model is trained, in words; None of a step of your own."""
     ignored: tuple[str, ...] = ()
+    option_sets: tuple[TriedSet, ...] = ()
+    """The sets of XLA options that the best layout was compiled under, its first one foremost; () where no other was
+    tried."""
     not_modelled: tuple[str, ...] = ()
     """Of a model file: keys without effect on cost, and "key: what it may cost" of what no price or program has."""
 

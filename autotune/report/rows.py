@@ -15,8 +15,9 @@ from autotune.compile.compilation import Compilation, CompileFailure
 from autotune.hlo.memory_by_category import peak_bytes
 from autotune.measure.measure import Measurement, tied
 from autotune.memory_use import MemoryUse, compiled_use, failed_use, priced_use
-from autotune.meshes.compiler_options import as_variable, options_left_out
+from autotune.meshes.compiler_options import REFUSED, as_variable, options_left_out
 from autotune.meshes.layout import Layout
+from autotune.meshes.option_sets import DEFAULT
 from autotune.meshes.target import Target
 from autotune.meshes.transformer import NOTABLE_MASK
 from autotune.outcomes import Outcomes, fits
@@ -26,7 +27,7 @@ from autotune.price.priced_space import PricedSpace, rule_named
 from autotune.price.transformer.attention_work import fused_kernel_lacks
 from autotune.price.transformer.pipeline_schedules import REFERENCE
 from autotune.price.transformer.training_stack import stack_of
-from autotune.report.findings import NOT_LISTED, SPARE, Omitted, Roomier, Row, near
+from autotune.report.findings import NOT_LISTED, SPARE, Omitted, Roomier, Row, TriedSet, near
 from autotune.report.plan_of_report import plan_of
 from autotune.report.price_error import price_errors, said
 from autotune.report.report import Report
@@ -114,9 +115,40 @@ def report_of(workload, target, space: PricedSpace, outcomes: Outcomes, seconds)
         plan_or_none=None,
         compilers_word=_compilers_word(outcomes),
         compiled=outcomes.compiled.get(best.layout) if best else None,
+        option_sets=_option_sets(outcomes, rows),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     return replace(report, plan_or_none=plan_of(report, workload)) if best and not report.compilers_word else report
+
+
+def _option_sets(outcomes: Outcomes, ranked: list[Row]) -> tuple[TriedSet, ...]:
+    """The sets that the best layout was compiled under, beginning with its own, and those that were refused."""
+    if outcomes.sets_of is None:
+        return ()
+    rows = {row.layout: row for row in ranked}
+    chosen = ranked[0].layout
+
+    def tried(layout: Layout) -> TriedSet:
+        row = rows[layout]
+        reason = None if row.status.can_run else row.reason
+        if row.analysis is not None and reason is None:
+            left = [line.removeprefix(REFUSED).strip() for line in row.analysis.warnings if line.startswith(REFUSED)]
+            reason = f"left out, since the compiler refuses them: {', '.join(left)}" if left else None
+        return TriedSet(
+            name=layout.options or DEFAULT,
+            layout=layout,
+            chosen=layout == chosen,
+            step_seconds=row.step_seconds if row.status.can_run else None,
+            peak_bytes=row.peak_bytes,
+            reason=reason,
+        )
+
+    refused = [
+        TriedSet(name=one.name, layout=None, chosen=False, step_seconds=None, peak_bytes=None, reason=one.reason)
+        for one in outcomes.refused_sets
+    ]
+    looked_at = [layout for layout in (outcomes.sets_of, *outcomes.tried) if layout in rows]
+    return (*map(tried, looked_at), *refused)
 
 
 def _compilers_word(outcomes: Outcomes) -> str | None:
@@ -491,7 +523,8 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
         errors = said(price_errors(runnable), "the trace and probes" if space.probed else "the trace")
         notes += [_sources(runnable[0].price)] if runnable[0].price else []
         notes += [errors] if errors else []
-    left_out = options_left_out(target.hardware) if not target.attached else {}
+    chosen = runnable[0].layout.options if runnable else None
+    left_out = options_left_out(target.hardware, chosen) if not target.attached else {}
     notes += [
         f"compiler option {name} of the {target.hardware.name} file is left out: it holds for {requirement}"
         for name, requirement in left_out.items()

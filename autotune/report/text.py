@@ -13,7 +13,7 @@ from autotune.meshes.target import Target
 from autotune.program import Buffer
 from autotune.report.findings import NOT_LISTED, SPARE, Findings, Omitted, Row, near_capacity
 from autotune.tables import Column, FittedTable, Prose, share_bar
-from autotune.units import bytes_text, percent, seconds_text
+from autotune.units import bytes_text, percent, percent_change, seconds_text
 
 BUFFERS = 5
 """Largest buffers of a layout on the screen."""
@@ -37,7 +37,7 @@ def render(report: Findings) -> Group:
     elif report.ranked:
         ranking = report.ranked[: _most_listed(report)]
         parts += [_answer(report), _near_limit(report), _counts(report), SPACE, _ranking(report, ranking)]
-        parts += [_doubts(report), SPACE, _why_others_lost(ranking)]
+        parts += [_doubts(report), SPACE, _option_sets(report), SPACE, _why_others_lost(ranking)]
         if report.ranked[0].analysis:
             parts += [SPACE, _ledger(report.ranked[0]), _losses(report.ranked[0])]
         parts += [SPACE, _memory(report, report.ranked[0])]
@@ -177,6 +177,39 @@ def _doubts(report: Findings) -> Prose | None:
             f"rank correlation of compiled against measured times, {count} layouts: {report.rank_correlation:.2f}"
         )
     return Prose("\n".join(lines)) if lines else None
+
+
+def _option_sets(report: Findings) -> RenderableType | None:
+    """What the best layout costs under each set of XLA options that was tried."""
+    if not report.option_sets:
+        return None
+    columns = [
+        Column(name="XLA options", heads=True),
+        Column(name="step", align="right"),
+        Column(name="memory", align="right"),
+        Column(name="against the first", align="right"),
+        Column(name="", least=30),
+    ]
+    return FittedTable(columns, option_set_cells(report), option_sets_title(report))
+
+
+def option_sets_title(report: Findings) -> str:
+    """What the table of option sets is of."""
+    first = report.option_sets[0].layout
+    return f"the best layout under other sets of XLA options (compiled): {first}"
+
+
+def option_set_cells(report: Findings) -> list[list[str]]:
+    """A row a set of XLA options: its name, seconds, bytes, the change against the first, and what there is to say."""
+    first = report.option_sets[0].step_seconds
+    cells = []
+    for one in report.option_sets:
+        change = percent_change(one.step_seconds, first) if one.step_seconds and first and one.layout else "-"
+        said = "; ".join(filter(None, ["chosen" if one.chosen else "", one.reason]))
+        cells.append([one.name, seconds_text(one.step_seconds) if one.step_seconds else "-",
+                      bytes_text(one.peak_bytes) if one.peak_bytes is not None else "-",
+                      change if one is not report.option_sets[0] else "", said])  # fmt: skip
+    return cells
 
 
 def _most_listed(report: Findings) -> int:

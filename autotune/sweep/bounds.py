@@ -78,9 +78,11 @@ class Bounds:
         for word in LAYOUT_WORDS.values():
             if word.kind == "choice":
                 plain[word.name] = np.full_like(columns["data"], word.code(word.default))
-        plain["order"] = np.zeros_like(columns["data"])
+        plain["order"] = plain["options"] = np.zeros_like(columns["data"])
         known: dict[str, Any] = {name: column for name, column in {**columns, **changed}.items() if name in plain}
-        return LayoutTable(orders=(order_of(self.fixed),), **{**plain, **known})
+        return LayoutTable(
+            orders=(order_of(self.fixed),), option_sets=(self.fixed.get("options"),), **{**plain, **known}
+        )
 
     def seconds(self, boxes: Columns, *, any_zero: bool = False, any_remat: bool = False) -> LeastSeconds:
         """Seconds that no way to cut the batch into passes brings each box below.

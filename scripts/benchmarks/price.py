@@ -92,4 +92,4 @@ def _all_meshes(target, transformer) -> LayoutTable:
     columns = {
         name: np.concatenate([getattr(part, name) for part in (flat, *staged)]) for name in LayoutTable.columns()
     }
-    return LayoutTable(orders=flat.orders, **columns)
+    return LayoutTable(orders=flat.orders, option_sets=flat.option_sets, **columns)

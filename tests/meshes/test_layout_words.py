@@ -26,6 +26,8 @@ def examples(word):
     """Values that the word may have, as texts, the default left out."""
     if word.kind == "order":
         return [word.text(tuple(reversed(word.default)))]
+    if word.kind == "name":
+        return ["none", "sparse_core_2"]
     return [word.text(value) for value in (word.values or (2, 3)) if value != word.default]
 
 
