@@ -96,9 +96,10 @@ def attention_work(
         )
     tile = min(stack.flash_tile, seq) if kind is None else min(stack.flash_tile, kind.splash_tile, seq)
     # The kernel computes tiles on the diagonal whole: n + 1 of every 2 n tiles.
-    counted = scores * h * (seen + 0.5 * tile / seq if seen < 1.0 else 1.0)
+    computed = seen + 0.5 * tile / seq if seen < 1.0 else 1.0
     if kind is not None and kind.window is not None and causal:
-        counted = scores * h * window_share(kind, seq, tile)
+        computed = window_share(kind, seq, tile)
+    counted = scores * h * computed
     fused_flops = tuple(
         2.0 * matmuls * counted * share
         for matmuls, share in zip(stack.flash_matmuls, _value_shares(h, values), strict=True)
@@ -106,7 +107,7 @@ def attention_work(
     peak = hardware.peak(dtype)
     reached = stack.flash_efficiency
     if hardware.attention_shares_by_keys:
-        visible = float(np.mean(counted / (scores * h))) * seq
+        visible = computed * seq
         reached = (fused_share(hardware, "forward", h, visible), fused_share(hardware, "backward", h, visible))
     fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, reached, strict=True))
     gathers = "gather" in stack.fused_context or not causal
