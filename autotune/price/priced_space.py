@@ -66,6 +66,10 @@ class PricedSpace:
             return np.zeros(len(self.table), dtype=bool)
         return (self.table.stage == 1) | ~as_published(self.table.schedule)
 
+    def can_be_compiled(self, row: int) -> bool:
+        """`compilable` of one row."""
+        return bool(dataclasses.replace(self, table=self.table.take(slice(row, row + 1))).compilable[0])
+
     @property
     def seconds(self) -> np.ndarray:
         return self.prices.step_seconds
@@ -167,10 +171,10 @@ class PricedSpace:
         """The first rule an illegal row breaks, with its values."""
         return why_illegal(self.workload, self.target, self.layout(row)) or self.rule_of(row)
 
-    def repriced(self, hardware: Hardware) -> Prices:
-        """The whole space priced on other hardware."""
+    def repriced(self, hardware: Hardware, rows: np.ndarray) -> Prices:
+        """Some rows of the space priced on other hardware."""
         target = dataclasses.replace(self.target, hardware=hardware)
-        return price(self.workload, self.table, target, self.probed)
+        return price(self.workload, self.table.take(rows), target, self.probed)
 
 
 def _joined(first: LayoutTable, second: LayoutTable) -> LayoutTable:

@@ -197,7 +197,7 @@ def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus,
     reason = None
     if price is None:
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
-    if not space.compilable[row]:
+    if not space.can_be_compiled(row):
         shape = workload.transformer
         if shape is not None and shape.lacks:
             reason = f"priced only: the reference model has no {', '.join(shape.lacks)}"

@@ -33,6 +33,9 @@ def prices_of_resources(target: Target, space: PricedSpace, runnable: Sequence[R
     for row in runnable:
         if row.analysis:
             fits[space.row_of(row.layout)] = False
+    # A resource that is ARC times as good divides no time by more: slower layouts stay behind the chosen one.
+    hopeful = np.flatnonzero(fits & (space.seconds * trust <= ARC * base))
+    before = np.maximum(space.seconds[hopeful] * trust, base)
     gains = {}
     for resource in best.elasticities:
         times = [
@@ -40,11 +43,10 @@ def prices_of_resources(target: Target, space: PricedSpace, runnable: Sequence[R
             for row in runnable
             if row.analysis and (compiled := row.analysis.prediction.step_seconds)
         ]
-        if fits.any():
-            better = space.repriced(scale(target.hardware, resource, ARC)).step_seconds[fits]
-            before = np.maximum(space.seconds[fits] * trust, base)
-            times.append(float((before * better / space.seconds[fits]).min()))
-        gains[resource] = arc_gain(base, min(times))
+        if len(hopeful):
+            better = space.repriced(scale(target.hardware, resource, ARC), hopeful).step_seconds
+            times.append(float((before * better / space.seconds[hopeful]).min()))
+        gains[resource] = arc_gain(base, min(times, default=base))
     roomier = space.legal & ~fits & (space.peak_bytes <= ARC * target.hardware.capacity_bytes)
     roomier &= space.peak_bytes > target.hardware.capacity_bytes
     gains["capacity"] = arc_gain(base, float(space.seconds[roomier].min()) * trust) if roomier.any() else 0.0

@@ -65,7 +65,11 @@ class Pricer(Inputs):
         )
         hardware = self.target.hardware
         if hardware.power_watts:
-            share = sustained_share(hardware, work_on(hardware=hardware).spent())
+            spent = work_on(hardware=hardware).spent()
+            # Of the card as it is: where it is asked what a better resource would do, power is no limit of its own.
+            spent["matmul"] = spent["matmul"] * hardware.faster.get("matmul", 1.0)
+            spent["passes"] = spent["passes"] * hardware.faster.get("hbm", 1.0)
+            share = sustained_share(hardware, spent)
             hardware = dataclasses.replace(hardware, sustained_share=share)
         work = work_on(hardware=hardware)
         used = {axis: kinds for axis, kinds in COLLECTIVES_OF_AXIS.items() if (getattr(table, axis) > 1).any()}
