@@ -100,16 +100,21 @@ class Work:
     held_logit_bytes: np.ndarray
     """Bytes of them that stay until the backward pass of the layers has ended."""
 
-    def spent(self) -> dict[str, np.ndarray]:
-        """Seconds of a layer by what draws power (`autotune.efficiency.sustained_share`); nothing recomputed."""
+    def spent(self, layers: float, saving: float) -> dict[str, np.ndarray]:
+        """Seconds of a microbatch through so many layers and the head, by what draws power
+        (`autotune.efficiency.sustained_share`), taken to save what the policy `dots` saves and to run what is
+        elementwise again. `saving`: seconds of a byte that is saved."""
         matmuls = (self.heads, self.out, self.hidden_in, self.hidden_out)
         seconds = sum(one.forward + one.backward_input + one.backward_weight for one in matmuls)
+        head = self.head.forward + self.head.backward_input + self.head.backward_weight
         attention = sum(self.attention.matmul_seconds)
         fused = np.where(self.attention.blocked, 0.0, attention)
+        saved = sum(self.kept[name] for name in ("input", "heads", "context", "outputs", "hidden_in"))
+        passes = 2.0 * self.elementwise[0] + self.elementwise[1] + sum(self.attention.hbm_seconds) + saving * saved
         return {
-            "matmul": seconds + (attention - fused),
-            "attention": fused,
-            "passes": sum(self.elementwise) + sum(self.attention.hbm_seconds),
+            "matmul": layers * (seconds + (attention - fused)) + head,
+            "attention": layers * fused,
+            "passes": layers * passes + sum(self.loss),
             "waits": np.zeros_like(seconds),
         }
 

@@ -65,7 +65,8 @@ class Pricer(Inputs):
         )
         hardware = self.target.hardware
         if hardware.power_watts:
-            spent = work_on(hardware=hardware).spent()
+            saving = self.stack.traffic.saving / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
+            spent = work_on(hardware=hardware).spent(float(self.transformer.layers), saving)
             # Of the card as it is: where it is asked what a better resource would do, power is no limit of its own.
             spent["matmul"] = spent["matmul"] * hardware.faster.get("matmul", 1.0)
             spent["passes"] = spent["passes"] * hardware.faster.get("hbm", 1.0)
