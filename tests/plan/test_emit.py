@@ -370,6 +370,7 @@ EVERY_WORD = {
     "vocab_tiles": "data=8,vocab_tiles=4",
     "offload": "data=8,offload=optimizer",
     "order": "data=4,tensor=2,order=tensor>data>stage>fsdp>context>expert",
+    "options": "data=8,options=recipe",
     "compiler_options": "data=8,xla.some_option=1",
     "rules": "tensor=8,rule.mlp=none",
     "dcn": "data=4,tensor=2,dcn.tensor=2",
@@ -383,7 +384,8 @@ def test_no_word_of_a_layout_is_dropped_silently(codebase, word):
     """Without the word the text is another one (a flag, a line of code, or a note), or both are refused."""
     assert set(EVERY_WORD) == set(Layout.__dataclass_fields__) - set(AXES)
     text = EVERY_WORD[word]
-    plan = plan_for(text, "h100:2x4" if word == "dcn" else "cpu:8")
+    machine = {"dcn": "h100:2x4", "options": "h100:1x8"}.get(word, "cpu:8")
+    plan = plan_for(text, machine)
     plain = {
         "schedule": text.replace("zero-bubble", "gpipe"),
         "sequence_parallel": "tensor=8,sequence_parallel=0",
@@ -392,7 +394,7 @@ def test_no_word_of_a_layout_is_dropped_silently(codebase, word):
         "dcn": "data=4,tensor=2",
         "reduce": "data=8,accumulate=2",
     }.get(word, ",".join(part for part in text.split(",") if part.partition("=")[0] in AXES))
-    other = plan_for(plain, "h100:1x8" if word == "dcn" else "cpu:8")
+    other = plan_for(plain, "h100:1x8" if word == "dcn" else machine)
 
     def body(plan) -> str | None:
         """The text without its first line, which quotes the layout."""
