@@ -14,8 +14,7 @@ that tries no sets:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import replace
 
 from autotune.meshes.compiler_options import options_of, told_by
 from autotune.meshes.hardware import Hardware
@@ -23,23 +22,11 @@ from autotune.meshes.installed import meets
 from autotune.meshes.layout import Layout
 from autotune.meshes.option_sets import DEFAULT
 from autotune.meshes.target import Target
-from autotune.outcomes import Outcomes, fitting
+from autotune.outcomes import Outcomes, Refused, fitting
 from autotune.price.priced_space import PricedSpace
-
-Trying = Literal["auto", "try", "off"]
-TRYING: tuple[Trying, ...] = get_args(Trying)
-"""When sets are tried; see above."""
 
 LEAST = 6
 """The fewest compiles of a search of which `auto` takes those of layouts that cannot win."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """A recommended set under which nothing is compiled here, and why."""
-
-    name: str
-    reason: str
 
 
 def sets_of(hardware: Hardware, base: str | None = None) -> tuple[tuple[str, ...], tuple[Refused, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from autotune.analysis.analysis import Analysis
 from autotune.compile.compilation import Compilation, CompileFailure
@@ -12,8 +11,13 @@ from autotune.memory_use import Smaller
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
 
-if TYPE_CHECKING:
-    from autotune.option_sets import Refused
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A recommended option set under which nothing is compiled here, and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(slots=True, kw_only=True)

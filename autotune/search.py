@@ -30,9 +30,10 @@ from autotune.meshes.fields import one_line, short
 from autotune.meshes.installed import why_no_compiler
 from autotune.meshes.layout import Layout
 from autotune.meshes.layout_words import LAYOUT_WORDS, RematWord
+from autotune.meshes.option_sets import TRYING, Trying
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.target import Target, parse_target
-from autotune.option_sets import LEAST, TRYING, Trying, cannot_win, sets_of, with_sets
+from autotune.option_sets import LEAST, cannot_win, sets_of, with_sets
 from autotune.outcomes import Outcomes, fitting
 from autotune.price.axis_orders import with_best_orders
 from autotune.price.blocks import SLACK, Blocks, large_space, price_in_blocks, priced_again

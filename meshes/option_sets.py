@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -37,6 +37,10 @@ RECOMMENDED = "recommended"
 
 MOST_RECOMMENDED = 3
 """Sets that a file may recommend: each is one more compile of the best layout."""
+
+Trying = Literal["auto", "try", "off"]
+TRYING: tuple[Trying, ...] = get_args(Trying)
+"""When a search compiles the best layout under the recommended sets (`autotune.option_sets`)."""
 
 Value = bool | int | float | str
 

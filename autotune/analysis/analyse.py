@@ -100,7 +100,7 @@ def predict(
 
     `recorder` is told when each instruction begins and ends on each lane.
     """
-    hardware = _at_its_clock(program, layout, target, hardware)
+    hardware = at_its_clock(program, layout, target, hardware)
     found = replay(program, _ridden(layout, target, hardware), hardware, recorder)
     return _waiting(found, hardware.waiting(target.groups), recorder)
 
@@ -116,7 +116,7 @@ def _ridden(layout: Layout, target: Target, hardware: Hardware) -> Callable[[Col
     return ridden
 
 
-def _at_its_clock(program: Program, layout: Layout, target: Target, hardware: Hardware) -> Hardware:
+def at_its_clock(program: Program, layout: Layout, target: Target, hardware: Hardware) -> Hardware:
     """The hardware with the rate of matmuls that its power allows in this program: what it draws while it does other
     work, or waits, decides how much is left for them. Hardware whose power is not known is as it was."""
     if not hardware.power_watts or hardware.sustained_share is not None:
@@ -176,7 +176,7 @@ def _one_way(leg: Leg, shift: int | None, hardware: Hardware) -> Leg:
 
 def analyse_program(program: Program, compilation: Compilation, layout: Layout, target: Target) -> Analysis:
     """Replay the program as it is, and once for every resource on its critical path made better."""
-    hardware = _at_its_clock(program, layout, target, target.hardware)
+    hardware = at_its_clock(program, layout, target, target.hardware)
     prediction = predict(program, layout, target, hardware)
     improved = {}
     for resource in prediction.by_resource():

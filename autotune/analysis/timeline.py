@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from autotune.analysis.analyse import predict, program_of
+from autotune.analysis.analyse import at_its_clock, predict, program_of
 from autotune.compile.compilation import Compilation
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target
@@ -35,9 +35,10 @@ class Timeline:
 
 def timeline_of(compilation: Compilation, layout: Layout, target: Target) -> Timeline:
     """Read the compiled program again and replay it. UnreadableProgram where it cannot be read."""
-    recorder = Recorder(target.hardware)
     program = program_of(compilation, layout, target)
-    prediction = predict(program, layout, target, target.hardware, recorder)
+    hardware = at_its_clock(program, layout, target, target.hardware)
+    recorder = Recorder(hardware)
+    prediction = predict(program, layout, target, hardware, recorder)
     kinds = target.hardware.device_kinds
     return Timeline(
         layout=layout,

@@ -205,7 +205,7 @@ def measure_option(
 
 def option_sets_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """--option-sets: whether the best layout is compiled again under the chip's recommended sets of XLA options."""
-    from autotune.option_sets import TRYING
+    from autotune.meshes.option_sets import TRYING
 
     return click.option(
         "--option-sets", type=OneOf(TRYING), default=default, show_default=True,

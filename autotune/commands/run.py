@@ -21,8 +21,8 @@ from autotune.system.whole_file import write_whole
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from autotune.meshes.option_sets import Trying
     from autotune.meshes.target import Target
-    from autotune.option_sets import Trying
     from autotune.report.report import Report
     from autotune.workload.workload import Workload
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("hlo", "measure"),
     ("analysis", "price", "calibrate", "reference_workload"),
     ("probes", "memory_use"),
-    ("outcomes", "plan", "sweep", "testing"),
+    ("option_sets", "outcomes", "plan", "sweep", "testing"),
     ("report",),
     ("search", "search_events"),
     ("commands",),

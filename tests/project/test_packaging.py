@@ -201,7 +201,8 @@ def test_the_version_is_one(wheel):
 def test_ci_and_the_hooks_run_the_same_commands():
     run = (ROOT / ".ci/run").read_text().splitlines()
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
-    assert re.findall(r"- run: (.*)", workflow) == [".ci/run"]
+    [command] = re.findall(r"- run: (.*)", workflow)
+    assert command.split()[0] == ".ci/run"
     hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert hooks and set(hooks) <= set(run), (hooks, run)
     assert all(os.access(ROOT / ".ci" / name, os.X_OK) for name in ("run", "smoke", "typecheck"))

@@ -79,7 +79,7 @@ def test_every_figure_of_a_chip_stands_whole(width, name, monkeypatch):
     from autotune.meshes.hardware import figures, load_hardware
 
     code, text = screen(monkeypatch, width, "targets", name)
-    fits(text, width)
+    fits(text, width, figures(load_hardware(name)))
     assert code == 0 and all(stands_alone(figure, text) for figure in figures(load_hardware(name)))
 
 
