@@ -115,8 +115,12 @@ class Network(nnx.Module):
 
     def __call__(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
         """(logits BxLxV, load-balance loss); `positions_L`: where in the sequence each column stands."""
-        x, balance = self.stack(self.embed(tokens_BL, positions_L, run), positions_L, run)
+        x, balance = self.last_stream(tokens_BL, positions_L, run)
         return self.logits(x, run), balance
+
+    def last_stream(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
+        """(the residual stream behind the last layer BxLxD, load-balance loss)."""
+        return self.stack(self.embed(tokens_BL, positions_L, run), positions_L, run)
 
     def losses(self, x_BLD: jax.Array, targets_BL: jax.Array, run: Execution) -> jax.Array:
         """Cross-entropy of each position, float32, of the residual stream behind the last layer."""

@@ -365,7 +365,7 @@ def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any
         batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf, ("batch", None))[:, order], batch)
         batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf, ("batch", "length")), batch)
     if run.layout.stage == 1:
-        x, balance = network.stack(network.embed(batch["tokens"], positions, run), positions, run)
+        x, balance = network.last_stream(batch["tokens"], positions, run)
         return network.losses(x, batch["targets"], run).mean() + balance
 
     def over_stages(function):  # its constraints get the microbatches' axis in front

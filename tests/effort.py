@@ -10,8 +10,8 @@ import pytest
 NUMBERS_ONLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """What XLA's CPU compiler is told where the numbers of a program are compared, and no more is asked of it.
 
-How the step is cut, and so every collective, is the same: XLA's partitioner comes before any of these, which only
-say how each device's share becomes machine code."""
+The cut of the step and every collective are the same. XLA's partitioner runs before any of these options is read. They
+only say how each device's share becomes machine code."""
 
 QUICK = ",xla.exec_time_optimization_effort=-1.0" if jax.__version_info__ < (0, 11) else ""
 """Little effort of a TPU's or a GPU's compiler, as a word of a layout. Not for models with experts on TPUs: with it

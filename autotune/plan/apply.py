@@ -124,15 +124,14 @@ def _by_sequence(plan: PlanFields, on: Mesh, leaf: Any) -> NamedSharding:
 def jit(plan: PlanFields, step: Callable[..., Any], on: Mesh | None, options: dict[str, Any]) -> PlannedStep:
     """The step jitted under the plan's mesh, Flax rules and compiler options."""
     on = on if on is not None else mesh(plan)
-    machine, platform = plan.machine().hardware, on.devices.flat[0].platform
+    machine, platform, layout = plan.machine().hardware, on.devices.flat[0].platform, plan.layout
     if machine.platform != {"gpu": "cuda"}.get(platform, platform):  # tried out on other devices
-        if plan.layout.options is not None:
-            said = f"plan: options={plan.layout.options} is of {plan.hardware}; on {platform} devices it is not set"
+        if layout.options is not None:
+            said = f"plan: options={layout.options} is of {plan.hardware}; on {platform} devices it is not set"
             warnings.warn(said, stacklevel=3)
         machine = dataclasses.replace(machine, compiler_options={})
-        layout = dataclasses.replace(plan.layout, options=None)
-        return PlannedStep(plan, step, on, options, compiler_options(layout, machine))
-    return PlannedStep(plan, step, on, options, compiler_options(plan.layout, machine))
+        layout = dataclasses.replace(layout, options=None)
+    return PlannedStep(plan, step, on, options, compiler_options(layout, machine))
 
 
 class PlannedStep:

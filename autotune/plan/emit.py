@@ -85,19 +85,18 @@ def maxtext(plan: Plan) -> str:
         flags["shard_optimizer_over_data"] = True
     if layout.offload == "optimizer":
         flags["optimizer_memory_host_offload"] = True
+    notes = []
     if layout.vocab_tiles > 1:
         flags["num_vocab_tiling"] = layout.vocab_tiles
+        notes.append(
+            "num_vocab_tiling cuts the tokens of the loss, vocab_tiles the vocabulary: the logits in memory are as many"
+        )
     if layout.context > 1:
         flags["context_parallel_strategy"] = {"gather": "all_gather", "ring": "ring"}[layout.context_attention]
         if layout.context_attention == "ring" and plan.machine().platform == "tpu":
             flags |= {"attention": "flash", "use_tokamax_splash": True}  # its only ring there
     expressed = ["dcn", "zero", "remat", "accumulate", "sequence_parallel", "context_attention", "vocab_tiles",
                  "offload"]  # fmt: skip
-    notes = []
-    if layout.vocab_tiles > 1:
-        notes.append(
-            "num_vocab_tiling cuts the tokens of the loss, vocab_tiles the vocabulary: the logits in memory are as many"
-        )
     if "save:" in layout.remat or "offload:" in layout.remat:
         # MaxText has no key for the tokens of experts.
         unsaid = [name for name, place in places_of(layout.remat).items()

@@ -10,12 +10,7 @@ from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.legality import ONCE_A_STEP, reject_codes
 from autotune.price.price import price
 from autotune.price.priced_space import PricedSpace
-
-WINS = 0.99
-"""A layout with `reduce=step` is listed where it takes no more than this share of its time without."""
-
-NEAR = 1.05
-"""And no more than this multiple of the fastest layout that fits: as far as prices are sure."""
+from autotune.price.winning_rows import NEAR, WINS, may_be_best
 
 
 def with_deferred_reduction(space: PricedSpace, keep: int) -> PricedSpace:
@@ -36,17 +31,15 @@ def with_deferred_reduction(space: PricedSpace, keep: int) -> PricedSpace:
     workload = space.workload
     legal = reject_codes(tried, transformer, workload.sequences, workload.seq, space.target) < 0
     fits = space.legal & (space.peak_bytes <= hardware.capacity_bytes)
-    most = NEAR * space.seconds[fits].min(initial=np.inf)
+    best = space.seconds[fits].min(initial=np.inf)
     # Compute, and collectives that are perfectly hidden, take their time in any case.
-    legal &= space.prices.low_seconds[rows] <= most
+    legal &= space.prices.low_seconds[rows] <= NEAR * best
     rows, tried = rows[legal], tried.take(legal)
     if not len(rows):
         return space
     prices = price(workload, tried, space.target, space.probed)
     wins = (prices.peak_bytes <= hardware.capacity_bytes) & (prices.step_seconds < WINS * space.seconds[rows])
-    least = prices.step_seconds[wins].min(initial=np.inf)
-    order = np.flatnonzero(wins & (prices.step_seconds <= min(most, NEAR * least)))
-    order = order[np.argsort(prices.step_seconds[order], kind="stable")][:keep]
+    order = may_be_best(prices.step_seconds, wins, best)[:keep]
     if not len(order):
         return space
     word = LAYOUT_WORDS["reduce"]

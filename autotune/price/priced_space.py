@@ -144,6 +144,17 @@ class PricedSpace:
             rows = rows[column[rows] == column[rows].min()] if rows.size else rows
         return min((int(row) for row in rows), key=lambda row: str(self.layout(row)), default=None)
 
+    def best_policies(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(rows that are legal and can be compiled, where in them each mesh with its other choices comes first, the
+        mesh of each of them, seconds of the fastest policy that fits on each mesh; infinite where none does)."""
+        rows = np.flatnonzero(self.legal & self.compilable)
+        columns = [name for name in LayoutTable.columns() if name != "remat"]
+        first, mesh_of = unique_rows([getattr(self.table, name)[rows] for name in columns])
+        fastest = np.full(len(first), np.inf)
+        fits = self.peak_bytes[rows] <= self.target.hardware.capacity_bytes
+        np.minimum.at(fastest, mesh_of[fits], self.seconds[rows][fits])
+        return rows, first, mesh_of, fastest
+
     def least_state_bytes(self) -> float:
         """Bytes of parameters, gradients and optimizer state over all devices, of the legal layout with the least.
 

@@ -20,7 +20,6 @@ from autotune.meshes.transformer import TransformerShape
 from autotune.price.price import price, price_sets, price_transformer
 from autotune.price.priced_space import NEAR_CAPACITY, PricedSpace
 from autotune.price.transformer.training_stack import stack_of
-from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
 
 WINS = 0.99
@@ -77,15 +76,10 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
     shape, hardware = space.workload.transformer, space.target.hardware
     if shape is None:
         return space
-    legal = np.flatnonzero(space.legal & space.compilable)
+    legal, first, _, policy = space.best_policies()
     if not len(legal):
         return space
-    columns = [name for name in LayoutTable.columns() if name != "remat"]
-    first, mesh_of = unique_rows([getattr(space.table, name)[legal] for name in columns])
     meshes = space.table.take(legal[first])
-    fits = space.peak_bytes[legal] <= hardware.capacity_bytes
-    policy = np.full(len(first), np.inf)
-    np.minimum.at(policy, mesh_of[fits], space.seconds[legal][fits])
     least, bound = _bounds(space, meshes)
     order = np.argsort(bound, kind="stable")
     order = order[(least[order] <= NEAR_CAPACITY * hardware.capacity_bytes) & (bound[order] < WINS * policy[order])]

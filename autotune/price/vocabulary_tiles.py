@@ -10,20 +10,13 @@ from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.legality import reject_codes
 from autotune.price.price import price
 from autotune.price.priced_space import PricedSpace
-from autotune.price.unique_rows import unique_rows
-from autotune.table import LayoutTable
+from autotune.price.winning_rows import NEAR, WINS, may_be_best
 
 TRIED = (2, 4, 8, 16)
 """Counts of tiles that are priced. More than these save little: the logits are a sixteenth."""
 
 STAND_IN_THE_WAY = 0.02
 """Layouts are tried whose logits are priced at this share of the memory or more: tiles can give no more than that."""
-
-WINS = 0.99
-"""A layout with tiles is listed where it takes no more than this share of the time of its mesh without."""
-
-NEAR = 1.05
-"""And no more than this multiple of the fastest layout that fits: as far as prices are sure."""
 
 MOST_ROWS = 1 << 19
 """Layouts tried, the most hopeful first."""
@@ -47,12 +40,7 @@ def with_vocabulary_tiles(space: PricedSpace, keep: int) -> PricedSpace:
     if not len(rows):
         return space
     # The best of each mesh (with its other choices) without tiles.
-    columns = [name for name in LayoutTable.columns() if name != "remat"]
-    all_rows = np.flatnonzero(space.legal & space.compilable)
-    first, mesh_of = unique_rows([getattr(space.table, name)[all_rows] for name in columns])
-    policy = np.full(len(first), np.inf)
-    fits = space.peak_bytes[all_rows] <= capacity
-    np.minimum.at(policy, mesh_of[fits], space.seconds[all_rows][fits])
+    all_rows, _, mesh_of, policy = space.best_policies()
     beaten = policy[mesh_of[np.searchsorted(all_rows, rows)]]
 
     like = np.tile(rows, len(TRIED))
@@ -65,8 +53,7 @@ def with_vocabulary_tiles(space: PricedSpace, keep: int) -> PricedSpace:
     prices = price(workload, tried, space.target, space.probed)
     seconds, peak = prices.step_seconds, prices.peak_bytes
     wins = (peak <= capacity) & (seconds < WINS * beaten)
-    order = np.flatnonzero(wins & (seconds <= NEAR * min(best, seconds[wins].min(initial=np.inf))))
-    order = order[np.argsort(seconds[order], kind="stable")]
+    order = may_be_best(seconds, wins, best)
     if not np.isfinite(best) and not len(order):
         order = np.argsort(peak, kind="stable")
         order = order[peak[order] < space.peak_bytes[all_rows].min()]

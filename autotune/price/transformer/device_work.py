@@ -40,9 +40,12 @@ SLOT_BYTES = 11.0
 once: five to six arrays in the compute dtype (deepseek-like on h100, tensor 1 to 4, jax 0.10.2)."""
 
 
-TILE_TRAFFIC = (0.0, 8.0)
-"""Bytes of memory traffic, (forward, backward), per tile of the vocabulary, token and element of d_model: the sum of
-the stream's gradient in float32 is read and written (`autotune.models.loss`)."""
+TILE_TRAFFIC = 8.0
+"""Bytes of memory traffic of the backward pass per tile of the vocabulary, token and element of d_model: the sum of the
+stream's gradient in float32 is read and written (`autotune.models.loss`)."""
+
+LOGITS_AGAIN = 2.0
+"""Bytes per logit that this backward pass writes beside those of a loss without tiles: it computes the logits again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +250,8 @@ def _work_of_kind(
         (traffic.kernels[way] + attention.kernels[way] + (1.0 + way) * matmuls) * hardware.launch_seconds
         for way in (0, 1)
     )
-    logits, sums = tokens * (shape.vocab / tensor), tiles * tokens * d
+    logits = tokens * (shape.vocab / tensor)
+    tiled = np.where(tiles > 1, scale * LOGITS_AGAIN * logits + TILE_TRAFFIC * (tiles * tokens * d), 0.0)
     dense = shape.dense_share if kind is None else bool(kind.mlp.shared_width or not kind.mlp.experts)
     kept = {
         "input": 2.0 * tokens * d / cut,
@@ -278,10 +282,7 @@ def _work_of_kind(
         elementwise=elementwise,  # type: ignore[arg-type]
         launches=launches,  # type: ignore[arg-type]
         head=matmul(tokens, shape.vocab / tensor / tiles, d, tiles),
-        loss=tuple(  # type: ignore[arg-type]
-            (scale * each * logits + np.where(tiles > 1, scale * again * logits + TILE_TRAFFIC[way] * sums, 0.0)) / hbm
-            for way, (each, again) in enumerate(zip(traffic.logits, (0.0, 2.0), strict=True))
-        ),
+        loss=(scale * traffic.logits[0] * logits / hbm, (scale * traffic.logits[1] * logits + tiled) / hbm),
         stream_bytes=width * tokens * d,
         slot_bytes=width * slots * tensor,
         kv_bytes=width * tokens * kv_heads * (h + values),
