@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 ACTIVATIONS = {"swiglu": 3, "geglu": 3, "gelu": 2, "relu": 2, "relu2": 2, "silu": 2}
 """Activation of an MLP -> its matrices: three where a gate multiplies the hidden units (Shazeer 2020, arXiv
@@ -219,7 +220,7 @@ class LayerKind:
         return self.mlp.parameters(d_model) - self.mlp.active_parameters(d_model)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: what its layers have in common is found once
 class Architecture:
     """One transformer. `layers` has one entry a layer, the first one first.
 
@@ -285,7 +286,7 @@ class Architecture:
         idle = sum(count * kind.idle_parameters(self.d_model) for kind, count in self.kinds)
         return self.parameters - idle - (0 if self.tied_embeddings else self.table_parameters)
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[tuple[LayerKind, int], ...]:
         """(kind of layer, how many of it), in the order in which they first appear."""
         counts: dict[LayerKind, int] = {}
@@ -293,7 +294,7 @@ class Architecture:
             counts[layer] = counts.get(layer, 0) + 1
         return tuple(counts.items())
 
-    @property
+    @cached_property
     def repeats(self) -> int:
         """How often the shortest pattern of layers repeats; 1 where the layers have no repeating pattern."""
         count = len(self.layers)
@@ -302,7 +303,7 @@ class Architecture:
                 return count // period
         return 1
 
-    @property
+    @cached_property
     def repeating_parts(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:
         """The layers as (pattern, how often it repeats), first part first.
 
