@@ -107,10 +107,20 @@ def models(model: str | None, settings: tuple[str, ...], as_json: bool) -> None:
     columns = [Column(name="name", heads=True), Column(name="parameters", align="right")]
     columns += [Column(name=name, priority=place, align="right") for name, place in fields.items()]
     rows = [
-        [shape.name, f"{shape.parameters / 1e6:,.0f} M", *(str(getattr(shape, name)) for name in fields)]
+        [shape.name, _millions(shape.parameters), *(str(getattr(shape, name)) for name in fields)]
         for shape in PRESETS.values()
     ]
     show(FittedTable(columns, rows, "reference models (--model NAME)"))
+
+
+def _millions(parameters: int) -> str:
+    """Such as "8,030 M"; "0.10 M" below a million.
+
+    >>> _millions(8_030_261_248), _millions(98_624)
+    ('8,030 M', '0.10 M')
+    """
+    millions = parameters / 1e6
+    return f"{millions:,.0f} M" if millions >= 1 else f"{millions:.2f} M"
 
 
 def _read(model: str, settings: tuple[str, ...], as_json: bool) -> None:
