@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from validation.spaces import CASES, SpaceCase, compile_case, save, saved, saved_versions
+from validation.spaces import CASES, NEW_SHAPES, SpaceCase, compile_case, save, saved, saved_versions
 
 from autotune.compile.compile import COMPILERS
 from autotune.meshes.collectives import wire_bytes
@@ -129,10 +129,10 @@ def _regret(order: list[Layout], fits: Mapping[Layout, float], k: int) -> float:
     return min(fits[layout] for layout in fitting) / min(fits.values()) - 1 if fitting else math.inf
 
 
-def compare_all() -> list[Found]:
-    """Every space that has saved figures."""
+def compare_all(cases: tuple[SpaceCase, ...] = CASES) -> list[Found]:
+    """Every space of `cases` that has saved figures."""
     figures = saved()
-    return [compare(case, figures[case.name]) for case in CASES if case.name in figures]
+    return [compare(case, figures[case.name]) for case in cases if case.name in figures]
 
 
 def medians(found: list[Found]) -> dict[str, float]:
@@ -193,10 +193,11 @@ def compile_missing(store: Store, workers: int) -> None:
     """Compile the cases without figures of the installed compilers; each is saved as soon as it is whole."""
     versions = installed_versions((*COMPILERS["tpu"], *COMPILERS["cuda"]))
     figures = saved() if saved_versions() == versions else {}
-    for case in CASES:
+    cases = CASES + NEW_SHAPES
+    for case in cases:
         if case.name not in figures:
             figures[case.name] = list(compile_case(case, store, workers))
-            save({each.name: figures[each.name] for each in CASES if each.name in figures}, versions)
+            save({each.name: figures[each.name] for each in cases if each.name in figures}, versions)
         print(f"{case.name}: {len(figures[case.name])} layouts", file=sys.stderr, flush=True)
 
 
@@ -215,6 +216,8 @@ def main(words: list[str]) -> int:
     if told.compile:
         compile_missing(Store(told.store), told.jobs)
     print("\n".join(lines(compare_all())))
+    print("\nmodels of published configs, whose layers are not all alike or have parts of their own")
+    print("\n".join(lines(compare_all(NEW_SHAPES))))
     return 0
 
 

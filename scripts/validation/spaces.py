@@ -20,6 +20,9 @@ from autotune.compile.compile import compile_all
 from autotune.meshes.layout import Layout
 from autotune.meshes.target import Target, parse_target
 from autotune.meshes.transformer import TransformerShape
+from autotune.model_files.read import read_model
+from autotune.model_files.read_model import ReadModel
+from autotune.model_files.shape import shape_of
 from autotune.price.priced_space import PricedSpace, price_space
 from autotune.program import Program, Start, walk
 from autotune.reference_workload import transformer_workload
@@ -62,6 +65,19 @@ MODELS = {
     )
 }  # fmt: skip
 
+CONFIGS = Path(__file__).resolve().parents[2] / "tests" / "data" / "models"
+CUT = {
+    "qwen3-4b": ("num_hidden_layers=12",),
+    "qwen3-0.6b": ("num_hidden_layers=8",),
+    "qwen3-30b-a3b": ("num_hidden_layers=6",),
+    "gemma-3-4b": ("num_hidden_layers=12",),
+    "gemma-3-1b": ("num_hidden_layers=6",),
+    "gpt-oss-20b": ("num_hidden_layers=8", f"layer_types={json.dumps(['sliding_attention', 'full_attention'] * 4)}"),
+    "deepseek-v2-lite": ("num_hidden_layers=6",),
+    "mistral-7b-v0.1": ("num_hidden_layers=8",),
+}
+"""Models of published configs -> their depth here: whole repeats of the pattern of layers."""
+
 
 def at_saved_rates(target: Target) -> Target:
     """The target with the rates that the saved programs were replayed at: one for all fused attention, and a clock that
@@ -89,7 +105,12 @@ class SpaceCase:
 
     @property
     def transformer(self) -> TransformerShape:
-        return MODELS[self.model]
+        return MODELS[self.model] if self.model in MODELS else shape_of(self._read, self.seq)
+
+    @property
+    def _read(self) -> ReadModel | None:
+        """The config that the shape is of."""
+        return read_model(str(CONFIGS / f"{self.model}.json"), CUT[self.model]) if self.model in CUT else None
 
     @property
     def placed(self) -> Target:
@@ -97,7 +118,7 @@ class SpaceCase:
 
     @property
     def workload(self) -> Workload:
-        return transformer_workload(self.transformer, batch=self.batch, seq=self.seq, dtype="bfloat16")
+        return transformer_workload(self.transformer, batch=self.batch, seq=self.seq, dtype="bfloat16", read=self._read)
 
     def space(self) -> PricedSpace:
         """Every layout with its verdict and its price of today."""
@@ -146,6 +167,18 @@ CASES = _cases(
     ("gelu-1536", "h100:2x8", 256, 1024, "data,fsdp", "remat=none accumulate=4 dcn.fsdp=1"),
     ("switch-2048", "h100:4x8", 64, 2048, "fsdp,expert,context,tensor", "remat=minimal accumulate=1 context_attention=gather tensor=2 dcn.context=4"),  # noqa: E501
 )  # fmt: skip
+
+NEW_SHAPES = _cases(
+    ("qwen3-4b", "h100:1x8", 32, 4096, "data,fsdp,tensor", "remat=full zero=0 accumulate=1"),
+    ("gemma-3-4b", "h100:1x8", 32, 4096, "fsdp,tensor", "remat=full"),
+    ("gpt-oss-20b", "h100:2x8", 64, 4096, "fsdp,expert", "remat=full accumulate=1"),
+    ("deepseek-v2-lite", "h100:1x8", 32, 4096, "fsdp,expert", "remat=full accumulate=1"),
+    ("qwen3-30b-a3b", "h100:2x8", 64, 4096, "fsdp,expert", "remat=full accumulate=1"),
+    ("mistral-7b-v0.1", "h100:1x8", 16, 8192, "data,fsdp,tensor", "remat=minimal zero=1 accumulate=1"),
+    ("gemma-3-1b", "v5e:4x4", 32, 2048, "data,fsdp,tensor", "remat=full zero=0 accumulate=1"),
+    ("qwen3-0.6b", "v5e:4x4", 64, 2048, "data,fsdp,tensor", "remat=full zero=0 accumulate=1"),
+)  # fmt: skip
+"""Layers that differ, windows, latent attention, sinks, many small experts. Priced before they were compiled."""
 
 
 def compile_case(case: SpaceCase, store: Store, workers: int) -> Iterator[dict[str, Any]]:
