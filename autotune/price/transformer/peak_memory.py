@@ -111,7 +111,7 @@ def stage_of(rows: Rows) -> Stage:
         "optimizer_state": optimizer,
         "activations": beside,
         "logits": np.where(ends, held, logits),
-        "workspace": np.where(early & ~ends, 0.0, working),
+        "workspace": np.where(ends, working, np.where(early, 0.0, gathered + at_work)),
     }
     nothing = np.zeros(len(table))
     at_update = None

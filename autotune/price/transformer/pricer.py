@@ -179,7 +179,7 @@ class RowBlock:
         others = rest[of] * self.layer
         book.times["step"] = np.ones(book.rows)
         if book.counting:
-            book.idle = np.where(staged, (stages - 1.0) / (passes * table.virtual_stages), 0.0)[of]
+            book.idle = np.where(staged, (stages - 1.0) / (table.microbatches * table.virtual_stages), 0.0)[of]
         return others
 
     def _bubble(self, others: np.ndarray) -> np.ndarray:
