@@ -1,4 +1,4 @@
-"""`jax.shard_map` over the mesh that the old context has set, as seqax and others write it: it is the mesh that is set."""
+"""`jax.shard_map` over the mesh that the old context has set, as seqax writes it: that is the mesh which is set."""
 
 import jax
 import pytest
