@@ -242,10 +242,12 @@ def fields_of(
         )
     context = "context" in naming.used
     rows_named = _rows_named(closed.jaxpr, naming) if explicit else "batch"
+    before = len(naming.notes)
     batch_leaves = {
         path: _batch_leaf(node, array, naming, context, dimensions[path], path in batch_axes, rows_named)
         for path, (node, array) in said_of_batch.items()
     }
+    guesses += naming.notes[before:]
     partition = Partition(
         state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit,
         mesh_context=mesh_context, extra_axes=naming.extra,
@@ -369,6 +371,22 @@ class Naming:
         if note not in self.notes:
             self.notes.append(note)
         return None
+
+    def knows_none(self, name: Name) -> bool:
+        """Whether a dimension is named, by nothing that has a meaning."""
+        known = (*dict(self.rules), *self.mesh_axes, *MESH_NAMES)
+        return bool(names_of(name)) and not any(part in known for part in names_of(name))
+
+    def rows_of(self, names: tuple[str, ...]) -> None:
+        """Remember to say that names of a dimension of the batch were taken for the batch."""
+        pin = ", ".join(f"{name!r}: 'data'" for name in names)
+        words = ", ".join(map(repr, names))
+        note = (
+            f"the batch lives on a mesh of your own, cut along {words}, which was taken for the batch's axes; pin it "
+            f"with mesh_axes={{{pin}}}"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
 
     def settle(
         self, named: dict[str, tuple[Name, ...]], roles: Mapping[str, str], constrained: Sequence[str]
@@ -525,7 +543,13 @@ def _batch_leaf(
             if context and axis + 1 < len(shape):
                 named[axis + 1] = "length"
         return Leaf(names=tuple(named), shape=shape, role="batch", guessed=False)
-    return Leaf(names=tuple(naming.own(name) for name in names), shape=shape, role="batch", guessed=False)
+    own = [
+        rows_named if index == axis and naming.knows_none(name) else naming.own(name)
+        for index, name in enumerate(names)
+    ]  # fmt: skip
+    if axis is not None and naming.knows_none(names[axis]):
+        naming.rows_of(names_of(names[axis]))
+    return Leaf(names=tuple(own), shape=shape, role="batch", guessed=False)
 
 
 def stay_whole(partition: Partition, leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:
