@@ -58,3 +58,13 @@ def test_where_nothing_is_cut_the_line_says_so():
     workload = autotune.Workload.of_call(of_one, (state, batch), batch=1)
     with pytest.raises(ValueError, match="8 devices, and no array .* is cut along any axis: workload.guesses"):
         autotune.tune(workload, "cpu:8", compile=0)
+
+
+def test_state_and_batch_in_one_argument_are_to_be_taken_apart():
+    def step(runner):
+        return of_one(*runner)
+
+    with pytest.raises(ValueError, match="holds both, hand over a function that takes its parts one by one"):
+        autotune.Workload.of_call(step, ((small.state(), small.X),), batch=0)
+    workload = autotune.Workload.of_call(lambda *parts: step(parts), (small.state(), small.X), batch=1)
+    assert workload.sequences == small.ROWS
