@@ -379,8 +379,8 @@ def _fewest_static(
     Numbers beside arrays come first and together, because they change from step to step: the `step=0` of a new
     `TrainState` would make each step another program.
     """
-    every: dict[int | str, Any] = {**dict(enumerate(arguments)), **named}
-    leaves = {key: jax.tree.leaves(one, is_leaf=is_object) for key, one in every.items()}
+    every: list[tuple[int | str, Any]] = [*enumerate(arguments), *named.items()]
+    leaves = {key: jax.tree.leaves(one, is_leaf=is_object) for key, one in every}
     holding = [
         key for key, found in leaves.items()
         if key not in fit.static_arguments and any(type(leaf) in fit.static for leaf in found)
