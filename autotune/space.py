@@ -106,6 +106,11 @@ def enumerate_layouts(
 
 def no_mesh(target: Target, axes: tuple[str, ...], fixed: Mapping[str, str]) -> ValueError:
     """The error where pins leave no mesh."""
+    if not axes:
+        return ValueError(
+            f"target {target.name}: {target.devices} devices, and no array of the workload is cut along any axis: "
+            "workload.guesses say what stays whole, and the rules= that would cut it"
+        )
     listed = ", ".join(f"{key}={value}" for key, value in fixed.items()) or "none"
     wanted = [name for name in AXES if name in axes or name in fixed]
     return ValueError(

@@ -18,10 +18,10 @@ from autotune.mesh_context import mesh_set
 from autotune.meshes.layout import AXES, Layout
 from autotune.meshes.step import Step
 from autotune.partition import BOTH, EXTRA, Leaf, Name, Partition
-from autotune.user_code import user_code
+from autotune.user_code import UserCodeError, user_code
 from autotune.workload.leaves import arrays_of, is_array, map_leaves, path_of
 from autotune.workload.pickled import can_be_pickled
-from autotune.workload.same_program import Operation, compare
+from autotune.workload.same_program import AnotherProgram, Operation, compare, fails_here
 from autotune.workload.tracing import tracing
 
 
@@ -282,7 +282,10 @@ class Builder:
 
         `operations`: those of that trace, under a mesh with the user's own `mesh_axes` beside ours.
         """
-        found = trace(self.adapted, self.partition.explicit, self.mesh_axes, context=self.partition.mesh_context)
+        try:
+            found = trace(self.adapted, self.partition.explicit, self.mesh_axes, context=self.partition.mesh_context)
+        except UserCodeError as error:
+            raise AnotherProgram(fails_here(error.summary)) from error
         compare(found, self.operations)
 
     def __call__(self, layout: Layout, mesh: Any) -> Step:

@@ -7,6 +7,7 @@ returns. Plain numbers are traced, as `jax.jit` does it, unless the step can onl
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import types
@@ -227,16 +228,17 @@ def split_call(
     *,
     static: tuple[type, ...] = (),
     static_arguments: frozenset[int | str] = frozenset(),
+    traced_numbers: frozenset[int | str] = frozenset(),
     bound_axes: tuple[str, ...] = (),
 ) -> Split:
-    """Take a call apart. `static`: types of plain numbers that stay as they are; `static_arguments`: positions and
-    keywords of whole arguments that do."""
+    """Take a call apart. `static`: types of plain numbers that stay as they are, but for those in the arguments
+    `traced_numbers`; `static_arguments`: positions and keywords of whole arguments that do."""
     places: dict[int, int] = {}
     made: list[Any] = []
     objects: list[int | None] = []
     parts: list[Any] = []
 
-    def hole(leaf: Any) -> Any:
+    def hole(leaf: Any, static: tuple[type, ...]) -> Any:
         if is_object(leaf):
             again = id(leaf) in places
             which = places.setdefault(id(leaf), len(made))
@@ -252,7 +254,10 @@ def split_call(
         return _Hole()
 
     def taken(key: int | str, argument: Any) -> Any:
-        return argument if key in static_arguments else jax.tree.map(hole, argument, is_leaf=is_object)
+        if key in static_arguments:
+            return argument
+        types = () if key in traced_numbers else static
+        return jax.tree.map(lambda leaf: hole(leaf, types), argument, is_leaf=is_object)
 
     skeleton = (
         tuple(taken(index, one) for index, one in enumerate(arguments)),
@@ -299,11 +304,13 @@ def abstract_arguments(step: Callable[..., Any], make: Callable[[], Any]) -> tup
 @dataclass(slots=True)
 class Fit:
     """How a step has to be called so that it can be traced, found by trying: `step` (the user's own, or the function
-    inside its `jax.jit`), the plain numbers that are static, the pmap axes that are bound, and what to say of it."""
+    inside its `jax.jit`), the plain numbers that are static (their types, and the arguments in which they are traced
+    all the same), the pmap axes that are bound, and what to say of it."""
 
     step: Callable[..., Any]
     static: tuple[type, ...] = ()
     static_arguments: frozenset[int | str] = frozenset()
+    traced_numbers: frozenset[int | str] = frozenset()
     bound_axes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -311,8 +318,13 @@ class Fit:
         """The call taken apart in this way."""
         return split_call(
             self.step, arguments, named, static=self.static, static_arguments=self.static_arguments,
-            bound_axes=self.bound_axes,
+            traced_numbers=self.traced_numbers, bound_axes=self.bound_axes,
         )  # fmt: skip
+
+    def trace(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Split, Any, Any]:
+        """The call taken apart, its jaxpr, and the shapes that it returns; UserCodeError where it cannot be traced."""
+        split = self.split(arguments, named)
+        return split, *jax.make_jaxpr(split.call, return_shape=True)(abstract_parts(split.parts))
 
 
 def fit_call(
@@ -323,9 +335,10 @@ def fit_call(
 ) -> tuple[Fit, Split, Any, Any]:
     """The first way in which the step can be traced, the call taken apart so, its jaxpr, and the shapes it returns.
 
-    Tried in this order: plain numbers traced, then whole numbers and truth values static, then all numbers; for a step
-    that is jitted already and fails so, or that says itself where its arguments live, the function inside the jit. An
-    axis name of pmap that is not bound is bound to one replica. The first error is raised where nothing helps.
+    Tried in this order: plain numbers traced, then whole numbers and truth values static, then all numbers (but only in
+    the arguments that need it: a state's count of its steps stays traced); for a step that is jitted already and fails
+    so, or that says itself where its arguments live, the function inside the jit. An axis name of pmap that is not
+    bound is bound to one replica. The first error is raised where nothing helps.
     """
     first: UserCodeError | None = None
     notes: tuple[str, ...] = ()
@@ -335,9 +348,8 @@ def fit_call(
             bound: tuple[str, ...] = ()
             while True:
                 fit = Fit(step=function, static=static, static_arguments=static_arguments, bound_axes=bound)
-                split = fit.split(arguments, named)
                 try:
-                    closed, shapes = jax.make_jaxpr(split.call, return_shape=True)(abstract_parts(split.parts))
+                    split, closed, shapes = fit.trace(arguments, named)
                 except UserCodeError as error:
                     first = first or error
                     name = _unbound(error)
@@ -349,12 +361,43 @@ def fit_call(
                     said = _says_where(closed.jaxpr)
                     notes = (f"the {said} of the step's own jax.jit are left out: a plan says where arrays live",)
                     break
+                if static:
+                    fit, split, closed, shapes = _fewest_static(fit, arguments, named, (split, closed, shapes))
                 fit.notes = [*notes, *_notes(fit, arguments, named)]
                 return fit, split, closed, shapes
             if notes and function is not inner:
                 break
     assert first is not None, "a step without an error is returned"
     raise first
+
+
+def _fewest_static(
+    fit: Fit, arguments: tuple[Any, ...], named: Mapping[str, Any], made: tuple[Split, Any, Any]
+) -> tuple[Fit, Split, Any, Any]:
+    """The fit with the numbers traced in each argument that does not need them static, and what it then makes.
+
+    Numbers beside arrays come first and together, because they change from step to step: the `step=0` of a new
+    `TrainState` would make each step another program.
+    """
+    every: list[tuple[int | str, Any]] = [*enumerate(arguments), *named.items()]
+    leaves = {key: jax.tree.leaves(one, is_leaf=is_object) for key, one in every}
+    holding = [
+        key for key, found in leaves.items()
+        if key not in fit.static_arguments and any(type(leaf) in fit.static for leaf in found)
+    ]  # fmt: skip
+    states = {key for key in holding if any(_is_traced(leaf, NUMBERS) or is_object(leaf) for leaf in leaves[key])}
+    waiting = [states, *({key} for key in holding if key not in states)]
+    while waiting:
+        group = waiting.pop(0)
+        wider = dataclasses.replace(fit, traced_numbers=fit.traced_numbers | group)
+        try:
+            if group and wider.traced_numbers != set(holding):  # all of them were tried before
+                made, fit = wider.trace(arguments, named), wider
+                continue
+        except UserCodeError:
+            pass  # what is tried here need not work: `fit` does
+        waiting = [{key} for key in holding if key in group and len(group) > 1] + waiting
+    return fit, *made
 
 
 def abstract_parts(parts: list[Any]) -> list[Any]:
@@ -403,10 +446,12 @@ def _notes(fit: Fit, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> li
         "(jax.vmap(step, axis_name=..., axis_size=1)), so give the state of one replica and the global batch"
         for name in fit.bound_axes
     ]
+    given = names_of(fit.step, arguments, named)
     numbers = [
         f"{'/'.join(part for part in (name, path_of(path)) if part)}={value!r}"
-        for name, argument in names_of(fit.step, arguments, named).items()
-        for path, value in jax.tree_util.tree_flatten_with_path(argument)[0]
+        for name, place in places_of(fit.step, arguments, named).items()
+        if place not in fit.traced_numbers
+        for path, value in jax.tree_util.tree_flatten_with_path(given[name])[0]
         if fit.static and isinstance(value, NUMBERS) and type(value) in fit.static
     ]
     if numbers:

@@ -217,7 +217,10 @@ def _matmul(found: Dimensions, equation: Any, ins, out, trips: int) -> None:
 
 
 def _reshape(found: Dimensions, before, after, ins, outs) -> None:
-    """Groups of dimensions with equal products; of a split or merged group the slowest varying ones are the same."""
+    """Groups of dimensions with equal products; of a split or merged group the slowest varying ones are the same. An
+    array without elements has no such groups."""
+    if 0 in (*before, *after):
+        return
     i = j = 0
     while i < len(before) and j < len(after):
         left, right = [i], [j]

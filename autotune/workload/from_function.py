@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from autotune.workload.trace import (
     dots,
     mesh_axis_names,
     named_parts,
+    names_of,
     nbytes,
     notes,
 )
@@ -49,6 +50,12 @@ WHOLE_BYTES_SHARE = 0.05
 
 LARGEST_WHOLE = 3
 """Kinds of such arrays for which a rule is shown."""
+
+REPLICAS = ("replica", "replicate")
+"""Mesh axes along which a codebase that has a `data` axis beside them keeps its weights whole."""
+
+REPLICAS = ("replica", "replicate")
+"""Mesh axes along which a codebase that has a `data` axis beside them keeps its weights whole."""
 
 UNTOLD_BYTES_SHARE = 0.01
 """Arrays without annotation are worth a word when they hold more of the parameters than this."""
@@ -182,15 +189,17 @@ def fields_of(
     leaves = leaves_of(adapted.state)
     flow = flow_of(closed.jaxpr)
     roles, said_of_roles = roles_of(flow, adapted.state, leaves, parameters)
-    naming = Naming(own, logical_rules)
     said = match_rules(rules, leaves)
     for path, (node, array) in leaves.items():
         names = annotated(node, array)
         if path not in said and names is not None:
             said[path] = names
+    said_of_batch = leaves_of(adapted.batch)
+    of_batch = [annotated(node, array) or () for node, array in said_of_batch.values()]
+    parts = [part for names in (*said.values(), *of_batch) for name in names for part in names_of(name)]
+    naming = Naming(own, logical_rules, {*parts, *mesh_axis_names(closed.jaxpr)})
     named = {path: tuple(naming.own(one) for one in names) for path, names in said.items()}
     named = naming.settle(named, roles, mesh_axis_names(closed.jaxpr))
-    said_of_batch = leaves_of(adapted.batch)
     axes = dimensions_of(closed.jaxpr)
     dimensions, notes_of_batch = batch_dimensions(
         {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves), batch
@@ -233,10 +242,12 @@ def fields_of(
         )
     context = "context" in naming.used
     rows_named = _rows_named(closed.jaxpr, naming) if explicit else "batch"
+    before = len(naming.notes)
     batch_leaves = {
         path: _batch_leaf(node, array, naming, context, dimensions[path], path in batch_axes, rows_named)
         for path, (node, array) in said_of_batch.items()
     }
+    guesses += naming.notes[before:]
     partition = Partition(
         state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit,
         mesh_context=mesh_context, extra_axes=naming.extra,
@@ -280,22 +291,29 @@ def fields_of(
 
 
 class Naming:
-    """What the user's names mean: logical axes by rules, mesh axes by the names of other codebases."""
+    """What the user's names mean: logical axes by rules, mesh axes by the names of other codebases.
 
-    def __init__(self, mesh_axes: Mapping[str, str], logical_rules: Any) -> None:
-        self.mesh_axes = mesh_axes
-        first = {ours: own for own, ours in reversed(list(mesh_axes.items()))}
-        self.extra = {own: ours for own, ours in mesh_axes.items() if first[ours] != own}
+    `spoken`: the names that stand in annotations and constraints.
+    """
+
+    def __init__(self, mesh_axes: Mapping[str, str], logical_rules: Any, spoken: Set[Any]) -> None:
         self.notes: list[str] = []
-        self.used: dict[str, str] = {}
         pairs = logical_rules.items() if isinstance(logical_rules, Mapping) else logical_rules
-        given: list[tuple[str, tuple[str, ...]]] = []
+        listed_rules: list[tuple[str, tuple[str, ...]]] = []
         for pair in pairs or ():
             try:
                 logical, axes = pair
             except (TypeError, ValueError):
                 raise ValueError(f"logical_rules: {pair!r} must be a pair (logical axis, mesh axes)") from None
-            listed = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+            listed_rules.append((logical, () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)))
+        told = {logical for logical, _ in listed_rules}
+        named = (spoken - told) | {axis for _, listed in listed_rules for axis in listed}
+        self.mesh_axes = mesh_axes = {**mesh_axes, **self._data_beside_replicas(named, mesh_axes)}
+        first = {ours: own for own, ours in reversed(list(mesh_axes.items()))}
+        self.extra = {own: ours for own, ours in mesh_axes.items() if first[ours] != own}
+        self.used: dict[str, str] = {}
+        given: list[tuple[str, tuple[str, ...]]] = []
+        for logical, listed in listed_rules:
             for axis in listed:
                 if axis not in mesh_axes and axis not in MESH_NAMES:
                     raise ValueError(
@@ -308,6 +326,19 @@ class Naming:
         usual = ((one, expanded(axes, self.extra)) for one, axes in LOGICAL_AXIS_RULES if one not in self.told)
         self.rules = (*given, *usual)
 
+    def _data_beside_replicas(self, named: Set[Any], mesh_axes: Mapping[str, str]) -> dict[str, str]:
+        """What `data` and `replica` mean where a step has both, and no axis that is fsdp: its weights are cut along
+        `data` and whole along `replica`."""
+        replica = next((name for name in REPLICAS if name in named), None)
+        said = {"data", *REPLICAS} & mesh_axes.keys() or "fsdp" in mesh_axes.values()
+        if replica is None or "data" not in named or said or any(MESH_NAMES.get(name) == "fsdp" for name in named):
+            return {}
+        self.notes.append(
+            f"beside the mesh axis {replica!r}, which was taken for data, 'data' was taken for fsdp; pin it with "
+            f"mesh_axes={{'data': 'fsdp', {replica!r}: 'data'}}"
+        )
+        return {"data": "fsdp", replica: "data"}
+
     def _mesh(self, name: str) -> str:
         """Our word for the user's mesh axis, remembered; a further axis of a kind keeps its name."""
         if name in self.extra:
@@ -317,7 +348,7 @@ class Naming:
         if other is not None:
             raise ValueError(
                 f"mesh axes {other!r} and {name!r} would both be {ours!r}; say which is which with "
-                f"mesh_axes={{{name!r}: ...}} (one of {', '.join(AXES)})"
+                f"mesh_axes={{{other!r}: ..., {name!r}: ...}} (each one of {', '.join(AXES)}; both may be {ours})"
             )
         self.used[name] = ours
         return ours
@@ -340,6 +371,22 @@ class Naming:
         if note not in self.notes:
             self.notes.append(note)
         return None
+
+    def knows_none(self, name: Name) -> bool:
+        """Whether a dimension is named, by nothing that has a meaning."""
+        known = (*dict(self.rules), *self.mesh_axes, *MESH_NAMES)
+        return bool(names_of(name)) and not any(part in known for part in names_of(name))
+
+    def rows_of(self, names: tuple[str, ...]) -> None:
+        """Remember to say that names of a dimension of the batch were taken for the batch."""
+        pin = ", ".join(f"{name!r}: 'data'" for name in names)
+        words = ", ".join(map(repr, names))
+        note = (
+            f"the batch lives on a mesh of your own, cut along {words}, which was taken for the batch's axes; pin it "
+            f"with mesh_axes={{{pin}}}"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
 
     def settle(
         self, named: dict[str, tuple[Name, ...]], roles: Mapping[str, str], constrained: Sequence[str]
@@ -496,7 +543,13 @@ def _batch_leaf(
             if context and axis + 1 < len(shape):
                 named[axis + 1] = "length"
         return Leaf(names=tuple(named), shape=shape, role="batch", guessed=False)
-    return Leaf(names=tuple(naming.own(name) for name in names), shape=shape, role="batch", guessed=False)
+    own = [
+        rows_named if index == axis and naming.knows_none(name) else naming.own(name)
+        for index, name in enumerate(names)
+    ]  # fmt: skip
+    if axis is not None and naming.knows_none(names[axis]):
+        naming.rows_of(names_of(names[axis]))
+    return Leaf(names=tuple(own), shape=shape, role="batch", guessed=False)
 
 
 def stay_whole(partition: Partition, leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:

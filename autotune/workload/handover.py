@@ -152,7 +152,10 @@ def hand_over(
         again=None if make is None else partial(_adapted_again, step, make, named, chosen, explicit, mesh_axes),
     )
     if not jax.tree.leaves(adapted.state):
-        raise ValueError("of_call: no argument beside the batch holds arrays; the step has no state")
+        raise ValueError(
+            "of_call: no argument beside the batch holds arrays; the step has no state. Where one argument holds both, "
+            "hand over a function that takes its parts one by one"
+        )
     notes = [*found.notes(), *fit.notes]
     if explicit and said is None:
         notes.append(

@@ -102,8 +102,8 @@ class _Evidence:
 
 
 def _role(analysis: _Evidence, index: int, array: Any, optax_made: bool) -> str:
-    key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) or is_legacy_key(array)
-    if key:
+    keys = array.dtype == jnp.uint32 and tuple(array.shape[-1:]) == (2,)  # one for each example, layer or micro-batch
+    if keys or jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         return "other"
     reaches, changed = analysis.reaches[index], analysis.changed[index]
     by_gradient = analysis.by_gradient[index]

@@ -53,6 +53,15 @@ def compare(closed: Any, expected: tuple[Operation, ...]) -> None:
         raise AnotherProgram(_message(count, expected[count].text, "the end of the step", at))
 
 
+def fails_here(summary: str) -> str:
+    """The line on a step of which the trace worked where the workload was made, and fails in this process."""
+    return (
+        f"the step fails in the worker process, and did not where the workload was made: {summary}; what your program "
+        "changed before (a replaced function, a flag, an environment variable) is not so there: do it in a module that "
+        "the step imports, or inside the function of Workload.from_builder"
+    )
+
+
 def source(equation: Any) -> str | None:
     """ "file.py:line" of the innermost frame of the user's code; None where the trace has none."""
     traceback = equation.source_info.traceback

@@ -57,6 +57,8 @@ def tracing(
     mesh = Mesh(devices, every, axis_types=(kind,) * len(every))
     wide = (*every, *spare)
     abstract = AbstractMesh((*shape, *(1 for _ in spare)), wide, axis_types=(kind,) * len(wide))
+    # A step that hands the old context's mesh to jax.shard_map says the mesh that is set: on devices the two are one.
+    vars(mesh)["abstract_mesh"] = abstract
     with mesh_set(mesh, context, abstract=abstract):
         yield
 
