@@ -11,6 +11,7 @@ from flax import nnx
 
 from autotune.meshes.architecture import AttentionKind
 from autotune.models import kernels
+from autotune.models.adapters import Frozen, product
 from autotune.models.execution import Execution
 from autotune.models.kernels import Visible
 from autotune.models.parameters import Norm, aligned, biased, root_mean_square_normed, weight, zeros
@@ -72,8 +73,8 @@ class Attention(nnx.Module):
         sinks = self.sinks[...].astype(jnp.float32) if self.kind.sinks else None
         cap = SOFT_CAP if self.kind.soft_cap else None
         mixed = attend(q, k, v, positions_L, self.visible, run, sinks=sinks, soft_cap=cap, tile=self.kind.splash_tile)
-        w = run.sharder.fetch(self.output[...], ("heads", "head_dim", "embed"), run.dtype)
-        out = run.sharder.einsum("blnh,nhd->bld", mixed, w, ("batch", "norm_length", "features"))
+        names, out_names = ("heads", "head_dim", "embed"), ("batch", "norm_length", "features")
+        out = product("blnh,nhd->bld", mixed, self.output, names, out_names, run)
         return keep(biased(out, getattr(self, "output_bias", None)), ATTENTION_OUT)
 
     def _grouped(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
@@ -97,8 +98,8 @@ class Attention(nnx.Module):
         kind = self.kind
 
         def down(parameter):
-            w = run.sharder.fetch(parameter[...], ("embed", "latent"), run.dtype)
-            return run.sharder.einsum("bld,dr->blr", x_BLD, w, ("batch", "length", "latent"))
+            out_names = ("batch", "length", "latent")
+            return product("bld,dr->blr", x_BLD, parameter, ("embed", "latent"), out_names, run)
 
         latent = self.query_latent_norm(down(self.query_down)) if kind.query_rank else x_BLD
         q = project_to_heads(latent, self.query, "heads", run)
@@ -132,10 +133,10 @@ def unscaled(x: jax.Array) -> jax.Array:
     return root_mean_square_normed(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def project_to_heads(x: jax.Array, parameter: nnx.Param, heads: str, run: Execution) -> jax.Array:
+def project_to_heads(x: jax.Array, parameter: nnx.Param | Frozen, heads: str, run: Execution) -> jax.Array:
     """BxLxNxH from BxLxD or BxLxR."""
-    w = run.sharder.fetch(parameter[...], ("embed", heads, "head_dim"), run.dtype)
-    return run.sharder.einsum("bld,dnh->blnh", x, w, ("batch", "length", heads, "head_dim"))
+    names, out_names = ("embed", heads, "head_dim"), ("batch", "length", heads, "head_dim")
+    return product("bld,dnh->blnh", x, parameter, names, out_names, run)
 
 
 def rotate(x_BLNH: jax.Array, positions_L: jax.Array) -> jax.Array:

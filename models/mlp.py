@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.architecture import ACTIVATIONS
+from autotune.models.adapters import product
 from autotune.models.execution import Execution
 from autotune.models.parameters import biased, weight, zeros
 from autotune.models.remat import MLP_GATE, MLP_OUT, MLP_UP, keep
@@ -41,15 +42,14 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
         def widen(parameter, bias, name):
-            w = run.sharder.fetch(parameter[...], ("embed", "mlp"), run.dtype)
-            y = run.sharder.einsum("bld,df->blf", x_BLD, w, ("batch", "length", "mlp"))
+            y = product("bld,df->blf", x_BLD, parameter, ("embed", "mlp"), ("batch", "length", "mlp"), run)
             return keep(biased(y, bias), name)
 
         up = widen(self.up, getattr(self, "up_bias", None), MLP_UP)
         gate = widen(self.gate, getattr(self, "gate_bias", None), MLP_GATE) if hasattr(self, "gate") else None
-        w = run.sharder.fetch(self.down[...], ("mlp", "embed"), run.dtype)
         hidden = activate(self.activation, up, gate)
-        out = run.sharder.einsum("blf,fd->bld", hidden, w, ("batch", "norm_length", "features"))
+        out_names = ("batch", "norm_length", "features")
+        out = product("blf,fd->bld", hidden, self.down, ("mlp", "embed"), out_names, run)
         return keep(biased(out, getattr(self, "down_bias", None)), MLP_OUT)
 
 
