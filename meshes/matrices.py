@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autotune.meshes.architecture import Architecture, LayerKind
+from autotune.meshes.lora import LORA_TARGETS, Lora
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,17 @@ def matrices_of_layer(kind: LayerKind, d_model: int) -> tuple[Matrix, ...]:
         ]
         found.append(Matrix(name="down", count=count, sides=(width, d), names=("mlp", "embed"), routed=routed))
     return tuple(found)
+
+
+def check_lora(lora: Lora, model: Architecture) -> None:
+    """ValueError where adapters are asked for beside a matrix that the model does not have.
+
+    The default names all seven and means those that there are."""
+    present = {one.name for kind, _ in model.kinds for one in matrices_of_layer(kind, model.d_model)}
+    missing = [target for target in lora.targets if not present & set(LORA_TARGETS[target])]
+    if missing and lora.targets != tuple(LORA_TARGETS):
+        raise ValueError(f"lora_targets={missing[0]}: model {model.name} has no such matrix; all it has: "
+                         f"{', '.join(name for name in LORA_TARGETS if present & set(LORA_TARGETS[name]))}")  # fmt: skip
 
 
 def matrices_of(model: Architecture) -> tuple[Matrix, ...]:

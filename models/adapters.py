@@ -8,7 +8,7 @@ parameters has any, all others are frozen.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,16 @@ MATRICES = tuple(dict.fromkeys(name for names in LORA_TARGETS.values() for name 
 SCALE_DTYPE = jnp.bfloat16
 """Of the scales of int8 weights. They are rounded before the weights are divided by them, so no rounding of theirs is
 left in the product."""
+
+
+class Twice(NamedTuple):
+    """One activation that frozen matrices and their adapters read, as two values, so that its gradient has two parts.
+
+    Over `tensor` the gradients of all matrices are partial sums, which XLA adds up before it reduces them once; those of
+    adapters are whole. Added to each other one by one, each matrix would have a reduction of its own."""
+
+    matrices: jax.Array
+    adapters: jax.Array
 
 
 class Frozen(nnx.Module):
@@ -54,11 +64,12 @@ class Frozen(nnx.Module):
             self.lora_b = zeros((*outer, rank, *out), (*outer_names, "latent", *out_names))
 
     def __call__(
-        self, formula: str, x: jax.Array, names: tuple[str, ...], out_names: tuple[str, ...], run: Execution
+        self, formula: str, x: jax.Array | Twice, names: tuple[str, ...], out_names: tuple[str, ...], run: Execution
     ) -> jax.Array:
         """`formula` of x and the matrix, and the adapter's part."""
-        y = run.sharder.einsum(formula, x, self._weight(names, run), out_names)
-        return y + self._low_rank(formula, x, names, out_names, run) if hasattr(self, "lora_a") else y
+        both = x if isinstance(x, Twice) else Twice(x, x)
+        y = run.sharder.einsum(formula, both.matrices, self._weight(names, run), out_names)
+        return y + self._low_rank(formula, both.adapters, names, out_names, run) if hasattr(self, "lora_a") else y
 
     def _weight(self, names: tuple[str, ...], run: Execution) -> jax.Array:
         """The matrix in the compute dtype, whole along fsdp. Integers are gathered as they are."""
@@ -106,12 +117,13 @@ def freeze(module: nnx.Module, lora: Lora, rngs: nnx.Rngs) -> None:
 
 
 def product(
-    formula: str, x: jax.Array, matrix: nnx.Param | Frozen, names: tuple[str, ...], out_names: tuple[str, ...],
+    formula: str, x: jax.Array | Twice, matrix: nnx.Param | Frozen, names: tuple[str, ...], out_names: tuple[str, ...],
     run: Execution,
 ) -> jax.Array:  # fmt: skip
     """A matmul of an activation with a matrix of the model, by their logical axes."""
     if isinstance(matrix, Frozen):
         return matrix(formula, x, names, out_names, run)
+    x = x.matrices if isinstance(x, Twice) else x
     return run.sharder.einsum(formula, x, run.sharder.fetch(matrix[...], names, run.dtype), out_names)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from autotune.meshes.architecture import AttentionKind
 from autotune.models import kernels
-from autotune.models.adapters import Frozen, product
+from autotune.models.adapters import Frozen, Twice, product
 from autotune.models.execution import Execution
 from autotune.models.kernels import Visible
 from autotune.models.parameters import Norm, aligned, biased, root_mean_square_normed, weight, zeros
@@ -67,7 +67,7 @@ class Attention(nnx.Module):
         up = (rank, kind.heads, fresh + kind.value_width)
         self.key_value = weight(rngs, up, ("embed", "kv_heads", "head_dim"), fan_in=rank)
 
-    def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution) -> jax.Array:
         q, k, v = (self._latent if self.kind.latent else self._grouped)(x_BLD, positions_L, run)
         q, k, v = keep(q, QUERY), keep(k, KEY), keep(v, VALUE)
         sinks = self.sinks[...].astype(jnp.float32) if self.kind.sinks else None
@@ -77,7 +77,7 @@ class Attention(nnx.Module):
         out = product("blnh,nhd->bld", mixed, self.output, names, out_names, run)
         return keep(biased(out, getattr(self, "output_bias", None)), ATTENTION_OUT)
 
-    def _grouped(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
+    def _grouped(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution):
         """(queries, keys, values) straight from the residual stream."""
 
         def project(name, heads):
@@ -93,7 +93,7 @@ class Attention(nnx.Module):
         q, k = (rotate(normed(name, heads), positions_L) for name, heads in (("query", "heads"), ("key", "kv_heads")))
         return q, k, project("value", "kv_heads")
 
-    def _latent(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
+    def _latent(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution):
         """(queries, keys, values) from latents; the last `rope_dim` of a key are one for all heads."""
         kind = self.kind
 
@@ -133,7 +133,7 @@ def unscaled(x: jax.Array) -> jax.Array:
     return root_mean_square_normed(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def project_to_heads(x: jax.Array, parameter: nnx.Param | Frozen, heads: str, run: Execution) -> jax.Array:
+def project_to_heads(x: jax.Array | Twice, parameter: nnx.Param | Frozen, heads: str, run: Execution) -> jax.Array:
     """BxLxNxH from BxLxD or BxLxR."""
     names, out_names = ("embed", heads, "head_dim"), ("batch", "length", heads, "head_dim")
     return product("bld,dnh->blnh", x, parameter, names, out_names, run)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.architecture import ACTIVATIONS
-from autotune.models.adapters import product
+from autotune.models.adapters import Twice, product
 from autotune.models.execution import Execution
 from autotune.models.parameters import biased, weight, zeros
 from autotune.models.remat import MLP_GATE, MLP_OUT, MLP_UP, keep
@@ -40,7 +40,7 @@ class MLP(nnx.Module):
             if hasattr(self, "gate"):
                 self.gate_bias = zeros((f,), ("mlp",))
 
-    def __call__(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array | Twice, run: Execution) -> jax.Array:
         def widen(parameter, bias, name):
             y = product("bld,df->blf", x_BLD, parameter, ("embed", "mlp"), ("batch", "length", "mlp"), run)
             return keep(biased(y, bias), name)

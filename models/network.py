@@ -11,7 +11,7 @@ from flax import nnx
 from autotune.meshes.architecture import Architecture, LayerKind
 from autotune.meshes.lora import Lora
 from autotune.meshes.transformer import TransformerShape
-from autotune.models.adapters import freeze
+from autotune.models.adapters import Twice, freeze
 from autotune.models.attention import Attention
 from autotune.models.execution import Execution
 from autotune.models.experts import Experts
@@ -44,6 +44,7 @@ class Layer(nnx.Module):
             self.mlp = MLP(kind.mlp.activation, model.d_model, kind.mlp.width, bias=kind.mlp.bias, rngs=rngs)
         if kind.norms == 4:
             self.attention_out_norm, self.mlp_out_norm = norm_of(model), norm_of(model)
+        self.adapted = lora is not None
         if lora is not None:
             shared = getattr(self.mlp, "shared", None)
             for module in (self.attention, self.mlp, *([shared] if shared is not None else [])):
@@ -55,12 +56,17 @@ class Layer(nnx.Module):
         Under sequence parallelism x and its norms are cut along `tensor` over the length, the matmuls' inputs not:
         XLA puts an all-gather before the projections and a reduce-scatter behind them."""
         x = keep(x_BLD, LAYER_INPUT)
-        x = x + self._out("attention", self.attention(unsplit(self.attention_norm(x), run), positions_L, run))
-        y = unsplit(self.mlp_norm(x), run)
+        x = x + self._out("attention", self.attention(self._read(self.attention_norm(x), run), positions_L, run))
+        y = self.mlp_norm(x)
         if isinstance(self.mlp, Experts):
-            out, balance = self.mlp(y, positions_L, run)
+            out, balance = self.mlp(unsplit(y, run), positions_L, run)
             return x + self._out("mlp", out), balance
-        return x + self._out("mlp", self.mlp(y, run)), jnp.zeros(())
+        return x + self._out("mlp", self.mlp(self._read(y, run), run)), jnp.zeros(())
+
+    def _read(self, normed_BLD: jax.Array, run: Execution) -> jax.Array | Twice:
+        """What the matmuls of a block read of a norm's output."""
+        x = unsplit(normed_BLD, run)
+        return Twice(x, unsplit(normed_BLD, run)) if self.adapted else x
 
     def _out(self, block: str, out_BLD: jax.Array) -> jax.Array:
         norm = getattr(self, f"{block}_out_norm", None)
