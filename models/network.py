@@ -65,8 +65,20 @@ class Layer(nnx.Module):
 
     def _read(self, normed_BLD: jax.Array, run: Execution) -> jax.Array | Twice:
         """What the matmuls of a block read of a norm's output."""
-        x = unsplit(normed_BLD, run)
-        return Twice(x, unsplit(normed_BLD, run)) if self.adapted else x
+        if not self.adapted:
+            return unsplit(normed_BLD, run)
+
+        @jax.custom_vjp
+        def twice(normed):
+            x = unsplit(normed, run)
+            return Twice(x, x)
+
+        def added(_, gradients):
+            cut = [run.sharder.constrain(part, ("batch", "norm_length", "features")) for part in gradients]
+            return (cut[0] + cut[1],)
+
+        twice.defvjp(lambda normed: (twice(normed), None), added)
+        return twice(normed_BLD)
 
     def _out(self, block: str, out_BLD: jax.Array) -> jax.Array:
         norm = getattr(self, f"{block}_out_norm", None)
