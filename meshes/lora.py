@@ -107,7 +107,9 @@ def lora_of(rank: object, targets: str | None, base_dtype: str | None) -> Lora |
     if rank == 0:
         for name, value in (("lora_targets", targets), ("base_dtype", base_dtype)):
             if value is not None:
-                raise ValueError(f"{name}={short(value)} is of the frozen base under adapters: it needs lora_rank above 0")
+                raise ValueError(
+                    f"{name}={short(value)} is of the frozen base under adapters: it needs lora_rank above 0"
+                )
         return None
     named = lora_targets_of(targets).split(",") if targets is not None else list(LORA_TARGETS)
     return Lora(rank=rank, targets=tuple(named), base_dtype=base_dtype or next(iter(BASE_DTYPES)))

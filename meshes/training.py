@@ -62,7 +62,9 @@ class Training:
         lora = lora_of(self.lora_rank, self.lora_targets, self.base_dtype)
         if lora is not None:
             if self.optimizer == "muon":
-                raise ValueError("optimizer='muon' with lora_rank: it makes updates of whole matrices orthogonal, not of adapters")
+                raise ValueError(
+                    "optimizer='muon' with lora_rank: it makes updates of whole matrices orthogonal, not of adapters"
+                )
             for field, value in lora.words().items():
                 object.__setattr__(self, field, value)
 

@@ -132,9 +132,7 @@ def trained(tree: Any) -> Any:
     alone are."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_names)]
     adapted = any(map(_is_adapter, paths))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not adapted or _is_adapter(path), tree, is_leaf=_is_names
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: not adapted or _is_adapter(path), tree, is_leaf=_is_names)
 
 
 def parted(tree: dict) -> tuple[dict, dict]:

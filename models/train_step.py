@@ -175,9 +175,7 @@ def build_step(
     run = execution_of(layout, mesh, dtype)
     training = training or Training()
     if training.lora and training.lora.base_dtype in PRICED_ONLY:
-        raise ValueError(
-            f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}"
-        )
+        raise ValueError(f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}")
     definition, abstract, axes = abstract_network(transformer, training)
     (shapes, frozen_shapes), (names, frozen_names) = parted(abstract), parted(axes)
     rules = run.sharder.rules

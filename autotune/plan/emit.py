@@ -214,7 +214,9 @@ def easylm(plan: Plan) -> str:
     }
     notes = _unsaid(plan, "remat", "accumulate")
     if _lora_of(plan) is not None:
-        notes.append("adapters alone are trained in this plan: EasyLM has no LoRA, this command would train all weights")
+        notes.append(
+            "adapters alone are trained in this plan: EasyLM has no LoRA, this command would train all weights"
+        )
     if layout.dcn:
         notes.append("EasyLM has one flat mesh; its outermost axis is the one that crosses slices")
     notes += [f"another device order: {line}" for line in lost]

@@ -139,7 +139,9 @@ def test_they_are_the_numbers_of_the_model_with_the_product_added(training):
         added[name] = (a, b)
         return (base + (a @ b).reshape(base.shape)).astype(np.float32)
 
-    plain = build_step(MODELS["tiny"], BATCH, SEQ, parse_layout("data=1"), mesh_of(parse_layout("data=1")), dtype="float32")
+    plain = build_step(
+        MODELS["tiny"], BATCH, SEQ, parse_layout("data=1"), mesh_of(parse_layout("data=1")), dtype="float32"
+    )
     parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), whole(state["parameters"]))
     with jax.set_mesh(plain.mesh):
         after, metrics = jax.jit(plain.function)(
@@ -151,8 +153,14 @@ def test_they_are_the_numbers_of_the_model_with_the_product_added(training):
     )
     clipped = {"plain": float(metrics["gradient_norm"])}
     assert set(added) == {"query", "key", "value", "output", "gate", "up", "down"}
-    blocks = {name: adam.mu["layers"]["attention" if name in adam.mu["layers"]["attention"] else "mlp"][name] for name in added}
-    ours = {name: moments["layers"]["attention" if name in moments["layers"]["attention"] else "mlp"][name] for name in added}
+    blocks = {
+        name: adam.mu["layers"]["attention" if name in adam.mu["layers"]["attention"] else "mlp"][name]
+        for name in added
+    }
+    ours = {
+        name: moments["layers"]["attention" if name in moments["layers"]["attention"] else "mlp"][name]
+        for name in added
+    }
     # Each step clips by the norm of its own gradients: the two differ by one factor.
     factors = []
     for name, (a, b) in added.items():

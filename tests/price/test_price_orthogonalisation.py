@@ -10,8 +10,8 @@ from architectures import ARCHITECTURES
 
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import AXES, parse_layout
-from autotune.meshes.target import parse_target
 from autotune.meshes.matrices import matrices_of
+from autotune.meshes.target import parse_target
 from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
 from autotune.models.presets import PRESETS

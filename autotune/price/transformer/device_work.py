@@ -272,8 +272,16 @@ def _work_of_kind(
         )
         each, local = (tokens * shape.slots_per_token, shape.experts / expert) if shape.experts else (tokens, 1.0)
         adapters = adapter_matmuls(
-            layer, shape.d_model, base.lora, trained_matmul, _sum,
-            tokens=tokens, rows=tokens / cut, slots=each / local, experts=local, tensor=tensor,
+            layer,
+            shape.d_model,
+            base.lora,
+            trained_matmul,
+            _sum,
+            tokens=tokens,
+            rows=tokens / cut,
+            slots=each / local,
+            experts=local,
+            tensor=tensor,
         )
         added = added_elements(
             layer, shape.d_model, base.lora, tokens=tokens, rows=tokens / cut, slots=each, tensor=tensor
