@@ -29,7 +29,7 @@ int8 keeps a scale for each output channel, too few to count. nf4: 4 bits, an 8-
 float32 for each 256 of those scales (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
 
 QUANTISED = ("int8", "nf4")
-"""Dtypes of the base of which only the matrices inside the layers are kept so: tables, norms, routers and biases stay in
+"""Dtypes of the base in which only the matrices inside the layers are kept: tables, norms, routers and biases stay in
 `BESIDE_QUANTISED`."""
 
 BESIDE_QUANTISED = "bfloat16"
@@ -45,7 +45,7 @@ LORA_WORDS = ("lora_rank", "lora_targets", "base_dtype")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """Adapters of one rank beside some matrices of every layer: x W becomes x W + (x A) B, and only A and B are trained.
+    """Adapters of one rank beside some matrices of every layer: x W becomes x W + (x A) B; A and B alone are trained.
 
     `targets`: of `LORA_TARGETS`. `base_dtype`: of what is frozen, all other weights of the model.
     """

@@ -66,8 +66,8 @@ def check_lora(lora: Lora, model: Architecture) -> None:
     present = {one.name for kind, _ in model.kinds for one in matrices_of_layer(kind, model.d_model)}
     missing = [target for target in lora.targets if not present & set(LORA_TARGETS[target])]
     if missing and lora.targets != tuple(LORA_TARGETS):
-        raise ValueError(f"lora_targets={missing[0]}: model {model.name} has no such matrix; all it has: "
-                         f"{', '.join(name for name in LORA_TARGETS if present & set(LORA_TARGETS[name]))}")  # fmt: skip
+        has = ", ".join(name for name in LORA_TARGETS if present & set(LORA_TARGETS[name]))
+        raise ValueError(f"lora_targets={missing[0]}: model {model.name} has no such matrix; it has {has}")
 
 
 def matrices_of(model: Architecture) -> tuple[Matrix, ...]:

@@ -31,10 +31,10 @@ WEIGHTS = {
     "norm": (),
     "router": (),
 }
-"""Logical axes of parameters at rest. `latent` is the width of what latent attention makes keys and queries of, and
-the rank of adapters, which every device computes whole; `positions` counts the rows of a table of learned positions. `norm` is the width of a
-norm's scale: too small to be worth a gather. `router` counts the experts in the router's own weight, which every device
-needs whole."""
+"""Logical axes of parameters at rest. `latent` is the width of what latent attention makes keys and queries of, and the
+rank of adapters, which every device computes whole; `positions` counts the rows of a table of learned positions. `norm`
+is the width of a norm's scale: too small to be worth a gather. `router` counts the experts in the router's own weight,
+which every device needs whole."""
 
 PRECISE = ("norm", "router")
 """Parameters with such an axis are used in float32 whatever the compute dtype."""

@@ -31,8 +31,8 @@ left in the product."""
 class Twice(NamedTuple):
     """One activation that frozen matrices and their adapters read, as two values, so that its gradient has two parts.
 
-    Over `tensor` the gradients of all matrices are partial sums, which XLA adds up before it reduces them once; those of
-    adapters are whole. Added to each other one by one, each matrix would have a reduction of its own."""
+    Over `tensor` the gradients of all matrices are partial sums, which XLA adds up before it reduces them once; those
+    of adapters are whole. Added to each other one by one, each matrix would have a reduction of its own."""
 
     matrices: jax.Array
     adapters: jax.Array

@@ -111,9 +111,10 @@ def _loop(definitions, axes, weights, x_MBLD, positions_L, run: Execution):
 
         def one_layer(definition, own, is_trained, x, layer):
             index, sum_of_layer = layer
+            weights = jax.tree.map(lambda leaf: leaf[repeat, index], own)
             weights = jax.tree.map(
-                lambda leaf, gradient_sum, yes: borrow(leaf[repeat, index], gradient_sum) if yes else leaf[repeat, index],
-                own, sum_of_layer, is_trained,
+                lambda leaf, gradient_sum, yes: borrow(leaf, gradient_sum) if yes else leaf,
+                weights, sum_of_layer, is_trained,
             )  # fmt: skip
             return nnx.merge(definition, weights)(x, positions_L, run)
 

@@ -218,11 +218,10 @@ def new_network(transformer: TransformerShape, key: jax.Array, training: Trainin
 
 def stored_weights(parameters: Any, training: Training) -> Any:
     """Freshly drawn float32 weights in the dtype in which they are kept between steps; quantised ones as they are."""
-    if training.lora:
+    lora = training.lora
+    if lora is not None:
         weights, frozen = parted(parameters)
-        kept = jax.tree.map(
-            lambda leaf: leaf.astype(training.lora.tables_dtype) if leaf.dtype == jnp.float32 else leaf, frozen
-        )
+        kept = jax.tree.map(lambda leaf: leaf.astype(lora.tables_dtype) if leaf.dtype == jnp.float32 else leaf, frozen)
         return joined(jax.tree.map(lambda leaf: leaf.astype(training.weights_dtype), weights), kept)
     if training.weights_dtype == "float32":
         return parameters

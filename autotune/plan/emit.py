@@ -128,8 +128,8 @@ def maxtext(plan: Plan) -> str:
         if lora.quantised:
             flags["lora.lora_weight_qtype"] = lora.base_dtype
         notes.append(
-            f"adapters alone are trained: MaxText does so in its SFT trainer; say the matrices ({','.join(lora.targets)}) "
-            "in lora.lora_module_path; older versions write these keys without lora."
+            "adapters alone are trained: MaxText does so in its SFT trainer; say the matrices "
+            f"({','.join(lora.targets)}) in lora.lora_module_path; older versions write these keys without lora."
         )
     lines = [f"{name}={escaped(value, in_quotes=True)}" for name, value in flags.items()]
     head = f"python3 -m maxtext.trainers.{trainer} maxtext/configs/base.yml"
@@ -185,8 +185,8 @@ def levanter(plan: Plan) -> str:
     lora = _lora_of(plan)
     if lora is not None:
         notes.append(
-            f"adapters alone are trained: of levanter.main.lora_lm, with lora.r: {lora.rank}, lora.alpha: {lora.rank} and "
-            f"lora.target_modules for {','.join(lora.targets)}; its base has the dtype of the trainer's parameters"
+            f"adapters alone are trained: of levanter.main.lora_lm, with lora.r: {lora.rank}, lora.alpha: {lora.rank} "
+            f"and lora.target_modules for {','.join(lora.targets)}; its base has the dtype of the trainer's parameters"
         )
     return _comments([*_about(plan), *notes]) + "\n".join(lines) + "\n"
 

@@ -53,7 +53,7 @@ BAD = {
     "--lora-rank 100000": "--lora-rank=100000 must be at most 65,536",
     "--lora-rank 4 --base-dtype int4": "--base-dtype='int4' must be one of bfloat16, float32, float16, int8, nf4",
     "--lora-rank 4 --optimizer muon": "optimizer='muon' with lora_rank",
-    "--lora-rank 4 --model tiny-encoder --lora-targets gate": "lora_targets=gate: model tiny-encoder has no such matrix",
+    "--lora-rank 4 --model tiny-encoder --lora-targets gate": "lora_targets=gate: model tiny-encoder has no",
 }
 
 

@@ -1,5 +1,5 @@
-"""The law of `test_same_numbers` for adapters beside a frozen base: the same loss and the same gradients of the adapters
-on every layout, nothing else moves, and both are those of the model with A B added to its matrices."""
+"""The law of `test_same_numbers` for adapters beside a frozen base: the same loss and gradients of the adapters on
+every layout, nothing else moves, and both are those of the model with A B added to its matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What adapters beside a frozen base are priced at: counted by hand, as the step holds it, and beside compiled programs."""
+"""What adapters beside a frozen base are priced at: by hand, as the step holds it, and beside compiled programs."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_only_gradients_of_adapters_are_sent():
 @pytest.mark.parametrize(("base", "sent"), [("float32", 2.0), ("bfloat16", 2.0), ("int8", 1.0), ("nf4", 0.516)])
 def test_the_base_is_gathered_as_it_is_kept_or_as_it_is_used(base, sent):
     """fsdp=8, remat=full: the layers twice, each table once for each of its two uses, in bfloat16 where the base is
-    quantised. Of adapters, the side that fsdp cuts is gathered twice and its gradient reduced; the gradient of the other
-    is all-reduced."""
+    quantised. Of adapters, the side that fsdp cuts is gathered twice and its gradient reduced; the gradient of the
+    other is all-reduced."""
     layers = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     cut = 32 * 16 * 4096 * 7
     adapters = 7 / 8 * 2 * 3 * cut + 7 / 4 * 2 * (RANK_PARAMETERS - cut)

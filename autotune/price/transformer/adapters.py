@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,14 +20,14 @@ GROUPS = {
 """A matrix -> the group of matmuls (`device_work.Work`) that it is one of."""
 
 ADDED_TRAFFIC = (2.0, 2.0)
-"""Bytes of memory traffic, (forward, backward), per element that an adapter's part is added to: what reads the sum reads
-one array more. Backward, the gradients of a matmul's input are summed with one array more (llama3-8b on h100, jax
-0.10.2)."""
+"""Bytes of memory traffic, (forward, backward), per element that an adapter's part is added to: what reads the sum
+reads one array more. Backward, the gradients of a matmul's input are summed with one array more (llama3-8b on h100,
+jax 0.10.2)."""
 
 ADAPTER_KERNELS = (4.0, 12.0)
 """Kernels of an adapted matrix, (forward, backward). Forward: two matmuls, two casts of weights. Backward: four
-matmuls, two casts; and for each of A and B the sum of a split matmul, the slice of a joint reduction and the place among
-the stacked gradients (llama3-8b on h100, jax 0.10.2)."""
+matmuls, two casts; and for each of A and B the sum of a split matmul, the slice of a joint reduction and the place
+among the stacked gradients (llama3-8b on h100, jax 0.10.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +77,10 @@ class Adapters:
 
 def adapters_of(shape: TransformerShape, lora: Lora, size: Mapping[str, np.ndarray]) -> Adapters:
     """The counts of each row, given the sizes of its axes."""
-    found = {name: np.zeros_like(size["tensor"]) for name in ("cut", "whole", "routed_cut", "routed_whole")}
-    sides = {"reading": 0.0, "writing": 0.0}
+    found: dict[str, Any] = {
+        name: np.zeros_like(size["tensor"]) for name in ("cut", "whole", "routed_cut", "routed_whole")
+    }
+    sides: dict[str, Any] = {"reading": 0.0, "writing": 0.0}
     for matrix in targeted(matrices_of(shape.described), lora):
         for side, name in zip(matrix.sides, matrix.names, strict=True):
             numbers = matrix.count * lora.rank * side / (size["expert"] if matrix.routed else 1.0)
@@ -112,7 +114,7 @@ def adapter_matmuls(
             side / (tensor if name in ("heads", "mlp") else 1.0)
             for side, name in zip(matrix.sides, matrix.names, strict=True)
         )
-        rank, ahead, behind, count = float(lora.rank), tokens, tokens, 1.0
+        rank, ahead, behind, count = float(lora.rank), tokens, tokens, np.ones(())
         if matrix.routed:
             ahead, behind, count = slots, slots, experts
         elif matrix.names[1] == "embed":

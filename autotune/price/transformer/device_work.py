@@ -111,8 +111,8 @@ class Work:
         """Seconds of a microbatch through so many layers and the head, by what draws power
         (`autotune.efficiency.sustained_share`), taken to save what the policy `dots` saves and to run what is
         elementwise again. `saving`: seconds of a byte that is saved."""
-        matmuls = (self.heads, self.out, self.hidden_in, self.hidden_out)
-        matmuls = (*matmuls, *(one for both in self.adapters.values() for one in both))
+        matmuls = [self.heads, self.out, self.hidden_in, self.hidden_out]
+        matmuls += [one for both in self.adapters.values() for one in both]
         seconds = sum(one.forward + one.backward_input + one.backward_weight for one in matmuls)
         head = self.head.forward + self.head.backward_input + self.head.backward_weight
         attention = sum(self.attention.matmul_seconds)
@@ -328,7 +328,9 @@ def _work_of_kind(
         kv_bytes=width * tokens * kv_heads * (h + values),
         kept={name: scale * value for name, value in kept.items()},
         layer_work_bytes=scale * in_hand,
-        logit_bytes=scale * saved.logits * logits / tiles + np.where(tiles > 1, 4.0 * tokens * d, 0.0),
+        # No gradient of a frozen table waits for them, so their gradient takes their place (v5e and h100).
+        logit_bytes=scale * (saved.logits if base is None else 2.0) * logits / tiles
+        + np.where(tiles > 1, 4.0 * tokens * d, 0.0),
         held_logit_bytes=np.where(tiles > 1, 0.0, scale * saved.held_logits * logits),
         adapters=adapters,
     )

@@ -97,7 +97,7 @@ class MicrobatchTerms(Rows):
                     rerun = rerun + own_again * self.of(low.forward)
                     book.count("flops", "layer", (3.0 + own_again) * self.of(low.flops))
             lows = [low for both in work.adapters.values() for low in both]
-            total = sum(self.of(low.forward + low.backward_input + low.backward_weight) for low in lows)
+            total = sum((self.of(low.forward + low.backward_input + low.backward_weight) for low in lows), self.nothing)
             book.add("matmul.adapters", "matmul", "layer", total)
         book.add("recompute.matmul", "matmul", "layer", rerun)
         core = [self.of(values) for values in work.attention.matmul_seconds]
@@ -318,6 +318,10 @@ class MicrobatchTerms(Rows):
             table = self.parameters.sent_vocabulary
             each = np.where(self.staged, 0.0, 1.0)
             if state.base is not None:
+                # Without gradients nothing tells the two uses of a tied table apart: TPUs gather it once (v5e, libtpu
+                # 0.0.42).
+                if self.shape.tied_embeddings and self.hardware.platform == "tpu":
+                    table = self.parameters.embedding
                 sent = state.base.sent_beside * (table + np.where(tiled, self.parameters.embedding, 0.0))
                 self.gather("head", sent, each, 0.5 * beside)
                 return

@@ -72,8 +72,8 @@ class State:
 
     `update_traffic`: bytes read and written per parameter of an optimizer step. `accumulate_traffic`: bytes per
     parameter and pass of adding gradients to a buffer. `orthogonalises`: whether the update of matrices inside the
-    layers is made orthogonal (`orthogonalisation`). `base`: the frozen weights under adapters, of which all other fields
-    are then; None: all weights are trained.
+    layers is made orthogonal (`orthogonalisation`). `base`: the frozen weights under adapters, of which alone all other
+    fields are then; None: all weights are trained.
     """
 
     weights: float
