@@ -147,5 +147,7 @@ class Training:
 
 def training_of(words: Mapping[str, Any]) -> Training:
     """The training that some words say; those that are missing or None are at their default."""
-    told: dict[str, Any] = {name: words[name] for name in WORDS if words.get(name) is not None}
-    return Training(**{name: value if name == "lora_rank" else str(value) for name, value in told.items()})
+    told: dict[str, Any] = {
+        name: words[name] if name == "lora_rank" else str(words[name]) for name in WORDS if words.get(name) is not None
+    }
+    return Training(**told)

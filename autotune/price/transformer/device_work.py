@@ -270,7 +270,8 @@ def _work_of_kind(
             seconds + adapted * kernels * hardware.launch_seconds
             for seconds, kernels in zip(launches, ADAPTER_KERNELS, strict=True)
         )
-        each, local = (tokens * shape.slots_per_token, shape.experts / expert) if shape.experts else (tokens, 1.0)
+        slotted = tokens * shape.slots_per_token if shape.experts else tokens
+        experts = shape.experts / expert if shape.experts else np.ones_like(tokens)
         adapters = adapter_matmuls(
             layer,
             shape.d_model,
@@ -279,12 +280,12 @@ def _work_of_kind(
             _sum,
             tokens=tokens,
             rows=tokens / cut,
-            slots=each / local,
-            experts=local,
+            slots=slotted / experts,
+            experts=experts,
             tensor=tensor,
         )
         added = added_elements(
-            layer, shape.d_model, base.lora, tokens=tokens, rows=tokens / cut, slots=each, tensor=tensor
+            layer, shape.d_model, base.lora, tokens=tokens, rows=tokens / cut, slots=slotted, tensor=tensor
         )
         elementwise = tuple(
             seconds + scale * each * more / hbm

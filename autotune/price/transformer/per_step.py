@@ -66,7 +66,8 @@ class StepTerms(Rows):
         twice = np.where(self.staged, 2.0, 0.0)
         batch = payload * table.accumulate * table.microbatches
         self.move("stage", "all_gather", "step", batch, twice)
-        self.move("stage", "reduce_scatter", "step", batch, twice)
+        # A frozen embedding has no gradient for which those of the inputs would be scattered.
+        self.move("stage", "reduce_scatter", "step", batch, twice if self.adapters is None else 0.5 * twice)
         if self.adapters is None:
             self.move("stage", "all_reduce", "step", self._table_gradients("stage"), once)
         virtual, stages = table.virtual_stages, size["stage"]
