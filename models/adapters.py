@@ -8,6 +8,7 @@ parameters has any, all others are frozen.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -63,22 +64,14 @@ class Frozen(nnx.Module):
             self.lora_a = nnx.Param(drawn, out_sharding=(*outer_names, *into_names, "latent"))
             self.lora_b = zeros((*outer, rank, *out), (*outer_names, "latent", *out_names))
 
-    def __call__(
-        self, formula: str, x: jax.Array | Twice, names: tuple[str, ...], out_names: tuple[str, ...], run: Execution
-    ) -> jax.Array:
-        """`formula` of x and the matrix, and the adapter's part."""
-        both = x if isinstance(x, Twice) else Twice(x, x)
-        y = run.sharder.einsum(formula, both.matrices, self._weight(names, run), out_names)
-        return y + self._low_rank(formula, both.adapters, names, out_names, run) if hasattr(self, "lora_a") else y
-
-    def _weight(self, names: tuple[str, ...], run: Execution) -> jax.Array:
+    def weight(self, names: tuple[str, ...], run: Execution) -> jax.Array:
         """The matrix in the compute dtype, whole along fsdp. Integers are gathered as they are."""
         if not hasattr(self, "scale"):
             return run.sharder.fetch(self.base[...], names, run.dtype)
         whole = run.sharder.fetch(self.base[...], names, jnp.dtype(jnp.int8))
         return whole.astype(run.dtype) * jnp.expand_dims(self.scale[...].astype(run.dtype), self.contracted)
 
-    def _low_rank(self, formula, x, names, out_names, run: Execution) -> jax.Array:
+    def low_rank(self, formula, x, names, out_names, run: Execution) -> jax.Array:
         """(x A) B. What x A sums over `tensor` is cut along the sequence before B, where the result is."""
         read, made = formula.split("->")
         first, second = read.split(",")
@@ -116,15 +109,22 @@ def freeze(module: nnx.Module, lora: Lora, rngs: nnx.Rngs) -> None:
             setattr(module, name, Frozen(matrix, 2 if name == "output" else 1, rank, lora.quantised, rngs))
 
 
-def product(
-    formula: str, x: jax.Array | Twice, matrix: nnx.Param | Frozen, names: tuple[str, ...], out_names: tuple[str, ...],
-    run: Execution,
-) -> jax.Array:  # fmt: skip
-    """A matmul of an activation with a matrix of the model, by their logical axes."""
-    if isinstance(matrix, Frozen):
-        return matrix(formula, x, names, out_names, run)
-    x = x.matrices if isinstance(x, Twice) else x
-    return run.sharder.einsum(formula, x, run.sharder.fetch(matrix[...], names, run.dtype), out_names)
+Product = Callable[[str, "jax.Array | Twice", tuple[str, ...]], jax.Array]
+"""(formula, activation, logical axes of the result) -> the result."""
+
+
+def fetched(matrix: nnx.Param | Frozen, names: tuple[str, ...], run: Execution) -> Product:
+    """Fetch a matrix of the model, given its logical axes, for the product of an activation with it."""
+    w = matrix.weight(names, run) if isinstance(matrix, Frozen) else run.sharder.fetch(matrix[...], names, run.dtype)
+
+    def multiply(formula: str, x: jax.Array | Twice, out_names: tuple[str, ...]) -> jax.Array:
+        read, beside = x if isinstance(x, Twice) else (x, x)
+        y = run.sharder.einsum(formula, read, w, out_names)
+        if not isinstance(matrix, Frozen) or not hasattr(matrix, "lora_a"):
+            return y
+        return y + matrix.low_rank(formula, beside, names, out_names, run)
+
+    return multiply
 
 
 def trained(tree: Any) -> Any:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from autotune.meshes.architecture import AttentionKind
 from autotune.models import kernels
-from autotune.models.adapters import Frozen, Twice, product
+from autotune.models.adapters import Frozen, Twice, fetched
 from autotune.models.execution import Execution
 from autotune.models.kernels import Visible
 from autotune.models.parameters import Norm, aligned, biased, root_mean_square_normed, weight, zeros
@@ -74,7 +74,7 @@ class Attention(nnx.Module):
         cap = SOFT_CAP if self.kind.soft_cap else None
         mixed = attend(q, k, v, positions_L, self.visible, run, sinks=sinks, soft_cap=cap, tile=self.kind.splash_tile)
         names, out_names = ("heads", "head_dim", "embed"), ("batch", "norm_length", "features")
-        out = product("blnh,nhd->bld", mixed, self.output, names, out_names, run)
+        out = fetched(self.output, names, run)("blnh,nhd->bld", mixed, out_names)
         return keep(biased(out, getattr(self, "output_bias", None)), ATTENTION_OUT)
 
     def _grouped(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution):
@@ -98,8 +98,7 @@ class Attention(nnx.Module):
         kind = self.kind
 
         def down(parameter):
-            out_names = ("batch", "length", "latent")
-            return product("bld,dr->blr", x_BLD, parameter, ("embed", "latent"), out_names, run)
+            return fetched(parameter, ("embed", "latent"), run)("bld,dr->blr", x_BLD, ("batch", "length", "latent"))
 
         latent = self.query_latent_norm(down(self.query_down)) if kind.query_rank else x_BLD
         q = project_to_heads(latent, self.query, "heads", run)
@@ -136,7 +135,7 @@ def unscaled(x: jax.Array) -> jax.Array:
 def project_to_heads(x: jax.Array | Twice, parameter: nnx.Param | Frozen, heads: str, run: Execution) -> jax.Array:
     """BxLxNxH from BxLxD or BxLxR."""
     names, out_names = ("embed", heads, "head_dim"), ("batch", "length", heads, "head_dim")
-    return product("bld,dnh->blnh", x, parameter, names, out_names, run)
+    return fetched(parameter, names, run)("bld,dnh->blnh", x, out_names)
 
 
 def rotate(x_BLNH: jax.Array, positions_L: jax.Array) -> jax.Array:

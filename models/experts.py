@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.architecture import MlpKind
-from autotune.models.adapters import product
+from autotune.models.adapters import fetched
 from autotune.models.execution import Execution
 from autotune.models.mlp import MLP, activate
 from autotune.models.parameters import aligned, biased, weight, zeros
@@ -80,13 +80,13 @@ class Experts(nnx.Module):
 
         def widen(parameter, bias, name):
             names = ("experts", "embed", "mlp")
-            return keep(biased(product("becd,edf->becf", slots_BECD, parameter, names, hidden_axes, run), bias), name)
+            return keep(biased(fetched(parameter, names, run)("becd,edf->becf", slots_BECD, hidden_axes), bias), name)
 
         up = widen(self.up, getattr(self, "up_bias", None), MLP_UP)
         gate = widen(self.gate, getattr(self, "gate_bias", None), MLP_GATE) if hasattr(self, "gate") else None
         hidden = activate(self.activation, up, gate)
-        names, out_axes = ("experts", "mlp", "embed"), ("expert_batch", "experts", "slots", "slot_features")
-        out = product("becf,efd->becd", hidden, self.down, names, out_axes, run)
+        out_axes = ("expert_batch", "experts", "slots", "slot_features")
+        out = fetched(self.down, ("experts", "mlp", "embed"), run)("becf,efd->becd", hidden, out_axes)
         if hasattr(self, "down_bias"):
             bias = aligned(self.down_bias[...][:, None, :], out)
             out = out + run.sharder.constrain(bias, (None, "experts", None, "slot_features"))

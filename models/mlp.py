@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.architecture import ACTIVATIONS
-from autotune.models.adapters import Twice, product
+from autotune.models.adapters import Twice, fetched
 from autotune.models.execution import Execution
 from autotune.models.parameters import biased, weight, zeros
 from autotune.models.remat import MLP_GATE, MLP_OUT, MLP_UP, keep
@@ -42,14 +42,14 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array | Twice, run: Execution) -> jax.Array:
         def widen(parameter, bias, name):
-            y = product("bld,df->blf", x_BLD, parameter, ("embed", "mlp"), ("batch", "length", "mlp"), run)
+            y = fetched(parameter, ("embed", "mlp"), run)("bld,df->blf", x_BLD, ("batch", "length", "mlp"))
             return keep(biased(y, bias), name)
 
         up = widen(self.up, getattr(self, "up_bias", None), MLP_UP)
         gate = widen(self.gate, getattr(self, "gate_bias", None), MLP_GATE) if hasattr(self, "gate") else None
+        narrow = fetched(self.down, ("mlp", "embed"), run)
         hidden = activate(self.activation, up, gate)
-        out_names = ("batch", "norm_length", "features")
-        out = product("blf,fd->bld", hidden, self.down, ("mlp", "embed"), out_names, run)
+        out = narrow("blf,fd->bld", hidden, ("batch", "norm_length", "features"))
         return keep(biased(out, getattr(self, "down_bias", None)), MLP_OUT)
 
 
