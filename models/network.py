@@ -74,7 +74,10 @@ class Layer(nnx.Module):
             return Twice(x, x)
 
         def added(_, gradients):
-            cut = [run.sharder.constrain(part, ("batch", "norm_length", "features")) for part in gradients]
+            # First whole along `tensor`, as without adapters: asked for its share of the sequence at once, the compiler
+            # for TPUs reduces the gradient of each matrix by itself.
+            whole = (run.sharder.constrain(part, ("batch", "length", "features")) for part in gradients)
+            cut = [run.sharder.constrain(part, ("batch", "norm_length", "features")) for part in whole]
             return (cut[0] + cut[1],)
 
         twice.defvjp(lambda normed: (twice(normed), None), added)
