@@ -94,7 +94,7 @@ class Word(click.ParamType):
         return value
 
 
-class LoraTargets(click.ParamType):
+class LoraTargets(Word):
     """Names of `autotune.meshes.lora.LORA_TARGETS`, with commas between them."""
 
     name = "matrices"
@@ -105,7 +105,7 @@ class LoraTargets(click.ParamType):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
         try:
-            return lora_targets_of(value)
+            return lora_targets_of(super().convert(value, parameter, context))
         except ValueError as error:
             raise click.UsageError(f"--{str(error).replace('_', '-', 1)}") from None
 
