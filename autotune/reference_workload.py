@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from autotune.meshes.layout import AXES
+from autotune.meshes.matrices import check_lora
 from autotune.meshes.training import Training, training_of
 from autotune.meshes.transformer import TransformerShape, check_step
 from autotune.model_files.read import read_model
@@ -69,6 +70,8 @@ def transformer_workload(
     """
     check_step(batch, seq)
     training = training or Training()
+    if training.lora is not None:
+        check_lora(training.lora, transformer.described)
     told = ", ".join(filter(None, (dtype, training.words())))
     return Workload.of(
         name=f"{transformer.name}, batch {batch} x {seq} tokens, {told}",

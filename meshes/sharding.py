@@ -31,10 +31,10 @@ WEIGHTS = {
     "norm": (),
     "router": (),
 }
-"""Logical axes of parameters at rest. `latent` is the width of what latent attention makes keys and queries of, which
-every device computes whole; `positions` counts the rows of a table of learned positions. `norm` is the width of a
-norm's scale: too small to be worth a gather. `router` counts the experts in the router's own weight, which every device
-needs whole."""
+"""Logical axes of parameters at rest. `latent` is the width of what latent attention makes keys and queries of, and the
+rank of adapters, which every device computes whole; `positions` counts the rows of a table of learned positions. `norm`
+is the width of a norm's scale: too small to be worth a gather. `router` counts the experts in the router's own weight,
+which every device needs whole."""
 
 PRECISE = ("norm", "router")
 """Parameters with such an axis are used in float32 whatever the compute dtype."""
@@ -175,8 +175,9 @@ class Sharder:
         return lambda *arrays: mapped(*(jax.reshard(x, spec) for x, spec in zip(arrays, in_specs, strict=True)))
 
     def narrow(self, weight: jax.Array, logical_axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
-        """A weight in the compute dtype; float32 where it is one of the `PRECISE`."""
-        return weight if set(PRECISE) & set(logical_axes) else weight.astype(dtype)
+        """A weight in the compute dtype; as it is where it is one of the `PRECISE`, or integers."""
+        kept = set(PRECISE) & set(logical_axes) or not jnp.issubdtype(weight.dtype, jnp.floating)
+        return weight if kept else weight.astype(dtype)
 
     def fetch(self, weight: jax.Array, logical_axes: tuple[str | None, ...], dtype: jnp.dtype) -> jax.Array:
         """A weight as its matmul wants it: cast to the compute dtype, then gathered over fsdp.

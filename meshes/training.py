@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.meshes.fields import did_you_mean
+from autotune.meshes.lora import LORA_WORDS, Lora, lora_of
 
 OPTIMIZERS = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sgd": 1.0, "muon": 1.0}
 """Optimizer -> numbers of state for each parameter: AdamW two moments; Lion (Chen et al. 2023, arXiv 2302.06675) and
@@ -18,7 +19,9 @@ DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 """Dtype of weights and moments -> bytes of one number."""
 
 
-WORDS = ("optimizer", "weights_dtype", "moments_dtype", "gradients_dtype", "master_dtype")
+DTYPE_WORDS = ("weights_dtype", "moments_dtype", "gradients_dtype", "master_dtype")
+
+WORDS = ("optimizer", *DTYPE_WORDS, *LORA_WORDS)
 """The fields of `Training`, which are also the words of flags, plans and job files."""
 
 
@@ -28,7 +31,9 @@ class Training:
 
     `gradients_dtype`: of the gradients that passes sum and the optimizer takes; None: as the weights. (They are reduced
     over devices in the compute dtype.) `master_dtype`: of a copy of the weights that the optimizer keeps and updates;
-    None: there is none.
+    None: there is none. `lora_rank`: above 0, only adapters of that rank are trained, beside the matrices that
+    `lora_targets` names (None: all of `autotune.meshes.lora.LORA_TARGETS`); all other weights are frozen, in
+    `base_dtype` (None: bfloat16), and the other dtypes are those of the adapters.
 
     >>> Training(optimizer="adafactor", weights_dtype="bfloat16").words()
     'adafactor, bfloat16 weights'
@@ -39,18 +44,34 @@ class Training:
     moments_dtype: str = "float32"
     gradients_dtype: str | None = None
     master_dtype: str | None = None
+    lora_rank: int = 0
+    lora_targets: str | None = None
+    base_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             close = did_you_mean(str(self.optimizer), OPTIMIZERS)
             raise ValueError(f"optimizer={self.optimizer!r} must be one of {', '.join(OPTIMIZERS)}{close}")
-        for field in WORDS[1:]:
+        for field in DTYPE_WORDS:
             value = getattr(self, field)
-            if value not in DTYPES and not (value is None and field in WORDS[3:]):
+            if value not in DTYPES and not (value is None and field in DTYPE_WORDS[2:]):
                 close = did_you_mean(str(value), DTYPES)
                 raise ValueError(f"{field}={value!r} must be one of {', '.join(DTYPES)}{close}")
         if self.gradients_dtype == self.weights_dtype:
             object.__setattr__(self, "gradients_dtype", None)
+        lora = lora_of(self.lora_rank, self.lora_targets, self.base_dtype)
+        if lora is not None:
+            if self.optimizer == "muon":
+                raise ValueError(
+                    "optimizer='muon' with lora_rank: it makes updates of whole matrices orthogonal, not of adapters"
+                )
+            for field, value in lora.words().items():
+                object.__setattr__(self, field, value)
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters; None where all weights are trained."""
+        return lora_of(self.lora_rank, self.lora_targets, self.base_dtype)
 
     @property
     def weight_bytes(self) -> float:
@@ -64,8 +85,11 @@ class Training:
 
     @property
     def moment_bytes(self) -> float:
-        """Bytes of optimizer state for each parameter, a master copy of it among them."""
-        return OPTIMIZERS[self.optimizer] * DTYPES[self.moments_dtype] + self._master_bytes
+        """Bytes of optimizer state for each parameter, a master copy of it among them.
+
+        optax's Adafactor keeps means of rows and columns only where both sides have 128 or more: no adapter's do."""
+        numbers = 1.0 if self.optimizer == "adafactor" and self.lora_rank else OPTIMIZERS[self.optimizer]
+        return numbers * DTYPES[self.moments_dtype] + self._master_bytes
 
     @property
     def moment_bytes_beside(self) -> float:
@@ -97,7 +121,7 @@ class Training:
             found.append(f"{self.gradients_dtype} gradients")
         if self.master_dtype:
             found.append(f"a {self.master_dtype} master copy")
-        return ", ".join(found)
+        return ", ".join([*found, *([self.lora.told()] if self.lora else [])])
 
     def told(self) -> str:
         """All of it, for a heading.
@@ -112,9 +136,10 @@ class Training:
             kept += f", {self.gradients_dtype} gradients"
         if self.master_dtype:
             kept += f", a {self.master_dtype} master copy"
-        return f"{kept}, {self.optimizer} with gradient clipping"
+        adapters = f"{self.lora.told()}: of the adapters " if self.lora else ""
+        return f"{adapters}{kept}, {self.optimizer} with gradient clipping"
 
-    def recipe(self) -> dict[str, str]:
+    def recipe(self) -> dict[str, str | int]:
         """The flags' words that say it again; none that are at their default."""
         plain = Training()
         return {name: getattr(self, name) for name in WORDS if getattr(self, name) != getattr(plain, name)}
@@ -122,4 +147,7 @@ class Training:
 
 def training_of(words: Mapping[str, Any]) -> Training:
     """The training that some words say; those that are missing or None are at their default."""
-    return Training(**{name: str(words[name]) for name in WORDS if words.get(name) is not None})
+    told: dict[str, Any] = {
+        name: words[name] if name == "lora_rank" else str(words[name]) for name in WORDS if words.get(name) is not None
+    }
+    return Training(**told)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from autotune.meshes.architecture import REFERENCE_MLPS, Architecture, AttentionKind, LayerKind, MlpKind, lacks
 from autotune.meshes.fields import did_you_mean, json_object, one_line, read_text, short
+from autotune.meshes.lora import Lora
+from autotune.meshes.matrices import matrices_of_layer
 
 LARGEST_SIZE = 2**31 - 1
 """Of every size of a model: what the dimension of an array can be."""
@@ -239,17 +241,31 @@ class TransformerShape:
         one = self.mlp_matrices * self.d_model * self.d_ff
         return 6.0 * self.layers * one * empty * batch * seq
 
-    def train_flops(self, batch: int, seq: int) -> float:
+    def train_flops(self, batch: int, seq: int, lora: Lora | None = None) -> float:
         """Model FLOPs of one train step, whole mesh: forward and backward matmuls, logits, attention in full.
 
         6 x active matrix parameters x tokens + 12 x layers x heads x head_dim x seq x tokens; no recomputation, the
-        causal half of attention is not taken off. This is the numerator of MFU.
+        causal half of attention is not taken off. This is the numerator of MFU. With adapters (`lora`) frozen matrices
+        have no gradient: 4 x their active parameters, and 6 x those of the adapters.
         """
         tokens = batch * seq
+        if lora is not None:
+            return self.train_flops(batch, seq) + tokens * self._adapter_flops(lora)
         if self.architecture is not None:
             return _train_flops(self.architecture, batch, seq)
         matrices = self.layers * (self.attention_parameters + self.active_mlp_parameters) + self.vocab * self.d_model
         return 6.0 * matrices * tokens + 12.0 * self.layers * self.heads * self.head_dim * seq * tokens
+
+    def _adapter_flops(self, lora: Lora) -> float:
+        """What adapters add to the FLOPs of a token, less the gradients of what is frozen."""
+        model = self.described
+        total = -2.0 * model.table_parameters
+        for kind, count in model.kinds:
+            for one in matrices_of_layer(kind, model.d_model):
+                active = one.count * (kind.mlp.experts_per_token / kind.mlp.experts if one.routed else 1.0)
+                own = 6.0 * lora.rank * sum(one.sides) if one.name in lora.matrices else 0.0
+                total += count * active * (own - 2.0 * one.sides[0] * one.sides[1])
+        return total
 
     def masked_flops(self, batch: int, seq: int) -> float:
         """What of `train_flops` a causal mask hides: the pairs of a query with the seq - 1 .. 0 keys after it.

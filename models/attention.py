@@ -11,6 +11,7 @@ from flax import nnx
 
 from autotune.meshes.architecture import AttentionKind
 from autotune.models import kernels
+from autotune.models.adapters import Frozen, Twice, fetched
 from autotune.models.execution import Execution
 from autotune.models.kernels import Visible
 from autotune.models.parameters import Norm, aligned, biased, root_mean_square_normed, weight, zeros
@@ -66,17 +67,17 @@ class Attention(nnx.Module):
         up = (rank, kind.heads, fresh + kind.value_width)
         self.key_value = weight(rngs, up, ("embed", "kv_heads", "head_dim"), fan_in=rank)
 
-    def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution) -> jax.Array:
         q, k, v = (self._latent if self.kind.latent else self._grouped)(x_BLD, positions_L, run)
         q, k, v = keep(q, QUERY), keep(k, KEY), keep(v, VALUE)
         sinks = self.sinks[...].astype(jnp.float32) if self.kind.sinks else None
         cap = SOFT_CAP if self.kind.soft_cap else None
         mixed = attend(q, k, v, positions_L, self.visible, run, sinks=sinks, soft_cap=cap, tile=self.kind.splash_tile)
-        w = run.sharder.fetch(self.output[...], ("heads", "head_dim", "embed"), run.dtype)
-        out = run.sharder.einsum("blnh,nhd->bld", mixed, w, ("batch", "norm_length", "features"))
+        names, out_names = ("heads", "head_dim", "embed"), ("batch", "norm_length", "features")
+        out = fetched(self.output, names, run)("blnh,nhd->bld", mixed, out_names)
         return keep(biased(out, getattr(self, "output_bias", None)), ATTENTION_OUT)
 
-    def _grouped(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
+    def _grouped(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution):
         """(queries, keys, values) straight from the residual stream."""
 
         def project(name, heads):
@@ -92,13 +93,12 @@ class Attention(nnx.Module):
         q, k = (rotate(normed(name, heads), positions_L) for name, heads in (("query", "heads"), ("key", "kv_heads")))
         return q, k, project("value", "kv_heads")
 
-    def _latent(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
+    def _latent(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution):
         """(queries, keys, values) from latents; the last `rope_dim` of a key are one for all heads."""
         kind = self.kind
 
         def down(parameter):
-            w = run.sharder.fetch(parameter[...], ("embed", "latent"), run.dtype)
-            return run.sharder.einsum("bld,dr->blr", x_BLD, w, ("batch", "length", "latent"))
+            return fetched(parameter, ("embed", "latent"), run)("bld,dr->blr", x_BLD, ("batch", "length", "latent"))
 
         latent = self.query_latent_norm(down(self.query_down)) if kind.query_rank else x_BLD
         q = project_to_heads(latent, self.query, "heads", run)
@@ -132,10 +132,10 @@ def unscaled(x: jax.Array) -> jax.Array:
     return root_mean_square_normed(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def project_to_heads(x: jax.Array, parameter: nnx.Param, heads: str, run: Execution) -> jax.Array:
+def project_to_heads(x: jax.Array | Twice, parameter: nnx.Param | Frozen, heads: str, run: Execution) -> jax.Array:
     """BxLxNxH from BxLxD or BxLxR."""
-    w = run.sharder.fetch(parameter[...], ("embed", heads, "head_dim"), run.dtype)
-    return run.sharder.einsum("bld,dnh->blnh", x, w, ("batch", "length", heads, "head_dim"))
+    names, out_names = ("embed", heads, "head_dim"), ("batch", "length", heads, "head_dim")
+    return fetched(parameter, names, run)("bld,dnh->blnh", x, out_names)
 
 
 def rotate(x_BLNH: jax.Array, positions_L: jax.Array) -> jax.Array:

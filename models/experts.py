@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.architecture import MlpKind
+from autotune.models.adapters import fetched
 from autotune.models.execution import Execution
 from autotune.models.mlp import MLP, activate
 from autotune.models.parameters import aligned, biased, weight, zeros
@@ -78,15 +79,14 @@ class Experts(nnx.Module):
             return y if bias is None else y + aligned(bias[...][:, None, :], y)
 
         def widen(parameter, bias, name):
-            w = run.sharder.fetch(parameter[...], ("experts", "embed", "mlp"), run.dtype)
-            return keep(biased(run.sharder.einsum("becd,edf->becf", slots_BECD, w, hidden_axes), bias), name)
+            names = ("experts", "embed", "mlp")
+            return keep(biased(fetched(parameter, names, run)("becd,edf->becf", slots_BECD, hidden_axes), bias), name)
 
         up = widen(self.up, getattr(self, "up_bias", None), MLP_UP)
         gate = widen(self.gate, getattr(self, "gate_bias", None), MLP_GATE) if hasattr(self, "gate") else None
         hidden = activate(self.activation, up, gate)
-        w = run.sharder.fetch(self.down[...], ("experts", "mlp", "embed"), run.dtype)
         out_axes = ("expert_batch", "experts", "slots", "slot_features")
-        out = run.sharder.einsum("becf,efd->becd", hidden, w, out_axes)
+        out = fetched(self.down, ("experts", "mlp", "embed"), run)("becf,efd->becd", hidden, out_axes)
         if hasattr(self, "down_bias"):
             bias = aligned(self.down_bias[...][:, None, :], out)
             out = out + run.sharder.constrain(bias, (None, "experts", None, "slot_features"))

@@ -51,13 +51,16 @@ def tiled_cross_entropy(
     targets_BL: jax.Array,
     cap: Callable[[jax.Array], jax.Array],
     run: Execution,
+    *,
+    frozen: bool = False,
 ) -> jax.Array:
     """The cross-entropy of `cap(x @ weight)` per position, float32, in `vocab_tiles` tiles of the vocabulary.
 
     A loop holds the logits of one tile at a time. The backward pass is a second loop, which computes each tile's logits
     again. Each tile's weights are gathered over `fsdp` in either loop, and its gradient is reduced in the second: what
     moves is what moves without tiles, and one gather more.
-    `axes`: the logical axes of `weight`, `vocab` and `embed` in either order. ValueError where the vocabulary does not
+    `axes`: the logical axes of `weight`, `vocab` and `embed` in either order. `frozen`: the weight has no gradient.
+    ValueError where the vocabulary does not
     divide.
     """
     sharder, tiles = run.sharder, run.layout.vocab_tiles
@@ -73,10 +76,10 @@ def tiled_cross_entropy(
     rows = sharder.constrain(rows, ("vocab", "embed"), "storage")
     split = jnp.reshape(rows, shape, out_sharding=sharder.spec(names, "storage") if sharder.explicit else None)
     with jax.named_scope("cross_entropy"):
-        return _tiled(cap, run)(x_BLD, sharder.constrain(split, names, "storage").swapaxes(0, 1), targets_BL)
+        return _tiled(cap, run, frozen)(x_BLD, sharder.constrain(split, names, "storage").swapaxes(0, 1), targets_BL)
 
 
-def _tiled(cap: Callable[[jax.Array], jax.Array], run: Execution) -> Callable[..., jax.Array]:
+def _tiled(cap: Callable[[jax.Array], jax.Array], run: Execution, frozen: bool) -> Callable[..., jax.Array]:
     """(x BxLxD, weights NxTxKxD, targets BxL) -> losses BxL. N tiles of TxK entries, T of them cut as the vocabulary.
 
     Sums over the vocabulary keep their T until the loop has ended, so that no tile has a collective over it.
@@ -133,6 +136,8 @@ def _tiled(cap: Callable[[jax.Array], jax.Array], run: Execution) -> Callable[..
             gradient = (probabilities - hits(scored, targets, tile, tiles)) * gradient_BL[None, ..., None]
             (gradient,) = uncap(gradient.astype(capped.dtype))
             gradient_x += sharder.einsum("tblk,tkd->tbld", gradient, rows, ("vocab", *stream))
+            if frozen:
+                return gradient_x, None
             return gradient_x, sharder.einsum("tblk,bld->tkd", gradient, x, ("vocab", None, "embed"), "gradients")
 
         nothing = sharder.constrain(jnp.zeros((parts, *x.shape), jnp.float32), ("vocab", *stream))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.architecture import ACTIVATIONS
+from autotune.models.adapters import Twice, fetched
 from autotune.models.execution import Execution
 from autotune.models.parameters import biased, weight, zeros
 from autotune.models.remat import MLP_GATE, MLP_OUT, MLP_UP, keep
@@ -39,17 +40,16 @@ class MLP(nnx.Module):
             if hasattr(self, "gate"):
                 self.gate_bias = zeros((f,), ("mlp",))
 
-    def __call__(self, x_BLD: jax.Array, run: Execution) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array | Twice, run: Execution) -> jax.Array:
         def widen(parameter, bias, name):
-            w = run.sharder.fetch(parameter[...], ("embed", "mlp"), run.dtype)
-            y = run.sharder.einsum("bld,df->blf", x_BLD, w, ("batch", "length", "mlp"))
+            y = fetched(parameter, ("embed", "mlp"), run)("bld,df->blf", x_BLD, ("batch", "length", "mlp"))
             return keep(biased(y, bias), name)
 
         up = widen(self.up, getattr(self, "up_bias", None), MLP_UP)
         gate = widen(self.gate, getattr(self, "gate_bias", None), MLP_GATE) if hasattr(self, "gate") else None
-        w = run.sharder.fetch(self.down[...], ("mlp", "embed"), run.dtype)
+        narrow = fetched(self.down, ("mlp", "embed"), run)
         hidden = activate(self.activation, up, gate)
-        out = run.sharder.einsum("blf,fd->bld", hidden, w, ("batch", "norm_length", "features"))
+        out = narrow("blf,fd->bld", hidden, ("batch", "norm_length", "features"))
         return keep(biased(out, getattr(self, "down_bias", None)), MLP_OUT)
 
 

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.architecture import Architecture, LayerKind
+from autotune.meshes.lora import Lora
 from autotune.meshes.transformer import TransformerShape
+from autotune.models.adapters import Twice, freeze
 from autotune.models.attention import Attention
 from autotune.models.execution import Execution
 from autotune.models.experts import Experts
@@ -30,7 +32,9 @@ def norm_of(model: Architecture) -> Norm:
 class Layer(nnx.Module):
     """Attention, then MLP, each behind a norm and added to the residual stream; with four norms also before one."""
 
-    def __init__(self, model: Architecture, kind: LayerKind, capacity_factor: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self, model: Architecture, kind: LayerKind, capacity_factor: float, lora: Lora | None, *, rngs: nnx.Rngs
+    ):
         self.attention_norm = norm_of(model)
         self.attention = Attention(kind.attention, model.d_model, model.kind == "decoder", rngs=rngs)
         self.mlp_norm = norm_of(model)
@@ -40,6 +44,11 @@ class Layer(nnx.Module):
             self.mlp = MLP(kind.mlp.activation, model.d_model, kind.mlp.width, bias=kind.mlp.bias, rngs=rngs)
         if kind.norms == 4:
             self.attention_out_norm, self.mlp_out_norm = norm_of(model), norm_of(model)
+        self.adapted = lora is not None
+        if lora is not None:
+            shared = getattr(self.mlp, "shared", None)
+            for module in (self.attention, self.mlp, *([shared] if shared is not None else [])):
+                freeze(module, lora, rngs)
 
     def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
         """(x, load-balance loss of its experts).
@@ -47,12 +56,32 @@ class Layer(nnx.Module):
         Under sequence parallelism x and its norms are cut along `tensor` over the length, the matmuls' inputs not:
         XLA puts an all-gather before the projections and a reduce-scatter behind them."""
         x = keep(x_BLD, LAYER_INPUT)
-        x = x + self._out("attention", self.attention(unsplit(self.attention_norm(x), run), positions_L, run))
-        y = unsplit(self.mlp_norm(x), run)
+        x = x + self._out("attention", self.attention(self._read(self.attention_norm(x), run), positions_L, run))
+        y = self.mlp_norm(x)
         if isinstance(self.mlp, Experts):
-            out, balance = self.mlp(y, positions_L, run)
+            out, balance = self.mlp(unsplit(y, run), positions_L, run)
             return x + self._out("mlp", out), balance
-        return x + self._out("mlp", self.mlp(y, run)), jnp.zeros(())
+        return x + self._out("mlp", self.mlp(self._read(y, run), run)), jnp.zeros(())
+
+    def _read(self, normed_BLD: jax.Array, run: Execution) -> jax.Array | Twice:
+        """What the matmuls of a block read of a norm's output."""
+        if not self.adapted:
+            return unsplit(normed_BLD, run)
+
+        @jax.custom_vjp
+        def twice(normed):
+            x = unsplit(normed, run)
+            return Twice(x, x)
+
+        def added(_, gradients):
+            # First whole along `tensor`, as without adapters: asked for its share of the sequence at once, the compiler
+            # for TPUs reduces the gradient of each matrix by itself.
+            whole = (run.sharder.constrain(part, ("batch", "length", "features")) for part in gradients)
+            cut = [run.sharder.constrain(part, ("batch", "norm_length", "features")) for part in whole]
+            return (cut[0] + cut[1],)
+
+        twice.defvjp(lambda normed: (twice(normed), None), added)
+        return twice(normed_BLD)
 
     def _out(self, block: str, out_BLD: jax.Array) -> jax.Array:
         norm = getattr(self, f"{block}_out_norm", None)
@@ -62,9 +91,12 @@ class Layer(nnx.Module):
 class Pattern(nnx.Module):
     """Layers that differ and follow one another, as often as the pattern repeats."""
 
-    def __init__(self, model: Architecture, kinds: tuple[LayerKind, ...], capacity_factor: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self, model: Architecture, kinds: tuple[LayerKind, ...], capacity_factor: float, lora: Lora | None, *,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         for index, kind in enumerate(kinds):
-            setattr(self, f"layer_{index}", Layer(model, kind, capacity_factor, rngs=rngs))
+            setattr(self, f"layer_{index}", Layer(model, kind, capacity_factor, lora, rngs=rngs))
         self.count = len(kinds)
 
 
@@ -83,9 +115,10 @@ def unsplit(x_BLD: jax.Array, run: Execution) -> jax.Array:
 
 class Network(nnx.Module):
     """A decoder or encoder. Parameters of layers are stacked on a leading `layers` axis, whatever the layout: of all
-    layers, of every layer of a pattern that repeats, or of each part of the model within which a pattern repeats."""
+    layers, of every layer of a pattern that repeats, or of each part of the model within which a pattern repeats.
+    `lora`: the adapters beside what is then frozen."""
 
-    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs):
+    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs, lora: Lora | None = None):
         model = shape.described
 
         def stack(kinds, count):
@@ -93,12 +126,12 @@ class Network(nnx.Module):
             @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
             def stacked(rngs):
                 if len(kinds) == 1:
-                    return Layer(model, kinds[0], shape.capacity_factor, rngs=rngs)
-                return Pattern(model, kinds, shape.capacity_factor, rngs=rngs)
+                    return Layer(model, kinds[0], shape.capacity_factor, lora, rngs=rngs)
+                return Pattern(model, kinds, shape.capacity_factor, lora, rngs=rngs)
 
             return stacked(rngs)
 
-        self.causal, self.logit_cap = shape.kind == "decoder", model.logit_cap
+        self.causal, self.logit_cap, self.frozen = shape.kind == "decoder", model.logit_cap, lora is not None
         self.embedding = weight(rngs, (shape.vocab, shape.d_model), ("vocab", "embed"), fan_in=shape.d_model)
         if model.position_rows:
             self.positions = weight(
@@ -129,7 +162,9 @@ class Network(nnx.Module):
         weight, axes = self.embedding, ("vocab", "embed")
         if hasattr(self, "unembedding"):
             weight, axes = self.unembedding, ("embed", "vocab")
-        return tiled_cross_entropy(self._last(x_BLD, run), weight[...], axes, targets_BL, self.capped, run)
+        return tiled_cross_entropy(
+            self._last(x_BLD, run), weight[...], axes, targets_BL, self.capped, run, frozen=self.frozen
+        )
 
     def embed(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
         """The residual stream at the bottom, BxLxD."""

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.sharding import partition_spec
+from autotune.models.adapters import trained
 from autotune.models.execution import Execution
 from autotune.models.network import Layer, Pattern, layers_of
 from autotune.models.remat import one_after_another
@@ -83,15 +84,18 @@ def _loop(definitions, axes, weights, x_MBLD, positions_L, run: Execution):
     """What one device does: gather its weights, run the ticks, hand the results of the last stage back to all."""
     layout = run.layout
     stages, repeats, count = layout.stage, layout.virtual_stages, layout.microbatches
+    flags = trained(axes)
     stage = jax.lax.axis_index("stage")
     chunks = jax.tree.map(lambda leaf: deal_chunks(leaf, stages, repeats), weights)
 
-    def whole(leaf, names):
+    def whole(leaf, names, is_trained):
         by_hand = _by_hand((None, None, *names[1:]), run, "weights")
         gathered, sums = gather_once(leaf, _fsdp_dimension(names, run), by_hand)
+        # What is frozen has no sum of gradients: one number stands in its place.
+        sums = sums if is_trained else jnp.zeros(leaf.shape[:2])
         return run.sharder.narrow(gathered, names, run.dtype), sums
 
-    gathered = jax.tree.map(whole, chunks, axes)
+    gathered = jax.tree.map(whole, chunks, axes, flags)
     held_weights, sums = jax.tree.transpose(jax.tree.structure(chunks), jax.tree.structure((0, 0)), gathered)
     beside_tensor = _by_hand((None, "batch", "norm_length", "features"), run)
     inputs = beside_tensor(lambda x: jax.lax.all_gather(x, "stage", axis=0, tiled=True))(x_MBLD).astype(run.dtype)
@@ -105,12 +109,16 @@ def _loop(definitions, axes, weights, x_MBLD, positions_L, run: Execution):
         microbatch = unit // (stages * repeats) * stages + unit % stages
         x = jnp.where((stage == 0) & (repeat == 0), inputs[microbatch], held)
 
-        def one_layer(definition, own, x, layer):
+        def one_layer(definition, own, is_trained, x, layer):
             index, sum_of_layer = layer
             weights = jax.tree.map(lambda leaf: leaf[repeat, index], own)
-            return nnx.merge(definition, jax.tree.map(borrow, weights, sum_of_layer))(x, positions_L, run)
+            weights = jax.tree.map(
+                lambda leaf, gradient_sum, yes: borrow(leaf, gradient_sum) if yes else leaf,
+                weights, sum_of_layer, is_trained,
+            )  # fmt: skip
+            return nnx.merge(definition, weights)(x, positions_L, run)
 
-        calls = [partial(one_layer, *both) for both in zip(definitions, held_weights, strict=True)]
+        calls = [partial(one_layer, *each) for each in zip(definitions, held_weights, flags, strict=True)]
 
         def turn(x, layers):
             index, sums_of_turn = layers

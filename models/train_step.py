@@ -17,10 +17,12 @@ from jax.sharding import Mesh
 from autotune.meshes.compiler_options import options_to_run_once
 from autotune.meshes.layout import Layout
 from autotune.meshes.legality import Job, reject_for
+from autotune.meshes.lora import PRICED_ONLY
 from autotune.meshes.sharding import named_sharding
 from autotune.meshes.step import Step
 from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
+from autotune.models.adapters import joined, parted
 from autotune.models.execution import Execution, execution_of
 from autotune.models.network import Network
 from autotune.models.pipeline import RUNNABLE, pipelined
@@ -172,15 +174,20 @@ def build_step(
         raise ValueError(f"layout {layout}: schedule={layout.schedule} can be priced but not run; {RUNNABLE} can")
     run = execution_of(layout, mesh, dtype)
     training = training or Training()
+    if training.lora and training.lora.base_dtype in PRICED_ONLY:
+        raise ValueError(f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}")
     definition, abstract, axes = abstract_network(transformer, training)
-    stored = place(abstract, axes, mesh, run.sharder.rules.optimizer if layout.zero else run.sharder.rules.storage)
-    state = {"parameters": stored, "optimizer": optimizer_state(stored, axes, run, training)}
+    (shapes, frozen_shapes), (names, frozen_names) = parted(abstract), parted(axes)
+    rules = run.sharder.rules
+    weights = place(shapes, names, mesh, rules.optimizer if layout.zero else rules.storage)
+    stored = joined(weights, place(frozen_shapes, frozen_names, mesh, rules.storage))
+    state = {"parameters": stored, "optimizer": optimizer_state(weights, names, run, training)}
     rows = named_sharding(mesh, run.sharder.rules.activations, ("batch", "length"), (batch, seq))
     tokens = {name: jax.ShapeDtypeStruct((batch, seq), jnp.int32, sharding=rows) for name in ("tokens", "targets")}
 
     def draw(key):
-        parameters = stored_weights(nnx.to_pure_dict(nnx.state(new_network(transformer, key))), training)
-        return {"parameters": parameters, "optimizer": optimizer(training, axes).init(parameters)}
+        parameters = stored_weights(nnx.to_pure_dict(nnx.state(new_network(transformer, key, training))), training)
+        return {"parameters": parameters, "optimizer": optimizer(training, names).init(parted(parameters)[0])}
 
     drawn = jax.jit(
         draw,
@@ -203,14 +210,19 @@ def build_step(
     )
 
 
-def new_network(transformer: TransformerShape, key: jax.Array) -> Network:
+def new_network(transformer: TransformerShape, key: jax.Array, training: Training | None = None) -> Network:
     """A network with fresh weights; the same key gives the same values under every layout."""
     with nnx.use_eager_sharding(False):
-        return Network(transformer, rngs=nnx.Rngs(params=key))
+        return Network(transformer, rngs=nnx.Rngs(params=key), lora=training.lora if training else None)
 
 
 def stored_weights(parameters: Any, training: Training) -> Any:
-    """Freshly drawn float32 weights in the dtype in which they are kept between steps."""
+    """Freshly drawn float32 weights in the dtype in which they are kept between steps; quantised ones as they are."""
+    lora = training.lora
+    if lora is not None:
+        weights, frozen = parted(parameters)
+        kept = jax.tree.map(lambda leaf: leaf.astype(lora.tables_dtype) if leaf.dtype == jnp.float32 else leaf, frozen)
+        return joined(jax.tree.map(lambda leaf: leaf.astype(training.weights_dtype), weights), kept)
     if training.weights_dtype == "float32":
         return parameters
     return jax.tree.map(lambda leaf: leaf.astype(training.weights_dtype), parameters)
@@ -223,7 +235,7 @@ def abstract_network(
     static: list[Any] = []  # not nnx.eval_shape: under a mesh it takes logical axes for the mesh's
 
     def trace():
-        definition, state = nnx.split(new_network(transformer, jax.random.key(0)))
+        definition, state = nnx.split(new_network(transformer, jax.random.key(0), training))
         axes = nnx.to_pure_dict(state, extract_fn=lambda variable: variable.get_metadata("out_sharding"))
         static.extend((definition, axes))
         return stored_weights(nnx.to_pure_dict(state), training or Training())
@@ -316,10 +328,11 @@ def train_step(
 ):
     """One optimizer step: (new state, metrics)."""
     with jax.sharding.use_abstract_mesh(run.sharder.mesh.abstract_mesh):
-        weights = replicas(state["parameters"], axes, run)
+        (stored, frozen), (axes, _) = parted(state["parameters"]), parted(axes)
+        weights = replicas(stored, axes, run)
         told = training or Training()
         kept = jnp.dtype(told.gradients_dtype or told.weights_dtype)
-        loss, gradients = accumulate(functools.partial(mean_loss, definition), weights, batch, axes, run, kept)
+        loss, gradients = accumulate(functools.partial(mean_loss, definition, frozen), weights, batch, axes, run, kept)
         if run.layout.zero == 1 and run.sharder.explicit:
             # Explicit axes want the gradients cut as the optimizer's state before they meet.
             gradients = jax.tree.map(
@@ -332,10 +345,10 @@ def train_step(
         update = optimizer(training, axes, experts_first=dealt_out).update
         if told.optimizer == "muon" and run.sharder.explicit:
             # Explicit axes ask for the cut of every product in the iteration, of which optax says nothing.
-            cuts = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding, (state["parameters"], moments))
+            cuts = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding, (stored, moments))
             update = jax.sharding.auto_axes(update, out_sharding=cuts)
-        updates, moments = update(gradients, moments, state["parameters"])
-        parameters = optax.apply_updates(state["parameters"], updates)
+        updates, moments = update(gradients, moments, stored)
+        parameters = joined(optax.apply_updates(stored, updates), frozen)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return {"parameters": parameters, "optimizer": moments}, metrics
 
@@ -353,12 +366,13 @@ def replicas(parameters: Any, axes: Any, run: Execution) -> Any:
     return jax.tree.map(copy, parameters, axes)
 
 
-def mean_loss(definition: nnx.GraphDef, run: Execution, weights: Any, batch: Any) -> jax.Array:
-    """Mean cross-entropy over all positions of the batch, and what the experts' imbalance costs.
+def mean_loss(definition: nnx.GraphDef, frozen: Any, run: Execution, weights: Any, batch: Any) -> jax.Array:
+    """Mean cross-entropy over all positions of the batch, and what the experts' imbalance costs. `frozen`: weights
+    without gradient, beside the others.
 
     The sequence is put in the order in which it lies over `context`: the mean does not mind.
     """
-    network = nnx.merge(definition, weights)
+    network = nnx.merge(definition, joined(weights, frozen))
     order = zigzag(batch["tokens"].shape[1], run.layout.context, network.causal)
     positions = run.sharder.constrain(jnp.asarray(order), ("length",))
     if run.layout.context > 1:

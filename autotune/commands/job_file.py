@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 WORDS: dict[str, type] = {
     "model": str, "workload": str, "set": list, "target": str, "hardware": str, "memory-fraction": float, "batch": int,
     "seq": int, "dtype": str, "optimizer": str, "weights-dtype": str, "moments-dtype": str, "gradients-dtype": str,
-    "master-dtype": str, "axes": str, "fix": list, "layout": str, "layouts": str,
+    "master-dtype": str, "lora-rank": int, "lora-targets": str, "base-dtype": str,
+    "axes": str, "fix": list, "layout": str, "layouts": str,
 }  # fmt: skip
 """Words of a job file -> what each holds; a list holds texts. They are the long flags without their dashes."""
 

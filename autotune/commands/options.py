@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autotune.commands.command import Option
-from autotune.commands.values import BATCH, COUNT, LAYOUT, MODEL, PATH, PROCESS, TARGET, TIMEOUT, Number, OneOf
+from autotune.commands.values import (
+    BATCH,
+    COUNT,
+    LAYOUT,
+    MODEL,
+    PATH,
+    PROCESS,
+    RANK,
+    TARGET,
+    TIMEOUT,
+    LoraTargets,
+    Number,
+    OneOf,
+)
 from autotune.meshes.fields import one_line
 from autotune.meshes.layout_words import words_help
 from autotune.system.place import JOIN_SECONDS
@@ -66,8 +79,9 @@ TRAINING_WORDS = "autotune.training"
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--optimizer, the dtypes of what is kept, and --set; `given_training` tells what they said."""
+    """--optimizer, the dtypes of what is kept, adapters, and --set; `given_training` tells what they said."""
     from autotune.meshes.dtypes import ALIASES
+    from autotune.meshes.lora import BASE_DTYPES
     from autotune.meshes.training import DTYPES, OPTIMIZERS
 
     def keep(context: click.Context, option: click.Parameter, value: Any) -> Any:
@@ -76,6 +90,15 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return value
 
     command = setting_option(expose_value=False, callback=keep)(command)
+    lora = (
+        ("lora-rank", RANK, "Train adapters of this rank beside frozen weights (LoRA) [0: all weights are trained]."),
+        ("lora-targets", LoraTargets(),
+         "Matrices that have adapters [all seven: those of attention and of MLPs, experts among them]."),
+        ("base-dtype", OneOf(BASE_DTYPES, {other: name for name in BASE_DTYPES for other in ALIASES.get(name, ())}),
+         "Dtype of the frozen weights; nf4 is priced only [bfloat16]."),
+    )  # fmt: skip
+    for word, kind, help_text in reversed(lora):
+        command = click.option(f"--{word}", type=kind, expose_value=False, callback=keep, help=help_text)(command)
     for word, choices, help_text in reversed(
         (
             ("optimizer", OPTIMIZERS, "Of a --model, behind clipping of the gradients' norm [adamw]."),

@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout_words import LARGEST_COUNT, LAYOUT_WORDS
+from autotune.meshes.lora import LARGEST_RANK, LORA_TARGETS, lora_targets_of
 from autotune.meshes.transformer import LARGEST_STEP
 
 LONGEST_TEXT = 4096
@@ -91,6 +92,22 @@ class Word(click.ParamType):
         if "\0" in value:
             raise click.UsageError(f"{_name(parameter)}={short(value)} holds a NUL character")
         return value
+
+
+class LoraTargets(Word):
+    """Names of `autotune.meshes.lora.LORA_TARGETS`, with commas between them."""
+
+    name = "matrices"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """As the help shows it."""
+        return ",".join(LORA_TARGETS)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        try:
+            return lora_targets_of(super().convert(value, parameter, context))
+        except ValueError as error:
+            raise click.UsageError(f"--{str(error).replace('_', '-', 1)}") from None
 
 
 class OneOf(click.ParamType):
@@ -233,6 +250,7 @@ AXES = Suggested("axes", axis_names, separators=",")
 BATCH = Whole(1, LARGEST_STEP)
 COUNT = Whole(0, LARGEST_COUNT)
 PROCESS = Whole(0, LARGEST_COUNT)
+RANK = Whole(0, LARGEST_RANK)
 TIMEOUT = Number(1, LONGEST_TIMEOUT)
 PATH = FilePath()
 

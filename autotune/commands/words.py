@@ -46,6 +46,8 @@ FIGURES = {
     "redundant": "Compute that more than one device does for the same result.",
     "bubble": "Time that a pipeline stage waits for the others.",
     "recompute": "Time of what the backward pass computes again, by the `remat` policy.",
+    "adapters, frozen base": "Of LoRA (`--lora-rank`): the low-rank matrices that alone are trained, and all other "
+    "weights, which have no gradient and no optimizer state.",
     "waiting": "Time that slices wait for the slowest one.",
 }
 """What the columns and lines of a report mean."""

@@ -14,7 +14,9 @@ from typing import Any
 from autotune.meshes.compiler_options import as_variable
 from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout import REMAT, Layout
+from autotune.meshes.lora import Lora
 from autotune.meshes.remat_sets import MAXTEXT_PLACES, MAXTEXT_POLICIES, REMAT_ARRAYS, places_of
+from autotune.meshes.training import training_of
 from autotune.partition import LOGICAL_AXIS_RULES
 from autotune.plan.plan import Plan
 from autotune.plan.their_mesh import best_of, easylm_meshes, maxtext_meshes
@@ -118,9 +120,20 @@ def maxtext(plan: Plan) -> str:
     if along:
         notes.append(f"MaxText cuts weights along {' and '.join(along)} too, where this plan keeps them whole")
     notes = [*_about(plan), *notes, *_unsaid(plan, *expressed), *(f"another device order: {line}" for line in lost)]
+    trainer = "pre_train.train"
+    lora = _lora_of(plan)
+    if lora is not None:
+        trainer = "post_train.sft.train_sft"
+        flags |= {"lora.enable_lora": True, "lora.lora_rank": lora.rank, "lora.lora_alpha": lora.rank}
+        if lora.quantised:
+            flags["lora.lora_weight_qtype"] = lora.base_dtype
+        notes.append(
+            "adapters alone are trained: MaxText does so in its SFT trainer; say the matrices "
+            f"({','.join(lora.targets)}) in lora.lora_module_path; older versions write these keys without lora."
+        )
     lines = [f"{name}={escaped(value, in_quotes=True)}" for name, value in flags.items()]
-    return _comments(notes) + " \\\n  ".join(["python3 -m maxtext.trainers.pre_train.train maxtext/configs/base.yml",
-                                           *lines]) + "\n"  # fmt: skip
+    head = f"python3 -m maxtext.trainers.{trainer} maxtext/configs/base.yml"
+    return _comments(notes) + " \\\n  ".join([head, *lines]) + "\n"
 
 
 def levanter(plan: Plan) -> str:
@@ -169,6 +182,12 @@ def levanter(plan: Plan) -> str:
     notes = _unsaid(plan, "dcn", "remat", "accumulate")
     if layout.remat not in ("none", "full", "offload"):
         notes.append(f"remat={layout.remat} has no word here; whole layers are recomputed: less memory, more time")
+    lora = _lora_of(plan)
+    if lora is not None:
+        notes.append(
+            f"adapters alone are trained: of levanter.main.lora_lm, with lora.r: {lora.rank}, lora.alpha: {lora.rank} "
+            f"and lora.target_modules for {','.join(lora.targets)}; its base has the dtype of the trainer's parameters"
+        )
     return _comments([*_about(plan), *notes]) + "\n".join(lines) + "\n"
 
 
@@ -194,6 +213,10 @@ def easylm(plan: Plan) -> str:
         "optimizer.accumulate_gradient_steps": layout.accumulate,
     }
     notes = _unsaid(plan, "remat", "accumulate")
+    if _lora_of(plan) is not None:
+        notes.append(
+            "adapters alone are trained in this plan: EasyLM has no LoRA, this command would train all weights"
+        )
     if layout.dcn:
         notes.append("EasyLM has one flat mesh; its outermost axis is the one that crosses slices")
     notes += [f"another device order: {line}" for line in lost]
@@ -257,6 +280,12 @@ def axlearn(plan: Plan) -> str:
             f"the transformer stack must be a PipelinedTransformerLayer of {layout.stage} stages with "
             f"{layout.microbatches} microbatches"
         )
+    lora = _lora_of(plan)
+    if lora is not None:
+        notes.append(
+            f"adapters alone are trained, of rank {lora.rank} on {','.join(lora.targets)}: put them there with "
+            "axlearn.common.lora and freeze all other parameters (learner update_types); this code does neither"
+        )
     notes = [*_about(plan), *notes, *_unsaid(plan, "dcn", "remat", "accumulate", "microbatches")]
     return _comments(notes) + "\n".join([*sorted(imports), "", *code]) + "\n"
 
@@ -300,7 +329,14 @@ def flax(plan: Plan) -> str:
         *(f"    ({name!r}, {_rule(axes)!r})," for name, axes in kept.items()),
         ")",
     ]
-    return _comments([*_about(plan), *_unsaid(plan, "dcn", "order", "rule")]) + "\n".join(code) + "\n"
+    notes = [*_about(plan), *_unsaid(plan, "dcn", "order", "rule")]
+    lora = _lora_of(plan)
+    if lora is not None:
+        notes.append(
+            f"adapters alone are trained, of rank {lora.rank} on {','.join(lora.targets)}: flax.nnx.LoRA or "
+            "qwix.apply_lora_to_model, with gradients and optimizer of nnx.LoRAParam only"
+        )
+    return _comments(notes) + "\n".join(code) + "\n"
 
 
 POSITIONS = {
@@ -377,6 +413,11 @@ def escaped(value: object, *, in_quotes: bool = False) -> str:
     if not in_quotes:
         return text
     return "".join(sign if sign.isalnum() or sign in "_.,:+-/=@%" else f"\\x{ord(sign):02x}" for sign in text)
+
+
+def _lora_of(plan: Plan) -> Lora | None:
+    """The adapters that a plan of a reference model trains; None: it trains all weights."""
+    return training_of(plan.recipe).lora if "model" in plan.recipe else None
 
 
 def _short(value: float) -> str:

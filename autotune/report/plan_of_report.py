@@ -61,10 +61,6 @@ def figures_of(row: Row, workload: Workload) -> Figures:
     """What one row of a report says, as a plan keeps it."""
     analysis, measured = row.analysis, row.measurement
     prediction = analysis.prediction if analysis else None
-    if workload.transformer:
-        model_flops: float | None = workload.transformer.train_flops(workload.sequences, workload.seq)
-    else:
-        model_flops = workload.traced.flops if workload.traced else None
     return Figures(
         priced_seconds=row.price.step_seconds if row.price else None,
         compiled_seconds=prediction.step_seconds if prediction else None,
@@ -74,7 +70,7 @@ def figures_of(row: Row, workload: Workload) -> Figures:
         measured_spread_seconds=measured.spread_seconds if measured else None,
         mfu=row.mfu,
         tokens_per_second_per_device=row.tokens_per_second_per_device,
-        model_flops=model_flops,
+        model_flops=workload.model_flops,
         peak_bytes=row.peak_bytes,
         flops=analysis.flops if analysis else None,
         axis_bytes=axis_bytes_of(prediction.ledger) if prediction else None,

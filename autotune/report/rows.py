@@ -198,9 +198,8 @@ def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus,
     if price is None:
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
     if not space.can_be_compiled(row):
-        shape = workload.transformer
-        if shape is not None and shape.lacks:
-            reason = f"priced only: the reference model has no {', '.join(shape.lacks)}"
+        if workload.lacks:
+            reason = f"priced only: {'; '.join(workload.lacks)}"
         else:
             reason = NOT_COMPILABLE.format(layout.schedule, " and ".join(REFERENCE))
     if word is RowStatus.OOM:
@@ -246,7 +245,7 @@ def _row(
         peak_bytes=peak,
         memory=memory,
         changes=(),
-        mfu=_utilisation(model_flops(workload), workload, target, best) if runs else None,
+        mfu=_utilisation(workload.model_flops, workload, target, best) if runs else None,
         mfu_causal=_utilisation(causal_flops(workload), workload, target, best) if runs else None,
         tokens_per_second_per_device=workload.tokens / best / target.devices if runs and best else None,
         limit=binding_limit(shares, certain=not (analysis and analysis.not_understood)) if shares else None,
@@ -256,19 +255,12 @@ def _row(
     )
 
 
-def model_flops(workload: Workload) -> float | None:
-    """FLOPs of the model itself in one step, whole mesh (the numerator of MFU); None when the shape is not known."""
-    if workload.transformer is None:
-        return workload.traced.flops if workload.traced else None
-    return workload.transformer.train_flops(workload.sequences, workload.seq)
-
-
 def causal_flops(workload: Workload) -> float | None:
-    """`model_flops` without what a causal mask hides (the numerator of `mfu_causal`); None without a known shape."""
+    """`Workload.model_flops` less what a causal mask hides (the numerator of `mfu_causal`); None without a shape."""
     if workload.transformer is None:
         return None
-    shape = workload.transformer
-    return shape.train_flops(workload.sequences, workload.seq) - shape.masked_flops(workload.sequences, workload.seq)
+    assert workload.model_flops is not None
+    return workload.model_flops - workload.transformer.masked_flops(workload.sequences, workload.seq)
 
 
 def _utilisation(flops: float | None, workload: Workload, target: Target, seconds: float | None) -> float | None:
@@ -512,7 +504,7 @@ def _notes(workload: Workload, target: Target, space: PricedSpace, runnable: lis
         notes.append(f"{runnable[0].layout}: {runnable[0].reason}; its numbers are closed-form prices")
     elif runnable and target.platform != "cpu":
         notes.append("nothing was compiled: these are closed-form prices")
-    flops, shown = model_flops(workload), causal_flops(workload)
+    flops, shown = workload.model_flops, causal_flops(workload)
     if flops and shown and 1 - shown / flops > NOTABLE_MASK:
         notes.append(
             f"MFU counts attention in full, as is usual: {100 * (1 - shown / flops):.0f} % of the model's FLOPs here "

@@ -109,7 +109,8 @@ def rates(workload: Workload, target: Target, step_seconds: float) -> dict:
     """What follows from the time of a step."""
     mfu = mfu_causal = None
     if workload.transformer is not None:
-        flops = workload.transformer.train_flops(workload.sequences, workload.seq)
+        flops = workload.model_flops
+        assert flops is not None
         peak = step_seconds * target.devices * target.hardware.peak(workload.dtype)
         hidden = workload.transformer.masked_flops(workload.sequences, workload.seq)
         mfu, mfu_causal = flops / peak, (flops - hidden) / peak

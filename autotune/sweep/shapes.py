@@ -104,14 +104,14 @@ def shapes(question: Question, target: Target) -> list[Shape]:
         raise ValueError(f"shapes: {workload.transformer.name} is no uniform stack, whose depth and width could change")
     measures: Mapping[str, Callable[[TransformerShape], float]] = {
         "parameters": lambda model: float(model.parameters),
-        "flops": lambda model: model.train_flops(workload.sequences, workload.seq),
+        "flops": lambda model: model.train_flops(workload.sequences, workload.seq, workload.training.lora),
     }
     found = []
     for equal, size in measures.items():
         for factor in DEPTH_FACTORS:
             model = reshaped(workload.transformer, factor, size)
             point = point_at(dataclasses.replace(question, workload=of_shape(workload, model)), target, arcs=False)
-            flops = model.train_flops(workload.sequences, workload.seq)
+            flops = model.train_flops(workload.sequences, workload.seq, workload.training.lora)
             found.append(Shape(equal=equal, transformer=model, flops=flops, point=point))
     return found
 

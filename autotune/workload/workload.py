@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune.meshes.layout import AXES, Layout
+from autotune.meshes.lora import PRICED_ONLY
 from autotune.meshes.step import Step
 from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
@@ -193,6 +194,24 @@ class Workload:
         if self.partition and layout.zero == 2:
             return "zero=2: where the gradients live is said inside the step; from outside a plan can add zero=1"
         return self.partition.problem(layout) if self.partition else None
+
+    @property
+    def lacks(self) -> list[str]:
+        """Why a reference model is priced only, in words: empty where it can be compiled."""
+        if self.transformer is None:
+            return []
+        lora, found = self.training.lora, self.transformer.lacks
+        reasons = [f"the reference model has no {', '.join(found)}"] if found else []
+        if lora is not None and lora.base_dtype in PRICED_ONLY:
+            reasons.append(PRICED_ONLY[lora.base_dtype])
+        return reasons
+
+    @property
+    def model_flops(self) -> float | None:
+        """FLOPs of the model itself in one step, whole mesh (the numerator of MFU); None where they are not known."""
+        if self.transformer is None:
+            return self.traced.flops if self.traced else None
+        return self.transformer.train_flops(self.sequences, self.seq, self.training.lora)
 
     @property
     def taken(self) -> str | None:

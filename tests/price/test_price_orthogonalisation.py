@@ -10,13 +10,14 @@ from architectures import ARCHITECTURES
 
 from autotune.meshes.hardware import load_hardware
 from autotune.meshes.layout import AXES, parse_layout
+from autotune.meshes.matrices import matrices_of
 from autotune.meshes.target import parse_target
 from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
 from autotune.models.presets import PRESETS
 from autotune.models.train_step import abstract_network, matrix_of
 from autotune.price.priced_space import price_space
-from autotune.price.transformer.orthogonalisation import matrices_of, orthogonalisation_of, parameters_in
+from autotune.price.transformer.orthogonalisation import orthogonalisation_of, parameters_in
 from autotune.reference_workload import transformer_workload
 from autotune.table import LayoutTable
 
@@ -62,7 +63,7 @@ def test_its_matrices_are_those_of_the_reference_model(model):
     names = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
     held = sum(leaf.size for leaf, own in zip(leaves, names, strict=True) if matrix_of(own))
     one = {axis: np.ones(1) for axis in AXES}
-    assert shape.layers * parameters_in(matrices_of(shape), one)[0] == pytest.approx(held)
+    assert shape.layers * parameters_in(matrices_of(shape.described), one)[0] == pytest.approx(held)
 
 
 def test_devices_share_the_work_where_rows_are_cut_and_repeat_squares_where_columns_are():

@@ -14,7 +14,9 @@ import numpy as np
 from autotune.efficiency import DTYPE_BYTES, matmul_seconds
 from autotune.meshes.architecture import AttentionKind, LayerKind
 from autotune.meshes.hardware import Hardware
+from autotune.meshes.matrices import matrices_of_layer
 from autotune.meshes.transformer import TransformerShape
+from autotune.price.transformer.adapters import ADAPTER_KERNELS, ADDED_TRAFFIC, adapter_matmuls, added_elements
 from autotune.price.transformer.attention_work import AttentionWork, Pair, attention_work
 from autotune.price.transformer.training_stack import TrainingStack
 
@@ -53,13 +55,13 @@ class Matmul:
     """A group of matmuls of one microbatch on one device."""
 
     flops: np.ndarray
-    """FLOPs of one of the three passes below; they have equally many."""
+    """FLOPs of one of the passes below; they have equally many."""
     forward: np.ndarray
     """Seconds of the forward pass."""
     backward_input: np.ndarray
     """Seconds of the gradient of the input."""
     backward_weight: np.ndarray
-    """Seconds of the gradient of the weight."""
+    """Seconds of the gradient of the weight; 0 of a frozen one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +104,15 @@ class Work:
     """Bytes of logits and their gradient that are held at once around the loss."""
     held_logit_bytes: np.ndarray
     """Bytes of them that stay until the backward pass of the layers has ended."""
+    adapters: dict[str, tuple[Matmul, Matmul]]
+    """Group of the matmuls above -> (x A, (x A) B) of its adapters; empty where there are none."""
 
     def spent(self, layers: float, saving: float) -> dict[str, np.ndarray]:
         """Seconds of a microbatch through so many layers and the head, by what draws power
         (`autotune.efficiency.sustained_share`), taken to save what the policy `dots` saves and to run what is
         elementwise again. `saving`: seconds of a byte that is saved."""
-        matmuls = (self.heads, self.out, self.hidden_in, self.hidden_out)
+        matmuls = [self.heads, self.out, self.hidden_in, self.hidden_out]
+        matmuls += [one for both in self.adapters.values() for one in both]
         seconds = sum(one.forward + one.backward_input + one.backward_weight for one in matmuls)
         head = self.head.forward + self.head.backward_input + self.head.backward_weight
         attention = sum(self.attention.matmul_seconds)
@@ -180,13 +185,19 @@ def _work_of_kind(
     kv_heads = np.maximum(shape.kv_heads / tensor, 1.0)
     d, h = float(shape.d_model), float(shape.head_dim)
 
-    def matmul(m, n, k, count=1.0) -> Matmul:
+    base = stack.state.base
+
+    def trained_matmul(m, n, k, count=1.0) -> Matmul:
         return Matmul(
             flops=2.0 * m * n * k * count,
             forward=matmul_seconds(hardware, dtype, width, m, n, k, count),
             backward_input=matmul_seconds(hardware, dtype, width, m, k, n, count),
             backward_weight=matmul_seconds(hardware, dtype, width, k, n, m, count),
         )
+
+    def matmul(m, n, k, count=1.0) -> Matmul:
+        found = trained_matmul(m, n, k, count)
+        return found if base is None else dataclasses.replace(found, backward_weight=np.zeros_like(found.forward))
 
     to_heads = _sum(matmul(tokens, heads * h, d), matmul(tokens, kv_heads * h, d, 2.0))
     values, latents = h, 0.0
@@ -247,9 +258,39 @@ def _work_of_kind(
         )
     matmuls = 4.0 + shape.mlp_matrices  # to queries, keys and values, back from attention, and the MLP's
     launches = tuple(
-        (traffic.kernels[way] + attention.kernels[way] + (1.0 + way) * matmuls) * hardware.launch_seconds
+        (traffic.kernels[way] + attention.kernels[way] + (1.0 + way * (base is None)) * matmuls)
+        * hardware.launch_seconds
         for way in (0, 1)
     )
+    adapters: dict[str, tuple[Matmul, Matmul]] = {}
+    if base is not None:
+        layer = kind or shape.described.layers[0]
+        adapted = sum(one.name in base.lora.matrices for one in matrices_of_layer(layer, shape.d_model))
+        launches = tuple(
+            seconds + adapted * kernels * hardware.launch_seconds
+            for seconds, kernels in zip(launches, ADAPTER_KERNELS, strict=True)
+        )
+        slotted = tokens * shape.slots_per_token if shape.experts else tokens
+        experts = shape.experts / expert if shape.experts else np.ones_like(tokens)
+        adapters = adapter_matmuls(
+            layer,
+            shape.d_model,
+            base.lora,
+            trained_matmul,
+            _sum,
+            tokens=tokens,
+            rows=tokens / cut,
+            slots=slotted / experts,
+            experts=experts,
+            tensor=tensor,
+        )
+        added = added_elements(
+            layer, shape.d_model, base.lora, tokens=tokens, rows=tokens / cut, slots=slotted, tensor=tensor
+        )
+        elementwise = tuple(
+            seconds + scale * each * more / hbm
+            for seconds, each, more in zip(elementwise, ADDED_TRAFFIC, added, strict=True)
+        )
     logits = tokens * (shape.vocab / tensor)
     tiled = np.where(tiles > 1, scale * LOGITS_AGAIN * logits + TILE_TRAFFIC * (tiles * tokens * d), 0.0)
     dense = shape.dense_share if kind is None else bool(kind.mlp.shared_width or not kind.mlp.experts)
@@ -288,8 +329,11 @@ def _work_of_kind(
         kv_bytes=width * tokens * kv_heads * (h + values),
         kept={name: scale * value for name, value in kept.items()},
         layer_work_bytes=scale * in_hand,
-        logit_bytes=scale * saved.logits * logits / tiles + np.where(tiles > 1, 4.0 * tokens * d, 0.0),
+        # No gradient of a frozen table waits for them, so their gradient takes their place (v5e and h100).
+        logit_bytes=scale * (saved.logits if base is None else 2.0) * logits / tiles
+        + np.where(tiles > 1, 4.0 * tokens * d, 0.0),
         held_logit_bytes=np.where(tiles > 1, 0.0, scale * saved.held_logits * logits),
+        adapters=adapters,
     )
 
 

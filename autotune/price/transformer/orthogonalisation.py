@@ -20,6 +20,7 @@ import numpy as np
 
 from autotune.efficiency import matmul_seconds
 from autotune.meshes.hardware import Hardware
+from autotune.meshes.matrices import Matrix, matrices_of
 from autotune.meshes.transformer import TransformerShape
 
 STEPS = 5
@@ -45,54 +46,6 @@ OPERATIONS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Matrix:
-    """Matrices of one shape. `count`: of a layer, the mean over all layers; of experts those of all experts. `sides`:
-    numbers of its rows and columns as stored; `names`: the logical axis that a layout cuts of each."""
-
-    count: float
-    sides: tuple[int, int]
-    names: tuple[str, str]
-    routed: bool = False
-
-
-def matrices_of(shape: TransformerShape) -> tuple[Matrix, ...]:
-    """The matrices inside the layers: those that `models.train_step.matrix_of` finds."""
-    model, found = shape.described, list[Matrix]()
-    d = model.d_model
-    for kind, layers in model.kinds:
-        share, attention, mlp = layers / len(model.layers), kind.attention, kind.mlp
-        heads = attention.heads * attention.head_dim
-        if attention.latent:
-            into = attention.query_rank or d
-            keys = attention.head_dim - attention.rope_dim + attention.value_width
-            sides = [
-                ((into, heads), ("embed", "heads")),
-                ((d, attention.kv_rank + attention.rope_dim), ("embed", "latent")),
-                ((attention.kv_rank, attention.heads * keys), ("embed", "heads")),
-            ]
-            if attention.query_rank:
-                sides.append(((d, into), ("embed", "latent")))
-        else:
-            widths = (heads, attention.kv_heads * attention.head_dim, attention.kv_heads * attention.value_width)
-            sides = [((d, width), ("embed", "heads")) for width in widths]
-        sides.append(((attention.heads * attention.value_width, d), ("heads", "embed")))
-        found += [Matrix(count=share, sides=both, names=names) for both, names in sides]
-        own = [(mlp.width, float(mlp.experts or 1), bool(mlp.experts))]
-        if mlp.experts:
-            found.append(Matrix(count=share, sides=(d, mlp.experts), names=("embed", "router")))
-            if mlp.shared_width:
-                own.append((mlp.shared_width, 1.0, False))
-            if mlp.shared_gate:
-                found.append(Matrix(count=share, sides=(d, 1), names=("embed", "router")))
-        for width, count, routed in own:
-            each = share * count
-            wide = Matrix(count=each, sides=(d, width), names=("embed", "mlp"), routed=routed)
-            back = Matrix(count=each, sides=(width, d), names=("mlp", "embed"), routed=routed)
-            found += [*[wide] * (mlp.matrices - 1), back]
-    return tuple(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Orthogonalisation:
     """Of one device and step; arrays with one entry a row. `collectives`: (mesh axis, kind, bytes of the whole array,
     how often). `parameters`: in the matrices of the stage, before fsdp and ZeRO cut them. `held_bytes`: the most that
@@ -111,7 +64,7 @@ def orthogonalisation_of(
     shape: TransformerShape, hardware: Hardware, size: Mapping[str, np.ndarray], zero: np.ndarray, layers: np.ndarray
 ) -> Orthogonalisation:
     """What the iteration costs the layers of one stage."""
-    matrices = matrices_of(shape)
+    matrices = matrices_of(shape.described)
     flops, seconds, hbm_bytes, working = (np.zeros_like(size["tensor"]) for _ in range(4))
     gathered: list[np.ndarray] = []
     collectives: list[tuple[str, str, np.ndarray, np.ndarray]] = []

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.price.transformer.adapters import Adapters
 from autotune.price.transformer.pipeline_schedules import as_published, most_waiting
 from autotune.price.transformer.rows import Rows
 
 MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logits", "workspace")
+
+
+FROZEN_LAYERS = 2.0 / 3.0
+"""Of `TrainingStack.whole_layers`, what is weights: the rest is the gradient of one matrix of three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,54 @@ class Stage:
     """Bytes of one device while the optimizer works, where that may be the worst moment; None: it is not."""
 
 
+def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
+    """The same where all but adapters is frozen: gradients and optimizer state are of adapters alone."""
+    stack, size, table, work = rows.stack, rows.size, rows.table, rows.prepared.work
+    state, base, staged, layers = stack.state, stack.state.base, rows.staged, rows.layers
+    assert base is not None
+    parameters, fsdp = rows.parameters, size["fsdp"]
+    cut = np.where(table.zero > 0, size["data"], 1.0)
+    own, whole_own = layers * adapters.local(fsdp, cut), layers * adapters.local(fsdp)
+    weights = (base.kept * parameters.layer * layers + base.kept_beside * parameters.vocabulary) / fsdp
+    weights = weights + state.weights * own + np.where(table.zero > 0, state.compute * whole_own, 0.0)
+    optimizer = state.optimizer * own * np.where(table.offload > 0, 0.0, 1.0)
+    gradients = state.gradients * np.where(table.zero == 2, own, whole_own) * np.where(table.accumulate > 1, 2.0, 1.0)
+    in_layer, waiting = rows.of(work.layer_work_bytes), np.ones(len(table))
+    # A quantised matrix stands there whole twice, as it was gathered and in the compute dtype.
+    each = np.where(fsdp > 1, base.sent, 0.0) + base.made
+    gathered = each * (FROZEN_LAYERS * stack.whole_layers * parameters.largest_dense + 2.0 * parameters.largest_routed)
+    beside = np.zeros(len(table))
+    pieces = np.where(staged, table.microbatches / size["stage"], 1.0)
+    if staged.any():
+        virtual, published = table.virtual_stages, staged & as_published(table.schedule)
+        waiting = np.where(staged, (table.microbatches * virtual + size["stage"] - 1.0) / virtual, waiting)
+        held = most_waiting(
+            table.schedule, stages=size["stage"], passes=table.microbatches * 1.0, virtual_stages=virtual * 1.0
+        )
+        waiting = np.where(published, held, waiting)
+        # The weights whole along fsdp, and the inputs and results of the microbatches that wait, with their gradients.
+        sent = 2.0 * rows.stream_bytes / np.where(rows.parallel, size["tensor"], 1.0)
+        around = sent * np.where(published, 1.0, table.microbatches)
+        beside = np.where(staged, base.sent * parameters.layer * layers + around, 0.0)
+        pieces = np.where(published, np.minimum(pieces, 1.0), pieces)
+    # No matmul of a table's gradient waits for the logits: they are gone before the layers run back. Beside them stand
+    # the last residual stream and the output projection, whole along fsdp (llama3-8b on h100:1x8, jax 0.10.2).
+    logits, working = rows.of(work.logit_bytes) * pieces, in_layer + gathered
+    around_logits = rows.stream_bytes * pieces
+    around_logits = around_logits + np.where(fsdp > 1, base.sent_beside * parameters.embedding, 0.0)
+    ends = gradients + working > logits + around_logits
+    nothing = np.zeros(len(table))
+    categories = {
+        "parameters": weights,
+        "gradients": np.where(ends, gradients, 0.0),
+        "optimizer_state": optimizer,
+        "activations": beside,
+        "logits": np.where(ends, 0.0, logits),
+        "workspace": np.where(ends, working, around_logits),
+    }
+    return Stage(fixed={name: amount + nothing for name, amount in categories.items()}, waiting=waiting)
+
+
 def stage_of(rows: Rows) -> Stage:
     """The stage that all others are like: head and embedding are dealt out over the stages."""
     stack, size, table, work = rows.stack, rows.size, rows.table, rows.prepared.work
@@ -38,6 +91,8 @@ def stage_of(rows: Rows) -> Stage:
     cut = np.where(zero > 0, size["data"], 1.0)
     # ZeRO gathers a copy in the compute dtype once a step; that of the tables is gone before the layers run back
     tabled = rows.parameters.vocabulary / size["fsdp"]
+    if rows.adapters is not None:
+        return _frozen_stage(rows, rows.adapters)
     weights = state.weights * kept / cut + np.where(zero > 0, state.compute * (kept - tabled), 0.0)
     optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
     if rows.orthogonalised is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.meshes.collectives import wire_bytes
+from autotune.price.transformer.adapters import Adapters
 from autotune.price.transformer.device_work import Matmul
 from autotune.price.transformer.remat import Shares
 from autotune.price.transformer.rows import Rows
@@ -77,7 +78,7 @@ class MicrobatchTerms(Rows):
 
     def _compute(self) -> tuple[np.ndarray, np.ndarray]:
         """Add one layer's compute; return the seconds of its attention kernel, (forward, backward)."""
-        work, again, book = self.prepared.work, self.again, self.book
+        work, again, book, stack = self.prepared.work, self.again, self.book, self.stack
         matmuls: dict[str, Matmul] = {name: getattr(work, name) for name in ("heads", "out", "hidden_in", "hidden_out")}
         ahead = {name: self.of(matmul.forward) for name, matmul in matmuls.items()}
         back = {name: self.of(matmul.backward_input) for name, matmul in matmuls.items()}
@@ -86,13 +87,26 @@ class MicrobatchTerms(Rows):
             total = ahead[first] + ahead[second] + back[first] + back[second] + own[first] + own[second]
             book.add(f"matmul.{label}", "matmul", "layer", total)
         rerun = sum(again[name] * ahead[name] for name in matmuls)
+        if work.adapters:
+            # Nothing keeps x A: with the rest of the layer it is computed again, (x A) B with what it is added to.
+            for name, both in work.adapters.items():
+                for own_again, low in zip((again["elementwise"], again[name]), both, strict=True):
+                    ahead[name] = ahead[name] + self.of(low.forward)
+                    back[name] = back[name] + self.of(low.backward_input)
+                    own[name] = own[name] + self.of(low.backward_weight)
+                    rerun = rerun + own_again * self.of(low.forward)
+                    book.count("flops", "layer", (3.0 + own_again) * self.of(low.flops))
+            lows = [low for both in work.adapters.values() for low in both]
+            total = sum((self.of(low.forward + low.backward_input + low.backward_weight) for low in lows), self.nothing)
+            book.add("matmul.adapters", "matmul", "layer", total)
         book.add("recompute.matmul", "matmul", "layer", rerun)
         core = [self.of(values) for values in work.attention.matmul_seconds]
         book.add("attention", "matmul", "layer", core[0] + core[1])
         core_again = again["context"] * self.of(work.attention.recomputed)
         book.add("recompute.attention", "matmul", "layer", core_again * core[0])
+        passes = 3.0 if stack.state.base is None else 2.0
         for name, matmul in matmuls.items():
-            book.count("flops", "layer", (3.0 + again[name]) * self.of(matmul.flops))
+            book.count("flops", "layer", (passes + again[name]) * self.of(matmul.flops))
         kernel = [self.of(values) for values in work.attention.flops]
         book.count("flops", "layer", (1.0 + core_again) * kernel[0] + kernel[1])
         rest = [self.of(values) for values in work.elementwise]
@@ -119,11 +133,30 @@ class MicrobatchTerms(Rows):
     def _casts(self) -> np.ndarray:
         """Add the casts of weights to the compute dtype, one forward and one backward; return the seconds of one."""
         state = self.stack.state
+        if self.adapters is not None:
+            return self._frozen_casts(self.adapters)
         cast = (state.weights + state.compute) * self.parameters.layer / self.size["fsdp"]
         seconds = cast / self.hbm_rate
         if self.staged.any():
             traffic = np.array(CHUNK_TRAFFIC)[self.sliced * 1, self.dealt * 1]
             seconds = np.where(self.staged, traffic / 2.0 * self.parameters.layer / self.hbm_rate, seconds)
+        self.book.add("casts", "hbm", "layer", 2.0 * seconds)
+        return seconds
+
+    def _frozen_casts(self, adapters: Adapters) -> np.ndarray:
+        """The same of frozen weights and their adapters: slices of the stacked weights, casts, and copies in the
+        compute dtype of what is quantised."""
+        state, base = self.stack.state, self.stack.state.base
+        assert base is not None
+        cut = np.where(self.staged, 1.0, self.size["fsdp"])
+        sliced = (base.kept + base.sent) * self.parameters.layer / cut
+        sliced = sliced + (state.weights + state.compute) * adapters.local(cut)
+        made = (base.sent + base.made) * self.parameters.layer if base.made else 0.0
+        seconds = (sliced + made) / self.hbm_rate
+        if self.staged.any():
+            # Each microbatch adds the gradients of adapters to sums in float32.
+            sums = (8.0 + state.reduced) * adapters.local(np.ones_like(cut))
+            seconds = np.where(self.staged, seconds + 0.5 * sums / self.hbm_rate, seconds)
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
 
@@ -160,6 +193,8 @@ class MicrobatchTerms(Rows):
             self.book.count("tensor", "layer", np.where(twice, 2.0 * sent, 0.0))
         if not self.parallel.all():
             self.move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
+        if self.adapters is not None:
+            self._tensor_of_adapters()
         if self.shape.experts:
             # Expert slots are cut along d_model while they travel, and gathered for the matmuls of the experts: once
             # forward, once for the gradients of the weights, and once for the gradient of the result. Recomputed
@@ -174,6 +209,20 @@ class MicrobatchTerms(Rows):
             self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + (self.again["hidden_out"] > 0))
             cut = self.stream_bytes / self.size["tensor"]
             self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0 * self.shape.expert_share, 0.0))
+
+    def _tensor_of_adapters(self) -> None:
+        """Add the sums along `tensor` of x A, where x is cut, and of its gradient, where the result is."""
+        base, adapters = self.stack.state.base, self.adapters
+        assert base is not None and adapters is not None
+        low = self.stream_bytes * base.lora.rank / self.shape.d_model
+        behind = adapters.reading
+        again = self.again["elementwise"]
+        both = np.where(self.parallel, 1.0, 0.0)
+        # Under sequence parallelism x A of `output` and `down` is cut along the sequence behind the sum.
+        self.move("tensor", "reduce_scatter", "layer", low, behind * (1.0 + again) * both)
+        self.move("tensor", "all_gather", "layer", low, behind * both)
+        self.move("tensor", "all_reduce", "layer", low, behind * (1.0 + again) * (1.0 - both))
+        self.move("tensor", "all_reduce", "layer", low, adapters.writing + self.nothing)
 
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Add the collectives along `context`: keys and values are gathered, or passed around a ring.
@@ -225,6 +274,17 @@ class MicrobatchTerms(Rows):
         state = self.stack.state
         each = np.where(self.staged, 0.0, 1.0)
         later = np.where((self.table.remat == 0) | self.staged, 0.0, 1.0)
+        if self.adapters is not None:
+            assert state.base is not None
+            cut = self.adapters.cut + self.adapters.routed_cut
+            weights = state.base.sent * self.parameters.layer + state.compute * cut
+            self.gather("layer", weights, each, forward)
+            self.gather("layer", weights, later, 0.5 * backward)
+            self.scatter("layer", state.reduced * cut, each, 0.5 * backward)
+            # Those without a side that fsdp cuts are whole on each of its devices, so their gradients are summed.
+            whole = self.adapters.whole + self.adapters.routed_whole
+            self.move("fsdp", "all_reduce", "layer", state.reduced * whole, each, 0.5 * backward)
+            return
         weights = state.compute * self.parameters.layer
         self.gather("layer", weights, each, forward)
         # Assumed, as for context above: the gathers and the reductions each have half of the backward pass to hide in.
@@ -241,7 +301,7 @@ class MicrobatchTerms(Rows):
             "matmul.logits", "matmul", "head",
             runs * self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
         )  # fmt: skip
-        book.count("flops", "head", (2.0 + runs) * self.of(head.flops))
+        book.count("flops", "head", (2.0 - (state.base is not None) + runs) * self.of(head.flops))
         book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
         # Assumed: twenty instructions for embedding, last norm, logits, loss and their gradients. To settle it, count
         # those of a profile outside the loop over layers (`scripts/op_profile.py`).
@@ -257,6 +317,14 @@ class MicrobatchTerms(Rows):
         if self.used["fsdp"]:
             table = self.parameters.sent_vocabulary
             each = np.where(self.staged, 0.0, 1.0)
+            if state.base is not None:
+                # Without gradients nothing tells the two uses of a tied table apart: TPUs gather it once (v5e, libtpu
+                # 0.0.42).
+                if self.shape.tied_embeddings and self.hardware.platform == "tpu":
+                    table = self.parameters.embedding
+                sent = state.base.sent_beside * (table + np.where(tiled, self.parameters.embedding, 0.0))
+                self.gather("head", sent, each, 0.5 * beside)
+                return
             self.gather(
                 "head", state.compute * (table + np.where(tiled, self.parameters.embedding, 0.0)), each, 0.5 * beside
             )

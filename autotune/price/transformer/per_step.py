@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.price.terms import TermRows
+from autotune.price.transformer.adapters import Adapters
 from autotune.price.transformer.embedding_gradient import INNER_FIRST, Embedding
 from autotune.price.transformer.orthogonalisation import Orthogonalisation, orthogonalisation_of
 from autotune.price.transformer.peak_memory import Stage, stage_of
@@ -30,8 +31,11 @@ class StepTerms(Rows):
         """Every term, in the order in which a step runs them."""
         if self.used["stage"]:
             self._transfers()
-        self._gradients()
-        self._weights()
+        if self.adapters is not None:
+            self._adapters(self.adapters)
+        else:
+            self._gradients()
+            self._weights()
         self._optimizer()
         if self.stack.state.orthogonalises:
             self.orthogonalised = orthogonalisation_of(
@@ -62,10 +66,15 @@ class StepTerms(Rows):
         twice = np.where(self.staged, 2.0, 0.0)
         batch = payload * table.accumulate * table.microbatches
         self.move("stage", "all_gather", "step", batch, twice)
-        self.move("stage", "reduce_scatter", "step", batch, twice)
-        self.move("stage", "all_reduce", "step", self._table_gradients("stage"), once)
+        # A frozen embedding has no gradient for which those of the inputs would be scattered.
+        self.move("stage", "reduce_scatter", "step", batch, twice if self.adapters is None else 0.5 * twice)
+        if self.adapters is None:
+            self.move("stage", "all_reduce", "step", self._table_gradients("stage"), once)
         virtual, stages = table.virtual_stages, size["stage"]
         turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages)
+        if self.adapters is not None:
+            self._frozen_around_the_loop(self.adapters, turns * once, once)
+            return
         slices = state.compute * self.parameters.layer * self.layers / virtual / size["fsdp"]
         self.move("stage", "permute", "step", slices, 2.0 * turns * once)
         if self.used["fsdp"]:
@@ -74,6 +83,41 @@ class StepTerms(Rows):
             self.scatter("step", state.reduced * layers, once)
             self.gather("step", state.compute * vocabulary, once)
             self.scatter("step", state.reduced * (vocabulary - self.parameters.embedding), once)
+
+    def _frozen_around_the_loop(self, adapters: Adapters, turns: np.ndarray, once: np.ndarray) -> None:
+        """Add what it does with weights there: frozen ones travel and are gathered, and have no gradients."""
+        state, fsdp, virtual = self.stack.state, self.size["fsdp"], self.table.virtual_stages
+        base, cut = state.base, adapters.cut + adapters.routed_cut
+        assert base is not None
+        share = self.layers / virtual
+        self.move("stage", "permute", "step", base.sent * self.parameters.layer * share / fsdp, turns)
+        self.move("stage", "permute", "step", state.compute * adapters.local(fsdp) * share, 2.0 * turns)
+        if self.used["fsdp"]:
+            weights = (base.sent * self.parameters.layer + state.compute * cut) * self.layers
+            self.gather("step", weights, once)
+            self.gather("step", base.sent_beside * self.parameters.sent_vocabulary, once)
+            self.scatter("step", state.reduced * cut * self.layers, once)
+            whole = adapters.whole + adapters.routed_whole
+            self.move("fsdp", "all_reduce", "step", state.reduced * whole * self.layers, once)
+
+    def _adapters(self, adapters: Adapters) -> None:
+        """Add the reductions of the gradients of adapters along the axes that repeat them, and ZeRO's gathers.
+
+        The backward pass has little to send of them, so none of it is taken to be hidden."""
+        state, size, zero = self.stack.state, self.size, self.table.zero
+        self.hidden_later = []
+        for axis in ("data", "context", "expert"):
+            if not self.used[axis]:
+                continue
+            sent = state.reduced * self.layers * adapters.local(size["fsdp"], routed=axis != "expert")
+            scattered = self.nothing
+            if axis == "data":
+                cut = state.reduced * self.layers * (adapters.cut + adapters.routed_cut) / size["fsdp"]
+                scattered = np.where(zero == 2, cut, 0.0)
+                gathered = state.compute / state.reduced * cut
+                self.move("data", "all_gather", "step", gathered, np.where(zero > 0, 1.0, 0.0))
+                self.move("data", "reduce_scatter", "step", scattered, self.reductions("data") * (zero == 2))
+            self.move(axis, "all_reduce", "step", sent - scattered, self.reductions(axis))
 
     def _gradients(self) -> None:
         """Add the reductions of gradients along `data`."""
@@ -106,6 +150,9 @@ class StepTerms(Rows):
         book, size, state, table = self.book, self.size, self.stack.state, self.table
         each = sum(self._own_parameters())
         cut = np.where(table.zero > 0, size["data"], 1.0)
+        if self.adapters is not None:
+            # Of adapters ZeRO cuts a part only.
+            each = cut * self.layers * self.adapters.local(size["fsdp"], cut)
         book.add("optimizer", "hbm", "step", state.update_traffic * each / cut / self.hbm_rate)
         if (table.offload > 0).any():
             moments = 2.0 * state.optimizer * each / cut * (table.offload > 0)

@@ -13,6 +13,7 @@ from autotune.meshes.layout import AXES
 from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import CollectiveCost, Meshes
 from autotune.price.terms import CostTerms, Link, TermRows
+from autotune.price.transformer.adapters import Adapters, adapters_of
 from autotune.price.transformer.device_work import Work
 from autotune.price.transformer.inputs import Inputs
 from autotune.price.transformer.orthogonalisation import Orthogonalisation
@@ -82,7 +83,8 @@ class Rows:
     Every array has one entry a row. Where the table stands for every row with every set (`autotune.table.across`), an
     array is (rows, sets), of length 1 where all rows or all sets agree. `layers`: of a stage; `staged`: whether there
     is a pipeline (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several;
-    `dealt`: whether a stage has several chunks. `nothing`: zeros, one a row.
+    `dealt`: whether a stage has several chunks. `adapters`: what alone is trained, where the `parameters` are frozen.
+    `nothing`: zeros, one a row.
     """
 
     orthogonalised: Orthogonalisation | None = None
@@ -105,6 +107,8 @@ class Rows:
         self.parallel = table.sequence_parallel > 0
         self.staged = self.size["stage"] > 1
         self.parameters: Parameters = parameters_of(self.shape, self.size)
+        base = self.stack.state.base
+        self.adapters: Adapters | None = adapters_of(self.shape, base.lora, self.size) if base else None
         waiting = self.hardware.waiting(inputs.target.groups)
         shape = np.broadcast_shapes(piece.shape, table.remat.shape)
         self.book = CostTerms(rows=shape if len(shape) > 1 else len(table), waiting=waiting, counting=counting)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.training import Training
+from autotune.price.transformer.adapters import Base, base_of
 from autotune.replay.attention_cost import kernel_shares
 
 
@@ -71,7 +72,8 @@ class State:
 
     `update_traffic`: bytes read and written per parameter of an optimizer step. `accumulate_traffic`: bytes per
     parameter and pass of adding gradients to a buffer. `orthogonalises`: whether the update of matrices inside the
-    layers is made orthogonal (`orthogonalisation`).
+    layers is made orthogonal (`orthogonalisation`). `base`: the frozen weights under adapters, of which alone all other
+    fields are then; None: all weights are trained.
     """
 
     weights: float
@@ -83,6 +85,7 @@ class State:
     update_traffic: float
     accumulate_traffic: float
     orthogonalises: bool
+    base: Base | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +283,7 @@ def _state(state: State, training: Training) -> State:
         orthogonalises=training.optimizer == "muon",
         update_traffic=training.update_bytes,
         accumulate_traffic=state.accumulate_traffic * training.gradient_bytes / 4.0,
+        base=base_of(training.lora, state.compute) if training.lora else None,
     )
 
 

@@ -1,0 +1,143 @@
+"""What low-rank adapters beside a frozen base cost (`autotune.models.adapters`): counts of numbers, and their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from autotune.meshes.architecture import LayerKind
+from autotune.meshes.lora import BASE_DTYPES, Lora
+from autotune.meshes.matrices import Matrix, matrices_of, matrices_of_layer
+from autotune.meshes.transformer import TransformerShape
+
+GROUPS = {
+    "query": "heads", "key": "heads", "value": "heads", "query_down": "heads", "key_value_down": "heads",
+    "key_value": "heads", "output": "out", "gate": "hidden_in", "up": "hidden_in", "down": "hidden_out",
+}  # fmt: skip
+"""A matrix -> the group of matmuls (`device_work.Work`) that it is one of."""
+
+ADDED_TRAFFIC = (2.0, 2.0)
+"""Bytes of memory traffic, (forward, backward), per element that an adapter's part is added to: what reads the sum
+reads one array more. Backward, the gradients of a matmul's input are summed with one array more (llama3-8b on h100,
+jax 0.10.2)."""
+
+ADAPTER_KERNELS = (4.0, 12.0)
+"""Kernels of an adapted matrix, (forward, backward). Forward: two matmuls, two casts of weights. Backward: four
+matmuls, two casts; and for each of A and B the sum of a split matmul, the slice of a joint reduction and the place
+among the stacked gradients (llama3-8b on h100, jax 0.10.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The frozen weights. Bytes of one: `kept` between steps, `sent` where it is gathered along fsdp; of what is no
+    matrix inside a layer `kept_beside` and `sent_beside`. `made`: of a copy in the compute dtype that is made of each
+    matrix after its gather, where it is quantised; else 0."""
+
+    lora: Lora
+    kept: float
+    sent: float
+    kept_beside: float
+    sent_beside: float
+    made: float
+
+
+def base_of(lora: Lora, compute: float) -> Base:
+    """The bytes of the base, given those of the compute dtype: what is wider is cast before it is gathered."""
+    kept, beside = BASE_DTYPES[lora.base_dtype], BASE_DTYPES[lora.tables_dtype]
+    return Base(
+        lora=lora, kept=kept, sent=min(kept, compute), kept_beside=beside, sent_beside=min(beside, compute),
+        made=compute if lora.quantised else 0.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """Numbers in the adapters of one layer (the mean of all layers), on one device, before fsdp and ZeRO cut them.
+
+    `cut`: those with a side of `embed`, which fsdp and ZeRO cut; `whole`: the others. `routed_cut`, `routed_whole`: of
+    routed experts, beside those. `reading`, `writing`: adapted matrices of a layer, without routed ones, whose input or
+    whose result `tensor` cuts."""
+
+    cut: np.ndarray
+    whole: np.ndarray
+    routed_cut: np.ndarray
+    routed_whole: np.ndarray
+    reading: float
+    writing: float
+
+    def local(self, fsdp: np.ndarray, over_data: np.ndarray | float = 1.0, *, routed: bool = True) -> np.ndarray:
+        """What one device holds where fsdp and `over_data` devices of ZeRO cut what they can; not `routed`: without the
+        experts'."""
+        own = self.cut / (fsdp * over_data) + self.whole
+        return own + self.routed_cut / (fsdp * over_data) + self.routed_whole if routed else own
+
+
+def adapters_of(shape: TransformerShape, lora: Lora, size: Mapping[str, np.ndarray]) -> Adapters:
+    """The counts of each row, given the sizes of its axes."""
+    found: dict[str, Any] = {
+        name: np.zeros_like(size["tensor"]) for name in ("cut", "whole", "routed_cut", "routed_whole")
+    }
+    sides: dict[str, Any] = {"reading": 0.0, "writing": 0.0}
+    for matrix in targeted(matrices_of(shape.described), lora):
+        for side, name in zip(matrix.sides, matrix.names, strict=True):
+            numbers = matrix.count * lora.rank * side / (size["expert"] if matrix.routed else 1.0)
+            kind = ("routed_" if matrix.routed else "") + ("cut" if name == "embed" else "whole")
+            found[kind] = found[kind] + numbers / (size["tensor"] if name in ("heads", "mlp") else 1.0)
+        for which, name in zip(sides, matrix.names, strict=True):
+            sides[which] += matrix.count * (name in ("heads", "mlp") and not matrix.routed)
+    return Adapters(**found, **sides)
+
+
+def targeted(matrices: tuple[Matrix, ...], lora: Lora) -> list[Matrix]:
+    """Those that have adapters."""
+    return [matrix for matrix in matrices if matrix.name in lora.matrices]
+
+
+Work = TypeVar("Work")
+
+
+def adapter_matmuls(
+    kind: LayerKind, d_model: int, lora: Lora, matmul: Callable[..., Work], add: Callable[[Work, Work], Work], *,
+    tokens: np.ndarray, rows: np.ndarray, slots: np.ndarray, experts: np.ndarray, tensor: np.ndarray,
+) -> dict[str, tuple[Work, Work]]:  # fmt: skip
+    """Group of matmuls -> (x A, (x A) B) of one layer and microbatch on one device, all matrices of the group.
+
+    `tokens` of the device; `rows` of them, where the result of a block is cut along the sequence; `slots` of each of
+    `experts` routed experts.
+    """
+    found: dict[str, tuple[Work, Work]] = {}
+    for matrix in targeted(matrices_of_layer(kind, d_model), lora):
+        into, out = (
+            side / (tensor if name in ("heads", "mlp") else 1.0)
+            for side, name in zip(matrix.sides, matrix.names, strict=True)
+        )
+        rank, ahead, behind, count = float(lora.rank), tokens, tokens, np.ones(())
+        if matrix.routed:
+            ahead, behind, count = slots, slots, experts
+        elif matrix.names[1] == "embed":
+            behind = rows
+        both = matmul(ahead, rank, into, count), matmul(behind, out, rank, count)
+        group = GROUPS[matrix.name]
+        found[group] = both if group not in found else tuple(map(add, found[group], both))  # type: ignore[assignment]
+    return found
+
+
+def added_elements(
+    kind: LayerKind, d_model: int, lora: Lora, *, tokens: np.ndarray, rows: np.ndarray, slots: np.ndarray,
+    tensor: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Elements of the results that adapters are added to, (forward, backward). `slots`: of all experts of a device."""
+    ahead, back = np.zeros_like(tokens), np.zeros_like(tokens)
+    for matrix in targeted(matrices_of_layer(kind, d_model), lora):
+        into, out = (
+            side / (tensor if name in ("heads", "mlp") else 1.0)
+            for side, name in zip(matrix.sides, matrix.names, strict=True)
+        )
+        read, written = tokens, rows if matrix.names[1] == "embed" else tokens
+        if matrix.routed:
+            read = written = slots
+        ahead, back = ahead + written * out, back + read * into
+    return ahead, back
