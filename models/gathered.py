@@ -18,7 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from autotune.models.partial_attention import Kernel, Part, Row, join, rows
+from autotune.models.partial_attention import Kernel, join, rows
 from autotune.models.remat import ATTENTION, keep
 from autotune.models.ring import in_order
 
@@ -33,71 +33,79 @@ def gathered_attention(q_BLNH, k_BMKH, v_BMKH, context: int, kernel: Kernel) -> 
 
 
 def _forward(q, k, v, context, kernel):
-    own = kernel.forward(*(_by_piece(x) for x in (q, k, v)), True)
-    before = _on_own_branch(_attend, q, (k, v), context, kernel)
-    out, logarithm = join([_whole(x, q) for x in own], before)
-    out, logarithm = keep(out.astype(q.dtype), ATTENTION), keep(logarithm, ATTENTION)
+    # Attention to its own positions waits for no keys: a device gathers beside it.
+    out, logarithm = (_whole(x, q) for x in kernel.forward(*(_by_piece(x) for x in (q, k, v)), True))
+    own = (q, out.astype(q.dtype), logarithm)
+    out, logarithm = _on_own_branch(_attend, own, (k, v), context, kernel)
+    out, logarithm = keep(out, ATTENTION), keep(logarithm, ATTENTION)
     return out, (q, k, v, out, logarithm)
 
 
-def _attend(device: int, context: int, kernel: Kernel, q: jax.Array, keys: list[jax.Array]) -> Part:
-    """The part of the keys before each of the device's two pieces of queries."""
-    early, late = jnp.split(q, 2, axis=1)
-    parts = [kernel.forward(late, *_first(keys, 2 * context - 1 - device, context), False)]
-    if device:
-        parts.insert(0, kernel.forward(early, *_first(keys, device, context), False))
-    else:
-        nothing = [jnp.zeros(early.shape, jnp.float32), jnp.full(early.shape[:-1], -jnp.inf)]
-        parts.insert(0, nothing)
+def _attend(counts: tuple[int, int], context: int, kernel: Kernel, own: tuple, keys: list[jax.Array]):
+    """(output, logarithm of the softmax's sum) of both pieces of queries, each with so many pieces of keys before it;
+    `own`: the queries, and both of their own positions alone."""
+    parts = []
+    for count, q, out, logarithm in zip(counts, *(_halves(x) for x in own), strict=True):
+        part = [out.astype(jnp.float32), logarithm]
+        if count:
+            part = join(part, kernel.forward(q, *_first(keys, count, context), False))
+        parts.append((part[0].astype(q.dtype), part[1]))
     return [jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True)]
 
 
 def _backward(context, kernel, saved, gradient):
     q, k, v, out, logarithm = saved
     [row] = rows(lambda x: [x], q, out, [logarithm], gradient)
-    dq, (dk, dv) = kernel.backward(jax.tree.map(_by_piece, row), [_by_piece(k), _by_piece(v)], True)
-    more_dq, more_dkv = _on_own_branch(_attend_backward, row, (k, v), context, kernel)
-    dq = _whole(dq, q) + more_dq
-    own = (_whole(dk, k), _whole(dv, v))
+    dq, own_dkv = kernel.backward(jax.tree.map(_by_piece, row), [_by_piece(k), _by_piece(v)], True)
+    own = (row, _whole(dq, q).astype(q.dtype))
+    dq, dkv = _on_own_branch(_attend_backward, own, (k, v), context, kernel)
     # Gradients of keys travel in the compute dtype, as gathered keys do.
-    others = (jax.lax.psum_scatter(_as_it_lies(x, context), "context", scatter_dimension=1, tiled=True) for x in more_dkv)
-    dk, dv = (a + b.astype(jnp.float32) for a, b in zip(own, others, strict=True))
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    others = [jax.lax.psum_scatter(_as_it_lies(x, context), "context", scatter_dimension=1, tiled=True) for x in dkv]
+    dk, dv = (
+        (_whole(here, x) + there.astype(jnp.float32)).astype(x.dtype)
+        for here, there, x in zip(own_dkv, others, (k, v), strict=True)
+    )
+    return dq, dk, dv
 
 
-def _attend_backward(device: int, context: int, kernel: Kernel, row: Row, keys: list[jax.Array]):
-    """(gradient of the device's queries, float32; [of all keys, of all values], in the compute dtype)."""
-    early, late = (jax.tree.map(lambda x, half=half: jnp.split(x, 2, axis=1)[half], row) for half in (0, 1))
-    counts = (device, 2 * context - 1 - device)
-    found = [
-        kernel.backward(part, _first(keys, count, context), False)
-        for part, count in zip((early, late), counts, strict=True)
-        if count
-    ]
-    dq = [dq for dq, _ in found] if device else [jnp.zeros_like(found[0][0]), found[0][0]]
-    dkv = []
-    for index, whole in enumerate(keys):
-        spread = [
-            jnp.pad(pair[index], ((0, 0), (0, whole.shape[1] - pair[index].shape[1]), (0, 0), (0, 0)))
-            for _, pair in found
-        ]
-        dkv.append(sum(spread[1:], spread[0]).astype(whole.dtype))
-    return jnp.concatenate(dq, axis=1), dkv
+def _attend_backward(counts: tuple[int, int], context: int, kernel: Kernel, own: tuple, keys: list[jax.Array]):
+    """(gradient of the device's queries, [of all keys, of all values]) from the keys before each piece, added to that of
+    its own positions; in the compute dtype."""
+    dqs, dkv = [], [jnp.zeros((), jnp.float32)] * 2
+    for index, count in enumerate(counts):
+        row, dq = jax.tree.map(lambda x, index=index: _halves(x)[index], own)
+        if count:
+            more, pair = kernel.backward(row, _first(keys, count, context), False)
+            dq = (dq.astype(jnp.float32) + more).astype(dq.dtype)
+            dkv = [a + _padded(b, whole) for a, b, whole in zip(dkv, pair, keys, strict=True)]
+        dqs.append(dq)
+    return jnp.concatenate(dqs, axis=1), [a.astype(whole.dtype) for a, whole in zip(dkv, keys, strict=True)]
 
 
 gathered_attention.defvjp(_forward, _backward)
 
 
 def _on_own_branch(function, queries, keys: tuple[jax.Array, jax.Array], context: int, kernel: Kernel):
-    """`function` of this device's index, its queries, and all keys and values by rising position."""
+    """`function` of the pieces before each of this device's two, `queries`, and all keys and values in order."""
     gathered = [in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, True) for x in keys]
-    branches = [functools.partial(function, device, context, kernel) for device in range(context)]
+    counts = [(device, 2 * context - 1 - device) for device in range(context)]
+    branches = [functools.partial(function, count, context, kernel) for count in counts]
     return jax.lax.switch(jax.lax.axis_index("context"), branches, queries, gathered)
 
 
 def _first(keys: list[jax.Array], pieces: int, context: int) -> list[jax.Array]:
     """The first so many of the 2c pieces of a sequence."""
     return [x[:, : pieces * (x.shape[1] // (2 * context))] for x in keys]
+
+
+def _padded(first: jax.Array, whole: jax.Array) -> jax.Array:
+    """`first`, with zeros after it up to the length of `whole`."""
+    return jnp.pad(first, ((0, 0), (0, whole.shape[1] - first.shape[1]), (0, 0), (0, 0)))
+
+
+def _halves(x_BL: jax.Array) -> list[jax.Array]:
+    """The early and the late piece."""
+    return jnp.split(x_BL, 2, axis=1)
 
 
 def _by_piece(x_BL: jax.Array) -> jax.Array:
