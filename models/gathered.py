@@ -1,9 +1,9 @@
 """Causal attention over a sequence cut over `context` whose keys are gathered, as unmasked and square causal products.
 
-Fused kernels for GPUs let queries begin at the first key only. So a device's two pieces of queries (models/ring.py) each
-attend to their own positions, which is square and causal, and to all keys before them, which is whole. The number of
-keys before a piece differs from device to device, and the shapes of a program do not: each device takes its own of
-`context` branches. Device i has i and 2c-1-i pieces before its two, in all 2c-1: every branch is the same work, half of
+Fused kernels for GPUs let queries begin at the first key only. So each of a device's two pieces of queries
+(models/ring.py) attends to its own positions, which is square and causal, and to all keys before it, which is whole.
+The number of keys before a piece differs from device to device, and the shapes of a program do not: each device takes
+its own of `context` branches. Device i has i and 2c-1-i pieces before its two, in all 2c-1: every branch is the same work, half of
 the square of scores. Transformer Engine's all-gather context parallelism does the same.
 
 Other ways to write it do more. Keys masked by a number that a device computes are the same work, but cuDNN gives no
@@ -69,8 +69,8 @@ def _backward(context, kernel, saved, gradient):
 
 
 def _attend_backward(counts: tuple[int, int], context: int, kernel: Kernel, own: tuple, keys: list[jax.Array]):
-    """(gradient of the device's queries, [of all keys, of all values]) from the keys before each piece, added to that of
-    its own positions; in the compute dtype."""
+    """(gradient of the device's queries, [of all keys, of all values]) from the keys before each piece; that of the
+    queries with that from its own positions, which `own` has. In the compute dtype."""
     dqs, dkv = [], [jnp.zeros((), jnp.float32)] * 2
     for index, count in enumerate(counts):
         row, dq = jax.tree.map(lambda x, index=index: _halves(x)[index], own)

@@ -23,9 +23,9 @@ come the two and the five of another attention (`autotune.models.kernels.with_si
 PLAIN_QUERIES = 1024
 """Queries whose scores plain attention over a cut sequence holds at a time (autotune.models.kernels, QUERY_BLOCK)."""
 
-RING_BYTES = ((10.0, 8.5), (12.5, 17.5))
-"""Bytes per byte of a device's queries that a ring of fused kernels moves beside them, (forward, backward) passes: with
-two devices, and more for each further one. Counted as `_part_bytes` says, with four query heads a key head."""
+RING_BYTES = (((9.0, 7.25), (2.75, 2.75)), ((10.0, 12.5), (5.0, 10.5)))
+"""What a ring of fused kernels moves beside them, (forward, backward) passes: bytes per byte of a device's queries, and
+per byte of its keys and values, each with two devices and more for each further one. Counted as `_part_bytes` says."""
 
 Pair = tuple[np.ndarray, np.ndarray]
 """(forward pass, backward pass)."""
@@ -181,14 +181,16 @@ def _part_bytes(queries: np.ndarray, keys: np.ndarray, context: np.ndarray, ring
 
     Gathered keys: queries, and backward their results and gradients, are copied out by piece, and two parts are read
     and written as one; all keys are put in order and copied out up to each piece. A ring reads and writes sums in
-    float32 at every step (`RING_BYTES`). Counted in programs of llama3-8b for h100:1x8, 8 x 32768,
-    context 2 and 4 (jax 0.10.2).
+    float32 at every step (`RING_BYTES`). Counted in programs for h100:1x8, 8 x 32768 with
+    context 2 and 4 (llama3-8b; rings of gpt2-124m too, whose heads of keys are as many as those of queries; jax 0.10.2).
     """
     steps = np.maximum(context - 2.0, 0.0)
-    return (
-        np.where(ring, (RING_BYTES[0][0] + RING_BYTES[0][1] * steps) * queries, 5.0 * queries + 4.0 * context * keys),
-        np.where(ring, (RING_BYTES[1][0] + RING_BYTES[1][1] * steps) * queries, 9.0 * queries + 6.0 * context * keys),
+    gathered = (5.0 * queries + 4.0 * context * keys, 9.0 * queries + 6.0 * context * keys)
+    passed = tuple(
+        (of_queries[0] + of_queries[1] * steps) * queries + (of_keys[0] + of_keys[1] * steps) * keys
+        for of_queries, of_keys in RING_BYTES
     )
+    return (np.where(ring, passed[0], gathered[0]), np.where(ring, passed[1], gathered[1]))
 
 
 def fused_kernel_lacks(stack: TrainingStack, head_dim: int, kind: AttentionKind | None = None) -> list[str]:
