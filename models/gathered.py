@@ -3,12 +3,13 @@
 Fused kernels for GPUs let queries begin at the first key only. So each of a device's two pieces of queries
 (models/ring.py) attends to its own positions, which is square and causal, and to all keys before it, which is whole.
 The number of keys before a piece differs from device to device, and the shapes of a program do not: each device takes
-its own of `context` branches. Device i has i and 2c-1-i pieces before its two, in all 2c-1: every branch is the same work, half of
-the square of scores. Transformer Engine's all-gather context parallelism does the same.
+its own of `context` branches. Device i has i and 2c-1-i pieces before its two, in all 2c-1: every branch is the same
+work, half of the square of scores. Transformer Engine's all-gather context parallelism does the same.
 
-Other ways to write it do more. Keys masked by a number that a device computes are the same work, but cuDNN gives no
-output where that number is 0. A loop over products of equal shape reads and writes the sum of outputs at every turn.
-A mask of queries times keys is as large as the scores. Letters as in models/kernels.py.
+Other ways to write it do more. Keys masked by a number that a device computes are the same work, but a device has none
+before its first piece, and a softmax over no key is not defined. A loop over products of equal shape reads and writes
+the sum of outputs at every turn. A mask of queries times keys is as large as the scores. Letters as in
+models/kernels.py.
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ COMBINATIONS = [
 )
 def test_every_layout_gives_the_numbers_of_one_device(model, text, way, monkeypatch):
     expected = single_device(model)
-    ran = []
+    ran, function = [], getattr(attention, way)
 
-    def seen(*arguments, function=getattr(attention, way)):
+    def seen(*arguments):
         ran.append(arguments[-1])
         return function(*arguments)
 

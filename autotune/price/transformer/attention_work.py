@@ -74,9 +74,9 @@ def attention_work(
     kind: AttentionKind | None = None,
 ) -> AttentionWork:
     """The work of attention over `sequences` sequences of `seq` tokens with `heads` heads (`kv_heads` of keys) a
-    device, the queries cut along `context`. `ring`: whether keys and values travel around a ring instead of being gathered. `kind`: the layer's
-    attention where it is not plain: its window, the width of its values, its sinks, and soft caps, which no fused
-    kernel for GPUs takes.
+    device, the queries cut along `context`. `ring`: whether keys and values travel around a ring instead of being
+    gathered. `kind`: the layer's attention where it is not plain: its window, the width of its values, its sinks, and
+    soft caps, which no fused kernel for GPUs takes.
     """
     width = DTYPE_BYTES[dtype]
     hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
@@ -182,7 +182,7 @@ def _part_bytes(queries: np.ndarray, keys: np.ndarray, context: np.ndarray, ring
     Gathered keys: queries, and backward their results and gradients, are copied out by piece, and two parts are read
     and written as one; all keys are put in order and copied out up to each piece. A ring reads and writes sums in
     float32 at every step (`RING_BYTES`). Counted in programs for h100:1x8, 8 x 32768 with
-    context 2 and 4 (llama3-8b; rings of gpt2-124m too, whose heads of keys are as many as those of queries; jax 0.10.2).
+    context 2 and 4 (llama3-8b; rings of gpt2-124m too, which has as many heads of keys as of queries; jax 0.10.2).
     """
     steps = np.maximum(context - 2.0, 0.0)
     gathered = (5.0 * queries + 4.0 * context * keys, 9.0 * queries + 6.0 * context * keys)
