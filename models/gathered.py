@@ -49,7 +49,8 @@ def _attend(counts: tuple[int, int], context: int, kernel: Kernel, own: tuple, k
     for count, q, out, logarithm in zip(counts, *(_halves(x) for x in own), strict=True):
         part = [out.astype(jnp.float32), logarithm]
         if count:
-            part = join(part, kernel.forward(q, *_first(keys, count, context), False))
+            k, v = _first(keys, count, context)
+            part = join(part, kernel.forward(q, k, v, False))
         parts.append((part[0].astype(q.dtype), part[1]))
     return [jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True)]
 
