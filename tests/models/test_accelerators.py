@@ -43,7 +43,7 @@ RING = "fsdp=16,context=4,context_attention=ring,remat=minimal"
 GATHER = "data=4,fsdp=4,context=4,zero=1,accumulate=2,remat=attention"
 
 ROWS = [
-    # (model, layout, traffic that must be in the ledger, whether attention is a fused kernel on both: a ring is on GPUs)
+    # (model, layout, traffic that must be in the ledger, whether attention is a fused kernel on both: a ring on GPUs)
     ("dense", GPIPE, {"permute stage", "all_gather fsdp", "all_gather tensor", "reduce_scatter tensor"}, True),
     ("dense-8", CIRCULAR, {"permute stage", "reduce_scatter fsdp"}, True),
     ("dense", RING, {"permute context", "all_gather fsdp"}, False),
