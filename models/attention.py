@@ -13,8 +13,10 @@ from autotune.meshes.architecture import AttentionKind
 from autotune.models import kernels
 from autotune.models.adapters import Frozen, Twice, fetched
 from autotune.models.execution import Execution
+from autotune.models.gathered import gathered_attention
 from autotune.models.kernels import Visible
 from autotune.models.parameters import Norm, aligned, biased, root_mean_square_normed, weight, zeros
+from autotune.models.partial_attention import CUDNN, PLAIN
 from autotune.models.remat import ATTENTION, ATTENTION_OUT, KEY, QUERY, VALUE, keep
 from autotune.models.ring import in_order, ring_attention
 
@@ -162,15 +164,18 @@ def attend(
 
     def local(q, k, v, positions, *shares):
         own = shares[0] if shares else None
+        takes = run.kernel == "cudnn" and kernels.cudnn_takes(q.shape, v.shape[-1], visible, soft_cap)
+        part = CUDNN if takes else PLAIN
         if run.layout.context_attention == "ring" and context > 1:
-            return keep(ring_attention(q, k, v, context, causal), ATTENTION)
+            return keep(ring_attention(q, k, v, context, causal, part), ATTENTION)
+        if context > 1 and causal and takes and visible.window is None and own is None:
+            return keep(gathered_attention(q, k, v, context, part), ATTENTION)
         if context > 1:
             k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, causal) for x in (k, v))
         if run.kernel == "splash":
             return kernels.splash_attention(q, k, v, visible, context, sinks=own, soft_cap=soft_cap, tile=tile)
-        # Causal queries of a cut sequence are none of cuDNN's: its public call lets them start at the first key only.
-        takes = kernels.cudnn_takes(q.shape, v.shape[-1], visible, soft_cap)
-        if run.kernel == "cudnn" and takes and (context == 1 or not causal):
+        # Windows and sinks of a cut sequence are none of cuDNN's: its queries start at the first key.
+        if takes and (context == 1 or not causal):
             return kernels.cudnn_attention(q, k, v, visible, own)
         plain = kernels.xla_attention if context == 1 and run.kernel != "cudnn" else kernels.blocked_attention
         return plain(q, k, v, positions if causal else None, visible, sinks=own, soft_cap=soft_cap)

@@ -8,14 +8,13 @@ Called inside shard_map. Letters as in models/kernels.py.
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 1024
-"""Queries whose scores against one piece of keys are held at a time."""
+from autotune.models.partial_attention import Kernel, join, rows
+from autotune.models.remat import ATTENTION, keep
 
 
 def zigzag(length: int, context: int, causal: bool) -> np.ndarray:
@@ -40,32 +39,33 @@ def in_order(gathered_BMKH: jax.Array, context: int, causal: bool) -> jax.Array:
     return jnp.concatenate((*early, *reversed(late)), axis=1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def ring_attention(q_BLNH, k_BMKH, v_BMKH, context: int, causal: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def ring_attention(q_BLNH, k_BMKH, v_BMKH, context: int, causal: bool, kernel: Kernel) -> jax.Array:
     """Attention of this device's queries to all keys; keys and values go once round the ring, nothing is gathered.
 
-    Scores are plain XLA matmuls with an online softmax: JAX has no public fused kernel that returns a differentiable
-    softmax statistic, which joining the parts needs.
+    A causal step is two products of half a device's queries with half of the keys that came by, none masked: the same
+    shapes on every device. The parts of a softmax are joined in float32 as they come.
     """
-    return _forward(q_BLNH, k_BMKH, v_BMKH, context, causal)[0]
+    return _forward(q_BLNH, k_BMKH, v_BMKH, context, causal, kernel)[0]
 
 
-def _forward(q, k, v, context, causal):
+def _forward(q, k, v, context, causal, kernel):
+    attend = kernel.forward
     me = jax.lax.axis_index("context")
     sums = []  # per piece of queries: (output, log-sum-exp) over the keys seen so far
     for index, piece in enumerate(_pieces(q, causal)):
-        own = [_attend(piece, *kv, False) for kv in zip(_pieces(k, causal)[:index], _pieces(v, causal), strict=False)]
-        last = _attend(piece, _pieces(k, causal)[index], _pieces(v, causal)[index], causal)
-        sums.append(functools.reduce(_join, [*own, last]))
+        own = [attend(piece, *kv, False) for kv in zip(_pieces(k, causal)[:index], _pieces(v, causal), strict=False)]
+        last = attend(piece, _pieces(k, causal)[index], _pieces(v, causal)[index], causal)
+        sums.append(functools.reduce(join, [*own, last]))
 
     def consume(sums, k, v, step):
         if not causal:
-            return [_join(sums[0], _attend(q, k, v, False))]
+            return [join(sums[0], attend(q, k, v, False))]
         before = (me - step) % context < me
         queries, keys, values, pick = _paired(q, k, v, before)
-        late = _join(sums[1], _attend(_pieces(q, True)[1], _pieces(k, True)[0], _pieces(v, True)[0], False))
-        other = _attend(queries, keys, values, False)
-        joined = _join([pick(a, b) for a, b in zip(sums[0], late, strict=True)], other)
+        late = join(sums[1], attend(_pieces(q, True)[1], _pieces(k, True)[0], _pieces(v, True)[0], False))
+        other = attend(queries, keys, values, False)
+        joined = join([pick(a, b) for a, b in zip(sums[0], late, strict=True)], other)
         return [
             [jnp.where(before, new, old) for new, old in zip(joined, sums[0], strict=True)],
             [jnp.where(before, old, new) for new, old in zip(joined, late, strict=True)],
@@ -80,44 +80,52 @@ def _forward(q, k, v, context, causal):
     (sums, k_last, v_last), _ = jax.lax.scan(body, (sums, k_next, v_next), jnp.arange(1, context - 1))
     sums = consume(sums, k_last, v_last, context - 1)
     out = jnp.concatenate([out for out, _ in sums], axis=1).astype(q.dtype)
-    return out, (q, k, v, out, [lse for _, lse in sums])
+    out, *logarithms = (keep(x, ATTENTION) for x in (out, *(lse for _, lse in sums)))
+    return out, (q, k, v, out, logarithms)
 
 
-def _backward(context, causal, saved, gradient):
-    q, k, v, out, lse = saved
+def _backward(context, causal, kernel, saved, gradient):
+    q, k, v, out, logarithms = saved
     me = jax.lax.axis_index("context")
-    delta = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
-    rows = list(zip(*(_pieces(value, causal) for value in (q, gradient, delta)), lse, strict=True))
+    own = rows(functools.partial(_pieces, causal=causal), q, out, logarithms, gradient)
     kv_pieces = list(zip(_pieces(k, causal), _pieces(v, causal), strict=True))
-    dq = [jnp.zeros(row[0].shape, jnp.float32) for row in rows]
+    dq = [jnp.zeros(row.query.shape, jnp.float32) for row in own]
     dkv = [[jnp.zeros(part.shape, jnp.float32) for part in pair] for pair in kv_pieces]
-    for i, row in enumerate(rows):
+    for i, row in enumerate(own):
         for j in range(i + 1):
-            step_dq, step_dkv = _attend_backward(row, kv_pieces[j], causal and i == j)
+            step_dq, step_dkv = kernel.backward(row, kv_pieces[j], causal and i == j)
             dq[i] = dq[i] + step_dq
             dkv[j] = [a + b for a, b in zip(dkv[j], step_dkv, strict=True)]
 
-    def body(carry, step):
-        dq, k, v, dkv = carry
-        k, v, dkv = _pass_on((k, v, dkv), context)
+    def consume(dq, k, v, dkv, step):
+        """Gradients of the queries and of the keys and values that are here now, with what others found of those."""
         kv_pieces = list(zip(_pieces(k, causal), _pieces(v, causal), strict=True))
         if not causal:
-            step_dq, step_dkv = _attend_backward(rows[0], kv_pieces[0], False)
-            return ([dq[0] + step_dq], k, v, [[a + b for a, b in zip(dkv[0], step_dkv, strict=True)]]), None
+            step_dq, step_dkv = kernel.backward(own[0], kv_pieces[0], False)
+            return [dq[0] + step_dq], [[a + b for a, b in zip(dkv[0], step_dkv, strict=True)]]
         before = (me - step) % context < me
-        late_dq, early_dkv = _attend_backward(rows[1], kv_pieces[0], False)
-        row = [jnp.where(before, a, b) for a, b in zip(*rows, strict=True)]
+        late_dq, early_dkv = kernel.backward(own[1], kv_pieces[0], False)
+        row = jax.tree.map(lambda early, late: jnp.where(before, early, late), *own)
         pair = [jnp.where(before, a, b) for a, b in zip(*kv_pieces, strict=True)]
-        other_dq, other_dkv = _attend_backward(row, pair, False)
+        other_dq, other_dkv = kernel.backward(row, pair, False)
         zero = jnp.zeros((), jnp.float32)
         dq = [dq[0] + jnp.where(before, other_dq, zero), dq[1] + late_dq + jnp.where(before, zero, other_dq)]
         dkv = [
             [a + b + jnp.where(before, c, zero) for a, b, c in zip(dkv[0], early_dkv, other_dkv, strict=True)],
             [a + jnp.where(before, zero, c) for a, c in zip(dkv[1], other_dkv, strict=True)],
         ]
-        return (dq, k, v, dkv), None
+        return dq, dkv
 
-    (dq, _, _, dkv), _ = jax.lax.scan(body, (dq, k, v, dkv), jnp.arange(1, context))
+    def body(carry, step):
+        # What the next step reads is on its way beside this step's products, and so are the gradients of others.
+        dq, k, v, dkv = carry
+        k_next, v_next, dkv = _pass_on((k, v, dkv), context)
+        dq, dkv = consume(dq, k, v, dkv, step)
+        return (dq, k_next, v_next, dkv), None
+
+    k_next, v_next = _pass_on((k, v), context)
+    (dq, k_last, v_last, dkv), _ = jax.lax.scan(body, (dq, k_next, v_next, dkv), jnp.arange(1, context - 1))
+    dq, dkv = consume(dq, k_last, v_last, _pass_on(dkv, context), context - 1)
     dkv = _pass_on(dkv, context)
     dk, dv = (jnp.concatenate(parts, axis=1) for parts in zip(*dkv, strict=True))
     return jnp.concatenate(dq, axis=1).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
@@ -143,78 +151,3 @@ def _pass_on(tree, context: int):
     """Everything to the next device of the ring."""
     ring = [(i, (i + 1) % context) for i in range(context)]
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, "context", ring), tree)
-
-
-def _join(first, second):
-    """Two parts of one softmax as one: outputs weighted by their shares of the sum of exponentials."""
-    (a, a_lse), (b, b_lse) = first, second
-    lse = jnp.logaddexp(a_lse, b_lse)
-    return [a * jnp.exp(a_lse - lse)[..., None] + b * jnp.exp(b_lse - lse)[..., None], lse]
-
-
-def _attend(q_BLNH, k_BMKH, v_BMKH, causal: bool):
-    """(output, log-sum-exp) of queries against these keys alone, float32; a block of queries at a time."""
-
-    def one(block):
-        q, start = block
-        scores = _scores(q, k_BMKH, start, causal)
-        lse = jax.nn.logsumexp(scores, axis=-1)
-        weights = jnp.exp(scores - lse[..., None]).astype(v_BMKH.dtype)
-        out = jnp.einsum("bkglm,bmkh->blkgh", weights, v_BMKH, preferred_element_type=jnp.float32)
-        return out.reshape(q.shape), jnp.moveaxis(lse, 3, 1).reshape(q.shape[:3])
-
-    out, lse = jax.lax.map(one, _blocks(q_BLNH))
-    return [_whole(out), _whole(lse)]
-
-
-def _attend_backward(row, pair, causal: bool):
-    """(dq, [dk, dv]) of one product, from the statistics of the whole softmax; float32."""
-    q_BLNH, gradient_BLNH, delta_BLN, lse_BLN = row
-    k, v = pair
-    kv_heads = k.shape[2]
-
-    def grouped(x):
-        return x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:])
-
-    def one(dkv, block):
-        (q, start), gradient, delta, lse = block
-        statistics = [jnp.moveaxis(grouped(value), 1, 3)[..., None] for value in (lse, delta)]
-        weights = jnp.exp(_scores(q, k, start, causal) - statistics[0])
-        d_weights = jnp.einsum("blkgh,bmkh->bkglm", grouped(gradient), v, preferred_element_type=jnp.float32)
-        d_scores = (weights * (d_weights - statistics[1]) / math.sqrt(q.shape[-1])).astype(q.dtype)
-        weights = weights.astype(v.dtype)
-        dk = jnp.einsum("bkglm,blkgh->bmkh", d_scores, grouped(q), preferred_element_type=jnp.float32)
-        dv = jnp.einsum("bkglm,blkgh->bmkh", weights, grouped(gradient), preferred_element_type=jnp.float32)
-        dq = jnp.einsum("bkglm,bmkh->blkgh", d_scores, k, preferred_element_type=jnp.float32).reshape(q.shape)
-        return [dkv[0] + dk, dkv[1] + dv], dq
-
-    zeros = [jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)]
-    rest = tuple(_blocks(value)[0] for value in (gradient_BLNH, delta_BLN, lse_BLN))
-    dkv, dq = jax.lax.scan(one, zeros, (_blocks(q_BLNH), *rest))
-    return _whole(dq), dkv
-
-
-def _scores(q_BLNH, k_BMKH, start, causal: bool):
-    """Scaled scores BxKxGxLxM in float32; `start`: the position of the first query relative to the first key."""
-    batch, length, heads, head_dim = q_BLNH.shape
-    kv_heads = k_BMKH.shape[2]
-    q = q_BLNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("blkgh,bmkh->bkglm", q, k_BMKH, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
-    if not causal:
-        return scores
-    seen = (start + jnp.arange(length))[:, None] >= jnp.arange(k_BMKH.shape[1])[None, :]
-    return jnp.where(seen[None, None, None], scores, jnp.finfo(jnp.float32).min)
-
-
-def _blocks(x_BL: jax.Array):
-    """(blocks of up to BLOCK positions on a leading axis, the first position of each)."""
-    length = x_BL.shape[1]
-    size = math.gcd(length, BLOCK)
-    blocks = jnp.moveaxis(x_BL.reshape(x_BL.shape[0], length // size, size, *x_BL.shape[2:]), 1, 0)
-    return blocks, jnp.arange(0, length, size)
-
-
-def _whole(blocks: jax.Array) -> jax.Array:
-    """The inverse of `_blocks`."""
-    moved = jnp.moveaxis(blocks, 0, 1)
-    return moved.reshape(moved.shape[0], -1, *moved.shape[3:])

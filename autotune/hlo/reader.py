@@ -144,9 +144,12 @@ class Reader:
         return Loop(name=op.name, trips=trips, body=instructions)
 
     def conditional(self, op: Op) -> list[Instruction]:
-        """The branch with the most FLOPs, then bytes."""
+        """The branch with the most FLOPs, then bytes. Branches of as many FLOPs are shares of one work, of which each
+        device does one (autotune.models.gathered): nothing is in doubt."""
         branches = [self.computation(self.module.computations[name], lambda index: None) for name in op.called()]
-        self.warnings.append(f"{op.name}: of {len(branches)} branches the costliest is counted")
+        flops = {_cost(branch)[0] for branch in branches}
+        if flops == {0.0} or len(flops) > 1:
+            self.warnings.append(f"{op.name}: of {len(branches)} branches the costliest is counted")
         return list(max(branches, key=_cost, default=()))
 
     def collective(self, computation: Computation, op: Op) -> list[Instruction]:

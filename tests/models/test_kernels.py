@@ -13,6 +13,8 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from autotune.models import kernels
+from autotune.models.gathered import gathered_attention
+from autotune.models.partial_attention import PLAIN
 from autotune.models.ring import in_order, ring_attention, zigzag
 
 LENGTH, HEADS, KV_HEADS, HEAD_DIM = 512, 2, 1, 128
@@ -79,11 +81,21 @@ def test_splash_attention_on_each_share_of_a_sequence(context, visible, soft_cap
 
 @pytest.mark.parametrize(("context", "causal"), [(2, True), pytest.param(8, True, marks=pytest.mark.slow), (4, False)])
 def test_ring_attention(context, causal, monkeypatch):
-    monkeypatch.setattr("autotune.models.ring.BLOCK", 64)
-    kernel = functools.partial(ring_attention, context=context, causal=causal)
+    monkeypatch.setattr("autotune.models.partial_attention.BLOCK", 64)
+    kernel = functools.partial(ring_attention, context=context, causal=causal, kernel=PLAIN)
     assert_same_with_gradients(
         cut(lambda q, k, v: kernel(q, k, v), context, causal),
         functools.partial(plain, visible=CAUSAL if causal else BOTH_WAYS),
+    )
+
+
+@pytest.mark.parametrize("context", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_gathered_attention(context, monkeypatch):
+    """Every device has a branch of its own: the first, which has no keys before its early piece, and the others."""
+    monkeypatch.setattr("autotune.models.partial_attention.BLOCK", 64)
+    assert_same_with_gradients(
+        cut(lambda q, k, v: gathered_attention(q, k, v, context, PLAIN), context, True),
+        functools.partial(plain, visible=CAUSAL),
     )
 
 

@@ -79,9 +79,11 @@ def test_a_narrower_window_never_takes_longer(target):
         return priced(with_layers(shape, change), target, seq=8192, batch=32)
 
     whole, *narrower = [windowed(window) for window in (None, 4096, 1024, 128)]
+    # On GPUs no fused kernel takes a window of a sequence that is cut: plain matmuls there, which cost all pairs.
+    fused = np.full(len(whole.table.context), True) if target.startswith("v") else whole.table.context == 1
     for prices in narrower:
-        assert (prices.step_seconds <= whole.step_seconds * (1 + 1e-9)).all()
-        whole = prices
+        assert (prices.step_seconds <= whole.step_seconds * (1 + 1e-9))[fused].all()
+        whole, fused = prices, np.full_like(fused, True)
     assert (narrower[-1].step_seconds < windowed(None).step_seconds).any()
 
 

@@ -43,4 +43,12 @@ def test_larger_heads_are_blocks_of_plain_attention():
 def test_a_causal_ring_works_on_pairs_of_half_shards(context, seq, again, products):
     """2 c + 1 of 4 c; where a product is one block, its scores serve the second run and the backward pass."""
     ring = {"fsdp": 8 // context, "context": context, "context_attention": "ring", "remat": "full"}
-    assert core_flops(128, seq, **ring) == pytest.approx((7 + again) * products / (4 * context))
+    assert core_flops(256, seq, **ring) == pytest.approx((7 + again) * products / (4 * context))
+
+
+@pytest.mark.parametrize("way", ["gather", "ring"])
+def test_fused_attention_along_context_does_half_of_the_square(way):
+    """A policy that keeps attention's result keeps what the backward pass needs of it; without `context` none does."""
+    cut = {"fsdp": 4, "context": 2, "context_attention": way}
+    assert core_flops(128, 8192, **cut) == pytest.approx((2 + 5) / 2)
+    assert core_flops(128, 8192, **cut, remat="full") == pytest.approx((2 + 2 + 5) / 2)

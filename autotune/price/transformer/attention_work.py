@@ -23,6 +23,10 @@ come the two and the five of another attention (`autotune.models.kernels.with_si
 PLAIN_QUERIES = 1024
 """Queries whose scores plain attention over a cut sequence holds at a time (autotune.models.kernels, QUERY_BLOCK)."""
 
+RING_BYTES = (((9.0, 7.25), (2.75, 2.75)), ((10.0, 12.5), (5.0, 10.5)))
+"""What a ring of fused kernels moves beside them, (forward, backward) passes: bytes per byte of a device's queries, and
+per byte of its keys and values, each with two devices and more for each further one. Counted as `_part_bytes` says."""
+
 Pair = tuple[np.ndarray, np.ndarray]
 """(forward pass, backward pass)."""
 
@@ -37,6 +41,10 @@ class AttentionWork:
     """Seconds of the matmul units."""
     hbm_seconds: Pair
     """Seconds of memory traffic of stored scores; 0 in a fused kernel."""
+    parts_seconds: Pair
+    """Seconds of memory traffic of a fused kernel's parts over a cut sequence: copied out, joined, passed on."""
+    named: np.ndarray
+    """Whether a policy that keeps attention's result keeps all that its backward pass needs."""
     recomputed: np.ndarray
     """Share of the forward pass that runs again where the policy recomputes attention."""
     blocked: np.ndarray
@@ -60,14 +68,15 @@ def attention_work(
     *,
     sequences: np.ndarray,
     heads: np.ndarray,
+    kv_heads: np.ndarray,
     context: np.ndarray,
     ring: np.ndarray,
     kind: AttentionKind | None = None,
 ) -> AttentionWork:
-    """The work of attention over `sequences` sequences of `seq` tokens with `heads` heads a device, the queries cut
-    along `context`. `ring`: whether keys and values travel around a ring instead of being gathered. `kind`: the layer's
-    attention where it is not plain: its window, the width of its values, its sinks, and soft caps, which no fused
-    kernel for GPUs takes.
+    """The work of attention over `sequences` sequences of `seq` tokens with `heads` heads (`kv_heads` of keys) a
+    device, the queries cut along `context`. `ring`: whether keys and values travel around a ring instead of being
+    gathered. `kind`: the layer's attention where it is not plain: its window, the width of its values, its sinks, and
+    soft caps, which no fused kernel for GPUs takes.
     """
     width = DTYPE_BYTES[dtype]
     hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
@@ -87,6 +96,8 @@ def attention_work(
             flops=(2.0 * scores * (h + values), 4.0 * scores * (h + values)),
             matmul_seconds=(one_way + other_way, 2.0 * (one_way + other_way)),
             hbm_seconds=stored_bytes,  # type: ignore[arg-type]
+            parts_seconds=(np.zeros_like(length * sequences),) * 2,  # type: ignore[arg-type]
+            named=ring & (context > 1),
             recomputed=np.ones_like(length * sequences),
             blocked=np.zeros_like(length * sequences, dtype=bool),
             block_scores=np.zeros_like(length * sequences),
@@ -104,18 +115,24 @@ def attention_work(
         2.0 * matmuls * counted * share
         for matmuls, share in zip(stack.flash_matmuls, _value_shares(h, values), strict=True)
     )
-    peak = hardware.peak(dtype)
-    reached = stack.flash_efficiency
-    if hardware.attention_shares_by_keys:
-        visible = computed * seq
-        reached = (fused_share(hardware, "forward", h, visible), fused_share(hardware, "backward", h, visible))
-    fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, reached, strict=True))
-    gathers = "gather" in stack.fused_context or not causal
+    # cuDNN's queries begin at the first key; by parts they may begin anywhere, but have no window and no sinks.
+    whole = kind is None or (kind.window is None and not kind.sinks)
+    gathers = "gather" in stack.fused_context and (whole or not stack.flash_is_cudnn) or not causal
     fits = not fused_kernel_lacks(stack, shape.head_dim, kind)
+    plain = (context > 1) & np.where(ring, "ring" not in stack.fused_context, not gathers) | (not fits)
+    by_part = (context > 1) & ~plain & stack.flash_is_cudnn & (ring | causal)
+    peak = hardware.peak(dtype)
+    reached: tuple[float | np.ndarray, ...] = stack.flash_efficiency
+    if hardware.attention_shares_by_keys:
+        # Products with fewer keys are slower. The mean of 1 / keys over the FLOPs of a device's products: with the
+        # keys gathered two squares, causal, and two products with whole keys; in a ring half shards with half shards.
+        turns = 2.0 * context + 1.0 if causal else context
+        visible = np.where(by_part, np.where(ring, seq / turns, seq / 4.0), computed * seq)
+        reached = tuple(_shares_reached(hardware, way, h, visible) for way in ("forward", "backward"))
+    fused = tuple(flops / (peak * share) for flops, share in zip(fused_flops, reached, strict=True))
     if kind is not None and kind.sinks and hardware.platform != "tpu":
         fused_flops = (fused_flops[0], SINKS_BACKWARD * fused_flops[1])
         fused = (fused[0], SINKS_BACKWARD * fused[1])
-    plain = (context > 1) & np.where(ring, "ring" not in stack.fused_context, not gathers) | (not fits)
     # A causal ring works on pairs of half shards: 2 c + 1 of every 4 c (autotune.models.ring).
     share = np.where(ring & causal, 0.5 + 0.25 / context, 1.0)
     # Plain attention's gradient of the scores is float32, and so are the two matmuls that take it on to queries and
@@ -123,6 +140,9 @@ def attention_work(
     wide_way = matmul_seconds(hardware, "float32", DTYPE_BYTES["float32"], length, h, float(seq), batches)
     forward = one_way + other_way
     backward = 3.0 * one_way + 2.0 * other_way + np.where(ring, 0.0, 2.0 * (wide_way - other_way))
+    parts = _part_bytes(
+        width * batches * length * h, width * kv_heads * sequences * length * (h + values), context, ring
+    )
     # Plain attention computes its scores again in the backward pass.
     spilled = (stored_bytes[0], stored_bytes[0] + stored_bytes[1])
     # A ring step of one block of queries has no inner loop, and the compiler reuses its recomputed scores (gb200,
@@ -138,13 +158,39 @@ def attention_work(
             np.where(plain, matmuls * share, fast) for matmuls, fast in zip((forward, backward), fused, strict=True)
         ),  # type: ignore[arg-type]
         hbm_seconds=tuple(np.where(plain, each * share, 0.0) for each in spilled),  # type: ignore[arg-type]
-        recomputed=np.where(ring & (context > 1) & (length / pieces <= PLAIN_QUERIES), 1.0 - 0.5 * alone, 1.0),
+        parts_seconds=tuple(np.where(by_part, moved / hbm, 0.0) for moved in parts),  # type: ignore[arg-type]
+        named=(ring & (context > 1)) | by_part,
+        recomputed=np.where(ring & plain & (context > 1) & (length / pieces <= PLAIN_QUERIES), 1.0 - 0.5 * alone, 1.0),
         blocked=plain & ~ring,
         block_scores=np.where(plain, np.minimum(length, PLAIN_QUERIES) * np.where(ring, length / 2.0, seq), 0.0),
         heads=batches,
         scores=scores,
         kernels=(1.0, 2.0),
     )
+
+
+def _shares_reached(hardware: Hardware, way: str, head_dim: float, seen: np.ndarray) -> np.ndarray:
+    """`fused_share` of each number of keys."""
+    each, place = np.unique(seen, return_inverse=True)
+    return np.array([fused_share(hardware, way, head_dim, keys) for keys in each])[place]
+
+
+def _part_bytes(queries: np.ndarray, keys: np.ndarray, context: np.ndarray, ring: np.ndarray) -> Pair:
+    """Bytes that the parts of a softmax move beside their kernels, (forward, backward). `queries`: bytes of a device's
+    queries; `keys`: of its keys and values.
+
+    Gathered keys: queries, and backward their results and gradients, are copied out by piece, and two parts are read
+    and written as one; all keys are put in order and copied out up to each piece. A ring reads and writes sums in
+    float32 at every step (`RING_BYTES`). Counted in programs for h100:1x8, 8 x 32768 with
+    context 2 and 4 (llama3-8b; rings of gpt2-124m too, which has as many heads of keys as of queries; jax 0.10.2).
+    """
+    steps = np.maximum(context - 2.0, 0.0)
+    gathered = (5.0 * queries + 4.0 * context * keys, 9.0 * queries + 6.0 * context * keys)
+    passed = tuple(
+        (of_queries[0] + of_queries[1] * steps) * queries + (of_keys[0] + of_keys[1] * steps) * keys
+        for of_queries, of_keys in RING_BYTES
+    )
+    return (np.where(ring, passed[0], gathered[0]), np.where(ring, passed[1], gathered[1]))
 
 
 def fused_kernel_lacks(stack: TrainingStack, head_dim: int, kind: AttentionKind | None = None) -> list[str]:

@@ -118,7 +118,8 @@ class Work:
         attention = sum(self.attention.matmul_seconds)
         fused = np.where(self.attention.blocked, 0.0, attention)
         saved = sum(self.kept[name] for name in ("input", "heads", "context", "outputs", "hidden_in"))
-        passes = 2.0 * self.elementwise[0] + self.elementwise[1] + sum(self.attention.hbm_seconds) + saving * saved
+        stored = sum(self.attention.hbm_seconds) + sum(self.attention.parts_seconds)
+        passes = 2.0 * self.elementwise[0] + self.elementwise[1] + stored + saving * saved
         return {
             "matmul": layers * (seconds + (attention - fused)) + head,
             "attention": layers * fused,
@@ -227,8 +228,8 @@ def _work_of_kind(
         copies = 1
 
     attention = attention_work(
-        shape, seq, dtype, hardware, stack, sequences=sequences, heads=heads, context=context, ring=ring,
-        kind=attends,
+        shape, seq, dtype, hardware, stack, sequences=sequences, heads=heads, kv_heads=kv_heads, context=context,
+        ring=ring, kind=attends,
     )  # fmt: skip
     cut = np.where(sequence_parallel > 0, tensor, 1)
     gate = first - 1

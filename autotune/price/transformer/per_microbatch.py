@@ -52,11 +52,13 @@ class MicrobatchTerms(Rows):
         self.again = dict(shares.again)
         if stack.reruns_kernel:
             self.again["context"] = self.again["elementwise"]
-        if stack.flash and stack.reruns_kernel:
+        if stack.reruns_kernel:
             # Plain attention on blocks of queries always recomputes its scores. It runs its forward pass again only
-            # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2).
+            # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2). Attention by parts
+            # names all that its backward pass needs.
             own = shares.again["context"]
-            self.again["context"] = np.where(self.of(work.attention.blocked), own, self.again["context"])
+            names = self.of(work.attention.blocked) | self.of(work.attention.named)
+            self.again["context"] = np.where(names, own, self.again["context"])
         self.kept = sum((shares.kept[part] * self.of(work.kept[part]) for part in shares.kept), self.nothing)
         self.waiting = sum((shares.waiting[part] * self.of(work.kept[part]) for part in shares.waiting), self.nothing)
         self.tick_weights = self.nothing
@@ -117,6 +119,11 @@ class MicrobatchTerms(Rows):
             book.add("attention.scores", "hbm", "layer", scores[0] + scores[1])
             book.add("recompute.scores", "hbm", "layer", again["context"] * scores[0])
             core = [matmul + spill for matmul, spill in zip(core, scores, strict=True)]
+        if any(np.any(values) for values in work.attention.parts_seconds):
+            parts = [self.of(values) for values in work.attention.parts_seconds]
+            book.add("attention.parts", "hbm", "layer", parts[0] + parts[1])
+            book.add("recompute.parts", "hbm", "layer", again["context"] * parts[0])
+            core = [matmul + moved for matmul, moved in zip(core, parts, strict=True)]
         saving = self.stack.traffic.saving * (self.kept + self.kept_weights)
         book.add("saving", "hbm", "layer", saving / self.hbm_rate)
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
@@ -237,7 +244,9 @@ class MicrobatchTerms(Rows):
         own = self.of(self.prepared.work.kv_bytes)
         # Keys and values are gathered once forward and once more where anything is recomputed; their gradients are
         # reduce-scattered. A ring passes keys and values on in both passes, and their gradients in the backward pass.
-        gathers = np.where(ring, 0.0, 1.0 + self.again["elementwise"])
+        # Attention by parts gathers its keys anew for the backward pass, which a recomputed forward pass shares.
+        anew = self.of(self.prepared.work.attention.named)
+        gathers = np.where(ring, 0.0, np.where(anew, 2.0, 1.0 + self.again["elementwise"]))
         # Assumed: a half of the backward pass's compute can hide the gathers, the other half the reductions. What runs
         # between start and done of each in a compiled backward pass would settle the shares.
         self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)

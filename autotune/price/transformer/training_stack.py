@@ -224,7 +224,7 @@ XLA_GPU = TrainingStack(
     flash_matmuls=(2.0, 5.0),
     flash_tile=0,
     flash_is_cudnn=True,
-    fused_context=(),  # no public way to tell cuDNN where queries begin among longer keys
+    fused_context=("gather", "ring"),  # by parts (autotune.models.gathered, autotune.models.ring)
     traffic=_XLA_GPU_TRAFFIC,
     saved=_XLA_GPU_SAVED,
     # Under accumulation: a pass's gradients set to zero (4), read, and added to sums that are read and written (12),
