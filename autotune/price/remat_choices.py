@@ -117,7 +117,7 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
     prices = price(space.workload, table, space.target, space.probed)
     note = (
         f"{priced:,} layouts that keep, offload or recompute arrays one by one priced; "
-        f"{len(found)} meshes are faster so, and listed with their arrays"
+        f"{len(found):,} of them beat every named policy of their mesh, and are listed with their arrays"
     )
     return space.with_rows(table, prices, np.arange(len(table)), found, note)
 

@@ -1,7 +1,7 @@
 """Bytes a device needs at the worst moment of a step, by category.
 
 The worst moment is the start of the backward pass of the last layer (all activations alive, logits and their
-gradient), or the end of it (gradients whole, one layer's working set), whichever is more.
+gradient), the end of it (gradients whole, one layer's working set), or, with Muon, the optimizer's update.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import numpy as np
 from autotune.price.transformer.adapters import Adapters
 from autotune.price.transformer.pipeline_schedules import as_published, most_waiting
 from autotune.price.transformer.rows import Rows
-
-MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer_state", "activations", "logits", "workspace")
-
 
 FROZEN_LAYERS = 2.0 / 3.0
 """Of `TrainingStack.whole_layers`, what is weights: the rest is the gradient of one matrix of three."""
@@ -31,6 +28,16 @@ class Stage:
     """Microbatches whose saved activations are held at once."""
     at_update: np.ndarray | None = None
     """Bytes of one device while the optimizer works, where that may be the worst moment; None: it is not."""
+
+
+def optimizer_bytes(rows: Rows, parameters: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Bytes of optimizer state of one device's `parameters`, divided by `cut`, wherever the state is kept."""
+    state = rows.stack.state
+    held = state.optimizer * parameters / cut
+    if rows.orthogonalised is None:
+        return held
+    beside = parameters - rows.orthogonalised.parameters / rows.size["fsdp"]
+    return held + (state.optimizer_beside - state.optimizer) * beside / cut
 
 
 def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
@@ -94,11 +101,8 @@ def stage_of(rows: Rows) -> Stage:
     if rows.adapters is not None:
         return _frozen_stage(rows, rows.adapters)
     weights = state.weights * kept / cut + np.where(zero > 0, state.compute * (kept - tabled), 0.0)
-    optimizer = state.optimizer * kept / cut * np.where(table.offload > 0, 0.0, 1.0)
-    if rows.orthogonalised is not None:
-        beside = kept - rows.orthogonalised.parameters / size["fsdp"]
-        more = (state.optimizer_beside - state.optimizer) * beside / cut
-        optimizer = optimizer + more * np.where(table.offload > 0, 0.0, 1.0)
+    moments = optimizer_bytes(rows, kept, cut)
+    optimizer = moments * np.where(table.offload > 0, 0.0, 1.0)
     gradients = state.gradients * kept / np.where(zero == 2, size["data"], 1.0)
     # Under accumulation the gradients of a pass stand beside their sums.
     gradients = gradients * np.where(table.accumulate > 1, 2.0, 1.0)
@@ -171,8 +175,7 @@ def stage_of(rows: Rows) -> Stage:
     nothing = np.zeros(len(table))
     at_update = None
     if rows.orthogonalised is not None:
-        moments = (state.optimizer * kept / cut) * (table.offload > 0)
-        at_update = weights + optimizer + moments + state.gradients * kept / cut + rows.orthogonalised.held_bytes
+        at_update = weights + moments + state.gradients * kept / cut + rows.orthogonalised.held_bytes
     return Stage(
         fixed={name: amount + nothing for name, amount in categories.items()}, waiting=waiting, at_update=at_update
     )

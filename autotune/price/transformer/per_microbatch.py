@@ -79,7 +79,7 @@ class MicrobatchTerms(Rows):
         self.layer, self.head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
 
     def _compute(self) -> tuple[np.ndarray, np.ndarray]:
-        """Add one layer's compute; return the seconds of its attention kernel, (forward, backward)."""
+        """Add one layer's compute; return the seconds of its attention, (forward, backward with what is recomputed)."""
         work, again, book, stack = self.prepared.work, self.again, self.book, self.stack
         matmuls: dict[str, Matmul] = {name: getattr(work, name) for name in ("heads", "out", "hidden_in", "hidden_out")}
         ahead = {name: self.of(matmul.forward) for name, matmul in matmuls.items()}
@@ -105,7 +105,8 @@ class MicrobatchTerms(Rows):
         core = [self.of(values) for values in work.attention.matmul_seconds]
         book.add("attention", "matmul", "layer", core[0] + core[1])
         core_again = again["context"] * self.of(work.attention.recomputed)
-        book.add("recompute.attention", "matmul", "layer", core_again * core[0])
+        core_rerun = core_again * core[0]
+        book.add("recompute.attention", "matmul", "layer", core_rerun)
         passes = 3.0 if stack.state.base is None else 2.0
         for name, matmul in matmuls.items():
             book.count("flops", "layer", (passes + again[name]) * self.of(matmul.flops))
@@ -118,11 +119,13 @@ class MicrobatchTerms(Rows):
             scores = [self.of(values) for values in work.attention.hbm_seconds]
             book.add("attention.scores", "hbm", "layer", scores[0] + scores[1])
             book.add("recompute.scores", "hbm", "layer", again["context"] * scores[0])
+            core_rerun = core_rerun + again["context"] * scores[0]
             core = [matmul + spill for matmul, spill in zip(core, scores, strict=True)]
         if any(np.any(values) for values in work.attention.parts_seconds):
             parts = [self.of(values) for values in work.attention.parts_seconds]
             book.add("attention.parts", "hbm", "layer", parts[0] + parts[1])
             book.add("recompute.parts", "hbm", "layer", again["context"] * parts[0])
+            core_rerun = core_rerun + again["context"] * parts[0]
             core = [matmul + moved for matmul, moved in zip(core, parts, strict=True)]
         saving = self.stack.traffic.saving * (self.kept + self.kept_weights)
         book.add("saving", "hbm", "layer", saving / self.hbm_rate)
@@ -132,10 +135,10 @@ class MicrobatchTerms(Rows):
         self._offloaded(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
         forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast
         backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast
-        backward = backward + again["context"] * core[0] + again["elementwise"] * (rest[0] + work.launches[0])
+        backward = backward + core_rerun + again["elementwise"] * (rest[0] + work.launches[0])
         weight = own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
         self.forward, self.backward, self.weight = forward, backward, weight
-        return core[0], core[1] + again["context"] * core[0]
+        return core[0], core[1] + core_rerun
 
     def _casts(self) -> np.ndarray:
         """Add the casts of weights to the compute dtype, one forward and one backward; return the seconds of one."""
@@ -234,8 +237,8 @@ class MicrobatchTerms(Rows):
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Add the collectives along `context`: keys and values are gathered, or passed around a ring.
 
-        Attention's kernel hides them; the other compute of a layer hides the gathers of its weights, so that no second
-        of compute hides two collectives.
+        Attention hides them, and the other compute of a layer hides the gathers of its weights: of these two, no second
+        of compute hides both.
         """
         if not self.used["context"]:
             return

@@ -12,7 +12,7 @@ from autotune.price.terms import TermRows
 from autotune.price.transformer.adapters import Adapters
 from autotune.price.transformer.embedding_gradient import INNER_FIRST, Embedding
 from autotune.price.transformer.orthogonalisation import Orthogonalisation, orthogonalisation_of
-from autotune.price.transformer.peak_memory import Stage, stage_of
+from autotune.price.transformer.peak_memory import Stage, optimizer_bytes, stage_of
 from autotune.price.transformer.rows import Rows, hidden_beside, hides
 from autotune.price.unique_rows import unique_rows
 
@@ -36,11 +36,12 @@ class StepTerms(Rows):
         else:
             self._gradients()
             self._weights()
-        self._optimizer()
         if self.stack.state.orthogonalises:
             self.orthogonalised = orthogonalisation_of(
                 self.shape, self.hardware, self.size, self.table.zero, self.layers
             )
+        self._optimizer()
+        if self.orthogonalised is not None:
             self._orthogonalisation(self.orthogonalised)
         self.stage = stage_of(self)
         self.book.memory = self.stage.fixed
@@ -63,8 +64,8 @@ class StepTerms(Rows):
         fsdp, and their gradients reduced, once for all microbatches."""
         size, table, state = self.size, self.table, self.stack.state
         once = np.where(self.staged, table.accumulate, 0.0)
-        twice = np.where(self.staged, 2.0, 0.0)
-        batch = payload * table.accumulate * table.microbatches
+        twice = 2.0 * once
+        batch = payload * table.microbatches
         self.move("stage", "all_gather", "step", batch, twice)
         # A frozen embedding has no gradient for which those of the inputs would be scattered.
         self.move("stage", "reduce_scatter", "step", batch, twice if self.adapters is None else 0.5 * twice)
@@ -148,14 +149,15 @@ class StepTerms(Rows):
     def _optimizer(self) -> None:
         """Add the optimizer's update, its transfers to host memory, and the sums of accumulated gradients."""
         book, size, state, table = self.book, self.size, self.stack.state, self.table
-        each = sum(self._own_parameters())
+        own, routed = self._own_parameters()
+        each = own + routed
         cut = np.where(table.zero > 0, size["data"], 1.0)
         if self.adapters is not None:
             # Of adapters ZeRO cuts a part only.
             each = cut * self.layers * self.adapters.local(size["fsdp"], cut)
         book.add("optimizer", "hbm", "step", state.update_traffic * each / cut / self.hbm_rate)
         if (table.offload > 0).any():
-            moments = 2.0 * state.optimizer * each / cut * (table.offload > 0)
+            moments = 2.0 * optimizer_bytes(self, each, cut) * (table.offload > 0)
             book.add("offload.optimizer", "host", "step", moments / self.host_rate)
         if state.accumulate_traffic:
             sums = state.accumulate_traffic * each / np.where((table.zero > 0) & ~self.deferred, size["data"], 1.0)

@@ -197,13 +197,10 @@ class Rows:
         """Gradients of one layer or of the tables onto their fsdp shards."""
         whole = (self.shape.d_model / self.size["fsdp"] < self.stack.least_shard) | self.summed
         if beside is not None:
-            alone = (
-                ((self.size["data"] == 1) & (self.size["context"] == 1))
-                if self.stack.scatter_hides == "alone"
-                else False
-            )
+            over_fsdp_only = (self.size["data"] == 1) & (self.size["context"] == 1)
+            alone = over_fsdp_only & (self.stack.scatter_hides == "alone")
             beside = np.where(alone, beside, 0.0)
-            if self.book.counting and self.stack.scatter_hides == "alone":
+            if self.book.counting and alone.any():
                 # Under its matmul it is a chain of permutes both ways, two more than shards to send (v5e, v5p and v6e,
                 # fsdp 8 to 32, libtpu 0.0.42).
                 windowed = alone & ~whole & (self.size["fsdp"] > 2)
