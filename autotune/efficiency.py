@@ -45,8 +45,13 @@ GPU_FILL_STEPS = 3 * 32
 """Depth in k of the software pipeline (3 stages of 32) that a tile loads before its first multiply-add."""
 
 
-def matmul_seconds(hardware: Hardware, dtype: str, bytes_per_element: float, m, n, k, count=1.0):
+def matmul_seconds(
+    hardware: Hardware, dtype: str, bytes_per_element: float, m, n, k, count=1.0, *, result_bytes: float | None = None
+):
     """Seconds of `count` independent (m, k) x (k, n) matmuls on one device, without the launch. Arrays broadcast.
+
+    `result_bytes`: of an element of the result; None: as of the operands. `dtype`: of the operands. Assumed: a matmul
+    in 8 bits reaches the share of its peak that one in bfloat16 of the same shape does.
 
     >>> from autotune.meshes.hardware import load_hardware
     >>> seconds = matmul_seconds(load_hardware("tpu7x"), "bfloat16", 2, 4096, 4096, 4096)
@@ -55,7 +60,11 @@ def matmul_seconds(hardware: Hardware, dtype: str, bytes_per_element: float, m, 
     """
     m, n, k, count = (np.asarray(value, dtype=np.float64) for value in (m, n, k, count))
     peak = hardware.peak(dtype)
-    byte_seconds = bytes_per_element * count * (m * k + k * n + m * n)
+    if result_bytes is None or result_bytes == bytes_per_element:
+        result_bytes = bytes_per_element
+        byte_seconds = bytes_per_element * count * (m * k + k * n + m * n)
+    else:
+        byte_seconds = count * (bytes_per_element * (m * k + k * n) + result_bytes * (m * n))
     byte_seconds = byte_seconds / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
     if hardware.platform == "tpu":
         busy = 2.0 * count * m * n * k / (peak * _tpu_ceiling(hardware))
@@ -63,7 +72,7 @@ def matmul_seconds(hardware: Hardware, dtype: str, bytes_per_element: float, m, 
         start = hardware.matmul_start_cycles / hardware.clock_hz if hardware.clock_hz else 0.0
         return np.maximum(busy, byte_seconds - exposed) + start + np.minimum(byte_seconds, exposed)
     if hardware.platform == "cuda":
-        return np.maximum(_gpu_seconds(hardware, peak, bytes_per_element, m, n, k, count), byte_seconds)
+        return np.maximum(_gpu_seconds(hardware, peak, bytes_per_element, result_bytes, m, n, k, count), byte_seconds)
     return np.maximum(2.0 * count * m * n * k / (peak * hardware.matmul_efficiency), byte_seconds)
 
 
@@ -72,7 +81,7 @@ def _tpu_ceiling(hardware: Hardware) -> float:
     return hardware.matmul_efficiency
 
 
-def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count) -> Any:
+def _gpu_seconds(hardware: Hardware, peak: float, width: float, result_width: float, m, n, k, count) -> Any:
     """The fastest of the tile shapes: waves x (fill + k steps + writing the tile)."""
     assert hardware.l2_bytes_per_cycle is not None, "every GPU has one"
     cores = float(str(hardware.compile_fields["core_count"]))
@@ -87,7 +96,7 @@ def _gpu_seconds(hardware: Hardware, peak: float, width: float, m, n, k, count) 
         loaded = rows + columns - (max(rows, columns) / 2 if paired else 0.0)
         feed = width * loaded / (hardware.l2_bytes_per_cycle * clock)
         waves = np.ceil(count * np.ceil(m / rows) * np.ceil(n / columns) / cores)
-        drain = width * rows * columns * cores / hbm
+        drain = result_width * rows * columns * cores / hbm
         seconds = waves * ((k + GPU_FILL_STEPS) * max(step, feed) + drain)
         best = seconds if best is None else np.minimum(best, seconds)
     share = hardware.sustained_share

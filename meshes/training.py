@@ -19,9 +19,12 @@ DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 """Dtype of weights and moments -> bytes of one number."""
 
 
+MATMUL_DTYPES = ("float8", "int8")
+"""To what the operands of linear layers can be quantised."""
+
 DTYPE_WORDS = ("weights_dtype", "moments_dtype", "gradients_dtype", "master_dtype")
 
-WORDS = ("optimizer", *DTYPE_WORDS, *LORA_WORDS)
+WORDS = ("optimizer", *DTYPE_WORDS, "matmul_dtype", *LORA_WORDS)
 """The fields of `Training`, which are also the words of flags, plans and job files."""
 
 
@@ -31,9 +34,11 @@ class Training:
 
     `gradients_dtype`: of the gradients that passes sum and the optimizer takes; None: as the weights. (They are reduced
     over devices in the compute dtype.) `master_dtype`: of a copy of the weights that the optimizer keeps and updates;
-    None: there is none. `lora_rank`: above 0, only adapters of that rank are trained, beside the matrices that
-    `lora_targets` names (None: all of `autotune.meshes.lora.LORA_TARGETS`); all other weights are frozen, in
-    `base_dtype` (None: bfloat16), and the other dtypes are those of the adapters.
+    None: there is none. `matmul_dtype`: to which both operands of the linear layers inside the layers are quantised, in
+    the forward and the backward pass; None: their matmuls are in the compute dtype. `lora_rank`: above 0, only adapters
+    of that rank are trained, beside the matrices that `lora_targets` names (None: all of
+    `autotune.meshes.lora.LORA_TARGETS`); all other weights are frozen, in `base_dtype` (None: bfloat16), and the other
+    dtypes are those of the adapters.
 
     >>> Training(optimizer="adafactor", weights_dtype="bfloat16").words()
     'adafactor, bfloat16 weights'
@@ -44,6 +49,7 @@ class Training:
     moments_dtype: str = "float32"
     gradients_dtype: str | None = None
     master_dtype: str | None = None
+    matmul_dtype: str | None = None
     lora_rank: int = 0
     lora_targets: str | None = None
     base_dtype: str | None = None
@@ -52,6 +58,11 @@ class Training:
         if self.optimizer not in OPTIMIZERS:
             close = did_you_mean(str(self.optimizer), OPTIMIZERS)
             raise ValueError(f"optimizer={self.optimizer!r} must be one of {', '.join(OPTIMIZERS)}{close}")
+        if self.matmul_dtype not in (None, *MATMUL_DTYPES):
+            close = did_you_mean(str(self.matmul_dtype), MATMUL_DTYPES)
+            raise ValueError(f"matmul_dtype={self.matmul_dtype!r} must be one of {', '.join(MATMUL_DTYPES)}{close}")
+        if self.matmul_dtype and self.lora_rank:
+            raise ValueError(f"matmul_dtype={self.matmul_dtype!r} does not go with lora_rank={self.lora_rank!r}")
         for field in DTYPE_WORDS:
             value = getattr(self, field)
             if value not in DTYPES and not (value is None and field in DTYPE_WORDS[2:]):
@@ -121,6 +132,8 @@ class Training:
             found.append(f"{self.gradients_dtype} gradients")
         if self.master_dtype:
             found.append(f"a {self.master_dtype} master copy")
+        if self.matmul_dtype:
+            found.append(f"{self.matmul_dtype} matmuls")
         return ", ".join([*found, *([self.lora.told()] if self.lora else [])])
 
     def told(self) -> str:
@@ -136,6 +149,8 @@ class Training:
             kept += f", {self.gradients_dtype} gradients"
         if self.master_dtype:
             kept += f", a {self.master_dtype} master copy"
+        if self.matmul_dtype:
+            kept = f"{self.matmul_dtype} matmuls inside the layers, {kept}"
         adapters = f"{self.lora.told()}: of the adapters " if self.lora else ""
         return f"{adapters}{kept}, {self.optimizer} with gradient clipping"
 

@@ -18,6 +18,7 @@ from flax import nnx
 from autotune.meshes.lora import LORA_TARGETS, Lora
 from autotune.models.execution import Execution
 from autotune.models.parameters import zeros
+from autotune.models.quantised import linear
 
 ADAPTERS = ("lora_a", "lora_b")
 
@@ -119,7 +120,7 @@ def fetched(matrix: nnx.Param | Frozen, names: tuple[str, ...], run: Execution) 
 
     def multiply(formula: str, x: jax.Array | Twice, out_names: tuple[str, ...]) -> jax.Array:
         read, beside = x if isinstance(x, Twice) else (x, x)
-        y = run.sharder.einsum(formula, read, w, out_names)
+        y = linear(run, formula, read, w, out_names)
         if not isinstance(matrix, Frozen) or not hasattr(matrix, "lora_a"):
             return y
         return y + matrix.low_rank(formula, beside, names, out_names, run)

@@ -15,7 +15,8 @@ KERNELS = ("splash", "cudnn", "xla")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """`dtype`: of matmuls and activations. `kernel`: which attention kernel, one of KERNELS.
+    """`dtype`: of matmuls and activations. `kernel`: which attention kernel, one of KERNELS. `matmul_dtype`: to which
+    the operands of the linear layers inside the layers are quantised (`models.quantised`); None: they are not.
 
     `stage_dtype`: in which weights and activations cross the border of the pipeline's loop, and are reduced there. It
     is `dtype`, but float32 on CPU, whose compiler aborts on a 16-bit sum in code that is manual along some axes only
@@ -27,9 +28,10 @@ class Execution:
     dtype: jnp.dtype
     stage_dtype: jnp.dtype
     kernel: str
+    matmul_dtype: str | None = None
 
 
-def execution_of(layout: Layout, mesh: Mesh, dtype: str) -> Execution:
+def execution_of(layout: Layout, mesh: Mesh, dtype: str, matmul_dtype: str | None = None) -> Execution:
     """The execution of a layout, with the attention kernel that users of the mesh's devices would run."""
     return Execution(
         layout=layout,
@@ -37,6 +39,7 @@ def execution_of(layout: Layout, mesh: Mesh, dtype: str) -> Execution:
         dtype=jnp.dtype(dtype),
         stage_dtype=jnp.dtype("float32" if mesh.devices.flat[0].platform == "cpu" else dtype),
         kernel=attention_kernel(mesh.devices.flat[0], dtype),
+        matmul_dtype=matmul_dtype,
     )
 
 

@@ -172,8 +172,8 @@ def build_step(
         raise ValueError(f"layout {layout}: {rejection}")
     if layout.schedule not in (None, *RUNNABLE):
         raise ValueError(f"layout {layout}: schedule={layout.schedule} can be priced but not run; {RUNNABLE} can")
-    run = execution_of(layout, mesh, dtype)
     training = training or Training()
+    run = execution_of(layout, mesh, dtype, training.matmul_dtype)
     if training.lora and training.lora.base_dtype in PRICED_ONLY:
         raise ValueError(f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}")
     definition, abstract, axes = abstract_network(transformer, training)

@@ -33,8 +33,10 @@ from autotune.system.stdout import drop_stdout
 from autotune.system.whole_file import check_writable
 
 if TYPE_CHECKING:
+    from autotune.meshes.hardware import Hardware
     from autotune.meshes.layout import Layout
     from autotune.meshes.target import Target
+    from autotune.meshes.training import Training
     from autotune.plan.plan import Plan
     from autotune.workload.workload import Workload
 
@@ -82,7 +84,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--optimizer, the dtypes of what is kept, adapters, and --set; `given_training` tells what they said."""
     from autotune.meshes.dtypes import ALIASES
     from autotune.meshes.lora import BASE_DTYPES
-    from autotune.meshes.training import DTYPES, OPTIMIZERS
+    from autotune.meshes.training import DTYPES, MATMUL_DTYPES, OPTIMIZERS
 
     def keep(context: click.Context, option: click.Parameter, value: Any) -> Any:
         if value:
@@ -107,6 +109,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ("gradients-dtype", DTYPES,
              "Dtype in which gradients are summed over passes and handed to the optimizer [the weights']."),
             ("master-dtype", DTYPES, "Dtype of a master copy of the weights in the optimizer's state [none is kept]."),
+            ("matmul-dtype", MATMUL_DTYPES,
+             "Dtype to which both operands of the layers' linear matmuls are quantised [none: the compute dtype]."),
         )
     ):  # fmt: skip
         others = {other: name for name in choices for other in ALIASES.get(name, ())}
@@ -313,8 +317,20 @@ def workload_of(
             raise click.UsageError(f"--{'batch' if batch is None else 'seq'} is missing; --model needs both")
         kind = dtype_of(dtype) if dtype else default_dtype(target)
         target.hardware.peak(kind)
-        return reference_workload(
-            model, batch=batch, seq=seq, dtype=kind, settings=told.pop("settings", ()), training=training_of(told)
+        settings, trained = told.pop("settings", ()), training_of(told)
+        check_matmul_dtype(trained, target.hardware)
+        return reference_workload(model, batch=batch, seq=seq, dtype=kind, settings=settings, training=trained)
+
+
+def check_matmul_dtype(training: Training, hardware: Hardware) -> None:
+    """Refuse matmuls in a dtype that a chip has no peak of."""
+    from autotune.meshes.training import MATMUL_DTYPES
+
+    if training.matmul_dtype and training.matmul_dtype not in hardware.flops_per_second:
+        known = ", ".join(name for name in hardware.flops_per_second if name in MATMUL_DTYPES) or "neither"
+        raise click.UsageError(
+            f"--matmul-dtype={training.matmul_dtype}: {hardware.name} has no peak for it; of "
+            f"{' and '.join(MATMUL_DTYPES)} it has {known}"
         )
 
 

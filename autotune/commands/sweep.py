@@ -16,6 +16,7 @@ from autotune.commands.options import (
     RESOURCES,
     bad_input,
     batch_rule_option,
+    check_matmul_dtype,
     compile_option,
     critical_tokens,
     default_dtype,
@@ -297,6 +298,7 @@ def _question(
         raise ValueError(f"chips: {family.name} comes in none of the sizes asked for: {', '.join(map(str, sizes))}")
     kind = dtype_of(dtype) if dtype else default_dtype(offered)
     family.hardware.peak(kind)
+    check_matmul_dtype(training, family.hardware)
     if depth_scale == 1.0:
         workload = reference_workload(model, batch=batch, seq=seq, dtype=kind, settings=settings, training=training)
     else:

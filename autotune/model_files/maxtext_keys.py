@@ -113,7 +113,7 @@ REFUSED = {
 
 COSTS = {
     "mtp_num_layers": "multi-token prediction: as many more layers, and a second loss",
-    "quantization": "quantised matmuls; the price is of the compute dtype",
+    "quantization": "matmuls quantised in another way than all operands to 8 bits; the price is of the compute dtype",
     "float32_qk_product": "float32 attention scores: slower attention",
     "float32_logits": "float32 attention scores: slower attention",
     "logits_dot_in_fp32": "float32 logits: a slower output projection and twice the bytes of logits",

@@ -43,6 +43,11 @@ OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd", "muon": "muon
 """`opt_type` -> optimizer of the job."""
 
 
+QUANTISATIONS = {"int8": "int8", "fp8": "float8", "fp8_full": "float8", "fp8_gpu": "float8", "aqt_fp8_full": "float8"}
+"""`quantization` that quantises both operands of every matmul, in both passes -> `matmul_dtype` of the job. (AQT and
+Qwix may have a scale of each row, or of each shard; ours has one of each array.)"""
+
+
 def run_of(keys: Keys, *, gated: bool, experts: bool) -> dict[str, Any]:
     """What the file says of the job and its layout, under the words of our flags; `ici` and `dcn` are sizes by axis.
 
@@ -75,6 +80,8 @@ def run_of(keys: Keys, *, gated: bool, experts: bool) -> dict[str, Any]:
             close = did_you_mean(str(optimizer), OPTIMIZERS)
             raise ValueError(f"{where}: opt_type={short(optimizer)} must be one of {', '.join(OPTIMIZERS)}{close}")
         run["optimizer"] = OPTIMIZERS[optimizer]
+    if keys.values.get("quantization") in tuple(QUANTISATIONS):
+        run["matmul_dtype"] = QUANTISATIONS[keys.take("quantization")]
     if keys.take("gradient_clipping_threshold", None) == 0:
         keys.note("gradient_clipping_threshold", "0: the price reads the gradients once more, for their norm")
     run |= _mesh(keys)

@@ -113,10 +113,10 @@ def start(model, dtype):
     return jax.tree.map(np.asarray, (step.initialise(0), step.make_batch(1)))
 
 
-def one_step(model, text, dtype="float32", kind=AxisType.Auto):
+def one_step(model, text, dtype="float32", kind=AxisType.Auto, training=None):
     """(loss, first moments, weights) after one step from `start`."""
     layout = parse_layout(text)
-    step = build_step(MODELS[model], BATCH, SEQ, layout, mesh_of(layout, kind), dtype=dtype)
+    step = build_step(MODELS[model], BATCH, SEQ, layout, mesh_of(layout, kind), dtype=dtype, training=training)
     with jax.set_mesh(step.mesh):
         placed = jax.tree.map(
             lambda leaf, x: jax.device_put(x, leaf.sharding), (step.state, step.batch), start(model, dtype)

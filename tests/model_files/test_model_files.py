@@ -391,11 +391,18 @@ def test_a_maxtext_file_of_another_model_is_refused(values, words, tmp_path):
 
 
 def test_features_of_maxtext_that_no_price_has_are_named(tmp_path):
-    told = yaml.safe_load(MAXTEXT.read_text()) | {"quantization": "int8", "num_vocab_tiling": 4, "mtp_num_layers": 0}
+    told = yaml.safe_load(MAXTEXT.read_text()) | {"quantization": "int4w", "num_vocab_tiling": 4, "mtp_num_layers": 0}
     model = read_model(write(tmp_path, told, "mine.yml"))
     assert layout_of_run(model.run, 32, parse_target("v5e:1x1"), "mine.yml").vocab_tiles == 4
     assert sorted(note.partition(":")[0] for note in model.not_modelled) == ["num_vocab_tiling", "quantization"]
     assert "mtp_num_layers" in model.ignored
+
+
+@pytest.mark.parametrize(("value", "dtype"), [("int8", "int8"), ("fp8_full", "float8"), ("", None)])
+def test_quantised_matmuls_of_maxtext_are_priced(value, dtype, tmp_path):
+    model = read_model(write(tmp_path, yaml.safe_load(MAXTEXT.read_text()) | {"quantization": value}, "mine.yml"))
+    assert model.run.get("matmul_dtype") == dtype
+    assert not any(note.startswith("quantization") for note in model.not_modelled)
 
 
 @pytest.mark.parametrize("module", [huggingface_keys, maxtext_keys])

@@ -46,6 +46,10 @@ TILE_TRAFFIC = 8.0
 """Bytes of memory traffic of the backward pass per tile of the vocabulary, token and element of d_model: the sum of the
 stream's gradient in float32 is read and written (`autotune.models.loss`)."""
 
+QUANTISED_READS = 2.0
+"""How often an operand that is quantised is read: for its largest magnitude, and to be scaled
+(`autotune.models.quantised`)."""
+
 LOGITS_AGAIN = 2.0
 """Bytes per logit that this backward pass writes beside those of a loss without tiles: it computes the logits again."""
 
@@ -83,6 +87,8 @@ class Work:
     """Attention's core."""
     elementwise: Pair
     """Seconds of memory traffic of everything that is neither a matmul nor attention."""
+    quantised: Pair
+    """Elements that are quantised: operands of the forward pass without the weights, gradients of the backward pass."""
     launches: tuple[float, float]
     """Seconds of kernel launches, (forward, backward)."""
     head: Matmul
@@ -188,16 +194,22 @@ def _work_of_kind(
 
     base = stack.state.base
 
-    def trained_matmul(m, n, k, count=1.0) -> Matmul:
+    def trained_matmul(m, n, k, count=1.0, narrow=stack.matmul_dtype) -> Matmul:
+        """`narrow`: to which its operands are quantised."""
+
+        def seconds(m, n, k):
+            operands = DTYPE_BYTES[narrow] if narrow else width
+            return matmul_seconds(hardware, narrow or dtype, operands, m, n, k, count, result_bytes=width)
+
         return Matmul(
             flops=2.0 * m * n * k * count,
-            forward=matmul_seconds(hardware, dtype, width, m, n, k, count),
-            backward_input=matmul_seconds(hardware, dtype, width, m, k, n, count),
-            backward_weight=matmul_seconds(hardware, dtype, width, k, n, m, count),
+            forward=seconds(m, n, k),
+            backward_input=seconds(m, k, n),
+            backward_weight=seconds(k, n, m),
         )
 
-    def matmul(m, n, k, count=1.0) -> Matmul:
-        found = trained_matmul(m, n, k, count)
+    def matmul(m, n, k, count=1.0, narrow=stack.matmul_dtype) -> Matmul:
+        found = trained_matmul(m, n, k, count, narrow)
         return found if base is None else dataclasses.replace(found, backward_weight=np.zeros_like(found.forward))
 
     to_heads = _sum(matmul(tokens, heads * h, d), matmul(tokens, kv_heads * h, d, 2.0))
@@ -219,7 +231,7 @@ def _work_of_kind(
             beside = kind.mlp.shared_width / tensor
             hidden_in = _sum(hidden_in, matmul(tokens, beside, d, float(first)))
             hidden_out = _sum(hidden_out, matmul(tokens, d, beside))
-        hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d))
+        hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d, narrow=None))
         copies = shape.slots_per_token + shape.shared_experts
         if kind is not None:
             copies = shape.slots_per_token + kind.mlp.shared_width / kind.mlp.width
@@ -247,6 +259,13 @@ def _work_of_kind(
         )
         / hbm
         for way in (0, 1)
+    )
+    # Into attention and out of it, into the MLP (each slot of routed experts) and its hidden units; backward the
+    # gradients of what the same matmuls make.
+    into_mlp = tokens * d if not shape.experts else tokens * d * copies
+    quantised = (
+        (tokens * d + tokens * heads * values + into_mlp + elements[2]) if stack.matmul_dtype else 0.0 * tokens,
+        (elements[1] + tokens * d + first * elements[2] + into_mlp) if stack.matmul_dtype else 0.0 * tokens,
     )
     normed = np.zeros_like(tokens)
     if kind is not None:
@@ -295,10 +314,17 @@ def _work_of_kind(
     logits = tokens * (shape.vocab / tensor)
     tiled = np.where(tiles > 1, scale * LOGITS_AGAIN * logits + TILE_TRAFFIC * (tiles * tokens * d), 0.0)
     dense = shape.dense_share if kind is None else bool(kind.mlp.shared_width or not kind.mlp.experts)
+    whole, rest = saved.whole * tokens * d, (saved.hidden + gate * saved.gate) * elements[2]
+    if stack.matmul_dtype:
+        # The backward pass reads the quantised operands: in place of the norms' results and of the MLP's hidden units,
+        # and beside attention's result, which its kernel reads too.
+        in_8_bits = DTYPE_BYTES[stack.matmul_dtype] / scale
+        whole = whole * in_8_bits / 2.0 + in_8_bits * tokens * heads * values
+        rest = rest - (2.0 - in_8_bits) * elements[2]
     kept = {
         "input": 2.0 * tokens * d / cut,
         "stream": saved.stream * tokens * d / cut + NORM_SAVED * normed,
-        "whole": saved.whole * tokens * d,
+        "whole": whole,
         "heads": saved.heads * elements[1],
         "context": saved.context * tokens * heads * values + saved.statistics * tokens * heads,
         "outputs": 2.0 * tokens * d / cut,
@@ -307,7 +333,7 @@ def _work_of_kind(
         # A fused kernel never stores its scores.
         "scores": saved.scores * attention.scores * (not stack.flash),
         "hidden_in": 2.0 * first * elements[2],
-        "hidden_rest": (saved.hidden + gate * saved.gate) * elements[2],
+        "hidden_rest": rest,
     }
     # The backward pass of the experts ends before that of attention begins, so only the larger of the two counts.
     blocks = PLAIN_BYTES * attention.heads * attention.block_scores
@@ -322,8 +348,9 @@ def _work_of_kind(
         hidden_out=hidden_out,
         attention=attention,
         elementwise=elementwise,  # type: ignore[arg-type]
+        quantised=quantised,
         launches=launches,  # type: ignore[arg-type]
-        head=matmul(tokens, shape.vocab / tensor / tiles, d, tiles),
+        head=matmul(tokens, shape.vocab / tensor / tiles, d, tiles, narrow=None),
         loss=(scale * traffic.logits[0] * logits / hbm, (scale * traffic.logits[1] * logits + tiled) / hbm),
         stream_bytes=width * tokens * d,
         slot_bytes=width * slots * tensor,

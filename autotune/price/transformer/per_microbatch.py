@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from autotune.efficiency import DTYPE_BYTES
 from autotune.meshes.collectives import wire_bytes
 from autotune.price.transformer.adapters import Adapters
-from autotune.price.transformer.device_work import Matmul
+from autotune.price.transformer.device_work import QUANTISED_READS, Matmul
 from autotune.price.transformer.remat import Shares
 from autotune.price.transformer.rows import Rows
 from autotune.table import CONTEXT_ATTENTION
@@ -21,6 +22,15 @@ First index: whether a pipeline chunk has several layers. Second index: whether 
 slices each layer out of the stacked weights, forward and backward, adds its gradient to a sum in float32, and copies
 the chunk out of the stage's weights and back. Measured: growth of the traffic of programs for h100:2x8 from 16 to 32
 microbatches (dense-4096, 2, 4 and 8 stages, jax 0.10.2)."""
+
+
+SCALE_BYTES = 4.0
+"""Of the largest magnitude of an array, which is reduced over all devices that hold a part of it."""
+
+SCALES = (4.0, 6.0)
+"""Reductions of a layer that find them, one after another, (forward, backward): of the inputs of attention, of its
+projection back, of the MLP and of its last matmul; of the gradients of queries, keys, values, the projection back, the
+MLP's first matmuls and its last one."""
 
 
 class MicrobatchTerms(Rows):
@@ -69,7 +79,8 @@ class MicrobatchTerms(Rows):
             self.kept = self.kept + self.tick_weights
         # Without recomputation a layer also keeps the gathered or cast weights (h100, h200 and a100-80, jax 0.10.2).
         gathered = (table.remat == 0) & ~self.staged
-        self.kept_weights = stack.state.compute * self.parameters.layer * gathered
+        each = DTYPE_BYTES[stack.matmul_dtype] if stack.matmul_dtype else stack.state.compute
+        self.kept_weights = each * self.parameters.layer * gathered
         core = self._compute()
         self._tensor()
         self._context(*core)
@@ -131,10 +142,10 @@ class MicrobatchTerms(Rows):
         book.add("saving", "hbm", "layer", saving / self.hbm_rate)
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
         book.add("launches", "launch", "layer", launches + self.nothing)
-        cast = self._casts()
+        cast, narrowed = self._casts(), self._quantised()
         self._offloaded(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
-        forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast
-        backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast
+        forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast + narrowed[0]
+        backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast + narrowed[1]
         backward = backward + core_rerun + again["elementwise"] * (rest[0] + work.launches[0])
         weight = own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
         self.forward, self.backward, self.weight = forward, backward, weight
@@ -169,6 +180,21 @@ class MicrobatchTerms(Rows):
             seconds = np.where(self.staged, seconds + 0.5 * sums / self.hbm_rate, seconds)
         self.book.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
+
+    def _quantised(self) -> tuple[np.ndarray, np.ndarray]:
+        """Add what it takes to quantise the operands of matmuls, and the reductions that find their scales; return the
+        seconds of memory traffic, (forward, backward)."""
+        if self.stack.matmul_dtype is None:
+            return self.nothing, self.nothing
+        ahead, back = (self.of(elements) for elements in self.prepared.work.quantised)
+        again = self.again["elementwise"]
+        each = (QUANTISED_READS * self.width + DTYPE_BYTES[self.stack.matmul_dtype]) / self.hbm_rate
+        weights = self.parameters.layer
+        forward, backward = each * (ahead + weights), each * (back + again * (ahead + weights))
+        self.book.add("quantise", "hbm", "layer", forward + backward)
+        for axis in ("data", "fsdp", "tensor", "context", "expert"):
+            self.move(axis, "all_reduce", "layer", SCALE_BYTES + self.nothing, SCALES[0] * (1.0 + again) + SCALES[1])
+        return forward, backward
 
     def _offloaded(self, matmuls: np.ndarray | float) -> None:
         """Add the copies of what waits in host memory, there and back. Matmuls hide them while they last."""
