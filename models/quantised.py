@@ -23,9 +23,7 @@ LEAST = 1e-30
 """Where a whole array is zero, its scale is this over the largest number of the type."""
 
 
-def linear(
-    run: Execution, formula: str, x: jax.Array, w: jax.Array, logical_axes: tuple[str | None, ...]
-) -> jax.Array:
+def linear(run: Execution, formula: str, x: jax.Array, w: jax.Array, logical_axes: tuple[str | None, ...]) -> jax.Array:
     """A linear layer's einsum of activations and a weight, cut as its logical axes say, in the dtype of matmuls that
     the job asks for. Every letter stands in two of the three arrays."""
     if run.matmul_dtype is None:

@@ -105,6 +105,9 @@ def test_a_bad_value_of_any_option_is_exit_2_and_one_line(name, parameter, tmp_p
     [
         (("--dtype", "bf61"), "dtype: 'bf61' must be one of bfloat16 or bf16"),
         (("--dtype", "int8"), "dtype: 'int8' must be one of"),
+        (("--matmul-dtype", "int4"), "--matmul-dtype='int4' must be one of float8, int8; did you mean 'int8'?"),
+        (("--matmul-dtype", "fp8", "--target", "v4:2x2x2"), "--matmul-dtype=float8: v4 has no peak for it"),
+        (("--matmul-dtype", "int8", "--target", "h100:1x8"), "--matmul-dtype=int8: XLA compiles no int8 matmul"),
         (("--batch", "9007199254740993"), "--batch=9007199254740993 must be at most"),
         (("--batch", "9007199254740992", "--seq", "2"), "must be at most 2^53 tokens"),
         (("--batch", "16.5"), "--batch=16.5 must be a whole number"),

@@ -1,9 +1,10 @@
 """The law of `test_same_numbers` for matmuls in 8 bits.
 
 The largest magnitude of an array is the same however it is cut, so the scales are. Sums in another order differ by 1e-7
-of their size; now and then a number then rounds to the next of the few that 8 bits have. So the loss agrees to 1e-4, and
-gradients to 10 % of their norm (the worst of these rows: 6 %, most 1e-6). Another scale moves every number, as
-quantisation itself does: by 17 to 33 %. A layout that slices the batch has a scale of each slice, and differs by as much.
+of their size; now and then a number then rounds to the next of the few that 8 bits have. So the loss agrees to 1e-4,
+and gradients to 10 % of their norm (the worst of these rows: 6 %, most 1e-6). Another scale moves every number, as
+quantisation itself does: by 17 to 33 %. A layout that slices the batch has a scale of each slice, and differs by as
+much.
 """
 
 from __future__ import annotations
