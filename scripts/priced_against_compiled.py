@@ -216,8 +216,9 @@ def main(words: list[str]) -> int:
     if told.compile:
         compile_missing(Store(told.store), told.jobs)
     print("\n".join(lines(compare_all())))
-    print("\nmodels of published configs, whose layers are not all alike or have parts of their own")
-    print("\n".join(lines(compare_all(NEW_SHAPES))))
+    if new := compare_all(NEW_SHAPES):
+        print("\nmodels of published configs, whose layers differ or have parts of their own")
+        print("\n".join(lines(new)))
     return 0
 
 
