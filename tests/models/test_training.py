@@ -197,3 +197,8 @@ def test_a_step_of_your_own_has_its_own_optimizer(capsys):
     words = ["tune", "--workload", "a.b:c", "--target", "cpu:8", "--optimizer", "lion"]
     assert run(words) == 2
     assert "--optimizer is of a --model" in capsys.readouterr().err
+
+
+def test_matmuls_in_8_bits_do_not_go_with_adapters():
+    with pytest.raises(ValueError, match="matmul_dtype='int8' does not go with lora_rank=8"):
+        Training(matmul_dtype="int8", lora_rank=8)
