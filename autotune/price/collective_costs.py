@@ -29,10 +29,10 @@ _NOWHERE = Route(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meshes:
-    """The meshes of a table: `of_row` (rows) maps its rows to them.
+    """The distinct meshes of a table and the routes of their axes; many meshes share few routes.
 
-    Many meshes share few routes: `route` (axes as in `AXES`, meshes) is the one that an axis takes, `routes` (tiers of
-    the hardware, inner first; fields of `FIELDS`; routes) are their figures.
+    `of_row`: shape (rows,), the mesh of each row. `route`: shape (axes as in `AXES`, meshes), the route that each axis
+    takes. `routes`: shape (tiers of the hardware, inner first; `FIELDS`; routes), the figures of each route.
     """
 
     hardware: Hardware
@@ -54,8 +54,11 @@ class CollectiveCost:
     def seconds(
         self, mesh: np.ndarray, payload_bytes: np.ndarray, outer_share: np.ndarray | float = 1.0
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """(tier -> seconds of bytes on it, of those that any mesh crosses; seconds of latency) of one collective,
-        network to itself, per row. `outer_share`: see `RouteCost.seconds`."""
+        """({tier: seconds of its bytes}, seconds of latency) of one collective on an idle network, each of shape
+        (rows,).
+
+        `mesh`: the mesh of each row. `payload_bytes`: as in `meshes.collectives`. Tiers that no mesh crosses are left
+        out. `outer_share`: see `RouteCost.seconds`."""
         return self.on_route.seconds(self.route[mesh], payload_bytes, outer_share)
 
 
@@ -105,8 +108,8 @@ def _placed_routes(
     """(figures of the routes inside a slice (inner tiers, fields, routes), the route each axis takes (axes, meshes)).
 
     `sizes` (axes, meshes) inside the slice; `order` (meshes) of each mesh, of `orders`. Where an axis lies depends on
-    the sizes from the innermost out, not on names, and axes of size 1 take nothing: each row of `cuts` has the others
-    first, and those that are the same are placed once.
+    the sizes from the innermost out, not on names, and axes of size 1 take nothing: `cuts[i]` holds the sizes of mesh
+    i, innermost axis first and then the 1s; equal rows are placed once.
     """
     first, of_mesh = unique_rows([*sizes, order])
     innermost_first = [[AXES.index(axis) for axis in reversed(names)] for names in orders]

@@ -1,9 +1,7 @@
-"""The closed form: what a layout of a transformer costs per step and device, for millions of layouts a second.
+"""The closed form: seconds of a step and peak bytes of one device, for every layout of a table.
 
-No JAX, no compiler. Many layouts agree in the few columns that decide one part of the price, so each part is computed
-once for the rows that differ in it: the work of a device (`transformer.device_work`), the cost of a collective on each
-mesh (`collective_costs`), one microbatch (`transformer.per_microbatch`), and one step (`transformer.per_step`).
-`transformer.pricer` adds the parts up, row by row.
+It prices transformers (`transformer.pricer`) and steps of a user whose trace was probed (`traced`). No JAX, no
+compiler; millions of layouts a second.
 """
 
 from __future__ import annotations
@@ -62,8 +60,10 @@ class Term:
 class Estimate:
     """The price of one layout, per device and step. `terms` add up to `step_seconds`, `memory` to `peak_bytes`.
 
-    `low_seconds`: all communication perfectly hidden; `high_seconds`: none of it. `resources`: seconds by resource, the
-    bubble shared out over what the waiting stage waits for; they add up to the step, so shares are elasticities.
+    `low_seconds`: the step if communication overlapped compute perfectly: the longest of compute with its bubble and
+    the bytes of each link. `high_seconds`: nothing overlaps. `resources`: seconds by resource; those of the bubble are
+    divided over the resources of a microbatch. A resource with the share r of the step that gets 1 % faster makes the
+    step about r % shorter.
     `flops`: of matmuls and attention, as the kernels run them. `sent`: bytes one device sends, by mesh axis.
     """
 
@@ -163,8 +163,8 @@ def price_transformer(
 def price_sets(
     workload: Workload, table: LayoutTable, sets: np.ndarray, target: Target
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(step seconds, peak bytes), each of shape (rows, sets), of every row of a table with each of the sets of `remat`
-    (codes) in place of its own: the numbers of `price`, several times faster. The workload is a transformer's."""
+    """(step seconds, peak bytes), each of shape (rows, sets). `sets`: shape (sets,), codes of `remat`; each replaces
+    every row's own in turn. The numbers of `price`, several times faster. The workload is a transformer's."""
     transformer = workload.transformer
     assert transformer is not None, "a traced step has no arrays by name"
     stack = stack_of(target.hardware, workload.dtype, workload.training)
@@ -206,7 +206,7 @@ def estimate(
     target: Target,
     stack: TrainingStack | None = None,
 ) -> Estimate:
-    """The price of one layout with every term; the same numbers as its row of `price.transformer`."""
+    """The price of one layout with every term; the same numbers as `price_transformer` gives for its row."""
     table = LayoutTable.from_layouts([layout])
     return price_transformer(transformer, batch, seq, dtype, table, target, stack).estimate(0)
 

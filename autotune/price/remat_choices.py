@@ -42,7 +42,8 @@ TWINS = (("key", "value"), ("mlp_gate", "mlp_up"))
 
 @functools.lru_cache(maxsize=8)
 def candidate_sets(shape: TransformerShape, host: bool) -> np.ndarray:
-    """The code of one set of each kind that differs in price. `host`: whether arrays can wait in host memory."""
+    """Shape (sets,): one code for each group of sets with equal price. `host`: whether arrays can wait in host
+    memory."""
     word, somewhere = LAYOUT_WORDS["remat"], (DEVICE, HOST) if host else (DEVICE,)
     assert isinstance(word, RematWord)
     places: dict[str, tuple[int, ...]] = {}
@@ -66,12 +67,12 @@ def candidate_sets(shape: TransformerShape, host: bool) -> np.ndarray:
 
 
 def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
-    """The space with a further row for each mesh (with its other choices) on which a set without a name wins.
+    """The space with more rows: for each layout up to `remat`, the fastest set of arrays that are all on the device,
+    and the fastest with some on the host, where it beats the best named policy.
 
-    Of each mesh that is the fastest set that fits with `NEAR_CAPACITY` of the memory: programs nearer to the limit
-    often do not fit. A set with arrays in host memory must beat all that has none by more (`HOST_WINS`). Meshes are
-    passed over that would not be among the `keep` best even if they had the memory to keep every array: no set makes
-    them so.
+    Only sets whose peak is at most `NEAR_CAPACITY` of the memory count: programs nearer to the limit often do not fit.
+    A set with arrays in host memory must be faster than all layouts without by more (`HOST_WINS`). Layouts that would
+    not be among the `keep` best even if they had the memory to keep every array are passed over: no set makes them so.
     """
     shape, hardware = space.workload.transformer, space.target.hardware
     if shape is None:
@@ -123,15 +124,16 @@ def with_best_sets(space: PricedSpace, keep: int) -> PricedSpace:
 
 
 def _fastest(seconds: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row the least of the columns that are `among`, and its column; infinite where there is none."""
+    """(the least of each row, its column), each of shape (meshes,). `among`: mask of the sets that count; infinite
+    where there is none."""
     seconds = np.where(among, seconds, np.inf)
     at = seconds.argmin(axis=1)
     return seconds[np.arange(len(seconds)), at], at
 
 
 def _bounds(space: PricedSpace, meshes: LayoutTable) -> tuple[np.ndarray, np.ndarray]:
-    """Of each mesh: bytes and seconds that no set brings below. Least memory: nothing kept on the device. Least time:
-    every matmul kept, and keeping it free."""
+    """(peak bytes, step seconds) below which no set goes, each of shape (meshes,). Least memory: nothing is kept on the
+    device. Least time: every matmul is kept, and keeping costs nothing."""
     workload, word, transformer = space.workload, LAYOUT_WORDS["remat"], space.workload.transformer
     assert transformer is not None
     least = [word.code("full"), *([word.code("offload")] if space.target.platform == "tpu" else [])]

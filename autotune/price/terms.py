@@ -1,7 +1,7 @@
-"""Named seconds of a block of layouts, and their sums: the step, its lower and upper bound, the share of each resource.
+"""Time terms of a block of layouts, and what they add up to: the step, its bounds, the seconds of each resource.
 
-All arrays have one entry a row (a row is a layout); seconds and bytes are of one device. A block of meshes, each with
-every set of arrays to keep, has arrays of shape (meshes, sets), and of length 1 where all meshes or all sets agree.
+All arrays have one entry a row (a row is a layout); seconds and bytes are of one device. A block may also hold every
+combination of M layouts and S remat sets: its arrays broadcast to (M, S).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 UNITS = ("layer", "head", "pass", "step")
-"""How often a term counts in a step: once for each layer and microbatch of the busiest stage ("layer"), once for each
-microbatch on a stage that has the head ("head"), once for each microbatch ("pass"), or once ("step")."""
+"""How often a term counts in a step: once for each layer of a stage and microbatch ("layer"), once for each microbatch
+("pass"), once for each microbatch divided by the number of stages, over which the head is divided evenly ("head"), or
+once ("step")."""
 
 COMPUTE = ("matmul", "hbm", "core", "launch")
 """Resources of the core. Every other resource is a link, the host, or latency."""
@@ -25,7 +26,7 @@ BUSY, HIDDEN = "busy", "hidden"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What part of a collective an entry is: its bytes on one tier, or its latency on all of them."""
+    """Which part of a collective's time a term is: its bytes on one tier, or its latency over all tiers."""
 
     axis: str
     """The mesh axis that the collective runs along."""
@@ -150,8 +151,9 @@ class CostTerms:
         return total
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(step seconds, lower bound, upper bound, peak bytes) of every row.
+        """(step seconds, lower bound, upper bound, peak bytes) of every row, of one device.
 
+        Step: the terms' seconds, less what compute hides, plus the bubble, times (1 + `waiting`).
         Lower bound: all communication overlaps perfectly, so the busiest of compute (with its bubble) and each link
         sets the time, and no slice is late. Upper bound: nothing overlaps.
         """

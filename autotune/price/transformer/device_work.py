@@ -51,7 +51,8 @@ QUANTISED_READS = 2.0
 (`autotune.models.quantised`)."""
 
 LOGITS_AGAIN = 2.0
-"""Bytes per logit that this backward pass writes beside those of a loss without tiles: it computes the logits again."""
+"""Bytes per logit that the backward pass of a tiled loss writes beside those of a loss without tiles: it computes the
+logits again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +71,7 @@ class Matmul:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One microbatch on one device; arrays over distinct pieces of work, of one layer unless the field says
-    otherwise."""
+    """One layer, one microbatch, one device, unless the field says otherwise. Arrays have shape (pieces of work,)."""
 
     sequences: np.ndarray
     """Sequences of the microbatch on the device."""
@@ -96,11 +96,11 @@ class Work:
     loss: Pair
     """Seconds of memory traffic of the loss, once a microbatch."""
     stream_bytes: np.ndarray
-    """Tokens x d_model in the compute dtype, not cut along `tensor`."""
+    """Bytes of tokens x d_model in the compute dtype; not divided by `tensor`."""
     slot_bytes: np.ndarray
-    """Slots of routed experts x d_model in the compute dtype, not cut along `tensor`."""
+    """Bytes of slots of routed experts x d_model in the compute dtype; not divided by `tensor`."""
     kv_bytes: np.ndarray
-    """Keys and values of the device's tokens in the compute dtype."""
+    """Bytes of keys and values of the device's tokens in the compute dtype."""
     kept: dict[str, np.ndarray]
     """Part of a layer (`remat.KEPT_PARTS`) -> bytes kept for the backward pass where the policy keeps all of the
     part."""
@@ -153,7 +153,8 @@ def work_of(
     whether attention along `context` passes keys and values around a ring. `tiles`: of the vocabulary. All are arrays
     over pieces of work.
 
-    Where layers differ, it is the work of their mean, with the working set of the largest.
+    Where layers differ, each field is the mean over the layers, and a maximum over the kinds of layers for what a
+    device holds at once (`LARGEST`).
     """
     works = [
         _work_of_kind(
@@ -384,7 +385,8 @@ def _latent_projections(matmul: Callable[..., Matmul], attends: AttentionKind, t
 
 
 LARGEST = ("heads", "block_scores", "layer_work_bytes")
-"""Fields of which the largest of the kinds counts: what is in hand at once."""
+"""Fields of `Work` and `AttentionWork` that hold what a device needs at once: the maximum over the kinds of layers.
+(`AttentionWork.heads` is a number of heads; `Work.heads` is a group of matmuls and has a mean.)"""
 
 
 def _mean(works: list, shares: list[float]):

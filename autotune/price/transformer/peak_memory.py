@@ -89,7 +89,8 @@ def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
 
 
 def stage_of(rows: Rows) -> Stage:
-    """The stage that all others are like: head and embedding are dealt out over the stages."""
+    """Memory of one pipeline stage, of one device, without what its layers save. All stages are priced alike: the head
+    and the embedding are divided evenly over them."""
     stack, size, table, work = rows.stack, rows.size, rows.table, rows.prepared.work
     state, staged, layers = stack.state, rows.staged, rows.layers
     zero = table.zero

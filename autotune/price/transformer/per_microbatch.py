@@ -152,7 +152,8 @@ class MicrobatchTerms(Rows):
         return core[0], core[1] + core_rerun
 
     def _casts(self) -> np.ndarray:
-        """Add the casts of weights to the compute dtype, one forward and one backward; return the seconds of one."""
+        """Add the memory traffic of a layer's weights: the casts to the compute dtype, in a pipeline the copies of
+        `CHUNK_TRAFFIC`. Return the seconds of one of two equal halves (forward, backward)."""
         state = self.stack.state
         if self.adapters is not None:
             return self._frozen_casts(self.adapters)

@@ -205,7 +205,7 @@ class StepTerms(Rows):
         return self.stack.state.reduced * sent / shards
 
     def _shards(self, axis: str, scattered: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
-        """Into how many shards gradients are already cut when they are reduced along `axis`.
+        """The number of shards that each gradient is divided into before it is reduced along `axis`.
 
         One collective reduces along all of `axes`, inner axes first; a reduce-scatter along `data` comes before it.
         What is deferred is reduced along `data` alone."""

@@ -1,8 +1,11 @@
 """The time and memory of a block of layouts of one transformer, as named terms.
 
-step = accumulate x microbatches x (one microbatch on the busiest stage: `per_microbatch`) + (what happens once a step:
-`per_step`) + (pipeline bubble). Many rows of a table share a microbatch or a step, so each is computed once for the
-rows that differ in it; `RowBlock` adds them up row by row. Memory: `peak_memory`.
+step = (accumulate x microbatches x one microbatch on one stage (`per_microbatch`) + work once a step (`per_step`) +
+pipeline bubble) x (1 + wait for the slowest slice). Memory: `peak_memory`.
+
+Many layouts agree in the few columns that decide one part of the price, so each part is computed once for the rows that
+differ in it: the work of a device (`device_work`), the cost of a collective on each mesh (`collective_costs`), a
+microbatch, and a step. `RowBlock` adds the parts up row by row.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class Pricer(Inputs):
         if hardware.power_watts:
             saving = self.stack.traffic.saving / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
             spent = work_on(hardware=hardware).spent(float(self.transformer.layers), saving)
-            # Of the card as it is: where it is asked what a better resource would do, power is no limit of its own.
+            # Where a better resource is asked about (`faster`), the power limit stays that of the real card.
             spent["matmul"] = spent["matmul"] * hardware.faster.get("matmul", 1.0)
             spent["passes"] = spent["passes"] * hardware.faster.get("hbm", 1.0)
             share = sustained_share(hardware, spent)
@@ -92,9 +95,9 @@ class Pricer(Inputs):
 class RowBlock:
     """The terms of one block of rows, put together from its microbatches and its steps.
 
-    Rows that agree in the columns that a microbatch depends on share one: row `i` has number `of_pass[i]` of `passes`.
-    In the same way row `i` has number `of_once[i]` of `once`. Every other array has one entry a row; with `sets`, it is
-    (rows, sets), of length 1 where all sets agree.
+    `passes` holds one entry for each distinct microbatch, and `of_pass`, of shape (rows,), each row's place in it.
+    `once` and `of_once` are the same for the work once a step. Every other array has one entry a row; with `sets`, it
+    is (rows, sets), of length 1 where all sets agree.
     """
 
     def __init__(
@@ -136,9 +139,9 @@ class RowBlock:
         kept = made.kept[of]
         published = (self.table.stage > 1) & as_published(self.table.schedule)
         if published.any():
-            # That each tick keeps the weights which its matmuls read is the reference pipeline's own.
+            # Only the reference pipeline saves, at each tick, the weights that its matmuls read.
             kept = kept - np.where(published, made.tick_weights[of], 0.0)
-        # What waits in host memory passes through the device: a layer's arrays leave while the next layer's are made.
+        # Offloaded arrays of two layers are on the device at once: one layer's leave while the next one's are made.
         on_its_way = 2.0 * made.waiting[of]
         activations = (kept * waiting + made.kept_weights[of]) * layers + on_its_way
         stage, of_once = self.once.stage, self.of_once
@@ -165,8 +168,8 @@ class RowBlock:
             self.book.entries += hidden_beside(stack, "data", mine, beside, outer)
 
     def _times(self) -> np.ndarray:
-        """Set how often each unit counts on the busiest stage; return the seconds of a microbatch on all other
-        stages."""
+        """Set how often each unit counts on one stage; return the seconds of one microbatch in the layers of all other
+        stages (the head is not in it)."""
         book, once, of = self.book, self.once, self.of_once
         stages, table = once.size["stage"], once.table
         staged = stages > 1

@@ -1,4 +1,5 @@
-"""Some layouts while they are priced: what their columns say of each, and the collectives they enter in a ledger."""
+"""Base class of the terms of some layouts: sizes, parameters and flags of each row, and helpers that add a collective's
+seconds to `CostTerms`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ and 2x2x12, over part of a larger slice, and on v5e:8x8 and 16x16 (libtpu 0.0.42
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """What a whole table shares: its distinct meshes with the cost of every collective, and its distinct pieces of
-    work, each of one mesh, one number of passes and one way to attend."""
+    work.
+
+    Rows that agree in mesh, microbatches of a step, `sequence_parallel`, `context_attention` and `vocab_tiles` share a
+    piece. `piece_of_row`: shape (rows,). `mesh_of_piece`: shape (pieces,)."""
 
     meshes: Meshes
     costs: dict[tuple[str, str], CollectiveCost]
@@ -50,9 +54,9 @@ def hides(stack: TrainingStack, axis: str) -> bool:
 def hidden_beside(
     stack: TrainingStack, axis: str, lines: list[TermRows], beside: np.ndarray, outer: str
 ) -> list[TermRows]:
-    """The lines of one collective along an axis, less what compute `beside` hides of it: up to the stack's share of
-    itself, and no more than its most of the collective. `outer`: the tier that may have a share and a most of its own.
-    """
+    """The terms of one collective along an axis, less what compute hides of it: the least of `hidden_share` x `beside`
+    (seconds of compute that runs at the same time) and `hidden_most` x the collective's seconds. `outer`: the tier that
+    may have a share and a most of its own."""
     inside = (stack.hidden_share.get(axis, 0.0), stack.hidden_most.get(axis, 1.0))
     limits = {False: inside, True: stack.hidden_outer.get(axis, inside)}
     found = []
@@ -81,9 +85,10 @@ class Rows:
     """Some layouts of a table, the mesh and the piece of work of each, and a ledger of their own that `enter` fills.
 
     Every array has one entry a row. Where the table stands for every row with every set (`autotune.table.across`), an
-    array is (rows, sets), of length 1 where all rows or all sets agree. `layers`: of a stage; `staged`: whether there
-    is a pipeline (`autotune.models.pipeline`), `sliced`: and it takes each stage's layers in chunks of several;
-    `dealt`: whether a stage has several chunks. `adapters`: what alone is trained, where the `parameters` are frozen.
+    array is (rows, sets), of length 1 where all rows or all sets agree. `size`: of each axis; `used`: whether any row
+    has the axis above 1; `parallel`: rows with sequence parallelism. `layers`: of a stage; `staged`: rows with a
+    pipeline (`autotune.models.pipeline`); `sliced`: those whose virtual stages have several layers; `dealt`: those with
+    several virtual stages on each stage. `adapters`: what alone is trained, where the `parameters` are frozen.
     `nothing`: zeros, one a row.
     """
 
@@ -160,8 +165,9 @@ class Rows:
         return self.hardware.host_bytes_per_second
 
     def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
-        """Enter `times` collectives along an axis. Compute `beside` hides up to the stack's share of itself.
-        `outer_share`: see `CollectiveCost.seconds`."""
+        """Add `times` collectives of `kind` along `axis`. `payload`: bytes of one, as in `meshes.collectives`.
+        `beside`: seconds of compute that runs at the same time and hides it (`hidden_beside`); None: nothing does.
+        `outer_share`: see `RouteCost.seconds`."""
         lines = self.lines(axis, kind, unit, payload, times, outer_share)
         if beside is not None and hides(self.stack, axis):
             lines = hidden_beside(self.stack, axis, lines, beside, self.hardware.tiers[-1].name)
@@ -180,7 +186,7 @@ class Rows:
         return [TermRows(link.name, link.resource, unit, seconds, seconds, link) for link, seconds in links]
 
     def gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
-        """Weights of one layer or of the tables from their fsdp shards."""
+        """Add all-gathers along fsdp. `weights`: bytes of one device after the gather."""
         summed = self.summed
         self.move("fsdp", "all_gather", unit, weights, np.where(summed, 0.0, times), beside)
         if summed.any():
@@ -188,13 +194,14 @@ class Rows:
 
     @property
     def summed(self) -> np.ndarray:
-        """Rows whose fsdp shards are all of a slice that the compiler gathers by sums of zeros and one shard."""
+        """Rows whose fsdp axis fills a three-dimensional slice: there the compiler replaces the all-gather by an
+        all-reduce of shards padded with zeros."""
         target, table = self.inputs.target, self.table
         solid = len(target.shape) == 3 and min(target.shape) > 1 and target.devices_per_group >= SUMMED_FROM
         return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & solid & self.stack.sums_over_slice
 
     def scatter(self, unit: str, gradients: np.ndarray, times: np.ndarray | float, beside=None) -> None:
-        """Gradients of one layer or of the tables onto their fsdp shards."""
+        """Add reduce-scatters along fsdp. `gradients`: bytes of one device before the reduction."""
         whole = (self.shape.d_model / self.size["fsdp"] < self.stack.least_shard) | self.summed
         if beside is not None:
             over_fsdp_only = (self.size["data"] == 1) & (self.size["context"] == 1)
