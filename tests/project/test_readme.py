@@ -31,7 +31,7 @@ QUICK = {
     " --min-mfu 0.5": (
         "v5p: best layout by size",
         "largest size at 50 % of peak or more",
-        "at 64, 128, 256, 512 chips the layout is priced at over 90 % of the memory",
+        "at 512 chips the largest loss beside compute changes from memory bandwidth to network:fsdp@ici",
         "nothing was compiled",
     ),
 }
