@@ -80,7 +80,7 @@ TOO_LARGE = parse_layout("fsdp=16,remat=none")
 
 @pytest.fixture(scope="module")
 def workload():
-    return reference_workload("llama3-8b", batch=64, seq=4096, dtype="bfloat16")
+    return reference_workload("llama3-8b", batch=128, seq=4096, dtype="bfloat16")
 
 
 def test_changes_fit_and_the_fastest_of_the_same_job_come_first(workload):
