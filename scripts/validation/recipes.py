@@ -18,6 +18,7 @@ from autotune.meshes.training import Training, training_of
 from autotune.meshes.transformer import TransformerShape
 from autotune.meshes.xla_options import NAME
 from autotune.model_files.maxtext import read_maxtext
+from autotune.model_files.maxtext_run import QUANTISATIONS
 from autotune.model_files.shape import shape_of
 
 AXES = {
@@ -86,9 +87,9 @@ def read_recipe(row: Mapping[str, Any]) -> Recipe:
     dtype = str(row["dtype"]).split(" ")[0]
     if dtype not in target.hardware.flops_per_second:
         missing.append(f"dtype {dtype} on {target.hardware.name}")
-    if row.get("quantization"):
-        missing.append(f"quantization {str(row['quantization']).split(' ')[0]}")
     training = _training(row, missing)
+    if training.matmul_dtype and training.matmul_dtype not in target.hardware.flops_per_second:
+        missing.append(f"quantization {_quantisation(row)} on {target.hardware.name}")
     if missing:
         raise ValueError("it cannot be expressed: " + "; ".join(missing))
     assert transformer is not None and layout is not None
@@ -132,6 +133,8 @@ def _options(row: Mapping[str, Any]) -> dict[str, str]:
 def _differs(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Where our step is not quite theirs."""
     found = ["its layers are not scanned, ours are"] if row.get("scan_layers") is False else []
+    if "fixed" in str(row.get("quantization")):
+        found.append("the scales of its 8-bit matmuls are fixed, ours are found in each step")
     if PROFILE in _options(row):
         found.append("its schedule was guided by a profile of an earlier run, ours is not")
     return tuple(found)
@@ -243,12 +246,22 @@ def _training(row: Mapping[str, Any], missing: list[str]) -> Training:
         value = str(told.get(moment, "unset")).split(" ")[0]
         if value != "unset":
             words[field] = value
+    if quantisation := _quantisation(row):
+        if quantisation in QUANTISATIONS:
+            words["matmul_dtype"] = QUANTISATIONS[quantisation]
+        else:
+            missing.append(f"quantization {quantisation}")
     missing += [f"the optimizer's {name}" for name in ("optimizer_memory_host_offload",) if told.get(name)]
     try:
         return training_of(words)
     except ValueError as error:
         missing.append(f"the optimizer: {error}")
         return Training()
+
+
+def _quantisation(row: Mapping[str, Any]) -> str:
+    """MaxText's word for how a row's matmuls are quantised; empty where they are not."""
+    return str(row.get("quantization") or "").split(" ")[0]
 
 
 def _seconds(

@@ -82,7 +82,7 @@ def test_what_a_run_told_libtpu_and_jax_is_of_its_machine():
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        (lambda row: row.update(quantization="fp8_full (qwix)"), "quantization fp8_full"),
+        (lambda row: row.update(quantization="intmp (aqt)"), "quantization intmp"),
         (lambda row: row["optimizer"].update(type="shampoo"),
          "the optimizer: optimizer='shampoo' must be one of adamw, adafactor, lion, sgd, muon"),
         (lambda row: row["optimizer"].update(mu_dtype="int8"),
@@ -101,10 +101,10 @@ def test_what_cannot_be_expressed_is_named(tmp_path, change, missing):
 def test_all_that_is_missing_is_named_at_once(tmp_path):
     def change(row):
         row["optimizer"]["type"] = "shampoo"
-        row["quantization"] = "int8"
+        row["quantization"] = "intmp"
 
     case = case_of(tmp_path, change)
-    assert isinstance(case, Skipped) and "quantization int8; the optimizer: optimizer=" in case.reason
+    assert isinstance(case, Skipped) and "quantization intmp; the optimizer: optimizer=" in case.reason
 
 
 def test_the_optimizer_and_the_dtypes_of_a_row_are_priced(tmp_path):
