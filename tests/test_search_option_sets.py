@@ -181,7 +181,7 @@ def test_the_key_of_a_compile_knows_the_set_and_a_layout_without_the_word_keeps_
     assert len({key(f"fsdp=4,options={name}").digest for name in ("none", "bf16", "vmem_80")}) == 3
 
 
-@pytest.fixture(scope="module", params=["h100:1x4", "v5e:2x2"])
+@pytest.fixture(scope="module", params=["h100:1x4", pytest.param("v5e:2x2", marks=pytest.mark.slow)])
 def report(request, workload, tmp_path_factory):
     return autotune.tune(
         workload, request.param, layouts=[parse_layout("fsdp=4,remat=full")], compile=1, option_sets="try",

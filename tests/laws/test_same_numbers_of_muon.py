@@ -29,6 +29,8 @@ ROWS = [
     ("tiny-moe", "fsdp=2,expert=2,tensor=2"),
     ("like-deepseek", "fsdp=2,tensor=2"),
 ]
+SLOW = (("tiny-moe", "expert=4"), ("like-deepseek", "fsdp=2,tensor=2"))
+"""Each compiles for a quarter of a minute; other rows have experts, fsdp and tensor."""
 
 
 @functools.cache
@@ -74,7 +76,11 @@ def assert_same(found, expected, axes):
     jax.tree_util.tree_map_with_path(compare, axes, found[1], expected[1], is_leaf=is_names)
 
 
-@pytest.mark.parametrize(("model", "text"), ROWS, ids=[f"{model}-{text}" for model, text in ROWS])
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [pytest.param(*row, marks=[pytest.mark.slow] if row in SLOW else []) for row in ROWS],
+    ids=[f"{model}-{text}" for model, text in ROWS],
+)
 def test_every_layout_gives_the_numbers_of_one_device(model, text):
     assert_same(moves(model, text), single_device(model), start(model)[2])
 
