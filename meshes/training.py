@@ -151,7 +151,7 @@ class Training:
             kept += f", a {self.master_dtype} master copy"
         if self.matmul_dtype:
             kept = f"{self.matmul_dtype} matmuls inside the layers, {kept}"
-        adapters = f"{self.lora.told()}: of the adapters " if self.lora else ""
+        adapters = f"{self.lora.told()}; adapters: " if self.lora else ""
         return f"{adapters}{kept}, {self.optimizer} with gradient clipping"
 
     def recipe(self) -> dict[str, str | int]:

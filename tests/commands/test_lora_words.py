@@ -23,7 +23,7 @@ def test_a_job_and_a_plan_keep_the_adapters(tmp_path, capsys):
     job, path = tmp_path / "job.toml", tmp_path / "plan.json"
     assert run([*TINY, *LORA, "--save-job", str(job), "--out", str(path)]) == 0
     told = capsys.readouterr().out
-    assert "taken: float32 compute, LoRA of rank 4 on q,v, int8 base: of the adapters float32 weights" in told
+    assert "taken: float32 compute, LoRA of rank 4 on q,v, int8 base; adapters: float32 weights" in told
     written = tomllib.loads(job.read_text())
     assert (written["lora-rank"], written["lora-targets"], written["base-dtype"]) == (4, "q,v", "int8")
     again = tmp_path / "again.json"
