@@ -60,11 +60,8 @@ def matmul_seconds(
     """
     m, n, k, count = (np.asarray(value, dtype=np.float64) for value in (m, n, k, count))
     peak = hardware.peak(dtype)
-    if result_bytes is None or result_bytes == bytes_per_element:
-        result_bytes = bytes_per_element
-        byte_seconds = bytes_per_element * count * (m * k + k * n + m * n)
-    else:
-        byte_seconds = count * (bytes_per_element * (m * k + k * n) + result_bytes * (m * n))
+    result_bytes = bytes_per_element if result_bytes is None else result_bytes
+    byte_seconds = count * (bytes_per_element * (m * k + k * n) + result_bytes * (m * n))
     byte_seconds = byte_seconds / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
     if hardware.platform == "tpu":
         busy = 2.0 * count * m * n * k / (peak * _tpu_ceiling(hardware))

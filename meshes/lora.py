@@ -25,8 +25,8 @@ OTHER_NAMES = {f"{name}_proj": name for name in LORA_TARGETS}
 BASE_DTYPES = {"bfloat16": 2.0, "float32": 4.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 """Dtype of the frozen base between steps -> bytes of one weight of a matrix inside a layer.
 
-int8 keeps a scale for each output channel, too few to count. nf4: 4 bits, an 8-bit scale for each 64 weights and a
-float32 for each 256 of those scales (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
+int8 has one scale for each output channel; the scales are too few to count. nf4 has 4 bits for a weight, an 8-bit scale
+for 64 weights, and a float32 for 256 scales (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
 
 QUANTISED = ("int8", "nf4")
 """Dtypes of the base in which only the matrices inside the layers are kept: tables, norms, routers and biases stay in

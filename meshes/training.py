@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.meshes.chip import Hardware
 from autotune.meshes.fields import did_you_mean
 from autotune.meshes.lora import LORA_WORDS, Lora, lora_of
 
@@ -158,6 +159,18 @@ class Training:
         """The flags' words that say it again; none that are at their default."""
         plain = Training()
         return {name: getattr(self, name) for name in WORDS if getattr(self, name) != getattr(plain, name)}
+
+
+def matmul_dtype_problem(training: Training, hardware: Hardware) -> str | None:
+    """Why a chip cannot run matmuls in the job's `matmul_dtype`; None where it can, or where the job has none."""
+    kind = training.matmul_dtype
+    if kind == "int8" and hardware.platform == "cuda":
+        # "GEMM is not supported by cublasLt" (jax 0.10.2, h100): it multiplies whole numbers into int32 alone.
+        return f"XLA compiles no int8 matmul with a result in the compute dtype for {hardware.name}"
+    if kind and kind not in hardware.flops_per_second:
+        known = ", ".join(name for name in hardware.flops_per_second if name in MATMUL_DTYPES) or "neither"
+        return f"{hardware.name} has no peak for it; of {' and '.join(MATMUL_DTYPES)} it has {known}"
+    return None
 
 
 def training_of(words: Mapping[str, Any]) -> Training:

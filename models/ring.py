@@ -98,7 +98,8 @@ def _backward(context, causal, kernel, saved, gradient):
             dkv[j] = [a + b for a, b in zip(dkv[j], step_dkv, strict=True)]
 
     def consume(dq, k, v, dkv, step):
-        """Gradients of the queries and of the keys and values that are here now, with what others found of those."""
+        """(dq, dkv) with this step's products added. The keys and values are those that are on this device now; `dkv`
+        is their gradient as far as other devices have added to it."""
         kv_pieces = list(zip(_pieces(k, causal), _pieces(v, causal), strict=True))
         if not causal:
             step_dq, step_dkv = kernel.backward(own[0], kv_pieces[0], False)

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from autotune.commands.values import PATH
 from autotune.meshes.fields import Fields, one_line, read_text, short, toml_table
+from autotune.meshes.training import WORDS as TRAINING_WORDS
 
 if TYPE_CHECKING:
     from autotune.meshes.target import Target
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 WORDS: dict[str, type] = {
     "model": str, "workload": str, "set": list, "target": str, "hardware": str, "memory-fraction": float, "batch": int,
-    "seq": int, "dtype": str, "optimizer": str, "weights-dtype": str, "moments-dtype": str, "gradients-dtype": str,
-    "master-dtype": str, "lora-rank": int, "lora-targets": str, "base-dtype": str,
+    "seq": int, "dtype": str,
+    **{word.replace("_", "-"): int if word == "lora_rank" else str for word in TRAINING_WORDS},
     "axes": str, "fix": list, "layout": str, "layouts": str,
 }  # fmt: skip
 """Words of a job file -> what each holds; a list holds texts. They are the long flags without their dashes."""
@@ -162,9 +163,9 @@ def _source(context: click.Context, word: str) -> ParameterSource | None:
 
 def _given(context: click.Context) -> dict[str, Any]:
     """Word -> value of every flag of a job that has one, by the command line or by the job file."""
-    from autotune.commands.options import TRAINING_WORDS
+    from autotune.commands.options import TRAINING_WORDS as GIVEN_TRAINING
 
-    values = {**context.params, **context.meta.get(TRAINING_WORDS, {})}
+    values = {**context.params, **context.meta.get(GIVEN_TRAINING, {})}
     found = {}
     for parameter in context.command.params:
         word, value = _word(parameter), values.get(str(parameter.name))

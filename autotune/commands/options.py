@@ -324,19 +324,10 @@ def workload_of(
 
 def check_matmul_dtype(training: Training, hardware: Hardware) -> None:
     """Refuse matmuls in a dtype that a chip has no peak of, or for which its compiler has no kernel."""
-    from autotune.meshes.training import MATMUL_DTYPES
+    from autotune.meshes.training import matmul_dtype_problem
 
-    if training.matmul_dtype == "int8" and hardware.platform == "cuda":
-        # "GEMM is not supported by cublasLt" (jax 0.10.2, h100): it multiplies whole numbers into int32 alone.
-        raise click.UsageError(
-            f"--matmul-dtype=int8: XLA compiles no int8 matmul with a result in the compute dtype for {hardware.name}"
-        )
-    if training.matmul_dtype and training.matmul_dtype not in hardware.flops_per_second:
-        known = ", ".join(name for name in hardware.flops_per_second if name in MATMUL_DTYPES) or "neither"
-        raise click.UsageError(
-            f"--matmul-dtype={training.matmul_dtype}: {hardware.name} has no peak for it; of "
-            f"{' and '.join(MATMUL_DTYPES)} it has {known}"
-        )
+    if problem := matmul_dtype_problem(training, hardware):
+        raise click.UsageError(f"--matmul-dtype={training.matmul_dtype}: {problem}")
 
 
 def run_of_model(model: str, settings: Sequence[str]) -> dict[str, Any]:

@@ -20,11 +20,8 @@ from autotune.meshes.transformer import TransformerShape
 from autotune.price.price import price, price_sets, price_transformer
 from autotune.price.priced_space import NEAR_CAPACITY, PricedSpace
 from autotune.price.transformer.training_stack import stack_of
+from autotune.price.winning_rows import WINS
 from autotune.table import LayoutTable
-
-WINS = 0.99
-"""A set is listed where it takes no more than this share of the time of the best policy on the same mesh: less is
-within what prices are sure of, and a policy is known to every codebase."""
 
 HOST_WINS = 0.9
 """The same of a set with arrays in host memory, beside all layouts without: its price takes the copies to hide beside

@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 WINS = 0.99
-"""A layout with a further choice is listed where it takes no more than this share of the time of those without."""
+"""A further row is listed only where its step takes less than this share of the step that it must beat: a
+smaller gain is within what prices are sure of."""
 
 NEAR = 1.05
-"""And no more than this multiple of the fastest layout that fits: as far as prices are sure."""
+"""A further row is listed only where its step takes at most this multiple of the fastest step that fits: prices are no
+surer than that."""
 
 
 def may_be_best(seconds: np.ndarray, wins: np.ndarray, best: float) -> np.ndarray:
-    """Positions of those that win and may be the best of all, the fastest first. `best`: seconds of the fastest layout
-    that fits among the others; infinite where none does."""
+    """Indices of the further rows that may be the best layout of all, the fastest first.
+
+    `seconds`: of each further row. `wins`: mask of those that fit and beat what they must. `best`: seconds of the
+    fastest layout that fits in the space before; infinite where none does."""
     most = NEAR * min(best, seconds[wins].min(initial=np.inf))
     found = np.flatnonzero(wins & (seconds <= most))
     return found[np.argsort(seconds[found], kind="stable")]

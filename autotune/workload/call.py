@@ -304,8 +304,9 @@ def abstract_arguments(step: Callable[..., Any], make: Callable[[], Any]) -> tup
 @dataclass(slots=True)
 class Fit:
     """How a step has to be called so that it can be traced, found by trying: `step` (the user's own, or the function
-    inside its `jax.jit`), the plain numbers that are static (their types, and the arguments in which they are traced
-    all the same), the pmap axes that are bound, and what to say of it."""
+    inside its `jax.jit`), the plain numbers that are static, the pmap axes that are bound, and what to say of it.
+
+    `static`: types of numbers that are static. `traced_numbers`: arguments whose numbers are traced in any case."""
 
     step: Callable[..., Any]
     static: tuple[type, ...] = ()

@@ -54,9 +54,6 @@ LARGEST_WHOLE = 3
 REPLICAS = ("replica", "replicate")
 """Mesh axes along which a codebase that has a `data` axis beside them keeps its weights whole."""
 
-REPLICAS = ("replica", "replicate")
-"""Mesh axes along which a codebase that has a `data` axis beside them keeps its weights whole."""
-
 UNTOLD_BYTES_SHARE = 0.01
 """Arrays without annotation are worth a word when they hold more of the parameters than this."""
 

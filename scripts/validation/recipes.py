@@ -14,7 +14,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.remat_sets import MAXTEXT_ARRAYS, MAXTEXT_PLACES, MAXTEXT_POLICIES, text_of
 from autotune.meshes.target import Target, parse_target, with_memory_fraction
-from autotune.meshes.training import Training, training_of
+from autotune.meshes.training import Training, matmul_dtype_problem, training_of
 from autotune.meshes.transformer import TransformerShape
 from autotune.meshes.xla_options import NAME
 from autotune.model_files.maxtext import read_maxtext
@@ -88,8 +88,8 @@ def read_recipe(row: Mapping[str, Any]) -> Recipe:
     if dtype not in target.hardware.flops_per_second:
         missing.append(f"dtype {dtype} on {target.hardware.name}")
     training = _training(row, missing)
-    if training.matmul_dtype and training.matmul_dtype not in target.hardware.flops_per_second:
-        missing.append(f"quantization {_quantisation(row)} on {target.hardware.name}")
+    if problem := matmul_dtype_problem(training, target.hardware):
+        missing.append(f"quantization {_quantisation(row)}: {problem}")
     if missing:
         raise ValueError("it cannot be expressed: " + "; ".join(missing))
     assert transformer is not None and layout is not None

@@ -9,6 +9,7 @@ import pytest
 
 from autotune.cli import run
 from autotune.commands.job_file import WORDS, load_job, save_job
+from autotune.meshes.training import WORDS as TRAINING_WORDS
 
 TINY = ["--model", "tiny", "--target", "cpu:8", "--batch", "16", "--seq", "64"]
 PRICED = ["--compile", "0", "--json"]
@@ -36,6 +37,16 @@ def test_a_job_that_was_saved_is_the_same_job(tmp_path, capsys):
     assert again["workload"] == first["workload"] and again["in_place_of_plan"] == []
     assert run(["tune", "--job", str(path), "--compile", "0", "--save-job", str(tmp_path / "again.toml")]) == 0
     assert (tmp_path / "again.toml").read_text() == path.read_text()
+
+
+def test_every_word_of_training_is_a_word_of_the_job_file(tmp_path, capsys):
+    assert {word.replace("_", "-") for word in TRAINING_WORDS} <= WORDS.keys()
+    path, words = tmp_path / "job.toml", ["--model", "tiny", "--target", "h100:1x2", "--batch", "8", "--seq", "64"]
+    assert run(["tune", *words, "--matmul-dtype", "fp8", "--compile", "0", "--save-job", str(path)]) == 0
+    assert tomllib.loads(path.read_text())["matmul-dtype"] == "float8"
+    capsys.readouterr()
+    assert run(["tune", "--job", str(path), "--compile", "0"]) == 0
+    assert "float8 matmuls" in capsys.readouterr().out
 
 
 def test_a_flag_wins_and_the_heading_says_so(tmp_path, capsys):

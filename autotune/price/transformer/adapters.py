@@ -19,6 +19,9 @@ GROUPS = {
 }  # fmt: skip
 """A matrix -> the group of matmuls (`device_work.Work`) that it is one of."""
 
+CUT_BY_TENSOR = ("heads", "mlp")
+"""Logical axes of a layer's matrices that `tensor` cuts."""
+
 ADDED_TRAFFIC = (2.0, 2.0)
 """Bytes of memory traffic, (forward, backward), per element that an adapter's part is added to: what reads the sum
 reads one array more. Backward, the gradients of a matmul's input are summed with one array more (llama3-8b on h100,
@@ -85,10 +88,18 @@ def adapters_of(shape: TransformerShape, lora: Lora, size: Mapping[str, np.ndarr
         for side, name in zip(matrix.sides, matrix.names, strict=True):
             numbers = matrix.count * lora.rank * side / (size["expert"] if matrix.routed else 1.0)
             kind = ("routed_" if matrix.routed else "") + ("cut" if name == "embed" else "whole")
-            found[kind] = found[kind] + numbers / (size["tensor"] if name in ("heads", "mlp") else 1.0)
+            found[kind] = found[kind] + numbers / (size["tensor"] if name in CUT_BY_TENSOR else 1.0)
         for which, name in zip(sides, matrix.names, strict=True):
-            sides[which] += matrix.count * (name in ("heads", "mlp") and not matrix.routed)
+            sides[which] += matrix.count * (name in CUT_BY_TENSOR and not matrix.routed)
     return Adapters(**found, **sides)
+
+
+def _sides(matrix: Matrix, tensor: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """Rows and columns of a matrix on one device, cut along `tensor`."""
+    into, out = (
+        side / (tensor if name in CUT_BY_TENSOR else 1.0) for side, name in zip(matrix.sides, matrix.names, strict=True)
+    )
+    return into, out
 
 
 def targeted(matrices: tuple[Matrix, ...], lora: Lora) -> list[Matrix]:
@@ -110,10 +121,7 @@ def adapter_matmuls(
     """
     found: dict[str, tuple[Work, Work]] = {}
     for matrix in targeted(matrices_of_layer(kind, d_model), lora):
-        into, out = (
-            side / (tensor if name in ("heads", "mlp") else 1.0)
-            for side, name in zip(matrix.sides, matrix.names, strict=True)
-        )
+        into, out = _sides(matrix, tensor)
         rank, ahead, behind, count = float(lora.rank), tokens, tokens, np.ones(())
         if matrix.routed:
             ahead, behind, count = slots, slots, experts
@@ -132,10 +140,7 @@ def added_elements(
     """Elements of the results that adapters are added to, (forward, backward). `slots`: of all experts of a device."""
     ahead, back = np.zeros_like(tokens), np.zeros_like(tokens)
     for matrix in targeted(matrices_of_layer(kind, d_model), lora):
-        into, out = (
-            side / (tensor if name in ("heads", "mlp") else 1.0)
-            for side, name in zip(matrix.sides, matrix.names, strict=True)
-        )
+        into, out = _sides(matrix, tensor)
         read, written = tokens, rows if matrix.names[1] == "embed" else tokens
         if matrix.routed:
             read = written = slots

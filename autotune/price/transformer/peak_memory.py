@@ -40,6 +40,22 @@ def optimizer_bytes(rows: Rows, parameters: np.ndarray, cut: np.ndarray) -> np.n
     return held + (state.optimizer_beside - state.optimizer) * beside / cut
 
 
+def _microbatches_held(rows: Rows, published: np.ndarray) -> np.ndarray:
+    """Microbatches whose saved activations a stage holds at once.
+
+    The reference pipeline saves activations at every tick, also in ticks that do no useful work. A schedule that starts
+    backward passes early (`published`) holds no more than it lets wait."""
+    table, size, virtual = rows.table, rows.size, rows.table.virtual_stages
+    ticks = (table.microbatches * virtual + size["stage"] - 1.0) / virtual
+    held = np.where(rows.staged, ticks, 1.0)
+    if not published.any():
+        return held
+    most = most_waiting(
+        table.schedule, stages=size["stage"], passes=table.microbatches * 1.0, virtual_stages=virtual * 1.0
+    )
+    return np.where(published, most, held)
+
+
 def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
     """The same where all but adapters is frozen: gradients and optimizer state are of adapters alone."""
     stack, size, table, work = rows.stack, rows.size, rows.table, rows.prepared.work
@@ -59,12 +75,8 @@ def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
     beside = np.zeros(len(table))
     pieces = np.where(staged, table.microbatches / size["stage"], 1.0)
     if staged.any():
-        virtual, published = table.virtual_stages, staged & as_published(table.schedule)
-        waiting = np.where(staged, (table.microbatches * virtual + size["stage"] - 1.0) / virtual, waiting)
-        held = most_waiting(
-            table.schedule, stages=size["stage"], passes=table.microbatches * 1.0, virtual_stages=virtual * 1.0
-        )
-        waiting = np.where(published, held, waiting)
+        published = staged & as_published(table.schedule)
+        waiting = _microbatches_held(rows, published)
         # The weights whole along fsdp, and the inputs and results of the microbatches that wait, with their gradients.
         sent = 2.0 * rows.stream_bytes / np.where(rows.parallel, size["tensor"], 1.0)
         around = sent * np.where(published, 1.0, table.microbatches)
@@ -115,11 +127,9 @@ def stage_of(rows: Rows) -> Stage:
     summed = np.where(table.accumulate > 1, summed, 0.0)
     gradients = np.where(zero == 1, state.reduced * whole + summed, gradients)
     if staged.any():
-        # What the policy saves of every tick, idle ones too (its copy of the weights where nothing is recomputed).
         virtual = table.virtual_stages
-        ticks = (table.microbatches * virtual + size["stage"] - 1.0) / virtual
-        waiting = np.where(staged, ticks, waiting)
         published = staged & as_published(table.schedule)
+        waiting = _microbatches_held(rows, published)
         whole = state.compute * rows.parameters.layer * layers
         # Beside it the weights whole along fsdp, their gradients' sums in float32, and the gradients of all
         # microbatches' inputs and results; at work once more the sums of a chunk of several layers.
@@ -128,13 +138,9 @@ def stage_of(rows: Rows) -> Stage:
         at_work = np.where(rows.sliced, 2.0 * whole / virtual, 0.0)
         gradients = np.where(staged, 0.0, gradients)
         if published.any():
-            # A schedule that starts backward passes early, as its paper has it: no more microbatches than it lets wait,
-            # one activation on its way in and one gradient; the sums of gradients in float32, and the weights whole
+            # A schedule that starts backward passes early, as its paper has it: one activation on its way in and one
+            # gradient; the sums of gradients in float32, and the weights whole
             # along fsdp, which are gathered and reduced once a step like those of the reference pipeline.
-            held = most_waiting(
-                table.schedule, stages=size["stage"], passes=table.microbatches * 1.0, virtual_stages=virtual * 1.0
-            )
-            waiting = np.where(published, held, waiting)
             sent = 2.0 * rows.stream_bytes / np.where(rows.parallel, size["tensor"], 1.0)
             beside = np.where(published, sent, beside)
             at_work = np.where(published, whole, at_work)

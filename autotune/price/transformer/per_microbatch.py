@@ -126,18 +126,13 @@ class MicrobatchTerms(Rows):
         rest = [self.of(values) for values in work.elementwise]
         book.add("elementwise", "hbm", "layer", rest[0] + rest[1])
         book.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])
-        if any(np.any(values) for values in work.attention.hbm_seconds):
-            scores = [self.of(values) for values in work.attention.hbm_seconds]
-            book.add("attention.scores", "hbm", "layer", scores[0] + scores[1])
-            book.add("recompute.scores", "hbm", "layer", again["context"] * scores[0])
-            core_rerun = core_rerun + again["context"] * scores[0]
-            core = [matmul + spill for matmul, spill in zip(core, scores, strict=True)]
-        if any(np.any(values) for values in work.attention.parts_seconds):
-            parts = [self.of(values) for values in work.attention.parts_seconds]
-            book.add("attention.parts", "hbm", "layer", parts[0] + parts[1])
-            book.add("recompute.parts", "hbm", "layer", again["context"] * parts[0])
-            core_rerun = core_rerun + again["context"] * parts[0]
-            core = [matmul + moved for matmul, moved in zip(core, parts, strict=True)]
+        for name, passes_of in (("scores", work.attention.hbm_seconds), ("parts", work.attention.parts_seconds)):
+            if any(np.any(values) for values in passes_of):
+                moved = [self.of(values) for values in passes_of]
+                book.add(f"attention.{name}", "hbm", "layer", moved[0] + moved[1])
+                book.add(f"recompute.{name}", "hbm", "layer", again["context"] * moved[0])
+                core_rerun = core_rerun + again["context"] * moved[0]
+                core = [one + beside for one, beside in zip(core, moved, strict=True)]
         saving = self.stack.traffic.saving * (self.kept + self.kept_weights)
         book.add("saving", "hbm", "layer", saving / self.hbm_rate)
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
