@@ -52,6 +52,18 @@ OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw"}
 SAME_ARRAY = ("qkv_proj", "mlpwi")
 """Other names of arrays that are listed by themselves too."""
 
+READ = frozenset({
+    "env", "shard_mode", "num_vocab_tiling", "micro_batches_per_step", "gradient_accumulation_steps", "two_pass_pgle",
+})  # fmt: skip
+"""Fields of a row's `other` that become words of its layout or machine; `two_pass_pgle` is among its options too."""
+
+NO_COST = frozenset({
+    "use_iota_embed", "enable_dropout", "use_multimodal", "trainer", "micro_batch_sequences", "logical_axis_rules",
+    "allow_split_physical_axes", "logits_dot_in_fp32", "shard_exp_on_fsdp", "stack", "capacity_factor",
+})  # fmt: skip
+"""Fields of `other` that change nothing where their value is the one that our step has too, as in each row here.
+`capacity_factor` stands in the row's model as well."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -133,6 +145,10 @@ def _options(row: Mapping[str, Any]) -> dict[str, str]:
 def _differs(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Where our step is not quite theirs."""
     found = ["its layers are not scanned, ours are"] if row.get("scan_layers") is False else []
+    other = row.get("other") or {}
+    if int(other.get("num_vocab_tiling") or 1) > 1:
+        found.append("its loss is computed in tiles of the tokens, ours in as many tiles of the vocabulary")
+    found += [f"not read: {name}={value}" for name, value in other.items() if name not in READ | NO_COST]
     if "fixed" in str(row.get("quantization")):
         found.append("the scales of its 8-bit matmuls are fixed, ours are found in each step")
     if PROFILE in _options(row):
@@ -205,11 +221,22 @@ def _layout(row: Mapping[str, Any], missing: list[str]) -> Layout | None:
     missing += problems
     if problems or remat is None:
         return None
+    other = row.get("other") or {}
+    passes = max(
+        int(told or 1)
+        for told in (
+            row["optimizer"].get("gradient_accumulation_steps"),
+            other.get("gradient_accumulation_steps"),
+            other.get("micro_batches_per_step"),
+        )
+    )
     return Layout(
         **sizes,
         dcn=tuple(dcn.items()),
         remat=remat,
-        accumulate=int(row["optimizer"].get("gradient_accumulation_steps") or 1),
+        accumulate=passes,
+        reduce="step" if passes > 1 and "deferred" in str(other.get("shard_mode")) else "pass",
+        vocab_tiles=int(other.get("num_vocab_tiling") or 1),
         compiler_options=tuple(sorted(options.items())),
     )
 

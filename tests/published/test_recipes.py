@@ -212,3 +212,26 @@ def test_an_option_that_todays_compiler_does_not_know_is_left_out_and_said():
 
 def test_the_table_of_the_docs_is_what_the_script_says():
     assert run("--cases", FILE).stdout.rstrip() == (ROOT / "docs" / "recipes.txt").read_text().rstrip()
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"micro_batches_per_step": 8, "shard_mode": "auto"}, {"accumulate": 8, "reduce": "pass"}),
+        (
+            {"micro_batches_per_step": 8, "shard_mode": "explicit: the all-reduce is deferred to the update"},
+            {"accumulate": 8, "reduce": "step"},
+        ),
+        ({"gradient_accumulation_steps": 4}, {"accumulate": 4}),
+        ({"num_vocab_tiling": 4}, {"vocab_tiles": 4}),
+    ],
+)
+def test_what_a_row_says_beside_its_tables_is_part_of_its_step(tmp_path, told, words):
+    case = case_of(tmp_path, lambda row: row["other"].update(told))
+    assert {name: getattr(case.layout, name) for name in words} == words
+    assert any("tiles of the tokens" in note for note in case.differs) == ("num_vocab_tiling" in told)
+
+
+def test_a_field_that_nobody_reads_is_named(tmp_path):
+    case = case_of(tmp_path, lambda row: row["other"].update(use_new_kernel=True))
+    assert "not read: use_new_kernel=True" in case.differs
