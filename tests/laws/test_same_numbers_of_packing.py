@@ -109,9 +109,10 @@ def loss_and_gradients(model, batch):
     return jax.tree.map(np.asarray, found)
 
 
-@pytest.mark.parametrize("model", ["tiny", *slow([("like-gpt2",), ("like-gemma",), ("like-deepseek",)])])
+@pytest.mark.parametrize("model", ["tiny", *slow([("like-gpt2",), ("like-gemma",)])])
 def test_packed_sequences_give_the_numbers_of_their_documents_alone(model):
-    """A document of n tokens alone is a sequence of n - 1 tokens, each of which predicts the next."""
+    """A document of n tokens alone is a sequence of n - 1 tokens, each of which predicts the next. (The capacity of an
+    expert and its load-balance loss are of whole sequences.)"""
     batch = start(model)[1]
     loss, gradients = loss_and_gradients(model, weighted(batch))
     alone = {}
