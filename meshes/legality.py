@@ -297,6 +297,13 @@ LEGALITY_RULES: tuple[Rule, ...] = (
         needed=lambda c, j: 1, available=lambda c, j: 0, unit="borders in a ring", remedy="context_attention=gather",
     ),
     _excludes(
+        "reduce=step excludes packing on gpus",
+        lambda c, j: (c.reduce == ONCE_A_STEP) & (j.packing > 0) & (j.platform == "cuda"),
+        lambda c, j: "reduce=step runs replicas as one batch, and JAX's call to cuDNN takes no batch of the masks that "
+        f"packing={j.packing} needs",
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="batches of masks", remedy="reduce=pass",
+    ),
+    _excludes(
         "remat names arrays of the model",
         _names_foreign,
         _foreign_sentence,

@@ -181,13 +181,12 @@ def attend(
         whole = visible.window is None and own is None
         if context > 1 and causal and takes and whole and segments is None:
             return keep(gathered_attention(q, k, v, context, part), ATTENTION)
-        keys_segments = segments
+        packed = None if segments is None else Packed(queries_BL=segments, keys_BM=segments)
         if context > 1:
             k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, causal) for x in (k, v))
             if segments is not None:
                 gathered = jax.lax.all_gather(segments, "context", axis=1, tiled=True)
-                keys_segments = in_order(gathered, context, causal)
-        packed = None if segments is None else Packed(queries_BL=segments, keys_BM=keys_segments)
+                packed = Packed(queries_BL=segments, keys_BM=in_order(gathered, context, causal))
         if run.kernel == "splash":
             return kernels.splash_attention(
                 q, k, v, visible, context, sinks=own, soft_cap=soft_cap, tile=tile, packed=packed

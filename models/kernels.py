@@ -104,7 +104,7 @@ def blocked_attention(
 
     blocks = jnp.moveaxis(q_BLNH.reshape(q_BLNH.shape[0], length // size, size, *q_BLNH.shape[2:]), 1, 0)
     positions = jnp.zeros(length, jnp.int32) if positions_L is None else positions_L
-    beside = ()
+    beside: tuple[jax.Array, ...] = ()
     if packed is not None:
         beside = (jnp.moveaxis(packed.queries_BL.reshape(-1, length // size, size), 1, 0),)
     out = jax.lax.map(one, (blocks, positions.reshape(-1, size), *beside))

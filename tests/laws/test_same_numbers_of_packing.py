@@ -1,4 +1,4 @@
-"""The law of `test_same_numbers` for packed sequences; and the truth: they give the numbers of their documents alone."""
+"""The law of `test_same_numbers` for packed sequences; and the truth: the numbers are those of the documents alone."""
 
 from __future__ import annotations
 
