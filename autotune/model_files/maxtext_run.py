@@ -116,8 +116,8 @@ def run_of(keys: Keys, *, gated: bool, experts: bool) -> dict[str, Any]:
 def _packing(keys: Keys) -> dict[str, Any]:
     """The documents of a sequence, where a file says their number and its data is real.
 
-    Without `max_segments_per_seq` (base.yml: -1) `packing` (base.yml: true) is of the data alone: the kernel for TPUs is
-    given segment ids either way, and that for GPUs (cudnn_flash_te) refuses to run. Synthetic data is never packed
+    Without `max_segments_per_seq` (base.yml: -1) `packing` (base.yml: true) is of the data alone: the kernel for TPUs
+    is given segment ids either way, and that for GPUs (cudnn_flash_te) refuses to run. Synthetic data is never packed
     (layers/attention_op.py, configs/types.py of August 2026).
     """
     said = {name: value for name, value in keys.values.items() if value is not None}
