@@ -36,7 +36,6 @@ def seconds(estimate):
         ("v5e:4x4", "fsdp=16,remat=full"),
         ("v5e:4x4", "fsdp=4,context=4"),
         ("cpu:8", "fsdp=8"),
-        ("v100-16:1x8", "fsdp=8"),
     ],
 )
 def test_segment_ids_skip_no_tile_and_cost_nothing(target, layout):
