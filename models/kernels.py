@@ -143,11 +143,10 @@ def cudnn_attention(
     fused = functools.partial(
         jax.nn.dot_product_attention, is_causal=visible.causal, local_window_size=window, implementation="cudnn"
     )
-    if packed is not None:
-        fused = functools.partial(fused, mask=packed.seen[:, None])
+    mask = None if packed is None else packed.seen[:, None]
     if sinks is None:
-        return keep(fused(q_BLNH, k_BMKH, v_BMKH), ATTENTION)
-    return keep(with_sinks(fused, q_BLNH, k_BMKH, v_BMKH, sinks), ATTENTION)
+        return keep(fused(q_BLNH, k_BMKH, v_BMKH, mask=mask), ATTENTION)
+    return keep(with_sinks(fused, q_BLNH, k_BMKH, v_BMKH, sinks, mask), ATTENTION)
 
 
 def cudnn_masked_attention(q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, seen_BLM: jax.Array) -> jax.Array:
@@ -156,37 +155,39 @@ def cudnn_masked_attention(q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Arr
     return keep(fused(q_BLNH, k_BMKH, v_BMKH), ATTENTION)
 
 
-def with_sinks(fused, q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, sinks_N: jax.Array) -> jax.Array:
+def with_sinks(
+    fused, q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, sinks_N: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
     """Fused attention whose softmaxes have a sink: its output, times the share of each softmax that the keys have.
 
-    `fused(q, k, v)` is a differentiable attention whose scores are scaled by the root of H; with `return_residual=True`
-    it also gives the logarithm of each softmax's sum, BxLxN. The share of the keys depends on the scores through that
-    sum, and no public call gives the sum a gradient: the gradient is a mean of the keys, so one more attention with the
-    keys for values, and its backward pass, compute it.
+    `fused(q, k, v, mask=mask)` is a differentiable attention whose scores are scaled by the root of H; with
+    `return_residual=True` it also gives the logarithm of each softmax's sum, BxLxN. The share of the keys depends on
+    the scores through that sum, and no public call gives the sum a gradient: the gradient is a mean of the keys, so one
+    more attention with the keys for values, and its backward pass, compute it.
     """
     scale = 1.0 / math.sqrt(q_BLNH.shape[-1])
 
     @jax.custom_vjp
-    def scaled(q, k, v, sinks):
-        return forward(q, k, v, sinks)[0]
+    def scaled(q, k, v, sinks, mask):
+        return forward(q, k, v, sinks, mask)[0]
 
-    def forward(q, k, v, sinks):
-        (out, total), pull = jax.vjp(functools.partial(fused, return_residual=True), q, k, v)
+    def forward(q, k, v, sinks, mask):
+        (out, total), pull = jax.vjp(functools.partial(fused, mask=mask, return_residual=True), q, k, v)
         share = jax.nn.sigmoid(total.astype(jnp.float32) - sinks[None, None, :])[..., None]
-        return (out * share).astype(out.dtype), (q, k, out, share, pull, total)
+        return (out * share).astype(out.dtype), (q, k, mask, out, share, pull, total)
 
     def backward(saved, gradient):
-        q, k, out, share, pull, total = saved
+        q, k, mask, out, share, pull, total = saved
         dq, dk, dv = pull(((gradient * share).astype(out.dtype), jnp.zeros_like(total)))
         along = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
         d_total = along * share * (1.0 - share)
-        keys, pull_keys = jax.vjp(lambda values: fused(q, k, values), k)
+        keys, pull_keys = jax.vjp(lambda values: fused(q, k, values, mask=mask), k)
         dq = dq + (scale * d_total * keys).astype(dq.dtype)
         (more,) = pull_keys((scale * d_total * q).astype(keys.dtype))
-        return dq, dk + more, dv, -d_total[..., 0].sum(axis=(0, 1))
+        return dq, dk + more, dv, -d_total[..., 0].sum(axis=(0, 1)), None
 
     scaled.defvjp(forward, backward)
-    return scaled(q_BLNH, k_BMKH, v_BMKH, sinks_N)
+    return scaled(q_BLNH, k_BMKH, v_BMKH, sinks_N, mask)
 
 
 def splash_attention(

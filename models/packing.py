@@ -72,11 +72,16 @@ def draw_packed(key: jax.Array, batch: int, seq: int, vocab: int, documents: int
     tokens = jax.random.randint(for_tokens, (batch, seq), 0, vocab, jnp.int32)
     scores = jax.random.uniform(for_borders, (batch, seq - 1))
     rank = jnp.argsort(jnp.argsort(scores, axis=1), axis=1)
-    starts = jnp.pad((rank < documents - 1).astype(jnp.int32), ((0, 0), (1, 0)))
+    return in_documents(tokens, jnp.pad(rank < documents - 1, ((0, 0), (1, 0))))
+
+
+def in_documents(tokens_BL: jax.Array, starts_BL: jax.Array) -> dict[str, jax.Array]:
+    """The packed batch of these tokens; `starts_BL`: where a document begins behind another one of its sequence."""
+    starts = starts_BL.astype(jnp.int32)
     segments = 1 + jnp.cumsum(starts, axis=1)
-    columns = jnp.broadcast_to(jnp.arange(seq, dtype=jnp.int32), (batch, seq))
+    columns = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1], dtype=jnp.int32), tokens_BL.shape)
     positions = columns - jax.lax.cummax(columns * starts, axis=1)
-    following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+    following = jnp.pad(tokens_BL[:, 1:], ((0, 0), (0, 1)))
     inside = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (0, 1)))
     targets = jnp.where(inside, following, jnp.int32(NO_TARGET))
-    return {"tokens": tokens, "targets": targets, SEGMENTS: segments, POSITIONS: positions}
+    return {"tokens": tokens_BL, "targets": targets, SEGMENTS: segments, POSITIONS: positions}

@@ -98,6 +98,28 @@ def test_meshes_with_explicit_axes_give_them_too():
     assert_same(one_step("tiny", "data=2,context=2,tensor=2", AxisType.Explicit), single_device("tiny"), 2e-5)
 
 
+MASKED = [("tiny", "context=2,fsdp=2"), ("tiny", "fsdp=2,tensor=2,remat=full"), ("like-gpt2", "context=2,tensor=2"),
+          ("tiny-encoder", "context=2,fsdp=2"), ("like-gemma", "fsdp=2"), ("like-gpt-oss", "fsdp=2")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "text"), [MASKED[0], *slow(MASKED[1:])])
+def test_the_mask_that_cudnn_is_given_keeps_documents_apart(model, text, monkeypatch):
+    """cuDNN does not run on a CPU: the same public call with plain matmuls stands for it."""
+    expected, asked, public = single_device(model), [], jax.nn.dot_product_attention
+
+    def plain(*arrays, implementation, **words):
+        asked.append((implementation, words.get("is_causal", False), words["mask"].shape))
+        return public(*arrays, implementation="xla", **words)
+
+    monkeypatch.setattr("autotune.models.execution.attention_kernel", lambda device, dtype: "cudnn")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    assert_same(one_step(model, text), expected, 2e-5)
+    if model != "like-gemma":  # its scores are soft-capped, which cuDNN does not take
+        layout, causal = parse_layout(text), model != "tiny-encoder"
+        shape = (BATCH // layout.batch_shards, 1, SEQ // layout.context, SEQ)
+        assert set(asked) == {("cudnn", causal and layout.context == 1, shape)}
+
+
 def loss_and_gradients(model, batch):
     """Of a batch on one device, before clipping."""
     layout = parse_layout("data=1")

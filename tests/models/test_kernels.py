@@ -181,7 +181,8 @@ def test_a_sink_takes_its_share_of_every_softmax():
 def test_sinks_around_a_fused_kernel_that_has_none(visible):
     """The kernel stands for cuDNN's: it gives the logarithm of each softmax's sum, without a gradient."""
 
-    def fused(q, k, v, return_residual=False):
+    def fused(q, k, v, mask, return_residual=False):
+        assert mask is None
         scores = jnp.einsum("blkgh,bmkh->bkglm", q.reshape(1, LENGTH, KV_HEADS, -1, HEAD_DIM), k) / np.sqrt(HEAD_DIM)
         seen = visible.of(jnp.arange(LENGTH), jnp.arange(LENGTH))
         total = jax.nn.logsumexp(jnp.where(seen[None, None, None], scores, -1e30), axis=-1)
