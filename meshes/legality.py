@@ -291,9 +291,10 @@ LEGALITY_RULES: tuple[Rule, ...] = (
         of_model=True,
     ),
     _excludes(
-        "ring needs whole sequences",
-        lambda c, j: (c.context_attention == RING) & (j.packing > 0),
-        lambda c, j: f"context_attention=ring has no borders between documents: packing={j.packing} has",
+        "ring excludes packing on gpus",
+        lambda c, j: (c.context_attention == RING) & (j.packing > 0) & (j.platform == "cuda"),
+        lambda c, j: "context_attention=ring runs cuDNN's kernel by parts, which has no borders between documents: "
+        f"packing={j.packing} has",
         needed=lambda c, j: 1, available=lambda c, j: 0, unit="borders in a ring", remedy="context_attention=gather",
     ),
     _excludes(

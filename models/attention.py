@@ -177,7 +177,7 @@ def attend(
         takes = run.kernel == "cudnn" and kernels.cudnn_takes(q.shape, v.shape[-1], visible, soft_cap)
         part = CUDNN if takes else PLAIN
         if run.layout.context_attention == "ring" and context > 1:
-            return keep(ring_attention(q, k, v, context, causal, part), ATTENTION)
+            return keep(ring_attention(q, k, v, segments, context, causal, part), ATTENTION)
         whole = visible.window is None and own is None
         if context > 1 and causal and takes and whole and segments is None:
             return keep(gathered_attention(q, k, v, context, part), ATTENTION)

@@ -10,7 +10,7 @@ import pytest
 from effort import NUMBERS_ONLY, slow
 from flax import nnx
 from jax.sharding import AxisType
-from test_same_numbers import BATCH, CIRCULAR, MODELS, PIPELINE, SEQ, assert_same, mesh_of
+from test_same_numbers import BATCH, CIRCULAR, MODELS, PIPELINE, RING, SEQ, assert_same, mesh_of
 
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.training import Training
@@ -30,6 +30,9 @@ ROWS = [
 MORE = [
     ("tiny", "fsdp=8,remat=full"),
     ("tiny", "context=4,tensor=2,remat=minimal"),
+    ("tiny", f"context=4,{RING}"),
+    ("tiny", f"context=2,fsdp=2,{RING},remat=attention,accumulate=2"),
+    ("tiny-encoder", f"context=4,{RING}"),
     ("tiny", "data=4,accumulate=2,reduce=step"),
     ("tiny", "data=4,zero=2,accumulate=2"),
     ("tiny", "fsdp=4,vocab_tiles=2"),

@@ -124,9 +124,24 @@ def test_ring_attention(context, causal, monkeypatch):
     monkeypatch.setattr("autotune.models.partial_attention.BLOCK", 64)
     kernel = functools.partial(ring_attention, context=context, causal=causal, kernel=PLAIN)
     assert_same_with_gradients(
-        cut(lambda q, k, v: kernel(q, k, v), context, causal),
+        cut(lambda q, k, v: kernel(q, k, v, None), context, causal),
         functools.partial(plain, visible=CAUSAL if causal else BOTH_WAYS),
     )
+
+
+@pytest.mark.parametrize(("context", "causal"), [(4, True), *slow([(2, True), (4, False)])])
+def test_ring_attention_keeps_documents_apart(context, causal, monkeypatch):
+    """Some pairs of a device's queries and the keys that come by have no document in common."""
+    monkeypatch.setattr("autotune.models.partial_attention.BLOCK", 64)
+    order = zigzag(LENGTH, context, causal).reshape(context, -1)
+
+    def kernel(q, k, v):
+        own = DOCUMENTS[:, jnp.asarray(order)[jax.lax.axis_index("context")]]
+        return ring_attention(q, k, v, own, context, causal, PLAIN)
+
+    packed = kernels.Packed(queries_BL=DOCUMENTS, keys_BM=DOCUMENTS)
+    visible = CAUSAL if causal else BOTH_WAYS
+    assert_same_with_gradients(cut(kernel, context, causal), functools.partial(plain, visible=visible, packed=packed))
 
 
 @pytest.mark.parametrize("context", [2, pytest.param(4, marks=pytest.mark.slow)])

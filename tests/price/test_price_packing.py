@@ -90,8 +90,9 @@ def test_what_documents_add_is_what_they_add_to_the_compiled_step(target, layout
 @pytest.mark.parametrize(
     ("target", "layout", "said"),
     [
-        ("v5e:4x4", "fsdp=4,context=4,context_attention=ring",
-         "context_attention=ring has no borders between documents: packing=8 has; context_attention=gather would"),
+        ("h100:1x8", "fsdp=4,context=2,context_attention=ring",
+         "context_attention=ring runs cuDNN's kernel by parts, which has no borders between documents: packing=8 has; "
+         "context_attention=gather would"),
         ("h100:1x8", "data=8,accumulate=2,reduce=step",
          "reduce=step runs replicas as one batch, and JAX's call to cuDNN takes no batch of the masks that packing=8 "
          "needs; reduce=pass would"),
@@ -102,6 +103,8 @@ def test_layouts_that_cannot_pack_say_so(target, layout, said):
     assert why_illegal(workload(0), parse_target(target), parse_layout(layout)) is None
 
 
-def test_replicas_that_reduce_once_a_step_pack_where_no_mask_is_needed():
-    layout = parse_layout("data=16,accumulate=2,reduce=step")
-    assert why_illegal(workload(8), parse_target("v5e:4x4"), layout) is None
+@pytest.mark.parametrize("layout", ["data=16,accumulate=2,reduce=step", "fsdp=4,context=4,context_attention=ring"])
+def test_they_pack_where_no_mask_is_needed(layout):
+    assert why_illegal(workload(8), parse_target("v5e:4x4"), parse_layout(layout)) is None
+    plain, packed = both("v5e:4x4", layout)
+    assert seconds(plain) == seconds(packed)
