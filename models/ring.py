@@ -161,8 +161,9 @@ def _paired(queries: list[jax.Array], keys: list[jax.Array], before):
     def pick(early, late):
         return jnp.where(before, early, late)
 
-    of_queries, of_keys = ([pick(*_pieces(x, True)) for x in arrays] for arrays in (queries, keys))
-    return of_queries, of_keys, pick
+    pieces = [_pieces(x, True) for x in (*queries, *keys)]
+    picked = [pick(early, late) for early, late in pieces]
+    return picked[: len(queries)], picked[len(queries) :], pick
 
 
 def _pass_on(tree, context: int):
