@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.meshes.layout import AXES
 from autotune.meshes.matrices import check_lora
-from autotune.meshes.training import Training, training_of
+from autotune.meshes.training import Training, check_packing, training_of
 from autotune.meshes.transformer import TransformerShape, check_step
 from autotune.model_files.read import read_model
 from autotune.model_files.read_model import ReadModel
@@ -72,6 +72,7 @@ def transformer_workload(
     training = training or Training()
     if training.lora is not None:
         check_lora(training.lora, transformer.described)
+    check_packing(training, transformer, seq)
     told = ", ".join(filter(None, (dtype, training.words())))
     return Workload.of(
         name=f"{transformer.name}, batch {batch} x {seq} tokens, {told}",

@@ -49,6 +49,8 @@ class Job:
     batch: int
     seq: int
     platform: str
+    packing: int
+    """Documents of a sequence; 0: sequences are not packed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +291,20 @@ LEGALITY_RULES: tuple[Rule, ...] = (
         of_model=True,
     ),
     _excludes(
+        "ring excludes packing on gpus",
+        lambda c, j: (c.context_attention == RING) & (j.packing > 0) & (j.platform == "cuda"),
+        lambda c, j: "context_attention=ring runs cuDNN's kernel by parts, which has no borders between documents: "
+        f"packing={j.packing} has",
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="borders in a ring", remedy="context_attention=gather",
+    ),
+    _excludes(
+        "reduce=step excludes packing on gpus",
+        lambda c, j: (c.reduce == ONCE_A_STEP) & (j.packing > 0) & (j.platform == "cuda"),
+        lambda c, j: "reduce=step runs replicas as one batch, and JAX's call to cuDNN takes no batch of the masks that "
+        f"packing={j.packing} needs",
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="batches of masks", remedy="reduce=pass",
+    ),
+    _excludes(
         "remat names arrays of the model",
         _names_foreign,
         _foreign_sentence,
@@ -299,7 +315,7 @@ LEGALITY_RULES: tuple[Rule, ...] = (
 
 
 def reject(
-    layout: Layout, transformer: TransformerShape | None, batch: int, seq: int, target: Target
+    layout: Layout, transformer: TransformerShape | None, batch: int, seq: int, target: Target, packing: int = 0
 ) -> Rejection | None:
     """The first rule that a layout breaks; None when the model can be cut by it.
 
@@ -308,7 +324,8 @@ def reject(
     >>> print(reject(Layout(data=16, zero=1), None, 24, 128, parse_target("h100:2x8")))
     data=16 does not divide batch=24; data=8 would
     """
-    return reject_for(layout, Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform))
+    job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform, packing=packing)
+    return reject_for(layout, job)
 
 
 def reject_for(layout: Layout, job: Job) -> Rejection | None:
@@ -320,10 +337,12 @@ def reject_for(layout: Layout, job: Job) -> Rejection | None:
     return None
 
 
-def reject_codes(table: Any, transformer: TransformerShape | None, batch: int, seq: int, target: Target) -> np.ndarray:
+def reject_codes(
+    table: Any, transformer: TransformerShape | None, batch: int, seq: int, target: Target, packing: int = 0
+) -> np.ndarray:
     """For each row of a table of layouts (an object with one integer array a field): the index in `LEGALITY_RULES`
     of the first rule it breaks, -1 where it breaks none."""
-    job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform)
+    job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform, packing=packing)
     codes = np.full(np.shape(table.data), -1, dtype=np.int64)
     for index, rule in reversed(list(enumerate(LEGALITY_RULES))):
         if transformer is not None or not rule.of_model:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.meshes.chip import Hardware
-from autotune.meshes.fields import did_you_mean
+from autotune.meshes.fields import did_you_mean, short
 from autotune.meshes.lora import LORA_WORDS, Lora, lora_of
+from autotune.meshes.transformer import TransformerShape
 
 OPTIMIZERS = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sgd": 1.0, "muon": 1.0}
 """Optimizer -> numbers of state for each parameter: AdamW two moments; Lion (Chen et al. 2023, arXiv 2302.06675) and
@@ -25,8 +26,14 @@ MATMUL_DTYPES = ("float8", "int8")
 
 DTYPE_WORDS = ("weights_dtype", "moments_dtype", "gradients_dtype", "master_dtype")
 
-WORDS = ("optimizer", *DTYPE_WORDS, "matmul_dtype", *LORA_WORDS)
+WORDS = ("optimizer", *DTYPE_WORDS, "matmul_dtype", *LORA_WORDS, "packing")
 """The fields of `Training`, which are also the words of flags, plans and job files."""
+
+COUNT_WORDS = ("lora_rank", "packing")
+"""Those that are whole numbers; all others are text."""
+
+MOST_DOCUMENTS = 2**20
+"""Of one sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +46,8 @@ class Training:
     the forward and the backward pass; None: their matmuls are in the compute dtype. `lora_rank`: above 0, only adapters
     of that rank are trained, beside the matrices that `lora_targets` names (None: all of
     `autotune.meshes.lora.LORA_TARGETS`); all other weights are frozen, in `base_dtype` (None: bfloat16), and the other
-    dtypes are those of the adapters.
+    dtypes are those of the adapters. `packing`: above 0, each sequence is so many documents one behind the other, and a
+    token attends to its own document only.
 
     >>> Training(optimizer="adafactor", weights_dtype="bfloat16").words()
     'adafactor, bfloat16 weights'
@@ -54,6 +62,7 @@ class Training:
     lora_rank: int = 0
     lora_targets: str | None = None
     base_dtype: str | None = None
+    packing: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -69,6 +78,12 @@ class Training:
             if value not in DTYPES and not (value is None and field in DTYPE_WORDS[2:]):
                 close = did_you_mean(str(value), DTYPES)
                 raise ValueError(f"{field}={value!r} must be one of {', '.join(DTYPES)}{close}")
+        packing: Any = self.packing
+        if type(packing) is not int or not (packing == 0 or 2 <= packing <= MOST_DOCUMENTS):
+            raise ValueError(
+                f"packing={short(packing)} must be the documents of a sequence, from 2 to {MOST_DOCUMENTS}, "
+                "or 0 for one of each"
+            )
         if self.gradients_dtype == self.weights_dtype:
             object.__setattr__(self, "gradients_dtype", None)
         lora = lora_of(self.lora_rank, self.lora_targets, self.base_dtype)
@@ -135,6 +150,8 @@ class Training:
             found.append(f"a {self.master_dtype} master copy")
         if self.matmul_dtype:
             found.append(f"{self.matmul_dtype} matmuls")
+        if self.packing:
+            found.append(f"{self.packing} documents packed into a sequence")
         return ", ".join([*found, *([self.lora.told()] if self.lora else [])])
 
     def told(self) -> str:
@@ -153,7 +170,8 @@ class Training:
         if self.matmul_dtype:
             kept = f"{self.matmul_dtype} matmuls inside the layers, {kept}"
         adapters = f"{self.lora.told()}; adapters: " if self.lora else ""
-        return f"{adapters}{kept}, {self.optimizer} with gradient clipping"
+        packed = f", {self.packing} documents packed into a sequence" if self.packing else ""
+        return f"{adapters}{kept}, {self.optimizer} with gradient clipping{packed}"
 
     def recipe(self) -> dict[str, str | int]:
         """The flags' words that say it again; none that are at their default."""
@@ -173,9 +191,22 @@ def matmul_dtype_problem(training: Training, hardware: Hardware) -> str | None:
     return None
 
 
+def check_packing(training: Training, shape: TransformerShape, seq: int) -> None:
+    """ValueError where a model or its sequences cannot be packed as the job says."""
+    if not training.packing:
+        return
+    if training.packing > seq:
+        raise ValueError(f"packing={training.packing} documents have a token each at least: seq={seq} has fewer")
+    if any(kind.attention.chunked for kind, _ in shape.described.kinds):
+        raise ValueError(
+            f"packing={training.packing}: {shape.name} has attention in chunks, which begin anew in each document: the "
+            "kernels here know chunks of whole sequences only"
+        )
+
+
 def training_of(words: Mapping[str, Any]) -> Training:
     """The training that some words say; those that are missing or None are at their default."""
     told: dict[str, Any] = {
-        name: words[name] if name == "lora_rank" else str(words[name]) for name in WORDS if words.get(name) is not None
+        name: words[name] if name in COUNT_WORDS else str(words[name]) for name in WORDS if words.get(name) is not None
     }
     return Training(**told)

@@ -14,7 +14,8 @@ from autotune.models import kernels
 from autotune.models.adapters import Frozen, Twice, fetched
 from autotune.models.execution import Execution
 from autotune.models.gathered import gathered_attention
-from autotune.models.kernels import Visible
+from autotune.models.kernels import Packed, Visible
+from autotune.models.packing import Places
 from autotune.models.parameters import Norm, aligned, biased, root_mean_square_normed, weight, zeros
 from autotune.models.partial_attention import CUDNN, PLAIN
 from autotune.models.remat import ATTENTION, ATTENTION_OUT, KEY, QUERY, VALUE, keep
@@ -69,17 +70,17 @@ class Attention(nnx.Module):
         up = (rank, kind.heads, fresh + kind.value_width)
         self.key_value = weight(rngs, up, ("embed", "kv_heads", "head_dim"), fan_in=rank)
 
-    def __call__(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution) -> jax.Array:
-        q, k, v = (self._latent if self.kind.latent else self._grouped)(x_BLD, positions_L, run)
+    def __call__(self, x_BLD: jax.Array | Twice, places: Places, run: Execution) -> jax.Array:
+        q, k, v = (self._latent if self.kind.latent else self._grouped)(x_BLD, places.positions, run)
         q, k, v = keep(q, QUERY), keep(k, KEY), keep(v, VALUE)
         sinks = self.sinks[...].astype(jnp.float32) if self.kind.sinks else None
         cap = SOFT_CAP if self.kind.soft_cap else None
-        mixed = attend(q, k, v, positions_L, self.visible, run, sinks=sinks, soft_cap=cap, tile=self.kind.splash_tile)
+        mixed = attend(q, k, v, places, self.visible, run, sinks=sinks, soft_cap=cap, tile=self.kind.splash_tile)
         names, out_names = ("heads", "head_dim", "embed"), ("batch", "norm_length", "features")
         out = fetched(self.output, names, run)("blnh,nhd->bld", mixed, out_names)
         return keep(biased(out, getattr(self, "output_bias", None)), ATTENTION_OUT)
 
-    def _grouped(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution):
+    def _grouped(self, x_BLD: jax.Array | Twice, positions: jax.Array, run: Execution):
         """(queries, keys, values) straight from the residual stream."""
 
         def project(name, heads):
@@ -92,10 +93,10 @@ class Attention(nnx.Module):
                 return unscaled(y)
             return getattr(self, f"{name}_norm")(y) if self.kind.qk_norm != "none" else y
 
-        q, k = (rotate(normed(name, heads), positions_L) for name, heads in (("query", "heads"), ("key", "kv_heads")))
+        q, k = (rotate(normed(name, heads), positions) for name, heads in (("query", "heads"), ("key", "kv_heads")))
         return q, k, project("value", "kv_heads")
 
-    def _latent(self, x_BLD: jax.Array | Twice, positions_L: jax.Array, run: Execution):
+    def _latent(self, x_BLD: jax.Array | Twice, positions: jax.Array, run: Execution):
         """(queries, keys, values) from latents; the last `rope_dim` of a key are one for all heads."""
         kind = self.kind
 
@@ -110,11 +111,11 @@ class Attention(nnx.Module):
             (kind.head_dim - kind.rope_dim,),
             axis=-1,
         )
-        turned = jnp.broadcast_to(rotate(turned[:, :, None, :], positions_L), (*fresh.shape[:-1], kind.rope_dim))
+        turned = jnp.broadcast_to(rotate(turned[:, :, None, :], positions), (*fresh.shape[:-1], kind.rope_dim))
         turned = run.sharder.constrain(turned, ("batch", "length", "kv_heads", "head_dim"))
         k = jnp.concatenate((fresh, turned), axis=-1)
         q_fresh, q_turned = jnp.split(q, (kind.head_dim - kind.rope_dim,), axis=-1)
-        return jnp.concatenate((q_fresh, rotate(q_turned, positions_L)), axis=-1), k, v
+        return jnp.concatenate((q_fresh, rotate(q_turned, positions)), axis=-1), k, v
 
 
 class HeadsNorm(nnx.Module):
@@ -140,49 +141,70 @@ def project_to_heads(x: jax.Array | Twice, parameter: nnx.Param | Frozen, heads:
     return fetched(parameter, names, run)("bld,dnh->blnh", x, out_names)
 
 
-def rotate(x_BLNH: jax.Array, positions_L: jax.Array) -> jax.Array:
-    """Rotary embedding (arXiv 2104.09864), first half of the head paired with the second, angles in float32."""
+def rotate(x_BLNH: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotary embedding (arXiv 2104.09864), first half of the head paired with the second, angles in float32.
+
+    `positions`: L, or BxL where sequences have positions of their own.
+    """
     half = x_BLNH.shape[-1] // 2
     frequencies = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions_L.astype(jnp.float32)[:, None] * frequencies[None, :]
-    cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
+    if positions.ndim == 2:
+        angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
+        cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    else:
+        angles = positions.astype(jnp.float32)[:, None] * frequencies[None, :]
+        cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
     first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
     return turned.astype(x_BLNH.dtype)
 
 
 def attend(
-    q_BLNH: jax.Array, k_BLKH: jax.Array, v_BLKH: jax.Array, positions_L: jax.Array, visible: Visible, run: Execution,
+    q_BLNH: jax.Array, k_BLKH: jax.Array, v_BLKH: jax.Array, places: Places, visible: Visible, run: Execution,
     *, sinks: jax.Array | None = None, soft_cap: float | None = None, tile: int = 1024,
 ) -> jax.Array:  # fmt: skip
     """Attention between positions, each device on its own heads and queries.
 
     `sinks`: one logit a query head, float32, that every softmax has beside those of the keys. `soft_cap`: scores pass
-    through a tanh of that height. `tile`: of splash attention.
+    through a tanh of that height. `tile`: of splash attention. Where documents are packed, a query sees keys of its own
+    document only.
     """
     context, causal = run.layout.context, visible.causal
 
     def local(q, k, v, positions, *shares):
-        own = shares[0] if shares else None
+        of_device = dict(zip(beside, shares, strict=True))
+        own, segments = of_device.get("sinks"), of_device.get("segments")
         takes = run.kernel == "cudnn" and kernels.cudnn_takes(q.shape, v.shape[-1], visible, soft_cap)
         part = CUDNN if takes else PLAIN
         if run.layout.context_attention == "ring" and context > 1:
-            return keep(ring_attention(q, k, v, context, causal, part), ATTENTION)
-        if context > 1 and causal and takes and visible.window is None and own is None:
+            return keep(ring_attention(q, k, v, segments, context, causal, part), ATTENTION)
+        whole = visible.window is None and own is None
+        if context > 1 and causal and takes and whole and segments is None:
             return keep(gathered_attention(q, k, v, context, part), ATTENTION)
+        packed = None if segments is None else Packed(queries_BL=segments, keys_BM=segments)
         if context > 1:
             k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, causal) for x in (k, v))
+            if segments is not None:
+                gathered = jax.lax.all_gather(segments, "context", axis=1, tiled=True)
+                packed = Packed(queries_BL=segments, keys_BM=in_order(gathered, context, causal))
         if run.kernel == "splash":
-            return kernels.splash_attention(q, k, v, visible, context, sinks=own, soft_cap=soft_cap, tile=tile)
+            return kernels.splash_attention(
+                q, k, v, visible, context, sinks=own, soft_cap=soft_cap, tile=tile, packed=packed
+            )
         # Windows and sinks of a cut sequence are none of cuDNN's: its queries start at the first key.
         if takes and (context == 1 or not causal):
-            return kernels.cudnn_attention(q, k, v, visible, own)
+            return kernels.cudnn_attention(q, k, v, visible, own, packed)
+        if takes and whole and packed is not None:
+            causal_LM = visible.of(positions, jnp.arange(k.shape[1]))
+            return kernels.cudnn_masked_attention(q, k, v, packed.seen & causal_LM[None])
         plain = kernels.xla_attention if context == 1 and run.kernel != "cudnn" else kernels.blocked_attention
-        return plain(q, k, v, positions if causal else None, visible, sinks=own, soft_cap=soft_cap)
+        return plain(q, k, v, positions if causal else None, visible, sinks=own, soft_cap=soft_cap, packed=packed)
 
     spec = run.sharder.spec
     queries = spec(("batch", "length", "heads", "head_dim"))
     keys = spec(("batch", "length", "kv_heads", "head_dim"))
-    beside = () if sinks is None else (sinks,)
-    specs = (queries, keys, keys, spec(("length",)), *(spec(("heads",)) for _ in beside))
-    return run.sharder.map(local, in_specs=specs, out_specs=queries)(q_BLNH, k_BLKH, v_BLKH, positions_L, *beside)
+    arrays = {"sinks": (sinks, ("heads",)), "segments": (places.segments_BL, ("batch", "length"))}
+    beside = {name: (array, spec(axes)) for name, (array, axes) in arrays.items() if array is not None}
+    specs = (queries, keys, keys, spec(("length",)), *(cut for _, cut in beside.values()))
+    mapped = run.sharder.map(local, in_specs=specs, out_specs=queries)
+    return mapped(q_BLNH, k_BLKH, v_BLKH, places.order_L, *(array for array, _ in beside.values()))

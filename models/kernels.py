@@ -1,7 +1,8 @@
 """Attention kernels on one device's share of heads and queries. Called inside shard_map, by models/attention.py.
 
 Queries are BxLxNxH, keys BxMxKxH with K dividing N (grouped-query attention), values BxMxKxV. `sinks` are N logits that
-a softmax has beside those of the keys; `soft_cap` is the height of a tanh that scores pass through.
+a softmax has beside those of the keys; `soft_cap` is the height of a tanh that scores pass through; `packed` is None
+where a sequence is one document.
 """
 
 from __future__ import annotations
@@ -42,9 +43,24 @@ class Visible:
         return seen & (queries[:, None] - keys[None, :] < self.window)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """The documents that queries and keys belong to, by number: a query sees keys of its own document only."""
+
+    queries_BL: jax.Array
+    keys_BM: jax.Array
+
+    @property
+    def seen(self) -> jax.Array:
+        """Whether query and key are of one document, BxLxM."""
+        return self.queries_BL[:, :, None] == self.keys_BM[:, None, :]
+
+
 def xla_attention(
-    q_BLNH, k_BMKH, v_BMKV, positions_L: jax.Array | None, visible: Visible, *, sinks=None, soft_cap=None
-) -> jax.Array:
+    q_BLNH, k_BMKH, v_BMKV, positions_L: jax.Array | None, visible: Visible, *, sinks=None, soft_cap=None,
+    packed: Packed | None = None,
+) -> jax.Array:  # fmt: skip
     """Softmax attention as plain matmuls, statistics in float32; every score is materialised.
 
     `positions_L`: the position of each query when it may not look beyond it (keys are in order); None: it may.
@@ -58,6 +74,8 @@ def xla_attention(
     if positions_L is not None:
         seen = visible.of(positions_L, jnp.arange(k_BMKH.shape[1]))
         scores = jnp.where(seen[None, None, None], scores, jnp.finfo(jnp.float32).min)
+    if packed is not None:
+        scores = jnp.where(packed.seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
     if sinks is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
@@ -70,21 +88,26 @@ def xla_attention(
 
 
 def blocked_attention(
-    q_BLNH, k_BMKH, v_BMKV, positions_L: jax.Array | None, visible: Visible, *, sinks=None, soft_cap=None
-) -> jax.Array:
+    q_BLNH, k_BMKH, v_BMKV, positions_L: jax.Array | None, visible: Visible, *, sinks=None, soft_cap=None,
+    packed: Packed | None = None,
+) -> jax.Array:  # fmt: skip
     """`xla_attention` on a block of queries at a time, its scores computed again in the backward pass."""
     length = q_BLNH.shape[1]
     size = math.gcd(length, QUERY_BLOCK)
 
     @jax.checkpoint
     def one(block):
-        q, positions = block
+        q, positions, *segments = block
         seen_from = None if positions_L is None else positions
-        return xla_attention(q, k_BMKH, v_BMKV, seen_from, visible, sinks=sinks, soft_cap=soft_cap)
+        own = Packed(queries_BL=segments[0], keys_BM=packed.keys_BM) if packed is not None else None
+        return xla_attention(q, k_BMKH, v_BMKV, seen_from, visible, sinks=sinks, soft_cap=soft_cap, packed=own)
 
     blocks = jnp.moveaxis(q_BLNH.reshape(q_BLNH.shape[0], length // size, size, *q_BLNH.shape[2:]), 1, 0)
     positions = jnp.zeros(length, jnp.int32) if positions_L is None else positions_L
-    out = jax.lax.map(one, (blocks, positions.reshape(-1, size)))
+    beside: tuple[jax.Array, ...] = ()
+    if packed is not None:
+        beside = (jnp.moveaxis(packed.queries_BL.reshape(-1, length // size, size), 1, 0),)
+    out = jax.lax.map(one, (blocks, positions.reshape(-1, size), *beside))
     return keep(jnp.moveaxis(out, 0, 1).reshape(*q_BLNH.shape[:-1], v_BMKV.shape[-1]), ATTENTION)
 
 
@@ -103,61 +126,78 @@ def cudnn_takes(
 
 
 def cudnn_attention(
-    q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, visible: Visible, sinks: jax.Array | None = None
-) -> jax.Array:
-    """cuDNN's fused flash attention; nothing of size L x M is stored. Chunks of a sequence are sequences of their own
-    there."""
+    q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, visible: Visible, sinks: jax.Array | None = None,
+    packed: Packed | None = None,
+) -> jax.Array:  # fmt: skip
+    """cuDNN's fused flash attention; nothing of size L x M is stored but the mask of packed documents. Chunks of a
+    sequence are sequences of their own there.
+
+    Why documents are a mask: the call's packed layout, by offsets of documents, is not public, and in jax 0.10.2 it
+    reads the wrong keys where queries have more heads than keys (jax-ml/jax pull request 39521).
+    """
     if visible.chunked:
+        assert packed is None, "chunks of packed documents"
         q, k, v = (x.reshape(-1, visible.window, *x.shape[2:]) for x in (q_BLNH, k_BMKH, v_BMKH))
         return cudnn_attention(q, k, v, Visible(causal=visible.causal), sinks).reshape(q_BLNH.shape)
     window = None if visible.window is None else (visible.window - 1, 0)
     fused = functools.partial(
         jax.nn.dot_product_attention, is_causal=visible.causal, local_window_size=window, implementation="cudnn"
     )
+    mask = None if packed is None else packed.seen[:, None]
     if sinks is None:
-        return keep(fused(q_BLNH, k_BMKH, v_BMKH), ATTENTION)
-    return keep(with_sinks(fused, q_BLNH, k_BMKH, v_BMKH, sinks), ATTENTION)
+        return keep(fused(q_BLNH, k_BMKH, v_BMKH, mask=mask), ATTENTION)
+    return keep(with_sinks(fused, q_BLNH, k_BMKH, v_BMKH, sinks, mask), ATTENTION)
 
 
-def with_sinks(fused, q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, sinks_N: jax.Array) -> jax.Array:
+def cudnn_masked_attention(q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, seen_BLM: jax.Array) -> jax.Array:
+    """cuDNN's fused attention where any query may see any key: it computes all scores and reads a mask of L x M."""
+    fused = functools.partial(jax.nn.dot_product_attention, mask=seen_BLM[:, None], implementation="cudnn")
+    return keep(fused(q_BLNH, k_BMKH, v_BMKH), ATTENTION)
+
+
+def with_sinks(
+    fused, q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKH: jax.Array, sinks_N: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
     """Fused attention whose softmaxes have a sink: its output, times the share of each softmax that the keys have.
 
-    `fused(q, k, v)` is a differentiable attention whose scores are scaled by the root of H; with `return_residual=True`
-    it also gives the logarithm of each softmax's sum, BxLxN. The share of the keys depends on the scores through that
-    sum, and no public call gives the sum a gradient: the gradient is a mean of the keys, so one more attention with the
-    keys for values, and its backward pass, compute it.
+    `fused(q, k, v, mask=mask)` is a differentiable attention whose scores are scaled by the root of H; with
+    `return_residual=True` it also gives the logarithm of each softmax's sum, BxLxN. The share of the keys depends on
+    the scores through that sum, and no public call gives the sum a gradient: the gradient is a mean of the keys, so one
+    more attention with the keys for values, and its backward pass, compute it.
     """
     scale = 1.0 / math.sqrt(q_BLNH.shape[-1])
 
     @jax.custom_vjp
-    def scaled(q, k, v, sinks):
-        return forward(q, k, v, sinks)[0]
+    def scaled(q, k, v, sinks, mask):
+        return forward(q, k, v, sinks, mask)[0]
 
-    def forward(q, k, v, sinks):
-        (out, total), pull = jax.vjp(functools.partial(fused, return_residual=True), q, k, v)
+    def forward(q, k, v, sinks, mask):
+        (out, total), pull = jax.vjp(functools.partial(fused, mask=mask, return_residual=True), q, k, v)
         share = jax.nn.sigmoid(total.astype(jnp.float32) - sinks[None, None, :])[..., None]
-        return (out * share).astype(out.dtype), (q, k, out, share, pull, total)
+        return (out * share).astype(out.dtype), (q, k, mask, out, share, pull, total)
 
     def backward(saved, gradient):
-        q, k, out, share, pull, total = saved
+        q, k, mask, out, share, pull, total = saved
         dq, dk, dv = pull(((gradient * share).astype(out.dtype), jnp.zeros_like(total)))
         along = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
         d_total = along * share * (1.0 - share)
-        keys, pull_keys = jax.vjp(lambda values: fused(q, k, values), k)
+        keys, pull_keys = jax.vjp(lambda values: fused(q, k, values, mask=mask), k)
         dq = dq + (scale * d_total * keys).astype(dq.dtype)
         (more,) = pull_keys((scale * d_total * q).astype(keys.dtype))
-        return dq, dk + more, dv, -d_total[..., 0].sum(axis=(0, 1))
+        return dq, dk + more, dv, -d_total[..., 0].sum(axis=(0, 1)), None
 
     scaled.defvjp(forward, backward)
-    return scaled(q_BLNH, k_BMKH, v_BMKH, sinks_N)
+    return scaled(q_BLNH, k_BMKH, v_BMKH, sinks_N, mask)
 
 
 def splash_attention(
     q_BLNH, k_BMKH, v_BMKV, visible: Visible, context: int, *, sinks: jax.Array | None = None,
-    soft_cap: float | None = None, tile: int = 1024,
+    soft_cap: float | None = None, tile: int = 1024, packed: Packed | None = None,
 ) -> jax.Array:  # fmt: skip
     """The Pallas splash attention kernel, which skips masked tiles and stores nothing of size L x M.
 
+    It skips tiles by the mask that is known when it is compiled. Which document a token is of is known later: tiles
+    between documents are computed, and masked.
     Keys are whole and in order; queries are this device's share where the sequence is cut over `context`. Tiles are of
     the largest power of two up to `tile` that divides the length.
     """
@@ -181,7 +221,8 @@ def splash_attention(
     scaled = (q_BLNH / math.sqrt(head_dim)).swapaxes(1, 2)
     own = _own_share(kernel, shares)
     mapped = jax.vmap(own if sinks is None else functools.partial(own, sinks=sinks))
-    return mapped(scaled, k_BMKH.swapaxes(1, 2), v_BMKV.swapaxes(1, 2)).swapaxes(1, 2)
+    beside = () if packed is None else (splash.SegmentIds(q=packed.queries_BL, kv=packed.keys_BM),)
+    return mapped(scaled, k_BMKH.swapaxes(1, 2), v_BMKV.swapaxes(1, 2), *beside).swapaxes(1, 2)
 
 
 def _causal_mask(masks, length: int, visible: Visible, order: np.ndarray):

@@ -17,6 +17,7 @@ from autotune.models.execution import Execution
 from autotune.models.experts import Experts
 from autotune.models.loss import cross_entropy, tiled_cross_entropy
 from autotune.models.mlp import MLP
+from autotune.models.packing import Places
 from autotune.models.parameters import Norm, aligned, weight
 from autotune.models.remat import LAYER_INPUT, keep, one_after_another
 
@@ -50,16 +51,16 @@ class Layer(nnx.Module):
             for module in (self.attention, self.mlp, *([shared] if shared is not None else [])):
                 freeze(module, lora, rngs)
 
-    def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x_BLD: jax.Array, places: Places, run: Execution) -> tuple[jax.Array, jax.Array]:
         """(x, load-balance loss of its experts).
 
         Under sequence parallelism x and its norms are cut along `tensor` over the length, the matmuls' inputs not:
         XLA puts an all-gather before the projections and a reduce-scatter behind them."""
         x = keep(x_BLD, LAYER_INPUT)
-        x = x + self._out("attention", self.attention(self._read(self.attention_norm(x), run), positions_L, run))
+        x = x + self._out("attention", self.attention(self._read(self.attention_norm(x), run), places, run))
         y = self.mlp_norm(x)
         if isinstance(self.mlp, Experts):
-            out, balance = self.mlp(unsplit(y, run), positions_L, run)
+            out, balance = self.mlp(unsplit(y, run), places.order_L, run)
             return x + self._out("mlp", out), balance
         return x + self._out("mlp", self.mlp(self._read(y, run), run)), jnp.zeros(())
 
@@ -146,14 +147,14 @@ class Network(nnx.Module):
         if not shape.tied_embeddings:
             self.unembedding = weight(rngs, (shape.d_model, shape.vocab), ("embed", "vocab"), fan_in=shape.d_model)
 
-    def __call__(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
-        """(logits BxLxV, load-balance loss); `positions_L`: where in the sequence each column stands."""
-        x, balance = self.last_stream(tokens_BL, positions_L, run)
+    def __call__(self, tokens_BL: jax.Array, places: Places, run: Execution) -> tuple[jax.Array, jax.Array]:
+        """(logits BxLxV, load-balance loss)."""
+        x, balance = self.last_stream(tokens_BL, places, run)
         return self.logits(x, run), balance
 
-    def last_stream(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
+    def last_stream(self, tokens_BL: jax.Array, places: Places, run: Execution) -> tuple[jax.Array, jax.Array]:
         """(the residual stream behind the last layer BxLxD, load-balance loss)."""
-        return self.stack(self.embed(tokens_BL, positions_L, run), positions_L, run)
+        return self.stack(self.embed(tokens_BL, places.positions, run), places, run)
 
     def losses(self, x_BLD: jax.Array, targets_BL: jax.Array, run: Execution) -> jax.Array:
         """Cross-entropy of each position, float32, of the residual stream behind the last layer."""
@@ -166,8 +167,8 @@ class Network(nnx.Module):
             self._last(x_BLD, run), weight[...], axes, targets_BL, self.capped, run, frozen=self.frozen
         )
 
-    def embed(self, tokens_BL: jax.Array, positions_L: jax.Array, run: Execution) -> jax.Array:
-        """The residual stream at the bottom, BxLxD."""
+    def embed(self, tokens_BL: jax.Array, positions: jax.Array, run: Execution) -> jax.Array:
+        """The residual stream at the bottom, BxLxD. `positions`: L, or BxL where sequences are packed."""
         table = run.sharder.fetch(self.embedding[...], ("vocab", "embed"), run.dtype)
         # First whole along `tensor`, so that each device looks up among its own part of the vocabulary and the results
         # are summed; asked for its share of the length at once, XLA gathers the whole table instead.
@@ -177,19 +178,20 @@ class Network(nnx.Module):
         else:
             x = run.sharder.constrain(jnp.take(table, tokens_BL, axis=0), axes)
         if hasattr(self, "positions"):
-            places = run.sharder.fetch(self.positions[...], ("positions", "embed"), run.dtype)
+            learned = run.sharder.fetch(self.positions[...], ("positions", "embed"), run.dtype)
+            cut = axes if positions.ndim == 2 else ("length", "features")
             if run.sharder.explicit:
-                rows = places.at[positions_L].get(out_sharding=run.sharder.spec(("length", "features")))
+                rows = learned.at[positions].get(out_sharding=run.sharder.spec(cut))
             else:
-                rows = run.sharder.constrain(jnp.take(places, positions_L, axis=0), ("length", "features"))
+                rows = run.sharder.constrain(jnp.take(learned, positions, axis=0), cut)
             x = x + aligned(rows, x)
         return run.sharder.constrain(x, ("batch", "norm_length", "features"))
 
-    def stack(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution):
+    def stack(self, x_BLD: jax.Array, places: Places, run: Execution):
         """All layers, one after another: (x, sum of their load-balance losses)."""
 
         def layer(definition, x, own):
-            return nnx.merge(definition, own)(x, positions_L, run)
+            return nnx.merge(definition, own)(x, places, run)
 
         x, total = x_BLD, None
         for name in self.stacks:

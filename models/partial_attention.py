@@ -36,15 +36,20 @@ class Row:
     """Of `out`."""
     along: jax.Array
     """`gradient` times `out`, summed over a head: BxLxN."""
+    segments: jax.Array | None
+    """The documents of the queries, by number, BxL; None where a sequence is one document."""
 
 
-def rows(pieces: Callable[[jax.Array], Sequence[jax.Array]], q, out, logarithms: Sequence, gradient) -> list[Row]:
+def rows(
+    pieces: Callable[[jax.Array], Sequence[jax.Array]], q, out, logarithms: Sequence, gradient, segments=None
+) -> list[Row]:
     """The rows of each piece of the queries. `logarithms` are cut into pieces already."""
     along = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
-    parts = zip(*(pieces(value) for value in (q, out, gradient, along)), logarithms, strict=True)
+    documents = [None] * len(logarithms) if segments is None else pieces(segments)
+    parts = zip(*(pieces(value) for value in (q, out, gradient, along)), logarithms, documents, strict=True)
     return [
-        Row(query=query, out=out, gradient=gradient, along=along, logarithm=logarithm)
-        for query, out, gradient, along, logarithm in parts
+        Row(query=query, out=out, gradient=gradient, along=along, logarithm=logarithm, segments=own)
+        for query, out, gradient, along, logarithm, own in parts
     ]
 
 
@@ -57,40 +62,45 @@ def join(first: Part, second: Part) -> Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """How a part is computed. `causal`: queries and keys are the same positions, and no query sees a later key."""
+    """How a part is computed. `causal`: queries and keys are the same positions, and no query sees a later key.
 
-    forward: Callable[[jax.Array, jax.Array, jax.Array, bool], Part]
-    """(queries, keys, values, causal) -> the part."""
+    The plain kernel also keeps packed documents apart, by the documents of queries and of keys. A query that sees no
+    key of a part has a logarithm there so low that the part has no share of any softmax.
+    """
+
+    forward: Callable[..., Part]
+    """(queries, keys, values, causal[, documents of the queries, of the keys]) -> the part."""
     backward: Callable[[Row, Sequence[jax.Array], bool], tuple[jax.Array, list[jax.Array]]]
-    """(row, [keys, values], causal) -> (gradient of the queries, [of the keys, of the values]), float32."""
+    """(row, [keys, values[, documents]], causal) -> (gradient of queries, [of keys, of values]), float32."""
 
 
-def _plain_forward(q_BLNH, k_BMKH, v_BMKH, causal: bool) -> Part:
+def _plain_forward(q_BLNH, k_BMKH, v_BMKH, causal: bool, q_segments=None, k_segments=None) -> Part:
     """A block of queries at a time."""
 
     def one(block):
-        q, start = block
-        scores = _scores(q, k_BMKH, start, causal)
+        q, start, *own = block
+        scores = _scores(q, k_BMKH, start, causal, own[0] if own else None, k_segments)
         lse = jax.nn.logsumexp(scores, axis=-1)
         weights = jnp.exp(scores - lse[..., None]).astype(v_BMKH.dtype)
         out = jnp.einsum("bkglm,bmkh->blkgh", weights, v_BMKH, preferred_element_type=jnp.float32)
         return out.reshape(q.shape), jnp.moveaxis(lse, 3, 1).reshape(q.shape[:3])
 
-    out, lse = jax.lax.map(one, _blocks(q_BLNH))
+    beside = () if q_segments is None else (_blocks(q_segments)[0],)
+    out, lse = jax.lax.map(one, (*_blocks(q_BLNH), *beside))
     return [_whole(out), _whole(lse)]
 
 
 def _plain_backward(row: Row, pair: Sequence[jax.Array], causal: bool):
-    k, v = pair
+    k, v, *documents = pair
     kv_heads = k.shape[2]
 
     def grouped(x):
         return x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:])
 
     def one(dkv, block):
-        (q, start), gradient, delta, lse = block
+        (q, start), gradient, delta, lse, *own = block
         statistics = [jnp.moveaxis(grouped(value), 1, 3)[..., None] for value in (lse, delta)]
-        weights = jnp.exp(_scores(q, k, start, causal) - statistics[0])
+        weights = jnp.exp(_scores(q, k, start, causal, *own, *documents) - statistics[0])
         d_weights = jnp.einsum("blkgh,bmkh->bkglm", grouped(gradient), v, preferred_element_type=jnp.float32)
         d_scores = (weights * (d_weights - statistics[1]) / math.sqrt(q.shape[-1])).astype(q.dtype)
         weights = weights.astype(v.dtype)
@@ -100,17 +110,21 @@ def _plain_backward(row: Row, pair: Sequence[jax.Array], causal: bool):
         return [dkv[0] + dk, dkv[1] + dv], dq
 
     zeros = [jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)]
-    rest = tuple(_blocks(value)[0] for value in (row.gradient, row.along, row.logarithm))
+    beside = (row.gradient, row.along, row.logarithm, *([] if row.segments is None else [row.segments]))
+    rest = tuple(_blocks(value)[0] for value in beside)
     dkv, dq = jax.lax.scan(one, zeros, (_blocks(row.query), *rest))
     return _whole(dq), dkv
 
 
-def _scores(q_BLNH, k_BMKH, start, causal: bool):
+def _scores(q_BLNH, k_BMKH, start, causal: bool, q_segments=None, k_segments=None):
     """Scaled scores BxKxGxLxM in float32; `start`: the position of the first query relative to the first key."""
     batch, length, heads, head_dim = q_BLNH.shape
     kv_heads = k_BMKH.shape[2]
     q = q_BLNH.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     scores = jnp.einsum("blkgh,bmkh->bkglm", q, k_BMKH, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
+    if q_segments is not None:
+        same = q_segments[:, :, None] == k_segments[:, None, :]
+        scores = jnp.where(same[:, None, None], scores, jnp.finfo(jnp.float32).min)
     if not causal:
         return scores
     seen = (start + jnp.arange(length))[:, None] >= jnp.arange(k_BMKH.shape[1])[None, :]

@@ -33,6 +33,7 @@ from autotune.meshes.sharding import partition_spec
 from autotune.models.adapters import trained
 from autotune.models.execution import Execution
 from autotune.models.network import Layer, Pattern, layers_of
+from autotune.models.packing import Places
 from autotune.models.remat import one_after_another
 
 RUNNABLE = ("gpipe", "circular")
@@ -44,8 +45,9 @@ BY_HAND = ("stage", "data", "fsdp", "context", "expert")
 SHARDS = ("data", "fsdp", "context", "expert")
 
 
-def pipelined(layers: Layer | Pattern, x_MBLD: jax.Array, positions_L: jax.Array, run: Execution):
-    """(x after all layers, sum of load-balance losses); x is microbatches, cut over `stage` along the first axis."""
+def pipelined(layers: Layer | Pattern, x_MBLD: jax.Array, places: Places, run: Execution):
+    """(x after all layers, sum of load-balance losses); x is microbatches, cut over `stage` along the first axis, and
+    packed documents are of as many, whole on every stage."""
     definitions, parameters = zip(*map(nnx.split, layers_of(layers)), strict=True)
     axes = [
         nnx.to_pure_dict(own, extract_fn=lambda variable: variable.get_metadata("out_sharding")) for own in parameters
@@ -62,17 +64,17 @@ def pipelined(layers: Layer | Pattern, x_MBLD: jax.Array, positions_L: jax.Array
 
     rows = spec(("microbatch", "batch", "length", "features"))
     loop = jax.shard_map(
-        lambda weights, x, positions: _loop(definitions, axes, weights, x, positions, run),
+        lambda weights, x, places: _loop(definitions, axes, weights, x, places, run),
         in_specs=(
             jax.tree.map(lambda names: spec(names, rules.storage), axes, is_leaf=_is_axes),
             rows,
-            spec(("length",)),
+            Places(order_L=spec(("length",)), documents=spec((None, "batch", "length"))),
         ),
         out_specs=(rows, spec(())),
         axis_names=set(BY_HAND),
         check_vma=False,
     )
-    x, balance = loop(weights, x_MBLD.astype(run.stage_dtype), positions_L)
+    x, balance = loop(weights, x_MBLD.astype(run.stage_dtype), places)
     return x.astype(run.dtype), balance
 
 
@@ -80,7 +82,7 @@ def _is_axes(node: Any) -> bool:
     return isinstance(node, tuple)
 
 
-def _loop(definitions, axes, weights, x_MBLD, positions_L, run: Execution):
+def _loop(definitions, axes, weights, x_MBLD, places: Places, run: Execution):
     """What one device does: gather its weights, run the ticks, hand the results of the last stage back to all."""
     layout = run.layout
     stages, repeats, count = layout.stage, layout.virtual_stages, layout.microbatches
@@ -108,6 +110,8 @@ def _loop(definitions, axes, weights, x_MBLD, positions_L, run: Execution):
         repeat = unit // stages % repeats
         microbatch = unit // (stages * repeats) * stages + unit % stages
         x = jnp.where((stage == 0) & (repeat == 0), inputs[microbatch], held)
+        documents = jax.tree.map(lambda leaf: leaf[microbatch], places.documents)
+        here = Places(order_L=places.order_L, documents=documents)
 
         def one_layer(definition, own, is_trained, x, layer):
             index, sum_of_layer = layer
@@ -116,7 +120,7 @@ def _loop(definitions, axes, weights, x_MBLD, positions_L, run: Execution):
                 lambda leaf, gradient_sum, yes: borrow(leaf, gradient_sum) if yes else leaf,
                 weights, sum_of_layer, is_trained,
             )  # fmt: skip
-            return nnx.merge(definition, weights)(x, positions_L, run)
+            return nnx.merge(definition, weights)(x, here, run)
 
         calls = [partial(one_layer, *each) for each in zip(definitions, held_weights, flags, strict=True)]
 

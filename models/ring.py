@@ -39,32 +39,40 @@ def in_order(gathered_BMKH: jax.Array, context: int, causal: bool) -> jax.Array:
     return jnp.concatenate((*early, *reversed(late)), axis=1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def ring_attention(q_BLNH, k_BMKH, v_BMKH, context: int, causal: bool, kernel: Kernel) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def ring_attention(
+    q_BLNH, k_BMKH, v_BMKH, segments_BL: jax.Array | None, context: int, causal: bool, kernel: Kernel
+) -> jax.Array:
     """Attention of this device's queries to all keys; keys and values go once round the ring, nothing is gathered.
+    `segments_BL`: the documents of this device's tokens, which go round beside the keys; None: nothing is packed.
 
     A causal step is two products of half a device's queries with half of the keys that came by, none masked: the same
     shapes on every device. The parts of a softmax are joined in float32 as they come.
     """
-    return _forward(q_BLNH, k_BMKH, v_BMKH, context, causal, kernel)[0]
+    return _forward(q_BLNH, k_BMKH, v_BMKH, segments_BL, context, causal, kernel)[0]
 
 
-def _forward(q, k, v, context, causal, kernel):
-    attend = kernel.forward
+def _forward(q, k, v, segments, context, causal, kernel):
+    beside = [] if segments is None else [segments]
+
+    def attend(queries, keys, masked):
+        """`queries`: [queries, their documents where they are packed]; `keys`: [keys, values, their documents]."""
+        return kernel.forward(queries[0], *keys[:2], masked, *queries[1:], *keys[2:])
+
     me = jax.lax.axis_index("context")
     sums = []  # per piece of queries: (output, log-sum-exp) over the keys seen so far
-    for index, piece in enumerate(_pieces(q, causal)):
-        own = [attend(piece, *kv, False) for kv in zip(_pieces(k, causal)[:index], _pieces(v, causal), strict=False)]
-        last = attend(piece, _pieces(k, causal)[index], _pieces(v, causal)[index], causal)
+    for index, piece in enumerate(_cut([q, *beside], causal)):
+        own = [attend(piece, keys, False) for keys in _cut([k, v, *beside], causal)[:index]]
+        last = attend(piece, _cut([k, v, *beside], causal)[index], causal)
         sums.append(functools.reduce(join, [*own, last]))
 
-    def consume(sums, k, v, step):
+    def consume(sums, keys, step):
         if not causal:
-            return [join(sums[0], attend(q, k, v, False))]
+            return [join(sums[0], attend([q, *beside], keys, False))]
         before = (me - step) % context < me
-        queries, keys, values, pick = _paired(q, k, v, before)
-        late = join(sums[1], attend(_pieces(q, True)[1], _pieces(k, True)[0], _pieces(v, True)[0], False))
-        other = attend(queries, keys, values, False)
+        one_queries, one_keys, pick = _paired([q, *beside], keys, before)
+        late = join(sums[1], attend(_cut([q, *beside], True)[1], _cut(keys, True)[0], False))
+        other = attend(one_queries, one_keys, False)
         joined = join([pick(a, b) for a, b in zip(sums[0], late, strict=True)], other)
         return [
             [jnp.where(before, new, old) for new, old in zip(joined, sums[0], strict=True)],
@@ -72,35 +80,36 @@ def _forward(q, k, v, context, causal, kernel):
         ]
 
     def body(carry, step):
-        sums, k, v = carry
-        return (consume(sums, k, v, step), *_pass_on((k, v), context)), None
+        sums, keys = carry
+        return (consume(sums, keys, step), _pass_on(keys, context)), None
 
-    k_next, v_next = _pass_on((k, v), context)
+    following = _pass_on([k, v, *beside], context)
     sums = [list(pair) for pair in sums]
-    (sums, k_last, v_last), _ = jax.lax.scan(body, (sums, k_next, v_next), jnp.arange(1, context - 1))
-    sums = consume(sums, k_last, v_last, context - 1)
+    (sums, last_keys), _ = jax.lax.scan(body, (sums, following), jnp.arange(1, context - 1))
+    sums = consume(sums, last_keys, context - 1)
     out = jnp.concatenate([out for out, _ in sums], axis=1).astype(q.dtype)
     out, *logarithms = (keep(x, ATTENTION) for x in (out, *(lse for _, lse in sums)))
-    return out, (q, k, v, out, logarithms)
+    return out, (q, k, v, segments, out, logarithms)
 
 
 def _backward(context, causal, kernel, saved, gradient):
-    q, k, v, out, logarithms = saved
+    q, k, v, segments, out, logarithms = saved
+    beside = [] if segments is None else [segments]
     me = jax.lax.axis_index("context")
-    own = rows(functools.partial(_pieces, causal=causal), q, out, logarithms, gradient)
-    kv_pieces = list(zip(_pieces(k, causal), _pieces(v, causal), strict=True))
+    own = rows(functools.partial(_pieces, causal=causal), q, out, logarithms, gradient, segments)
+    kv_pieces = _cut([k, v, *beside], causal)
     dq = [jnp.zeros(row.query.shape, jnp.float32) for row in own]
-    dkv = [[jnp.zeros(part.shape, jnp.float32) for part in pair] for pair in kv_pieces]
+    dkv = [[jnp.zeros(part.shape, jnp.float32) for part in keys[:2]] for keys in kv_pieces]
     for i, row in enumerate(own):
         for j in range(i + 1):
             step_dq, step_dkv = kernel.backward(row, kv_pieces[j], causal and i == j)
             dq[i] = dq[i] + step_dq
             dkv[j] = [a + b for a, b in zip(dkv[j], step_dkv, strict=True)]
 
-    def consume(dq, k, v, dkv, step):
+    def consume(dq, keys, dkv, step):
         """(dq, dkv) with this step's products added. The keys and values are those that are on this device now; `dkv`
         is their gradient as far as other devices have added to it."""
-        kv_pieces = list(zip(_pieces(k, causal), _pieces(v, causal), strict=True))
+        kv_pieces = _cut(keys, causal)
         if not causal:
             step_dq, step_dkv = kernel.backward(own[0], kv_pieces[0], False)
             return [dq[0] + step_dq], [[a + b for a, b in zip(dkv[0], step_dkv, strict=True)]]
@@ -119,17 +128,17 @@ def _backward(context, causal, kernel, saved, gradient):
 
     def body(carry, step):
         # What the next step reads is on its way beside this step's products, and so are the gradients of others.
-        dq, k, v, dkv = carry
-        k_next, v_next, dkv = _pass_on((k, v, dkv), context)
-        dq, dkv = consume(dq, k, v, dkv, step)
-        return (dq, k_next, v_next, dkv), None
+        dq, keys, dkv = carry
+        following, dkv = _pass_on((keys, dkv), context)
+        dq, dkv = consume(dq, keys, dkv, step)
+        return (dq, following, dkv), None
 
-    k_next, v_next = _pass_on((k, v), context)
-    (dq, k_last, v_last, dkv), _ = jax.lax.scan(body, (dq, k_next, v_next, dkv), jnp.arange(1, context - 1))
-    dq, dkv = consume(dq, k_last, v_last, _pass_on(dkv, context), context - 1)
+    following = _pass_on([k, v, *beside], context)
+    (dq, last_keys, dkv), _ = jax.lax.scan(body, (dq, following, dkv), jnp.arange(1, context - 1))
+    dq, dkv = consume(dq, last_keys, _pass_on(dkv, context), context - 1)
     dkv = _pass_on(dkv, context)
     dk, dv = (jnp.concatenate(parts, axis=1) for parts in zip(*dkv, strict=True))
-    return jnp.concatenate(dq, axis=1).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    return jnp.concatenate(dq, axis=1).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 ring_attention.defvjp(_forward, _backward)
@@ -140,12 +149,21 @@ def _pieces(x: jax.Array, causal: bool) -> list[jax.Array]:
     return jnp.split(x, 2, axis=1) if causal else [x]
 
 
-def _paired(q, k, v, before):
+def _cut(arrays: list[jax.Array], causal: bool) -> list[list[jax.Array]]:
+    """For each piece, its part of each array."""
+    return [list(parts) for parts in zip(*(_pieces(x, causal) for x in arrays), strict=True)]
+
+
+def _paired(queries: list[jax.Array], keys: list[jax.Array], before):
     """The second of the two products of a step (the first is late queries x early keys): early queries x early keys
     where the keys come from a device before this one, else late x late. No other pair has anything to attend to."""
-    pieces = [_pieces(value, True) for value in (q, k, v)]
-    queries, keys, values = (jnp.where(before, early, late) for early, late in pieces)
-    return queries, keys, values, lambda early, late: jnp.where(before, early, late)
+
+    def pick(early, late):
+        return jnp.where(before, early, late)
+
+    pieces = [_pieces(x, True) for x in (*queries, *keys)]
+    picked = [pick(early, late) for early, late in pieces]
+    return picked[: len(queries)], picked[len(queries) :], pick
 
 
 def _pass_on(tree, context: int):

@@ -20,11 +20,20 @@ from autotune.meshes.legality import Job, reject_for
 from autotune.meshes.lora import PRICED_ONLY
 from autotune.meshes.sharding import named_sharding
 from autotune.meshes.step import Step
-from autotune.meshes.training import Training
+from autotune.meshes.training import Training, check_packing
 from autotune.meshes.transformer import TransformerShape
 from autotune.models.adapters import joined, parted
 from autotune.models.execution import Execution, execution_of
 from autotune.models.network import Network
+from autotune.models.packing import (
+    POSITIONS,
+    SEGMENTS,
+    WEIGHTS,
+    Places,
+    documents_of,
+    draw_packed,
+    weighted,
+)
 from autotune.models.pipeline import RUNNABLE, pipelined
 from autotune.models.ring import zigzag
 
@@ -158,7 +167,8 @@ def build_step(
 
     The state is {"parameters", "optimizer"}: weights (names and global shapes the same under every layout) and the
     optimizer's state, by default float32 and AdamW's two moments of the same shapes (`training` says another). The
-    batch is {"tokens", "targets"}, int32 of (batch, seq).
+    batch is {"tokens", "targets"}, int32 of (batch, seq); of packed sequences also {"segments", "positions"}
+    (`autotune.models.packing`).
     Metrics: the mean loss, and the gradients' norm before clipping.
     ValueError when the layout cannot run this model.
     """
@@ -167,12 +177,14 @@ def build_step(
             f"model {transformer.name}: priced only: the reference model has no {', '.join(transformer.lacks)}"
         )
     platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
-    rejection = reject_for(layout, Job(transformer=transformer, batch=batch, seq=seq, platform=platform))
+    training = training or Training()
+    check_packing(training, transformer, seq)
+    job = Job(transformer=transformer, batch=batch, seq=seq, platform=platform, packing=training.packing)
+    rejection = reject_for(layout, job)
     if rejection:
         raise ValueError(f"layout {layout}: {rejection}")
     if layout.schedule not in (None, *RUNNABLE):
         raise ValueError(f"layout {layout}: schedule={layout.schedule} can be priced but not run; {RUNNABLE} can")
-    training = training or Training()
     run = execution_of(layout, mesh, dtype, training.matmul_dtype)
     if training.lora and training.lora.base_dtype in PRICED_ONLY:
         raise ValueError(f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}")
@@ -183,7 +195,8 @@ def build_step(
     stored = joined(weights, place(frozen_shapes, frozen_names, mesh, rules.storage))
     state = {"parameters": stored, "optimizer": optimizer_state(weights, names, run, training)}
     rows = named_sharding(mesh, run.sharder.rules.activations, ("batch", "length"), (batch, seq))
-    tokens = {name: jax.ShapeDtypeStruct((batch, seq), jnp.int32, sharding=rows) for name in ("tokens", "targets")}
+    arrays = ("tokens", "targets", *((SEGMENTS, POSITIONS) if training.packing else ()))
+    tokens = {name: jax.ShapeDtypeStruct((batch, seq), jnp.int32, sharding=rows) for name in arrays}
 
     def draw(key):
         parameters = stored_weights(nnx.to_pure_dict(nnx.state(new_network(transformer, key, training))), training)
@@ -205,7 +218,7 @@ def build_step(
         state=state,
         batch=tokens,
         initialise=initialise,
-        make_batch=batch_maker(transformer, batch, seq, rows),
+        make_batch=batch_maker(transformer, batch, seq, rows, training.packing),
         parameters=lambda state: state["parameters"],
     )
 
@@ -307,14 +320,19 @@ def _state_like(state: Any, moments: Any, whole: Any) -> Any:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def batch_maker(transformer: TransformerShape, batch: int, seq: int, rows) -> Callable[[int], dict[str, jax.Array]]:
-    """seed -> random tokens, each to be predicted from those before it. Compiled at the first call only."""
+def batch_maker(
+    transformer: TransformerShape, batch: int, seq: int, rows, packing: int = 0
+) -> Callable[[int], dict[str, jax.Array]]:
+    """seed -> random tokens, each to be predicted from those before it, in `packing` documents a sequence. Compiled at
+    the first call only."""
 
     def draw(key):
+        if packing:
+            return draw_packed(key, batch, seq, transformer.vocab, packing)
         drawn = jax.random.randint(key, (batch, seq + 1), 0, transformer.vocab, jnp.int32)
         return {"tokens": drawn[:, :-1], "targets": drawn[:, 1:]}
 
-    drawn = jax.jit(draw, out_shardings={"tokens": rows, "targets": rows})
+    drawn = jax.jit(draw, out_shardings=rows)
 
     def make(seed: int):
         with jax.set_mesh(rows.mesh):
@@ -332,6 +350,7 @@ def train_step(
         weights = replicas(stored, axes, run)
         told = training or Training()
         kept = jnp.dtype(told.gradients_dtype or told.weights_dtype)
+        batch = weighted(batch) if told.packing else batch
         loss, gradients = accumulate(functools.partial(mean_loss, definition, frozen), weights, batch, axes, run, kept)
         if run.layout.zero == 1 and run.sharder.explicit:
             # Explicit axes want the gradients cut as the optimizer's state before they meet.
@@ -370,7 +389,8 @@ def mean_loss(definition: nnx.GraphDef, frozen: Any, run: Execution, weights: An
     """Mean cross-entropy over all positions of the batch, and what the experts' imbalance costs. `frozen`: weights
     without gradient, beside the others.
 
-    The sequence is put in the order in which it lies over `context`: the mean does not mind.
+    The sequence is put in the order in which it lies over `context`: the mean does not mind. Of packed sequences the
+    mean is over the tokens that predict one of their own document.
     """
     network = nnx.merge(definition, joined(weights, frozen))
     order = zigzag(batch["tokens"].shape[1], run.layout.context, network.causal)
@@ -379,17 +399,27 @@ def mean_loss(definition: nnx.GraphDef, frozen: Any, run: Execution, weights: An
         batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf, ("batch", None))[:, order], batch)
         batch = jax.tree.map(lambda leaf: run.sharder.constrain(leaf, ("batch", "length")), batch)
     if run.layout.stage == 1:
-        x, balance = network.last_stream(batch["tokens"], positions, run)
-        return network.losses(x, batch["targets"], run).mean() + balance
+        x, balance = network.last_stream(batch["tokens"], Places(order_L=positions, documents=documents_of(batch)), run)
+        return _mean(network.losses(x, batch["targets"], run), batch) + balance
 
     def over_stages(function):  # its constraints get the microbatches' axis in front
         return jax.vmap(function, spmd_axis_name="stage")
 
     pieces = jax.tree.map(lambda leaf: slices(leaf, run.layout.microbatches, "microbatch", run), batch)
-    x = over_stages(lambda tokens: network.embed(tokens, positions, run))(pieces["tokens"])
-    x, balance = pipelined(network.layers, x, positions, run)
+    places = Places(order_L=positions, documents=documents_of(pieces))
+    if places.documents is None:
+        x = over_stages(lambda tokens: network.embed(tokens, positions, run))(pieces["tokens"])
+    else:
+        embed = over_stages(lambda tokens, positions: network.embed(tokens, positions, run))
+        x = embed(pieces["tokens"], places.positions)
+    x, balance = pipelined(network.layers, x, places, run)
     losses = over_stages(lambda x, targets: network.losses(x, targets, run))(x, pieces["targets"])
-    return losses.mean() + balance
+    return _mean(losses, pieces) + balance
+
+
+def _mean(losses: jax.Array, batch: Any) -> jax.Array:
+    """The mean of losses, each with its weight where the batch has weights."""
+    return (losses * batch[WEIGHTS] if WEIGHTS in batch else losses).mean()
 
 
 def slices(leaf_BL: jax.Array, count: int, name: str | None, run: Execution) -> jax.Array:

@@ -66,7 +66,7 @@ def train(plan_path: Path, text: Path, steps: int, folder: Path | None, every: i
         )
         click.echo(f"{plan.workload}: {plan.layout} on {plan.target}; the plan says {_ms(expected)} a step ({word})")
         for number in range(done, steps):
-            batch = batch_of(corpus, number, seed, step.batch)
+            batch = batch_of(corpus, number, seed, step.batch, workload.training.packing)
             begin = time.perf_counter()
             state, metrics = program(state, batch)
             loss = float(metrics["loss"])
@@ -142,16 +142,30 @@ def read_bytes(path: Path, seq: int, vocab: int) -> np.ndarray:
     return found
 
 
-def batch_of(corpus: np.ndarray, number: int, seed: int, shapes: dict):
-    """The batch of one step, a function of its number alone: sequences from random places of the text.
+def batch_of(corpus: np.ndarray, number: int, seed: int, shapes: dict, packing: int = 0):
+    """The batch of one step, a function of its number alone: sequences from random places of the text, in `packing`
+    documents of random lengths.
 
     Every process makes only the rows that its devices hold.
     """
     import jax
 
     sequences, seq = shapes["tokens"].shape
-    places = np.random.default_rng([seed, number]).integers(0, corpus.size - seq - 1, size=sequences)
+    drawn = np.random.default_rng([seed, number])
+    places = drawn.integers(0, corpus.size - seq - 1, size=sequences)
     windows = places[:, None] + np.arange(seq + 1)[None, :]
+    if packing:
+        from autotune.models.packing import in_documents
+
+        rank = drawn.permuted(np.tile(np.arange(seq - 1), (sequences, 1)), axis=1)
+        starts = np.pad(rank < packing - 1, ((0, 0), (1, 0)))
+        packed = jax.tree.map(np.asarray, in_documents(corpus[windows[:, :-1]].astype(np.int32), starts))
+        return {
+            name: jax.make_array_from_callback(
+                shape.shape, shape.sharding, lambda index, name=name: packed[name][index]
+            )
+            for name, shape in shapes.items()
+        }
 
     def rows(offset: int):
         return lambda index: corpus[windows[:, offset : offset + seq][index]].astype(np.int32)

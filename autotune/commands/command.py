@@ -14,7 +14,8 @@ from autotune.meshes.fields import did_you_mean, short
 HEADINGS: Mapping[str, tuple[str, ...]] = {
     "Train step": (
         "model", "workload", "batch", "seq", "dtype", "optimizer", "weights_dtype", "moments_dtype", "gradients_dtype",
-        "master_dtype", "matmul_dtype", "lora_rank", "lora_targets", "base_dtype", "settings",
+        "master_dtype", "matmul_dtype", "lora_rank", "lora_targets", "base_dtype", "packing",
+        "settings",
     ),
     "Job file": ("job", "save_job"),
     "Batch": ("batch_tokens", "batch_rule", "batch_scale", "critical_batch_tokens", "critical_batch_norms"),

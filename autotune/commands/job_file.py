@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from autotune.commands.values import PATH
 from autotune.meshes.fields import Fields, one_line, read_text, short, toml_table
+from autotune.meshes.training import COUNT_WORDS
 from autotune.meshes.training import WORDS as TRAINING_WORDS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 WORDS: dict[str, type] = {
     "model": str, "workload": str, "set": list, "target": str, "hardware": str, "memory-fraction": float, "batch": int,
     "seq": int, "dtype": str,
-    **{word.replace("_", "-"): int if word == "lora_rank" else str for word in TRAINING_WORDS},
+    **{word.replace("_", "-"): int if word in COUNT_WORDS else str for word in TRAINING_WORDS},
     "axes": str, "fix": list, "layout": str, "layouts": str,
 }  # fmt: skip
 """Words of a job file -> what each holds; a list holds texts. They are the long flags without their dashes."""

@@ -15,6 +15,7 @@ from autotune.commands.command import Option
 from autotune.commands.values import (
     BATCH,
     COUNT,
+    DOCUMENTS,
     LAYOUT,
     MODEL,
     PATH,
@@ -99,7 +100,11 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("base-dtype", OneOf(BASE_DTYPES, {other: name for name in BASE_DTYPES for other in ALIASES.get(name, ())}),
          "Dtype of the frozen weights; nf4 is priced only [bfloat16]."),
     )  # fmt: skip
-    for word, kind, help_text in reversed(lora):
+    packing = (
+        ("packing", DOCUMENTS,
+         "Documents packed into each sequence; attention stays inside a document [0: a sequence is one document]."),
+    )  # fmt: skip
+    for word, kind, help_text in reversed(lora + packing):
         command = click.option(f"--{word}", type=kind, expose_value=False, callback=keep, help=help_text)(command)
     for word, choices, help_text in reversed(
         (

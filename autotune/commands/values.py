@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout_words import LARGEST_COUNT, LAYOUT_WORDS
 from autotune.meshes.lora import LARGEST_RANK, LORA_TARGETS, lora_targets_of
+from autotune.meshes.training import MOST_DOCUMENTS
 from autotune.meshes.transformer import LARGEST_STEP
 
 LONGEST_TEXT = 4096
@@ -251,6 +252,7 @@ BATCH = Whole(1, LARGEST_STEP)
 COUNT = Whole(0, LARGEST_COUNT)
 PROCESS = Whole(0, LARGEST_COUNT)
 RANK = Whole(0, LARGEST_RANK)
+DOCUMENTS = Whole(0, MOST_DOCUMENTS)
 TIMEOUT = Number(1, LONGEST_TIMEOUT)
 PATH = FilePath()
 

@@ -48,6 +48,8 @@ FIGURES = {
     "recompute": "Time of what the backward pass computes again, by the `remat` policy.",
     "adapters, frozen base": "Of LoRA (`--lora-rank`): the low-rank matrices that alone are trained, and all other "
     "weights, which have no gradient and no optimizer state.",
+    "packed documents, segments": "Of `--packing N`: N documents one behind the other in each sequence, and the "
+    "numbers by which attention tells them apart; a token attends to its own document only.",
     "waiting": "Time that slices wait for the slowest one.",
 }
 """What the columns and lines of a report mean."""

@@ -12,6 +12,7 @@ from autotune.meshes.layout import Layout
 from autotune.meshes.placement import default_dcn
 from autotune.meshes.remat_sets import MAXTEXT_ARRAYS, MAXTEXT_PLACES, MAXTEXT_POLICIES, REMAT_ARRAYS, text_of
 from autotune.meshes.target import Target
+from autotune.meshes.training import MOST_DOCUMENTS
 from autotune.model_files.keys import Keys
 
 MESH_AXES = {"data": "data", "fsdp": "fsdp", "tensor": "tensor", "tensor_sequence": "tensor", "context": "context",
@@ -82,6 +83,7 @@ def run_of(keys: Keys, *, gated: bool, experts: bool) -> dict[str, Any]:
         run["optimizer"] = OPTIMIZERS[optimizer]
     if keys.values.get("quantization") in tuple(QUANTISATIONS):
         run["matmul_dtype"] = QUANTISATIONS[keys.take("quantization")]
+    run |= _packing(keys)
     if keys.take("gradient_clipping_threshold", None) == 0:
         keys.note("gradient_clipping_threshold", "0: the price reads the gradients once more, for their norm")
     run |= _mesh(keys)
@@ -109,6 +111,33 @@ def run_of(keys: Keys, *, gated: bool, experts: bool) -> dict[str, Any]:
         keys.note("dropout_rate", f"{short(rate)}: random bits and a mask for each activation")
     keys.used.add("enable_dropout")
     return run
+
+
+def _packing(keys: Keys) -> dict[str, Any]:
+    """The documents of a sequence, where a file says their number and its data is real.
+
+    Without `max_segments_per_seq` (base.yml: -1) `packing` (base.yml: true) is of the data alone: the kernel for TPUs
+    is given segment ids either way, and that for GPUs (cudnn_flash_te) refuses to run. Synthetic data is never packed
+    (layers/attention_op.py, configs/types.py of August 2026).
+    """
+    said = {name: value for name, value in keys.values.items() if value is not None}
+    packed, most = said.get("packing", True), said.get("max_segments_per_seq", -1)
+    if not isinstance(packed, bool):
+        raise ValueError(f"{keys.where}: packing={short(packed)} must be true or false")
+    if not isinstance(most, int) or isinstance(most, bool) or not -1 <= most <= MOST_DOCUMENTS:
+        raise ValueError(f"{keys.where}: max_segments_per_seq={short(most)} must be a whole number, or -1")
+    if not packed or most < 2 or keys.values.get("dataset_type") == "synthetic":
+        return {}
+    keys.used |= {"packing", "max_segments_per_seq"}
+    for key, value in (("context_parallel_strategy", "ring"), ("attention_type", "chunk"), ("decoder_block", "llama4")):
+        if keys.values.get(key) == value:
+            keys.note("packing", f"documents in sequences with {key}={value} are priced as whole sequences")
+            return {}
+    keys.note(
+        "max_segments_per_seq",
+        f"{most}: a kernel for packed documents on GPUs computes each document alone, the price has all scores",
+    )
+    return {"packing": most}
 
 
 def _size(run: Mapping[str, Any], axis: str) -> int:

@@ -16,7 +16,7 @@ from autotune.meshes.fields import did_you_mean, one_line, short
 from autotune.meshes.layout import REMAT, Layout
 from autotune.meshes.lora import Lora
 from autotune.meshes.remat_sets import MAXTEXT_PLACES, MAXTEXT_POLICIES, REMAT_ARRAYS, places_of
-from autotune.meshes.training import training_of
+from autotune.meshes.training import Training, training_of
 from autotune.partition import LOGICAL_AXIS_RULES
 from autotune.plan.plan import Plan
 from autotune.plan.their_mesh import best_of, easylm_meshes, maxtext_meshes
@@ -119,6 +119,10 @@ def maxtext(plan: Plan) -> str:
     along = [axis for axis in ("context", "expert") if layout.axes[axis] > 1]
     if along:
         notes.append(f"MaxText cuts weights along {' and '.join(along)} too, where this plan keeps them whole")
+    packing = _training_of(plan).packing
+    if packing:
+        flags |= {"packing": True, "max_segments_per_seq": packing}
+        expressed.append("packing")
     notes = [*_about(plan), *notes, *_unsaid(plan, *expressed), *(f"another device order: {line}" for line in lost)]
     trainer = "pre_train.train"
     lora = _lora_of(plan)
@@ -393,6 +397,12 @@ def _unsaid(plan: Plan, *expressed: str) -> list[str]:
     along_sequence = plan.partition is None and layout.tensor > 1 and layout.sequence_parallel
     if along_sequence and "sequence_parallel" not in expressed:
         notes.append("not expressed: this plan cuts norms and residuals over tensor along the sequence")
+    packing = _training_of(plan).packing
+    if packing and "packing" not in expressed:
+        notes.append(
+            f"not expressed: packing={packing}: documents in a sequence are made by the input pipeline, and the "
+            "attention kernel must be given their segment ids"
+        )
     return notes
 
 
@@ -417,7 +427,12 @@ def escaped(value: object, *, in_quotes: bool = False) -> str:
 
 def _lora_of(plan: Plan) -> Lora | None:
     """The adapters that a plan of a reference model trains; None: it trains all weights."""
-    return training_of(plan.recipe).lora if "model" in plan.recipe else None
+    return _training_of(plan).lora
+
+
+def _training_of(plan: Plan) -> Training:
+    """How a plan of a reference model trains; the default for a step of your own, which says it itself."""
+    return training_of(plan.recipe) if "model" in plan.recipe else Training()
 
 
 def _short(value: float) -> str:

@@ -29,7 +29,9 @@ def with_deferred_reduction(space: PricedSpace, keep: int) -> PricedSpace:
         return space
     tried = dataclasses.replace(table.take(rows), reduce=np.full(len(rows), ONCE_A_STEP, dtype=np.int64))
     workload = space.workload
-    legal = reject_codes(tried, transformer, workload.sequences, workload.seq, space.target) < 0
+    legal = (
+        reject_codes(tried, transformer, workload.sequences, workload.seq, space.target, workload.training.packing) < 0
+    )
     fits = space.legal & (space.peak_bytes <= hardware.capacity_bytes)
     best = space.seconds[fits].min(initial=np.inf)
     # Compute, and collectives that are perfectly hidden, take their time in any case.

@@ -46,7 +46,9 @@ def with_vocabulary_tiles(space: PricedSpace, keep: int) -> PricedSpace:
     like = np.tile(rows, len(TRIED))
     tiles = np.repeat(np.array(TRIED, dtype=np.int64), len(rows))
     tried = dataclasses.replace(space.table.take(like), vocab_tiles=tiles)
-    legal = reject_codes(tried, transformer, workload.sequences, workload.seq, space.target) < 0
+    legal = (
+        reject_codes(tried, transformer, workload.sequences, workload.seq, space.target, workload.training.packing) < 0
+    )
     like, tried, beaten = like[legal], tried.take(legal), np.tile(beaten, len(TRIED))[legal]
     if not len(like):
         return space

@@ -468,6 +468,9 @@ def _attention_notes(workload: Workload, target: Target) -> list[str]:
     if shape is None:
         return []
     stack = stack_of(target.hardware, workload.dtype)
+    packed = workload.training.packing > 0
+    if target.platform == "tpu" and packed:
+        return ["scores between packed documents are computed and masked: splash attention skips no tile for them"]
     if not stack.flash or target.platform == "tpu":
         return []
     layers, sinks = 0, 0
@@ -486,6 +489,11 @@ def _attention_notes(workload: Workload, target: Target) -> list[str]:
         notes.append(
             f"attention sinks of {sinks} layers cost one more attention in the backward pass: JAX's call to cuDNN has "
             "none"
+        )
+    if packed and layers < shape.layers:
+        notes.append(
+            "packed documents reach cuDNN as a mask of queries times keys, and scores between documents are computed: "
+            "a kernel for packed documents (Transformer Engine's THD layout) computes each alone"
         )
     return notes
 

@@ -233,7 +233,9 @@ class _Search:
 
     def _broken(self, table: LayoutTable) -> np.ndarray:
         workload = self.workload
-        return reject_codes(table, workload.transformer, workload.sequences, workload.seq, self.target)
+        return reject_codes(
+            table, workload.transformer, workload.sequences, workload.seq, self.target, workload.training.packing
+        )
 
     def _nothing_legal(self, broken: np.ndarray) -> NothingFits:
         """The rule that most meshes break first: of the batch, or of the model's sizes."""

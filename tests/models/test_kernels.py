@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import slow
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
@@ -79,14 +80,68 @@ def test_splash_attention_on_each_share_of_a_sequence(context, visible, soft_cap
     assert_same_with_gradients(cut(kernel, context, causal), functools.partial(plain, visible=visible, **parts))
 
 
+# Documents that end inside and at the border of a tile, one of a single token among them.
+DOCUMENTS = jnp.array(np.repeat([1, 2, 3, 4, 5], [100, 1, 155, 128, 128])[None])
+
+
+@pytest.mark.parametrize(("context", "visible"), [(1, CAUSAL), *slow([(2, CAUSAL), (1, WINDOW), (1, BOTH_WAYS)])])
+def test_splash_attention_keeps_documents_apart(context, visible, monkeypatch):
+    interpreted = functools.partial(splash_attention_kernel.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", interpreted)
+    order = zigzag(LENGTH, context, visible.causal).reshape(context, -1)
+
+    def kernel(q, k, v):
+        k, v = (in_order(jax.lax.all_gather(x, "context", axis=1, tiled=True), context, visible.causal) for x in (k, v))
+        own = DOCUMENTS[:, jnp.asarray(order)[jax.lax.axis_index("context")]]
+        packed = kernels.Packed(queries_BL=own, keys_BM=DOCUMENTS)
+        return kernels.splash_attention(q, k, v, visible, context, packed=packed)
+
+    packed = kernels.Packed(queries_BL=DOCUMENTS, keys_BM=DOCUMENTS)
+    assert_same_with_gradients(
+        cut(kernel, context, visible.causal), functools.partial(plain, visible=visible, packed=packed)
+    )
+
+
+@pytest.mark.parametrize("visible", [CAUSAL, BOTH_WAYS])
+def test_attention_inside_documents_is_that_of_each_document_alone(visible, monkeypatch):
+    monkeypatch.setattr(kernels, "QUERY_BLOCK", 64)
+    q, k, v, _ = inputs()
+    packed = kernels.Packed(queries_BL=DOCUMENTS, keys_BM=DOCUMENTS)
+    places = jnp.arange(LENGTH) if visible.causal else None
+    whole = plain(q, k, v, visible, packed=packed)
+    blocked = kernels.blocked_attention(q, k, v, places, visible, packed=packed)
+    np.testing.assert_allclose(blocked, whole, rtol=0, atol=1e-5)
+    for document in range(1, 6):
+        own = np.flatnonzero(np.asarray(DOCUMENTS[0]) == document)
+        alone = kernels.xla_attention(
+            *(x[:, own] for x in (q, k, v)), jnp.arange(len(own)) if visible.causal else None, visible
+        )
+        np.testing.assert_allclose(whole[:, own], alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("context", "causal"), [(2, True), pytest.param(8, True, marks=pytest.mark.slow), (4, False)])
 def test_ring_attention(context, causal, monkeypatch):
     monkeypatch.setattr("autotune.models.partial_attention.BLOCK", 64)
     kernel = functools.partial(ring_attention, context=context, causal=causal, kernel=PLAIN)
     assert_same_with_gradients(
-        cut(lambda q, k, v: kernel(q, k, v), context, causal),
+        cut(lambda q, k, v: kernel(q, k, v, None), context, causal),
         functools.partial(plain, visible=CAUSAL if causal else BOTH_WAYS),
     )
+
+
+@pytest.mark.parametrize(("context", "causal"), [(4, True), *slow([(2, True), (4, False)])])
+def test_ring_attention_keeps_documents_apart(context, causal, monkeypatch):
+    """Some pairs of a device's queries and the keys that come by have no document in common."""
+    monkeypatch.setattr("autotune.models.partial_attention.BLOCK", 64)
+    order = zigzag(LENGTH, context, causal).reshape(context, -1)
+
+    def kernel(q, k, v):
+        own = DOCUMENTS[:, jnp.asarray(order)[jax.lax.axis_index("context")]]
+        return ring_attention(q, k, v, own, context, causal, PLAIN)
+
+    packed = kernels.Packed(queries_BL=DOCUMENTS, keys_BM=DOCUMENTS)
+    visible = CAUSAL if causal else BOTH_WAYS
+    assert_same_with_gradients(cut(kernel, context, causal), functools.partial(plain, visible=visible, packed=packed))
 
 
 @pytest.mark.parametrize("context", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -141,7 +196,8 @@ def test_a_sink_takes_its_share_of_every_softmax():
 def test_sinks_around_a_fused_kernel_that_has_none(visible):
     """The kernel stands for cuDNN's: it gives the logarithm of each softmax's sum, without a gradient."""
 
-    def fused(q, k, v, return_residual=False):
+    def fused(q, k, v, mask, return_residual=False):
+        assert mask is None
         scores = jnp.einsum("blkgh,bmkh->bkglm", q.reshape(1, LENGTH, KV_HEADS, -1, HEAD_DIM), k) / np.sqrt(HEAD_DIM)
         seen = visible.of(jnp.arange(LENGTH), jnp.arange(LENGTH))
         total = jax.nn.logsumexp(jnp.where(seen[None, None, None], scores, -1e30), axis=-1)

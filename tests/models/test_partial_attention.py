@@ -43,7 +43,7 @@ def test_the_calls_are_those_of_jax(causal):
 
     def by_part(q, k, v):
         out, logarithm = CUDNN.forward(q, k, v, causal)
-        row = Row(query=q, out=out.astype(q.dtype), logarithm=logarithm, gradient=q, along=logarithm)
+        row = Row(query=q, out=out.astype(q.dtype), logarithm=logarithm, gradient=q, along=logarithm, segments=None)
         return CUDNN.backward(row, [k, v], causal)
 
     found = calls(by_part)

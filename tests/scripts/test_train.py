@@ -61,6 +61,16 @@ def undisturbed(place) -> dict[int, float]:
     return found
 
 
+def test_packed_documents_are_trained_on(tmp_path):
+    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    plan = plan_for("fsdp=4", "cpu:4")
+    dataclasses.replace(plan, recipe={**plan.recipe, "packing": 3}).save(tmp_path / "packed.json")
+    done = run("train", tmp_path / "packed.json", "--text", tmp_path / "text", "--steps", STEPS)
+    assert done.exit_code == 0, done.output
+    found = losses(done.stdout)
+    assert sorted(found) == list(range(1, STEPS + 1)) and found[STEPS] < found[1]
+
+
 @pytest.fixture(scope="module")
 def killed(place, undisturbed) -> Path:
     """Checkpoints of a run that kill -9 ended right after its fifth step."""

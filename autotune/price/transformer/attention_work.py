@@ -55,6 +55,8 @@ class AttentionWork:
     """Sequences x heads of the device."""
     scores: np.ndarray
     """All scores of the device: sequences x heads x queries x keys."""
+    mask_bytes: np.ndarray
+    """Bytes of the mask that keeps packed documents apart; 0 where a kernel compares the documents' numbers."""
     kernels: tuple[float, float]
     """Kernel launches, (forward, backward)."""
 
@@ -103,6 +105,7 @@ def attention_work(
             block_scores=np.zeros_like(length * sequences),
             heads=batches,
             scores=scores,
+            mask_bytes=np.zeros_like(length * sequences),
             kernels=(4.0, 8.0),
         )
     tile = min(stack.flash_tile, seq) if kind is None else min(stack.flash_tile, kind.splash_tile, seq)
@@ -120,7 +123,14 @@ def attention_work(
     gathers = "gather" in stack.fused_context and (whole or not stack.flash_is_cudnn) or not causal
     fits = not fused_kernel_lacks(stack, shape.head_dim, kind)
     plain = (context > 1) & np.where(ring, "ring" not in stack.fused_context, not gathers) | (not fits)
-    by_part = (context > 1) & ~plain & stack.flash_is_cudnn & (ring | causal)
+    # cuDNN is told of packed documents by a mask of queries times keys. Over a cut sequence that mask says what is
+    # causal, too: the kernel computes all scores, and there are no parts.
+    masked = np.zeros_like(plain) if not (stack.packed and stack.flash_is_cudnn) else ~plain
+    by_part = (context > 1) & ~plain & ~masked & stack.flash_is_cudnn & (ring | causal)
+    if masked.any():
+        whole_scores = np.where(masked & (context > 1), scores * h, counted)
+        fused_flops = tuple(flops / counted * whole_scores for flops in fused_flops)
+        computed = whole_scores / (scores * h)
     peak = hardware.peak(dtype)
     reached: tuple[float | np.ndarray, ...] = stack.flash_efficiency
     if hardware.attention_shares_by_keys:
@@ -165,6 +175,7 @@ def attention_work(
         block_scores=np.where(plain, np.minimum(length, PLAIN_QUERIES) * np.where(ring, length / 2.0, seq), 0.0),
         heads=batches,
         scores=scores,
+        mask_bytes=np.where(masked, width * sequences * length * seq, 0.0),
         kernels=(1.0, 2.0),
     )
 

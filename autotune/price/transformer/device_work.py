@@ -357,7 +357,8 @@ def _work_of_kind(
         slot_bytes=width * slots * tensor,
         kv_bytes=width * tokens * kv_heads * (h + values),
         kept={name: scale * value for name, value in kept.items()},
-        layer_work_bytes=scale * in_hand,
+        # Beside the mask of packed documents stands its gradient, which JAX asks of the kernel.
+        layer_work_bytes=scale * in_hand + 2.0 * attention.mask_bytes,
         # No gradient of a frozen table waits for them, so their gradient takes their place (v5e and h100).
         logit_bytes=scale * (saved.logits if base is None else 2.0) * logits / tiles
         + np.where(tiles > 1, 4.0 * tokens * d, 0.0),

@@ -133,6 +133,7 @@ class MicrobatchTerms(Rows):
                 book.add(f"recompute.{name}", "hbm", "layer", again["context"] * moved[0])
                 core_rerun = core_rerun + again["context"] * moved[0]
                 core = [one + beside for one, beside in zip(core, moved, strict=True)]
+        mask = self._mask()
         saving = self.stack.traffic.saving * (self.kept + self.kept_weights)
         book.add("saving", "hbm", "layer", saving / self.hbm_rate)
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
@@ -141,10 +142,21 @@ class MicrobatchTerms(Rows):
         self._offloaded(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
         forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast + narrowed[0]
         backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast + narrowed[1]
-        backward = backward + core_rerun + again["elementwise"] * (rest[0] + work.launches[0])
+        backward = backward + core_rerun + again["elementwise"] * (rest[0] + work.launches[0]) + mask
         weight = own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
         self.forward, self.backward, self.weight = forward, backward, weight
         return core[0], core[1] + core_rerun
+
+    def _mask(self) -> np.ndarray:
+        """Add the writing of the mask that keeps packed documents apart. The forward pass has one for all layers; the
+        backward pass makes its own in each layer where anything is recomputed (h100:1x8, llama3-1b, jax 0.10.2).
+        Reading it, and writing the gradient that JAX asks of it, is taken to hide behind the kernel's matmuls."""
+        size = self.of(self.prepared.work.attention.mask_bytes)
+        if not size.any():
+            return self.nothing
+        seconds = np.where(self.table.remat == 0, 0.0, size / self.hbm_rate)
+        self.book.add("attention.mask", "hbm", "layer", seconds)
+        return seconds
 
     def _casts(self) -> np.ndarray:
         """Add the memory traffic of a layer's weights: the casts to the compute dtype, in a pipeline the copies of

@@ -110,6 +110,7 @@ class TrainingStack:
     `sums_tables_once`: but for those of the vocabulary's tables without ZeRO, along all axes but `fsdp`.
     `whole_layers`: the weights, and gradients not yet reduced, that are whole at once at work, in layers' weights.
     `matmul_dtype`: to which the operands of the layers' linear matmuls are quantised; None: they are not.
+    `packed`: whether sequences are packed documents.
     """
 
     name: str
@@ -133,6 +134,7 @@ class TrainingStack:
     sums_tables_once: bool
     whole_layers: float
     matmul_dtype: str | None = None
+    packed: bool = False
 
 
 _XLA_TRAFFIC = Traffic(
@@ -263,7 +265,12 @@ def stack_of(hardware: Hardware, dtype: str, training: Training | None = None) -
         flash = fused_attention(hardware, dtype)
         stack = dataclasses.replace(XLA_GPU, flash=flash, flash_efficiency=told, name=f"xla-{hardware.platform}")
     if training is not None and training != Training():
-        stack = dataclasses.replace(stack, state=_state(stack.state, training), matmul_dtype=training.matmul_dtype)
+        stack = dataclasses.replace(
+            stack,
+            state=_state(stack.state, training),
+            matmul_dtype=training.matmul_dtype,
+            packed=training.packing > 0,
+        )
     return dataclasses.replace(
         stack,
         hidden_share=dict(hardware.hidden_share),
