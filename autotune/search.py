@@ -17,7 +17,7 @@ import numpy as np
 
 from autotune.analysis.analyse import analysis_or_failure, unread
 from autotune.analysis.analysis import Analysis
-from autotune.compile.compilation import RETRIED, Candidate, Compilation, CompileFailure
+from autotune.compile.compilation import COMPILE_SECONDS, RETRIED, Candidate, Compilation, CompileFailure
 from autotune.compile.compile import CompileEvent, compile_all, store_key
 from autotune.hlo.memory_by_category import read_memory
 from autotune.hlo.unreadable import UnreadableProgram
@@ -159,7 +159,7 @@ def search(
     compile_count: int,
     measure_count: int | None,
     jobs: int,
-    timeout_seconds: float = 900.0,
+    timeout_seconds: float = COMPILE_SECONDS,
     retry: bool = False,
     store: Store | None = None,
     executor: Executor | None = None,

@@ -11,6 +11,7 @@ from autotune.commands.command import Command
 from autotune.commands.options import (
     asked_of,
     bad_input,
+    compile_timeout,
     json_option,
     machine_of,
     memory_option,
@@ -19,7 +20,7 @@ from autotune.commands.options import (
     workload_of,
 )
 from autotune.commands.run import open_store
-from autotune.commands.values import PATH, TIMEOUT, Number
+from autotune.commands.values import PATH, Number
 
 
 @click.command(cls=Command)
@@ -28,7 +29,7 @@ from autotune.commands.values import PATH, TIMEOUT, Number
 @click.option("--tolerance", type=Number(0, 1e6), default=0.02, show_default=True, help="Growth that passes.")
 @click.option("--hardware", type=PATH, help="A hardware file of your own (TOML).")
 @memory_option
-@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
+@compile_timeout
 @store_option
 @json_option
 def check(

@@ -16,6 +16,7 @@ from autotune.commands.options import (
     asked_of,
     bad_input,
     compile_option,
+    compile_timeout,
     json_option,
     layouts_of,
     memory_option,
@@ -28,7 +29,7 @@ from autotune.commands.options import (
 )
 from autotune.commands.progress import progress
 from autotune.commands.run import open_store, show
-from autotune.commands.values import LAYOUT_OR_PLAN, TIMEOUT
+from autotune.commands.values import LAYOUT_OR_PLAN
 
 if TYPE_CHECKING:
     from autotune.meshes.layout import Layout
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @target_options
 @memory_option
 @compile_option("2: compile both; 0: their prices alone.", 2)
-@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
+@compile_timeout
 @store_option
 @quiet_option
 @json_option

@@ -13,6 +13,7 @@ from autotune.commands.options import (
     asked_of,
     bad_input,
     compile_option,
+    compile_timeout,
     json_option,
     layout_of_model,
     layouts_of,
@@ -31,7 +32,7 @@ from autotune.commands.options import (
     writable,
 )
 from autotune.commands.run import need_compile, run_search
-from autotune.commands.values import LAYOUT, PATH, TIMEOUT
+from autotune.commands.values import LAYOUT, PATH
 
 
 @click.command(cls=Command)
@@ -44,7 +45,7 @@ from autotune.commands.values import LAYOUT, PATH, TIMEOUT
 @compile_option("1: compile it; 0: its price alone.", 1)
 @measure_option("1: run it too, 0: do not [1 where devices exist].", old={"--no-measure": "0"}, bare="1")
 @option_sets_option("off")
-@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds a compile may take.")
+@compile_timeout
 @store_option
 @click.option("--html", type=PATH, help="Write the report here as one HTML page.")
 @timeline_option

@@ -27,6 +27,7 @@ from autotune.commands.values import (
     Number,
     OneOf,
 )
+from autotune.compile.compilation import COMPILE_SECONDS
 from autotune.meshes.fields import one_line
 from autotune.meshes.layout_words import words_help
 from autotune.system.place import JOIN_SECONDS
@@ -47,6 +48,11 @@ MODEL_HELP = (
     "or a MaxText yml."
 )
 TARGET_HELP = "v5e:16x16, v5p:4x4x4*2, h100:8x8, cpu:8, local (`autotune targets`)."
+
+
+compile_timeout = click.option(
+    "--timeout", type=TIMEOUT, default=COMPILE_SECONDS, show_default=True, help="Seconds one compile may take."
+)
 
 
 @contextmanager

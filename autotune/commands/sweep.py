@@ -18,6 +18,7 @@ from autotune.commands.options import (
     batch_rule_option,
     check_matmul_dtype,
     compile_option,
+    compile_timeout,
     critical_tokens,
     default_dtype,
     fix_option,
@@ -34,7 +35,7 @@ from autotune.commands.options import (
     with_training_of,
     writable,
 )
-from autotune.commands.values import AXES, BATCH, MODEL, PATH, TARGET, TIMEOUT, Number, Suggested, axes_of
+from autotune.commands.values import AXES, BATCH, MODEL, PATH, TARGET, Number, Suggested, axes_of
 from autotune.meshes.fields import did_you_mean
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ if TYPE_CHECKING:
 @click.option("--what-helps", is_flag=True, help="The same with one thing made better at a time, layouts chosen again.")
 @click.option("--shapes", is_flag=True, help="Deep against fat at the largest size: equal parameters, equal FLOPs.")
 @compile_option("How many of the points to compile, spread over the sizes.", 0, old={"--confirm": None})
-@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds one compile may take.")  # noqa: E501
+@compile_timeout
 @store_option
 @click.option("--plot", type=PATH, help="Write a picture (.png, .svg) and its numbers (.csv).")
 @json_option

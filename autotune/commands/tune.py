@@ -8,6 +8,7 @@ from autotune.commands.command import Command
 from autotune.commands.job_file import job_options
 from autotune.commands.options import (
     compile_option,
+    compile_timeout,
     fix_option,
     json_option,
     layouts_of,
@@ -24,7 +25,7 @@ from autotune.commands.options import (
     writable,
 )
 from autotune.commands.run import need_compile, run_search
-from autotune.commands.values import AXES, LAYOUT, PATH, TIMEOUT, Whole, axes_of
+from autotune.commands.values import AXES, LAYOUT, PATH, Whole, axes_of
 
 
 @click.command(cls=Command)
@@ -45,7 +46,7 @@ from autotune.commands.values import AXES, LAYOUT, PATH, TIMEOUT, Whole, axes_of
     help="Of a --workload: small compiles first, that tell how its bytes and seconds scale.",
 )
 @click.option("--jobs", type=Whole(1, 1024), default=2, show_default=True, help="Compiles at the same time.")
-@click.option("--timeout", type=TIMEOUT, default=900.0, show_default=True, help="Seconds one compile may take.")
+@compile_timeout
 @click.option("--retry", is_flag=True, help="Try again what crashed or timed out before.")
 @store_option
 @click.option("--out", type=PATH, help="Write the plan here (JSON).")

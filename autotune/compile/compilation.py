@@ -19,6 +19,9 @@ FAILURES = ("oom", "failed", "crash", "timeout")
 RETRIED = ("crash", "timeout")
 """Kinds of failure that `--retry` tries again: the compiler itself said nothing about the layout."""
 STAGES = ("start", "build", "compile", "read")
+COMPILE_SECONDS = 3600.0
+"""What one compile may take unless the user says otherwise. Large models take long: Gemma-3-27B for 256 chips of v6e 28
+minutes, DeepSeek-V3 for 128 of TPU7x 54 (libtpu 0.0.42.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune.compile.compilation import (
+    COMPILE_SECONDS,
     RETRIED,
     Candidate,
     Compilation,
@@ -121,7 +122,7 @@ def compile_all(
     jobs: Iterable[Candidate],
     *,
     workers: int = 2,
-    timeout_seconds: float = 900.0,
+    timeout_seconds: float = COMPILE_SECONDS,
     store: Store | None = None,
     on_event: Callable[[CompileEvent], None] | None = None,
     executor: Executor | None = None,

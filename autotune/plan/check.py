@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.analysis.analyse import predict, program_of
-from autotune.compile.compilation import Candidate, CompileFailure
+from autotune.compile.compilation import COMPILE_SECONDS, Candidate, CompileFailure
 from autotune.compile.compile import compile_all
 from autotune.hlo.unreadable import UnreadableProgram
 from autotune.meshes.target import Target
@@ -51,7 +51,7 @@ def check_plan(
     target: Target | None = None,
     tolerance: float = TOLERANCE,
     store: Store | None = None,
-    timeout_seconds: float = 900.0,
+    timeout_seconds: float = COMPILE_SECONDS,
 ) -> tuple[Growth, ...]:
     """What grew since the plan was made; () when it holds. Raises CheckFailed when it does not compile any more.
 

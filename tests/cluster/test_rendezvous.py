@@ -178,7 +178,7 @@ def test_one_killed_while_the_others_are_awaited_is_named(tool):
         pytest.param({"--layouts": "fsdp=2"}, "--layouts is fsdp=2, in process 0 it is data=2", marks=pytest.mark.slow),
         ({"--processes": "3"}, "--processes is 3, in process 0 it is 2"),
         pytest.param({"--fix": "zero=1"}, "--fix is zero=1, in process 0 it is not given", marks=pytest.mark.slow),
-        pytest.param({"--timeout": "77"}, "--timeout is 77.0, in process 0 it is 900.0", marks=pytest.mark.slow),
+        pytest.param({"--timeout": "77"}, "--timeout is 77.0, in process 0 it is 3600.0", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_of_another_command_is_named_with_the_field(tool, changes, field):
