@@ -20,6 +20,9 @@ LARGEST_STEP = 2**53
 
 MLPS = ("gelu-2mat", "swiglu-3mat")
 
+DROPLESS = "dropless"
+"""`capacity_factor` in a file or a setting that drops no token."""
+
 NOTABLE_MASK = 0.1
 """Share of a model's FLOPs from which what a causal mask hides, which MFU counts, is worth a line on a screen."""
 
@@ -30,7 +33,8 @@ class TransformerShape:
 
     `experts` = 0 is a dense MLP; else each token visits `experts_per_token` of `experts` MLPs of width `d_ff` and all
     of `shared_experts`. An expert has room for `capacity_factor` times its mean load of a sequence (Fedus et al. 2021,
-    arXiv 2101.03961, section 2.2); `experts / experts_per_token` drops no token whatever the routing. `kind` "decoder"
+    arXiv 2101.03961, section 2.2); `experts / experts_per_token` drops no token whatever the routing; None is dropless:
+    no slots, tokens are sorted by expert (Gale et al. 2022, arXiv 2211.15841). `kind` "decoder"
     is causal and predicts the next token; "encoder" attends both ways.
     `tied_embeddings`: the output projection is the embedding transposed. `architecture`: of a model that this uniform
     stack cannot say, its layers, by which parameters, FLOPs and prices are counted then; the sizes here are those that
@@ -49,7 +53,7 @@ class TransformerShape:
     experts: int = 0
     experts_per_token: int = 0
     shared_experts: int = 0
-    capacity_factor: float = 1.25
+    capacity_factor: float | None = 1.25
     kind: str = "decoder"
     tied_embeddings: bool = False
     architecture: Architecture | None = None
@@ -81,10 +85,14 @@ class TransformerShape:
                 f"model {self.name}: experts_per_token={self.experts_per_token} must be 1 to experts={self.experts}"
             )
         factor = self.capacity_factor
-        if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor <= 1e6:
+        number = isinstance(factor, int | float) and not isinstance(factor, bool) and 0 < factor <= 1e6
+        if factor is not None and not number:
             raise ValueError(
-                f"model {self.name}: capacity_factor={short(factor)} must be a number above 0, at most 1e6"
+                f"model {self.name}: capacity_factor={short(factor)} must be a number above 0, at most 1e6, "
+                f"or {DROPLESS}"
             )
+        if factor is None and not self.experts:
+            raise ValueError(f"model {self.name}: capacity_factor={DROPLESS} needs experts")
 
     @property
     def mlp_matrices(self) -> int:
@@ -123,7 +131,9 @@ class TransformerShape:
 
     @property
     def slots_per_token(self) -> float:
-        """Places of routed experts for each token, filled or not."""
+        """Places of routed experts for each token, filled or not; without a capacity all are filled."""
+        if self.capacity_factor is None:
+            return float(self.experts_per_token)
         return min(self.experts_per_token * self.capacity_factor, float(self.experts))
 
     @property
@@ -334,6 +344,8 @@ def read_transformer(path: Path) -> TransformerShape:
             )
         values["head_dim"] = values["d_model"] // values["heads"]
     values.setdefault("kv_heads", values.get("heads"))
+    if values.get("capacity_factor") == DROPLESS:
+        values["capacity_factor"] = None
     missing = [
         field.name
         for field in dataclasses.fields(TransformerShape)

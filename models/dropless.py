@@ -1,0 +1,123 @@
+"""Routing that drops no token: each device sorts the choices of its tokens by expert, so that an expert is a group of
+rows (`autotune.models.grouped_matmul`).
+
+Letters: Batch, Length, D model, K experts a token, Tokens, Rows, G devices. Where experts are cut over `expert`, each
+device gathers the tokens of all devices along it, works on the rows of its own experts, and the sums of all experts
+are scattered back (MaxText's `use_ring_of_experts`). Its buffer has room for every token it may get: all of them, for
+as many experts as a token can choose there. An exchange of the chosen rows alone (ragged all-to-all) needs that room,
+too, and has no CPU backend. The sequence may be cut anywhere: no token's fate depends on another.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from autotune.models.execution import Execution
+from autotune.models.grouped_matmul import BALANCED_ROWS, padded_rows
+from autotune.models.take_rows import take_rows
+
+TOKENS = ("batch", "norm_length", "features")
+
+
+class Plan(NamedTuple):
+    """Where the choices of all gathered tokens go, one block for each device (`own`)."""
+
+    sizes_GE: jax.Array
+    """Rows of each expert of the device; its rows are sorted by expert."""
+    places_GTK: jax.Array
+    """The row of each of a token's choices here, or -1. At most as many as the device has experts are here."""
+    picks_GTK: jax.Array
+    """Which of the token's choices each of them is."""
+    choices_GR: jax.Array
+    """The reverse of `places`: the choice in each row, numbered token * K + choice, or -1."""
+
+
+def scope_of(experts: int, per_token: int, run: Execution) -> str:
+    """The share of a device's buffer that is filled when tokens are balanced, as the name of a scope."""
+    return BALANCED_ROWS.format(per_token, run.layout.expert * choices_here(experts, per_token, run))
+
+
+def choices_here(experts: int, per_token: int, run: Execution) -> int:
+    """How many of a token's choices one device may have."""
+    return min(per_token, experts // run.layout.expert)
+
+
+def dispatch(x_BLD: jax.Array, chosen_BLK: jax.Array, experts: int, run: Execution) -> tuple[jax.Array, Plan]:
+    """(rows GxRxD, the plan by which they come back)."""
+    here = experts // run.layout.expert
+
+    def local(x, chosen):
+        x, chosen = _gathered(x, run), _gathered(chosen, run)
+        tokens, per_token = x.shape[0] * x.shape[1], chosen.shape[-1]
+        first = jax.lax.axis_index("expert") * here
+        plan = assign(chosen.reshape(tokens, per_token) - first, here, run)
+        each = plan.places_GTK.shape[-1]
+        of_row = jnp.where(plan.choices_GR < 0, -1, plan.choices_GR // each)
+        rows = take_rows(x.reshape(1, tokens, -1), of_row[None], plan.places_GTK[None])
+        return rows, jax.tree.map(lambda array: array[None], plan)
+
+    spec = run.sharder.spec
+    return run.sharder.map(
+        local, in_specs=(spec(TOKENS), spec((*TOKENS[:2], None))), out_specs=(spec(("own", None, None)), _specs(run))
+    )(x_BLD, chosen_BLK)
+
+
+def combine(out_GRD: jax.Array, gates_BLK: jax.Array, plan: Plan, run: Execution) -> jax.Array:
+    """Rows back to tokens, each choice weighted by its gate, summed over experts and over `tensor`: BxLxD."""
+
+    def local(out, gates, *plan):
+        _, places, picks, choices = plan
+        gates = _gathered(gates, run)
+        batch, length = gates.shape[:2]
+        rows = take_rows(out, places.reshape(1, -1), choices[..., None]).reshape(*places.shape[1:], -1)
+        weights = jnp.take_along_axis(gates.reshape(batch * length, -1), picks[0], axis=1)
+        mixed = jnp.einsum("tkd,tk->td", rows, weights.astype(rows.dtype)).reshape(batch, length, -1)
+        if run.layout.sequence_parallel:
+            mixed = jax.lax.psum_scatter(mixed, "tensor", scatter_dimension=1, tiled=True)
+        else:
+            mixed = jax.lax.psum(mixed, "tensor")
+        return jax.lax.psum_scatter(mixed, "expert", scatter_dimension=0, tiled=True)
+
+    spec = run.sharder.spec
+    return run.sharder.map(
+        local,
+        in_specs=(spec(("own", None, None)), spec((*TOKENS[:2], None)), *_specs(run)),
+        out_specs=spec(TOKENS),
+    )(out_GRD, gates_BLK, *plan)
+
+
+def assign(chosen_TK: jax.Array, experts: int, run: Execution) -> Plan:
+    """One device's plan, without the leading axis. Experts of this device are 0 to `experts` - 1; others have other
+    numbers."""
+    tokens, per_token = chosen_TK.shape
+    here = (chosen_TK >= 0) & (chosen_TK < experts)
+    keys = jnp.where(here, chosen_TK, experts).reshape(-1)
+    sizes = (keys[:, None] == jnp.arange(experts)[None, :]).sum(axis=0, dtype=jnp.int32)
+    order = jnp.argsort(keys)
+    places = jnp.where(here, jnp.argsort(order).reshape(tokens, per_token), -1)
+    each = min(per_token, experts)
+    room = padded_rows(tokens * each, run)
+    if each == per_token:
+        picks = jnp.tile(jnp.arange(per_token)[None, :], (tokens, 1))
+        choices = jnp.pad(order, (0, room - order.size), constant_values=-1)
+        choices = jnp.where(jnp.arange(room) < sizes.sum(), choices, -1)
+    else:
+        places, picks = jax.lax.top_k(places, each)
+        choices = jnp.full(room, -1).at[jnp.where(places < 0, room, places).reshape(-1)].set(
+            jnp.arange(tokens * each), mode="drop"
+        )
+    return Plan(sizes, places, picks, choices)
+
+
+def _gathered(x: jax.Array, run: Execution) -> jax.Array:
+    """What the devices along `expert` hold of the batch, and those along `tensor` of the sequence, BxLx..."""
+    x = jax.lax.all_gather(x, "expert", axis=0, tiled=True)
+    return jax.lax.all_gather(x, "tensor", axis=1, tiled=True) if run.layout.sequence_parallel else x
+
+
+def _specs(run: Execution) -> Plan:
+    spec = run.sharder.spec
+    return Plan(*(spec(("own", *(None,) * count)) for count in (1, 2, 2, 1)))
