@@ -130,6 +130,11 @@ class TransformerShape:
         return self.layers * layer + embeddings + self.d_model
 
     @property
+    def dropless(self) -> bool:
+        """Whether it has experts that drop no token."""
+        return bool(self.experts) and self.capacity_factor is None
+
+    @property
     def slots_per_token(self) -> float:
         """Places of routed experts for each token, filled or not; without a capacity all are filled."""
         if self.capacity_factor is None:

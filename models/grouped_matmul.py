@@ -52,7 +52,8 @@ def grouped_matmul(
     """
     own = run.sharder.spec(("own", None, None))
     of_sizes, of_weight = run.sharder.spec(("own", None)), run.sharder.spec(names)
-    product, product_with_transposed, product_of_rows = kernels(run)
+    # No kernel has a rule for vmap. That of `reduce=step` leaves one replica on each device, so a loop has one turn.
+    product, product_with_transposed, product_of_rows = map(jax.custom_batching.sequential_vmap, kernels(run))
     ahead, back, of_w = (
         run.sharder.map(_scoped(function, scope), in_specs=in_specs, out_specs=out_spec)
         for function, in_specs, out_spec in (

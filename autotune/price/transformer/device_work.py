@@ -26,6 +26,9 @@ ROUTED_TRAFFIC = (24.0, 28.0)
 written in the compute dtype (12), in both directions; a compiled Mixtral has 25. Backward the same, and the sum over
 the copies of a token (4)."""
 
+DROPLESS_TRAFFIC = (12.0, 14.0)
+"""The same, per row of the buffer, of experts that drop no token (`autotune.models.dropless`)."""
+
 NORM_TRAFFIC = (4.0, 8.0)
 """Bytes of memory traffic, (forward, backward), per element of a norm beyond the two of a layer (as in
 `training_stack.Traffic.stream`)."""
@@ -233,12 +236,16 @@ def _work_of_kind(
             hidden_in = _sum(hidden_in, matmul(tokens, beside, d, float(first)))
             hidden_out = _sum(hidden_out, matmul(tokens, d, beside))
         hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d, narrow=None))
-        copies = shape.slots_per_token + shape.shared_experts
+        held = shape.slots_per_token
+        if shape.dropless:
+            # Room for every choice that the tokens of all devices along `expert` can have here.
+            held = expert * np.minimum(shape.experts_per_token, local)
+        copies = held + shape.shared_experts
         if kind is not None:
-            copies = shape.slots_per_token + kind.mlp.shared_width / kind.mlp.width
+            copies = held + kind.mlp.shared_width / kind.mlp.width
     else:
         hidden_in, hidden_out = matmul(tokens, hidden, d, float(first)), matmul(tokens, d, hidden)
-        copies = 1
+        copies, held = 1, 0.0
 
     attention = attention_work(
         shape, seq, dtype, hardware, stack, sequences=sequences, heads=heads, kv_heads=kv_heads, context=context,
@@ -249,14 +256,16 @@ def _work_of_kind(
     elements = (tokens * d / cut, tokens * (heads + 2 * kv_heads) * h, tokens * copies * hidden)
     if attends is not None and attends.latent:
         elements = (elements[0], tokens * (heads * (2.0 * h + values) + latents), elements[2])
-    slots = tokens * (shape.slots_per_token if shape.experts else 0.0) * d / tensor
+    # Slots travel cut along `tensor`; rows of experts that drop no token are whole along it.
+    parts, routed_traffic = (1, DROPLESS_TRAFFIC) if shape.dropless else (tensor, ROUTED_TRAFFIC)
+    slots = tokens * held * d / parts
     elementwise = tuple(
         scale
         * (
             elements[0] * traffic.stream[way]
             + elements[1] * traffic.heads[way]
             + elements[2] * (traffic.hidden[way] + gate * traffic.gate[way])
-            + slots * ROUTED_TRAFFIC[way]
+            + slots * routed_traffic[way]
         )
         / hbm
         for way in (0, 1)
@@ -338,7 +347,7 @@ def _work_of_kind(
     }
     # The backward pass of the experts ends before that of attention begins, so only the larger of the two counts.
     blocks = PLAIN_BYTES * attention.heads * attention.block_scores
-    in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * tensor, blocks)
+    in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * parts, blocks)
     scores_in_hand = saved.scores_working * attention.scores * (not stack.flash)
     in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
     return Work(
@@ -354,7 +363,7 @@ def _work_of_kind(
         head=matmul(tokens, shape.vocab / tensor / tiles, d, tiles, narrow=None),
         loss=(scale * traffic.logits[0] * logits / hbm, (scale * traffic.logits[1] * logits + tiled) / hbm),
         stream_bytes=width * tokens * d,
-        slot_bytes=width * slots * tensor,
+        slot_bytes=width * slots * parts,
         kv_bytes=width * tokens * kv_heads * (h + values),
         kept={name: scale * value for name, value in kept.items()},
         layer_work_bytes=scale * in_hand,
