@@ -27,12 +27,13 @@ class Plan(NamedTuple):
 
     sizes_GE: jax.Array
     """Rows of each expert of the device; its rows are sorted by expert."""
-    places_GTK: jax.Array
-    """The row of each of a token's choices here, or -1. At most as many as the device has experts are here."""
-    picks_GTK: jax.Array
+    places_GKT: jax.Array
+    """The row of each of a token's choices here, or -1. At most as many as the device has experts are here. Choices
+    come first: TPUs lay out the last two dimensions in tiles, which two choices would fill to a quarter."""
+    picks_GKT: jax.Array
     """Which of the token's choices each of them is."""
     choices_GR: jax.Array
-    """The reverse of `places`: the choice in each row, numbered token * K + choice, or -1."""
+    """The reverse of `places`: the choice in each row, numbered choice * T + token, or -1."""
 
 
 def scope_of(experts: int, per_token: int, run: Execution) -> str:
@@ -53,11 +54,9 @@ def dispatch(x_BLD: jax.Array, chosen_BLK: jax.Array, experts: int, run: Executi
         x, chosen = _gathered(x, run), _gathered(chosen, run)
         tokens, per_token = x.shape[0] * x.shape[1], chosen.shape[-1]
         first = jax.lax.axis_index("expert") * here
-        plan = assign(chosen.reshape(tokens, per_token) - first, here, run)
-        each = plan.places_GTK.shape[-1]
-        of_row = jnp.where(plan.choices_GR < 0, -1, plan.choices_GR // each)
-        rows = take_rows(x.reshape(1, tokens, -1), of_row[None], plan.places_GTK[None])
-        return rows, jax.tree.map(lambda array: array[None], plan)
+        plan = assign(chosen.reshape(tokens, per_token).T - first, here, run)
+        plan = jax.tree.map(lambda array: array[None], plan)
+        return spread(x.reshape(1, tokens, -1), plan.places_GKT, plan.choices_GR), plan
 
     spec = run.sharder.spec
     return run.sharder.map(
@@ -73,8 +72,8 @@ def combine(out_GRD: jax.Array, gates_BLK: jax.Array, plan: Plan, run: Execution
         gates = _gathered(gates, run)
         batch, length = gates.shape[:2]
         rows = take_rows(out, places.reshape(1, -1), choices[..., None]).reshape(*places.shape[1:], -1)
-        weights = jnp.take_along_axis(gates.reshape(batch * length, -1), picks[0], axis=1)
-        mixed = jnp.einsum("tkd,tk->td", rows, weights.astype(rows.dtype)).reshape(batch, length, -1)
+        weights = jnp.take_along_axis(gates.reshape(batch * length, -1).T, picks[0], axis=0)
+        mixed = jnp.einsum("ktd,kt->td", rows, weights.astype(rows.dtype)).reshape(batch, length, -1)
         if run.layout.sequence_parallel:
             mixed = jax.lax.psum_scatter(mixed, "tensor", scatter_dimension=1, tiled=True)
         else:
@@ -89,27 +88,43 @@ def combine(out_GRD: jax.Array, gates_BLK: jax.Array, plan: Plan, run: Execution
     )(out_GRD, gates_BLK, *plan)
 
 
-def assign(chosen_TK: jax.Array, experts: int, run: Execution) -> Plan:
+def assign(chosen_KT: jax.Array, experts: int, run: Execution) -> Plan:
     """One device's plan, without the leading axis. Experts of this device are 0 to `experts` - 1; others have other
     numbers."""
-    tokens, per_token = chosen_TK.shape
-    here = (chosen_TK >= 0) & (chosen_TK < experts)
-    keys = jnp.where(here, chosen_TK, experts).reshape(-1)
+    per_token, tokens = chosen_KT.shape
+    here = (chosen_KT >= 0) & (chosen_KT < experts)
+    keys = jnp.where(here, chosen_KT, experts).reshape(-1)
     sizes = (keys[:, None] == jnp.arange(experts)[None, :]).sum(axis=0, dtype=jnp.int32)
     order = jnp.argsort(keys)
-    places = jnp.where(here, jnp.argsort(order).reshape(tokens, per_token), -1)
+    places = jnp.where(here, jnp.argsort(order).reshape(per_token, tokens), -1)
     each = min(per_token, experts)
     room = padded_rows(tokens * each, run)
     if each == per_token:
-        picks = jnp.tile(jnp.arange(per_token)[None, :], (tokens, 1))
+        picks = jnp.tile(jnp.arange(per_token)[:, None], (1, tokens))
         choices = jnp.pad(order, (0, room - order.size), constant_values=-1)
         choices = jnp.where(jnp.arange(room) < sizes.sum(), choices, -1)
     else:
-        places, picks = jax.lax.top_k(places, each)
-        choices = jnp.full(room, -1).at[jnp.where(places < 0, room, places).reshape(-1)].set(
-            jnp.arange(tokens * each), mode="drop"
-        )
+        places, picks = (found.T for found in jax.lax.top_k(places.T, each))
+        rows = jnp.where(places < 0, room, places).reshape(-1)
+        choices = jnp.full(room, -1).at[rows].set(jnp.arange(tokens * each), mode="drop")
     return Plan(sizes, places, picks, choices)
+
+
+@jax.custom_vjp
+def spread(x_BTD: jax.Array, places_BKT: jax.Array, choices_BR: jax.Array) -> jax.Array:
+    """Each token to the rows of its choices, BxRxD; its gradient is gathered from them."""
+    of_row = jnp.where(choices_BR < 0, -1, choices_BR % x_BTD.shape[1])
+    rows = jnp.take_along_axis(x_BTD, jnp.maximum(of_row, 0)[..., None], axis=1)
+    return jnp.where(of_row[..., None] >= 0, rows, jnp.zeros((), x_BTD.dtype))
+
+
+def _spread_backward(saved, gradient):
+    places, choices = saved
+    back = take_rows(gradient, places.reshape(places.shape[0], -1), choices[..., None])
+    return back.reshape(*places.shape, -1).sum(axis=1), None, None
+
+
+spread.defvjp(lambda x, places, choices: (spread(x, places, choices), (places, choices)), _spread_backward)
 
 
 def _gathered(x: jax.Array, run: Execution) -> jax.Array:
