@@ -72,7 +72,8 @@ def transformer_workload(
     training = training or Training()
     if training.lora is not None:
         check_lora(training.lora, transformer.described)
-    told = ", ".join(filter(None, (dtype, training.words())))
+    experts = "dropless experts" if transformer.dropless else ""
+    told = ", ".join(filter(None, (dtype, training.words(), experts)))
     return Workload.of(
         name=f"{transformer.name}, batch {batch} x {seq} tokens, {told}",
         build=partial(_build, transformer, batch, seq, dtype, training),

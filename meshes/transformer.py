@@ -11,6 +11,7 @@ from autotune.meshes.architecture import REFERENCE_MLPS, Architecture, Attention
 from autotune.meshes.fields import did_you_mean, json_object, one_line, read_text, short
 from autotune.meshes.lora import Lora
 from autotune.meshes.matrices import matrices_of_layer
+from autotune.meshes.training import Training
 
 LARGEST_SIZE = 2**31 - 1
 """Of every size of a model: what the dimension of an array can be."""
@@ -22,6 +23,8 @@ MLPS = ("gelu-2mat", "swiglu-3mat")
 
 DROPLESS = "dropless"
 """`capacity_factor` in a file or a setting that drops no token."""
+
+CAPACITY_RULE = f"must be a number above 0, at most 1e6, or {DROPLESS}"
 
 NOTABLE_MASK = 0.1
 """Share of a model's FLOPs from which what a causal mask hides, which MFU counts, is worth a line on a screen."""
@@ -85,12 +88,8 @@ class TransformerShape:
                 f"model {self.name}: experts_per_token={self.experts_per_token} must be 1 to experts={self.experts}"
             )
         factor = self.capacity_factor
-        number = isinstance(factor, int | float) and not isinstance(factor, bool) and 0 < factor <= 1e6
-        if factor is not None and not number:
-            raise ValueError(
-                f"model {self.name}: capacity_factor={short(factor)} must be a number above 0, at most 1e6, "
-                f"or {DROPLESS}"
-            )
+        if not is_capacity(factor):
+            raise ValueError(f"model {self.name}: capacity_factor={short(factor)} {CAPACITY_RULE}")
         if factor is None and not self.experts:
             raise ValueError(f"model {self.name}: capacity_factor={DROPLESS} needs experts")
 
@@ -200,6 +199,19 @@ class TransformerShape:
         """Parts that the reference model does not have, in words: then it is priced only."""
         return [] if self.architecture is None else lacks(self.architecture)
 
+    def dropless_lacks(self, platform: str, training: Training) -> list[str]:
+        """Why experts that drop no token are priced only, in words; empty where they are compiled, or drop tokens."""
+        if not self.dropless:
+            return []
+        found = []
+        if platform == "cuda":
+            found.append("JAX compiles no grouped matmul for a GPU that is not attached")
+        if training.matmul_dtype:
+            found.append(f"grouped matmuls run in the compute dtype, not in {training.matmul_dtype}")
+        if training.lora is not None:
+            found.append("matrices of grouped matmuls have no adapters and are not quantised")
+        return [f"capacity_factor={DROPLESS}: {reason}" for reason in found]
+
     @property
     def ring_lacks(self) -> list[str]:
         """Parts of its attention that a ring along `context` does not have, in words."""
@@ -294,6 +306,13 @@ class TransformerShape:
                 self.architecture, batch, seq, masked=True
             )
         return 6.0 * self.layers * self.heads * self.head_dim * (seq - 1) * batch * seq
+
+
+def is_capacity(factor: object) -> bool:
+    """Whether a value can be the `capacity_factor` of a model."""
+    if factor is None:
+        return True
+    return isinstance(factor, int | float) and not isinstance(factor, bool) and 0 < factor <= 1e6
 
 
 def visible_keys(attention: AttentionKind, seq: int, *, masked: bool) -> float:

@@ -17,11 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from autotune.meshes.architecture import GROUPED_ROWS
 from autotune.meshes.sharding import partition_spec
 from autotune.models.execution import Execution
-
-ROWS_OF_A_TILE = 512
-"""Of megablox on TPUs: MaxText's tile, too. The buffer of rows is a multiple of it."""
 
 TILE = {2: 1024, 4: 512}
 """Bytes of a number -> largest tile of the other two sides: more does not fit in 16 MiB of vector memory."""
@@ -37,7 +35,7 @@ def padded_rows(rows: int, run: Execution) -> int:
     """Rows of a buffer that has room for `rows`."""
     if not run.on_tpu:
         return rows
-    tile = ROWS_OF_A_TILE if rows > ROWS_OF_A_TILE else 128
+    tile = GROUPED_ROWS if rows > GROUPED_ROWS else 128
     return rows + -rows % tile
 
 
@@ -175,4 +173,4 @@ def _megablox_of_rows(x, g, sizes):
 
 def _tiles(x: jax.Array, contracted: int, made: int) -> tuple[int, int, int]:
     largest = TILE[x.dtype.itemsize]
-    return math.gcd(x.shape[0], ROWS_OF_A_TILE), min(contracted, largest), min(made, largest)
+    return math.gcd(x.shape[0], GROUPED_ROWS), min(contracted, largest), min(made, largest)

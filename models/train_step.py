@@ -173,7 +173,13 @@ def build_step(
     if layout.schedule not in (None, *RUNNABLE):
         raise ValueError(f"layout {layout}: schedule={layout.schedule} can be priced but not run; {RUNNABLE} can")
     training = training or Training()
+    if reasons := transformer.dropless_lacks(platform, training):
+        raise ValueError(f"model {transformer.name}: priced only: {'; '.join(reasons)}")
     run = execution_of(layout, mesh, dtype, training.matmul_dtype)
+    if transformer.dropless and layout.reduce == "step" and run.sharder.explicit:
+        raise ValueError(
+            f"layout {layout}: reduce=step needs a mesh of Auto axes where experts drop no token (capacity_factor=dropless)"
+        )
     if training.lora and training.lora.base_dtype in PRICED_ONLY:
         raise ValueError(f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}")
     definition, abstract, axes = abstract_network(transformer, training)

@@ -56,6 +56,7 @@ _FLASH = re.compile(r"flash_attention|flash_mha")
 _BODY = re.compile(r'"body": ?"([A-Za-z0-9+/=]*)"')
 _CUBLAS = re.compile(r'"dot_dimension_numbers": ?(\{[^}]*\})')
 _SEQUENCE_MINOR = "2"
+_GROUPED = re.compile(r"\bt?gmm\b|ragged-dot-none")
 _BALANCED_ROWS = re.compile(r"balanced_rows_(\d+)_of_(\d+)")
 
 
@@ -66,6 +67,22 @@ def rows_filled(op: Op) -> float:
     """The share of the rows of its buffers that a grouped matmul works on; 1 of any other kernel."""
     found = _BALANCED_ROWS.search(op.word("op_name") or "")
     return int(found[1]) / int(found[2]) if found and op.opcode == "custom-call" else 1.0
+
+
+def tile_visits(computation: Computation, op: Op) -> float:
+    """How often a grouped matmul on TPUs computes a tile of rows, in the mean; 1 of any other kernel.
+
+    Its tables of whole numbers say: the first has one entry more than there are groups, the second one for each tile
+    and one for each border between groups, whose tile belongs to two.
+    """
+    if op.opcode != "custom-call" or not _GROUPED.search(f"{op.name} {op.word('op_name') or ''}"):
+        return 1.0
+    arrays = [shape for name in op.operands for shape in computation.by_name[name].shapes]
+    tables = [shape.dims[0] for shape in arrays if shape.dtype == "s32" and len(shape.dims) == 1]
+    if len(tables) < 2 or tables[1] <= tables[0] - 2:
+        return 1.0
+    borders = tables[0] - 2
+    return 1.0 + borders / ((tables[1] - borders) * rows_filled(op))
 
 
 def target_of(op: Op) -> str:

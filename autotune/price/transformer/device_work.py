@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES, matmul_seconds
-from autotune.meshes.architecture import AttentionKind, LayerKind
+from autotune.meshes.architecture import GROUPED_ROWS, AttentionKind, LayerKind
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.matrices import matrices_of_layer
 from autotune.meshes.transformer import TransformerShape
@@ -225,8 +225,18 @@ def _work_of_kind(
     hidden = shape.d_ff / tensor
     if shape.experts:
         local = shape.experts / expert
-        each = tokens * shape.slots_per_token / local
+        held = shape.slots_per_token
+        if shape.dropless:
+            # Room for every choice that the tokens of all devices along `expert` can have here.
+            held = expert * np.minimum(shape.experts_per_token, local)
+        # On CPU every row of that room meets every expert.
+        each = tokens * held if shape.dropless and hardware.platform == "cpu" else tokens * shape.slots_per_token / local
         hidden_in, hidden_out = matmul(each, hidden, d, first * local), matmul(each, d, hidden, local)
+        if shape.dropless and hardware.platform == "tpu":
+            # The tile at each border between two experts' rows is computed for both.
+            more = each + GROUPED_ROWS * (local - 1.0) / local
+            hidden_in = dataclasses.replace(matmul(more, hidden, d, first * local), flops=hidden_in.flops)
+            hidden_out = dataclasses.replace(matmul(more, d, hidden, local), flops=hidden_out.flops)
         if shape.shared_experts:
             shared = float(shape.shared_experts)
             hidden_in = _sum(hidden_in, matmul(tokens, hidden, d, first * shared))
@@ -236,10 +246,6 @@ def _work_of_kind(
             hidden_in = _sum(hidden_in, matmul(tokens, beside, d, float(first)))
             hidden_out = _sum(hidden_out, matmul(tokens, d, beside))
         hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d, narrow=None))
-        held = shape.slots_per_token
-        if shape.dropless:
-            # Room for every choice that the tokens of all devices along `expert` can have here.
-            held = expert * np.minimum(shape.experts_per_token, local)
         copies = held + shape.shared_experts
         if kind is not None:
             copies = held + kind.mlp.shared_width / kind.mlp.width
