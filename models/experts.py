@@ -99,7 +99,7 @@ class Experts(nnx.Module):
         up = keep(multiply(rows, "up"), MLP_UP)
         gate = keep(multiply(rows, "gate"), MLP_GATE) if hasattr(self, "gate") else None
         out = keep(multiply(activate(self.activation, up, gate), "down"), MLP_OUT)
-        wants = (chosen[..., None] == jnp.arange(experts)).sum(axis=(1, 2), dtype=jnp.float32)
+        wants = (chosen[..., None] == jnp.arange(experts)[None, None, None, :]).sum(axis=(1, 2), dtype=jnp.float32)
         load = run.sharder.constrain(wants, ("batch", None)) * (experts / (chosen.shape[1] * self.per_token))
         return dropless.combine(out, gates, plan, run), load, probabilities
 
