@@ -86,6 +86,8 @@ class Work:
     """Into the MLP's hidden width; of experts also the router."""
     hidden_out: Matmul
     """From the MLP's hidden width back to the residual stream."""
+    grouped: tuple[Matmul, Matmul]
+    """Of these two, what kernels of their own do (grouped matmuls on TPUs): no collective runs inside them."""
     attention: AttentionWork
     """Attention's core."""
     elementwise: Pair
@@ -223,6 +225,7 @@ def _work_of_kind(
         to_heads = _latent_projections(matmul, attends, tokens, heads, d)
     first = shape.mlp_matrices - 1
     hidden = shape.d_ff / tensor
+    grouped = (_no_matmul(tokens), _no_matmul(tokens))
     if shape.experts:
         local = shape.experts / expert
         held = shape.slots_per_token
@@ -237,6 +240,7 @@ def _work_of_kind(
             more = each + GROUPED_ROWS * (local - 1.0) / local
             hidden_in = dataclasses.replace(matmul(more, hidden, d, first * local), flops=hidden_in.flops)
             hidden_out = dataclasses.replace(matmul(more, d, hidden, local), flops=hidden_out.flops)
+            grouped = (hidden_in, hidden_out)
         if shape.shared_experts:
             shared = float(shape.shared_experts)
             hidden_in = _sum(hidden_in, matmul(tokens, hidden, d, first * shared))
@@ -362,6 +366,7 @@ def _work_of_kind(
         out=matmul(tokens, d, heads * values),
         hidden_in=hidden_in,
         hidden_out=hidden_out,
+        grouped=grouped,
         attention=attention,
         elementwise=elementwise,  # type: ignore[arg-type]
         quantised=quantised,
@@ -379,6 +384,11 @@ def _work_of_kind(
         held_logit_bytes=np.where(tiles > 1, 0.0, scale * saved.held_logits * logits),
         adapters=adapters,
     )
+
+
+def _no_matmul(like: np.ndarray) -> Matmul:
+    nothing = np.zeros_like(like)
+    return Matmul(flops=nothing, forward=nothing, backward_input=nothing, backward_weight=nothing)
 
 
 def _sum(a: Matmul, b: Matmul) -> Matmul:

@@ -85,7 +85,8 @@ class MicrobatchTerms(Rows):
         self._tensor()
         self._context(*core)
         self._expert()
-        self._fsdp(self.forward - core[0], self.backward + self.weight - core[1])
+        kernels = [one + beside for one, beside in zip(core, self._grouped(), strict=True)]
+        self._fsdp(self.forward - kernels[0], self.backward + self.weight - kernels[1])
         self._head()
         self.layer, self.head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
 
@@ -145,6 +146,15 @@ class MicrobatchTerms(Rows):
         weight = own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
         self.forward, self.backward, self.weight = forward, backward, weight
         return core[0], core[1] + core_rerun
+
+    def _grouped(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of grouped matmuls in kernels of their own, (forward, backward with what is recomputed)."""
+        ahead, back = self.nothing, self.nothing
+        for name, matmul in zip(("hidden_in", "hidden_out"), self.prepared.work.grouped, strict=True):
+            forward = self.of(matmul.forward)
+            ahead = ahead + forward
+            back = back + self.of(matmul.backward_input) + self.of(matmul.backward_weight) + self.again[name] * forward
+        return ahead, back
 
     def _casts(self) -> np.ndarray:
         """Add the memory traffic of a layer's weights: the casts to the compute dtype, in a pipeline the copies of
