@@ -26,8 +26,11 @@ ROUTED_TRAFFIC = (24.0, 28.0)
 written in the compute dtype (12), in both directions; a compiled Mixtral has 25. Backward the same, and the sum over
 the copies of a token (4)."""
 
-DROPLESS_TRAFFIC = (12.0, 14.0)
-"""The same, per row of the buffer, of experts that drop no token (`autotune.models.dropless`)."""
+DROPLESS_TRAFFIC = (12.0, 17.0)
+"""The same, per row of the buffer, of experts that drop no token (`autotune.models.dropless`). Forward 12: rows are
+gathered, masked, and gathered back, each read and written. Backward 17: the same gathers, the sum of two gradients of
+the rows, and the sum over the choices of a token; a compiled small mixture moves 41 in all where the forward pass runs
+twice (v5e:2x2, expert=4, remat=full, jax 0.10.2)."""
 
 NORM_TRAFFIC = (4.0, 8.0)
 """Bytes of memory traffic, (forward, backward), per element of a norm beyond the two of a layer (as in
@@ -43,6 +46,9 @@ dtype (h100, context 2 to 16, jax 0.10.2)."""
 SLOT_BYTES = 11.0
 """Bytes per slot and element of d_model (not cut along `tensor`) that the backward pass of routed experts holds at
 once: five to six arrays in the compute dtype (deepseek-like on h100, tensor 1 to 4, jax 0.10.2)."""
+
+ROW_BYTES = 4.0
+"""The same per row of experts that drop no token: the rows and the gradient of their results."""
 
 
 TILE_TRAFFIC = 8.0
@@ -249,7 +255,9 @@ def _work_of_kind(
             beside = kind.mlp.shared_width / tensor
             hidden_in = _sum(hidden_in, matmul(tokens, beside, d, float(first)))
             hidden_out = _sum(hidden_out, matmul(tokens, d, beside))
-        hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d, narrow=None))
+        # The router of experts that drop no token reads the sequence as the norms leave it.
+        scored = tokens / np.where(sequence_parallel > 0, tensor, 1) if shape.dropless else tokens
+        hidden_in = _sum(hidden_in, matmul(scored, float(shape.experts), d, narrow=None))
         copies = held + shape.shared_experts
         if kind is not None:
             copies = held + kind.mlp.shared_width / kind.mlp.width
@@ -267,7 +275,9 @@ def _work_of_kind(
     if attends is not None and attends.latent:
         elements = (elements[0], tokens * (heads * (2.0 * h + values) + latents), elements[2])
     # Slots travel cut along `tensor`; rows of experts that drop no token are whole along it.
-    parts, routed_traffic = (1, DROPLESS_TRAFFIC) if shape.dropless else (tensor, ROUTED_TRAFFIC)
+    parts, routed_traffic, in_work = tensor, ROUTED_TRAFFIC, SLOT_BYTES
+    if shape.dropless:
+        parts, routed_traffic, in_work = np.ones_like(tensor), DROPLESS_TRAFFIC, ROW_BYTES
     slots = tokens * held * d / parts
     elementwise = tuple(
         scale
@@ -357,7 +367,7 @@ def _work_of_kind(
     }
     # The backward pass of the experts ends before that of attention begins, so only the larger of the two counts.
     blocks = PLAIN_BYTES * attention.heads * attention.block_scores
-    in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * parts, blocks)
+    in_hand = saved.working * tokens * d + np.maximum(in_work * slots * parts, blocks)
     scores_in_hand = saved.scores_working * attention.scores * (not stack.flash)
     in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
     return Work(
