@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from autotune.models.execution import Execution
 from autotune.models.grouped_matmul import BALANCED_ROWS, padded_rows
@@ -56,12 +57,13 @@ def dispatch(x_BLD: jax.Array, chosen_BLK: jax.Array, experts: int, run: Executi
         first = jax.lax.axis_index("expert") * here
         plan = assign(chosen.reshape(tokens, per_token).T - first, here, run)
         plan = jax.tree.map(lambda array: array[None], plan)
-        return spread(x.reshape(1, tokens, -1), plan.places_GKT, plan.choices_GR), plan
+        return spread(x.reshape(1, tokens, -1), plan.places_GKT, plan.choices_GR), tuple(plan)
 
     spec = run.sharder.spec
-    return run.sharder.map(
+    rows, plan = run.sharder.map(
         local, in_specs=(spec(TOKENS), spec((*TOKENS[:2], None))), out_specs=(spec(("own", None, None)), _specs(run))
     )(x_BLD, chosen_BLK)
+    return rows, Plan(*plan)
 
 
 def combine(out_GRD: jax.Array, gates_BLK: jax.Array, plan: Plan, run: Execution) -> jax.Array:
@@ -131,6 +133,6 @@ def _gathered(x: jax.Array, run: Execution) -> jax.Array:
     return jax.lax.all_gather(x, "tensor", axis=1, tiled=True) if run.layout.sequence_parallel else x
 
 
-def _specs(run: Execution) -> Plan:
-    spec = run.sharder.spec
-    return Plan(*(spec(("own", *(None,) * count)) for count in (1, 2, 2, 1)))
+def _specs(run: Execution) -> tuple[PartitionSpec, ...]:
+    """The cut of each part of a plan."""
+    return tuple(run.sharder.spec(("own", *(None,) * count)) for count in (1, 2, 2, 1))

@@ -178,7 +178,8 @@ def build_step(
     run = execution_of(layout, mesh, dtype, training.matmul_dtype)
     if transformer.dropless and layout.reduce == "step" and run.sharder.explicit:
         raise ValueError(
-            f"layout {layout}: reduce=step needs a mesh of Auto axes where experts drop no token (capacity_factor=dropless)"
+            f"layout {layout}: reduce=step needs a mesh of Auto axes where experts drop no token: "
+            "capacity_factor=dropless"
         )
     if training.lora and training.lora.base_dtype in PRICED_ONLY:
         raise ValueError(f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}")

@@ -38,9 +38,12 @@ def _maxtext_experts(plan: Plan) -> dict[str, object]:
     settings = [line.partition("=") for line in str(plan.recipe.get("set", "")).splitlines()]
     told = [value for key, _, value in settings if key.strip() == CAPACITY]
     preset = PRESETS.get(str(plan.recipe.get("model")))
-    if not told and (preset is None or not preset.experts):
+    if told:
+        room: str | float | None = told[-1].strip()
+    elif preset is not None and preset.experts:
+        room = preset.capacity_factor
+    else:
         return {}
-    room = told[-1].strip() if told else preset.capacity_factor
     if room not in (None, DROPLESS):
         return {"sparse_matmul": False, "megablox": False, "capacity_factor": float(room)}
     ring = {"use_ring_of_experts": True} if plan.layout.expert > 1 else {}

@@ -28,7 +28,8 @@ LENGTH = 12
 def execution(text):
     layout = parse_layout(text)
     sizes = tuple(layout.mesh_shape.values())
-    mesh = Mesh(np.array(jax.devices()[: layout.devices]).reshape(sizes), tuple(layout.mesh_shape), (AxisType.Auto,) * 6)
+    devices = np.array(jax.devices()[: layout.devices]).reshape(sizes)
+    mesh = Mesh(devices, tuple(layout.mesh_shape), (AxisType.Auto,) * 6)
     return execution_of(layout, mesh, "float32")
 
 
@@ -63,7 +64,8 @@ def test_all_tokens_to_the_same_experts_and_none_is_dropped(text):
 
     with jax.set_mesh(run.sharder.mesh):
         x, weights = jax.device_put((x, parameters), NamedSharding(run.sharder.mesh, PartitionSpec()))
-        out, balance = jax.jit(lambda x, weights: nnx.merge(definition, weights)(x, jnp.arange(LENGTH), run))(x, weights)
+        positions = jnp.arange(LENGTH)
+        out, balance = jax.jit(lambda x, weights: nnx.merge(definition, weights)(x, positions, run))(x, weights)
     wanted = [loop_over_tokens(module, one) for one in x]
     assert {tuple(sorted(best)) for _, chosen in wanted for best in chosen} == {(1, 2)}
     np.testing.assert_allclose(out, [one for one, _ in wanted], rtol=2e-4, atol=2e-5)

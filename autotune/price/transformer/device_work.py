@@ -234,12 +234,13 @@ def _work_of_kind(
     grouped = (_no_matmul(tokens), _no_matmul(tokens))
     if shape.experts:
         local = shape.experts / expert
-        held = shape.slots_per_token
-        if shape.dropless:
-            # Room for every choice that the tokens of all devices along `expert` can have here.
-            held = expert * np.minimum(shape.experts_per_token, local)
+        # Without a capacity: room for every choice that the tokens of all devices along `expert` can have here.
+        room = expert * np.minimum(shape.experts_per_token, local)
+        held = room if shape.dropless else shape.slots_per_token
         # On CPU every row of that room meets every expert.
-        each = tokens * held if shape.dropless and hardware.platform == "cpu" else tokens * shape.slots_per_token / local
+        each = (
+            tokens * held if shape.dropless and hardware.platform == "cpu" else tokens * shape.slots_per_token / local
+        )
         hidden_in, hidden_out = matmul(each, hidden, d, first * local), matmul(each, d, hidden, local)
         if shape.dropless and hardware.platform == "tpu":
             # The tile at each border between two experts' rows is computed for both.
