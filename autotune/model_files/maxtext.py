@@ -64,8 +64,8 @@ def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[
         raise ValueError(told if told.startswith(where) else f"{where}: {told}") from None
     routed = any(layer.mlp.experts for layer in architecture.layers)
     run = run_of(keys, gated=any(layer.mlp.matrices == 3 for layer in architecture.layers), experts=routed)
-    if routed:
-        run |= _capacity(keys)
+    room = _capacity(keys)
+    run |= room if routed else {}
     keys.sort(neutral, costs, asked)
     notes = keys.not_modelled + ([DROPS] if routed and CAPACITY not in run else [])
     return ReadModel(
