@@ -21,6 +21,7 @@ class Compute:
     `hbm_bytes`: read and written in device memory. `cycles`: the compiler's own estimate; None where it gives none.
     `kernel`: the class of its work, one of KERNELS. `dtype`: NumPy's name ("bfloat16"), or "float8".
     `source`: "file.py:line" of the user's code; `scope`: the op_name path (jit(step)/transpose(...)/layer/...).
+    `visits`: how often a grouped matmul computes a tile of rows, in the mean: those of two groups are computed twice.
     `cpu_work`: (class, amount) as `autotune.hlo.cpu_work` reads them; () of programs for other devices.
     """
 
@@ -33,6 +34,7 @@ class Compute:
     cycles: float | None
     source: str | None
     scope: str | None
+    visits: float = 1.0
     cpu_work: tuple[tuple[str, float], ...] = ()
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from autotune.meshes.layout import AXES
 from autotune.meshes.matrices import check_lora
-from autotune.meshes.training import Training, check_packing, training_of
-from autotune.meshes.transformer import TransformerShape, check_step
+from autotune.meshes.training import Training, training_of
+from autotune.meshes.transformer import TransformerShape, check_packing, check_step
 from autotune.model_files.read import read_model
 from autotune.model_files.read_model import ReadModel
 from autotune.model_files.shape import shape_of
@@ -73,7 +73,8 @@ def transformer_workload(
     if training.lora is not None:
         check_lora(training.lora, transformer.described)
     check_packing(training, transformer, seq)
-    told = ", ".join(filter(None, (dtype, training.words())))
+    experts = "dropless experts" if transformer.dropless else ""
+    told = ", ".join(filter(None, (dtype, training.words(), experts)))
     return Workload.of(
         name=f"{transformer.name}, batch {batch} x {seq} tokens, {told}",
         build=partial(_build, transformer, batch, seq, dtype, training),

@@ -28,6 +28,9 @@ CUDNN_HEAD_DIM = 128
 for its compute capability, and 9 or more would take 256 (jax 0.10.2). So that the program that is compiled is the one
 that runs, larger heads are none of cuDNN's where a GPU is attached either."""
 
+GROUPED_ROWS = 512
+"""Rows of a tile of a grouped matmul on TPUs (megablox): MaxText's. One with rows of two groups is computed twice."""
+
 REFERENCE_MLPS = {"swiglu": "swiglu-3mat", "gelu": "gelu-2mat"}
 """Activation -> MLP of the reference model."""
 

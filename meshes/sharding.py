@@ -48,12 +48,14 @@ ACTIVATIONS = {
     "features": (),
     "slots": ("context",),
     "slot_features": ("tensor",),
+    "own": ("data", "fsdp", "expert", "context", "tensor"),
 }
 """Logical axes of activations that no weight has.
 
 `microbatch`: pieces of the batch outside the pipeline's loop. `norm_length`: the sequence of norms and residuals under
 sequence parallelism. `features`: d_model of an activation (of a weight it is `embed`). Where experts are cut over
 `expert`: `expert_batch` is the batch, `slots` the places of one expert, `slot_features` d_model while tokens travel.
+`own`: one entry for each device, of arrays that every device has for itself (rows of experts that drop no token).
 """
 
 

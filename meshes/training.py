@@ -9,7 +9,6 @@ from typing import Any
 from autotune.meshes.chip import Hardware
 from autotune.meshes.fields import did_you_mean, short
 from autotune.meshes.lora import LORA_WORDS, Lora, lora_of
-from autotune.meshes.transformer import TransformerShape
 
 OPTIMIZERS = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sgd": 1.0, "muon": 1.0}
 """Optimizer -> numbers of state for each parameter: AdamW two moments; Lion (Chen et al. 2023, arXiv 2302.06675) and
@@ -189,19 +188,6 @@ def matmul_dtype_problem(training: Training, hardware: Hardware) -> str | None:
         known = ", ".join(name for name in hardware.flops_per_second if name in MATMUL_DTYPES) or "neither"
         return f"{hardware.name} has no peak for it; of {' and '.join(MATMUL_DTYPES)} it has {known}"
     return None
-
-
-def check_packing(training: Training, shape: TransformerShape, seq: int) -> None:
-    """ValueError where a model or its sequences cannot be packed as the job says."""
-    if not training.packing:
-        return
-    if training.packing > seq:
-        raise ValueError(f"packing={training.packing} documents have a token each at least: seq={seq} has fewer")
-    if any(kind.attention.chunked for kind, _ in shape.described.kinds):
-        raise ValueError(
-            f"packing={training.packing}: {shape.name} has attention in chunks, which begin anew in each document: the "
-            "kernels here know chunks of whole sequences only"
-        )
 
 
 def training_of(words: Mapping[str, Any]) -> Training:

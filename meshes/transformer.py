@@ -11,6 +11,7 @@ from autotune.meshes.architecture import REFERENCE_MLPS, Architecture, Attention
 from autotune.meshes.fields import did_you_mean, json_object, one_line, read_text, short
 from autotune.meshes.lora import Lora
 from autotune.meshes.matrices import matrices_of_layer
+from autotune.meshes.training import Training
 
 LARGEST_SIZE = 2**31 - 1
 """Of every size of a model: what the dimension of an array can be."""
@@ -19,6 +20,11 @@ LARGEST_STEP = 2**53
 """Tokens of one step; up to here a float counts them exactly."""
 
 MLPS = ("gelu-2mat", "swiglu-3mat")
+
+DROPLESS = "dropless"
+"""`capacity_factor` in a file or a setting that drops no token."""
+
+CAPACITY_RULE = f"must be a number above 0, at most 1e6, or {DROPLESS}"
 
 NOTABLE_MASK = 0.1
 """Share of a model's FLOPs from which what a causal mask hides, which MFU counts, is worth a line on a screen."""
@@ -30,7 +36,8 @@ class TransformerShape:
 
     `experts` = 0 is a dense MLP; else each token visits `experts_per_token` of `experts` MLPs of width `d_ff` and all
     of `shared_experts`. An expert has room for `capacity_factor` times its mean load of a sequence (Fedus et al. 2021,
-    arXiv 2101.03961, section 2.2); `experts / experts_per_token` drops no token whatever the routing. `kind` "decoder"
+    arXiv 2101.03961, section 2.2); `experts / experts_per_token` drops no token whatever the routing; None is dropless:
+    no slots, tokens are sorted by expert (Gale et al. 2022, arXiv 2211.15841). `kind` "decoder"
     is causal and predicts the next token; "encoder" attends both ways.
     `tied_embeddings`: the output projection is the embedding transposed. `architecture`: of a model that this uniform
     stack cannot say, its layers, by which parameters, FLOPs and prices are counted then; the sizes here are those that
@@ -49,7 +56,7 @@ class TransformerShape:
     experts: int = 0
     experts_per_token: int = 0
     shared_experts: int = 0
-    capacity_factor: float = 1.25
+    capacity_factor: float | None = 1.25
     kind: str = "decoder"
     tied_embeddings: bool = False
     architecture: Architecture | None = None
@@ -81,10 +88,10 @@ class TransformerShape:
                 f"model {self.name}: experts_per_token={self.experts_per_token} must be 1 to experts={self.experts}"
             )
         factor = self.capacity_factor
-        if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor <= 1e6:
-            raise ValueError(
-                f"model {self.name}: capacity_factor={short(factor)} must be a number above 0, at most 1e6"
-            )
+        if not is_capacity(factor):
+            raise ValueError(f"model {self.name}: capacity_factor={short(factor)} {CAPACITY_RULE}")
+        if factor is None and not self.experts:
+            raise ValueError(f"model {self.name}: capacity_factor={DROPLESS} needs experts")
 
     @property
     def mlp_matrices(self) -> int:
@@ -122,8 +129,15 @@ class TransformerShape:
         return self.layers * layer + embeddings + self.d_model
 
     @property
+    def dropless(self) -> bool:
+        """Whether it has experts that drop no token."""
+        return bool(self.experts) and self.capacity_factor is None
+
+    @property
     def slots_per_token(self) -> float:
-        """Places of routed experts for each token, filled or not."""
+        """Places of routed experts for each token, filled or not; without a capacity all are filled."""
+        if self.capacity_factor is None:
+            return float(self.experts_per_token)
         return min(self.experts_per_token * self.capacity_factor, float(self.experts))
 
     @property
@@ -184,6 +198,19 @@ class TransformerShape:
     def lacks(self) -> list[str]:
         """Parts that the reference model does not have, in words: then it is priced only."""
         return [] if self.architecture is None else lacks(self.architecture)
+
+    def dropless_lacks(self, platform: str, training: Training) -> list[str]:
+        """Why experts that drop no token are priced only, in words; empty where they are compiled, or drop tokens."""
+        if not self.dropless:
+            return []
+        found = []
+        if platform == "cuda":
+            found.append("JAX compiles no grouped matmul for a GPU that is not attached")
+        if training.matmul_dtype:
+            found.append(f"grouped matmuls run in the compute dtype, not in {training.matmul_dtype}")
+        if training.lora is not None:
+            found.append("matrices of grouped matmuls have no adapters and are not quantised")
+        return [f"capacity_factor={DROPLESS}: {reason}" for reason in found]
 
     @property
     def ring_lacks(self) -> list[str]:
@@ -281,6 +308,13 @@ class TransformerShape:
         return 6.0 * self.layers * self.heads * self.head_dim * (seq - 1) * batch * seq
 
 
+def is_capacity(factor: object) -> bool:
+    """Whether a value can be the `capacity_factor` of a model."""
+    if factor is None:
+        return True
+    return isinstance(factor, int | float) and not isinstance(factor, bool) and 0 < factor <= 1e6
+
+
 def visible_keys(attention: AttentionKind, seq: int, *, masked: bool) -> float:
     """Keys that one query sees, averaged over a sequence; `masked`: without those that a causal mask hides.
 
@@ -334,6 +368,8 @@ def read_transformer(path: Path) -> TransformerShape:
             )
         values["head_dim"] = values["d_model"] // values["heads"]
     values.setdefault("kv_heads", values.get("heads"))
+    if values.get("capacity_factor") == DROPLESS:
+        values["capacity_factor"] = None
     missing = [
         field.name
         for field in dataclasses.fields(TransformerShape)
@@ -345,3 +381,16 @@ def read_transformer(path: Path) -> TransformerShape:
         return TransformerShape(**values)
     except ValueError as error:
         raise ValueError(f"model file {one_line(path)}: {error}") from None
+
+
+def check_packing(training: Training, shape: TransformerShape, seq: int) -> None:
+    """ValueError where a model or its sequences cannot be packed as the job says."""
+    if not training.packing:
+        return
+    if training.packing > seq:
+        raise ValueError(f"packing={training.packing} documents have a token each at least: seq={seq} has fewer")
+    if any(kind.attention.chunked for kind, _ in shape.described.kinds):
+        raise ValueError(
+            f"packing={training.packing}: {shape.name} has attention in chunks, which begin anew in each document: the "
+            "kernels here know chunks of whole sequences only"
+        )

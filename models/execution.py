@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -30,6 +31,11 @@ class Execution:
     kernel: str
     matmul_dtype: str | None = None
 
+    @property
+    def on_tpu(self) -> bool:
+        """Whether the mesh is of TPUs, where megablox' kernels run."""
+        return self.sharder.mesh.devices.flat[0].platform == "tpu"
+
 
 def execution_of(layout: Layout, mesh: Mesh, dtype: str, matmul_dtype: str | None = None) -> Execution:
     """The execution of a layout, with the attention kernel that users of the mesh's devices would run."""
@@ -41,6 +47,12 @@ def execution_of(layout: Layout, mesh: Mesh, dtype: str, matmul_dtype: str | Non
         kernel=attention_kernel(mesh.devices.flat[0], dtype),
         matmul_dtype=matmul_dtype,
     )
+
+
+def unsplit(x_BLD: jax.Array, run: Execution) -> jax.Array:
+    """The output of a norm, whole along `tensor`. Without the first constraint XLA may gather the norm's float32."""
+    x = run.sharder.constrain(x_BLD, ("batch", "norm_length", "features"))
+    return run.sharder.constrain(x, ("batch", "length", "features"))
 
 
 def attention_kernel(device, dtype: str) -> str:

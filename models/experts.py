@@ -1,8 +1,9 @@
-"""Mixture of experts: top-k routing, a fixed capacity per sequence, dispatch by all-to-all over `expert`.
+"""Mixture of experts: top-k routing; a fixed capacity per sequence, dispatch by all-to-all over `expert`, or none.
 
 Letters: Batch, Length, D model, F hidden, Experts, K experts a token, Capacity. The slots of one sequence are ExC rows,
 filled in the order of the tokens (so no token's fate depends on a later one); a token beyond an expert's capacity
 passes it by. Capacity belongs to a sequence, not to a device, so that no layout changes which tokens are dropped.
+Without a capacity no token is dropped (`autotune.models.dropless`).
 """
 
 from __future__ import annotations
@@ -14,20 +15,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from autotune.meshes.architecture import MlpKind
+from autotune.models import dropless
 from autotune.models.adapters import fetched
-from autotune.models.execution import Execution
+from autotune.models.execution import Execution, unsplit
+from autotune.models.grouped_matmul import grouped_bias, grouped_matmul
 from autotune.models.mlp import MLP, activate
 from autotune.models.parameters import aligned, biased, weight, zeros
 from autotune.models.remat import EXPERT_TOKENS, MLP_GATE, MLP_OUT, MLP_UP, keep
+from autotune.models.take_rows import take_rows
 
 BALANCE = 0.01
 """Weight of the load-balance loss in the loss (Fedus et al. 2021, arXiv 2101.03961, section 2.2)."""
 
 
 class Experts(nnx.Module):
-    """Router, routed experts, and shared experts as one wide MLP. Returns (output, load-balance loss)."""
+    """Router, routed experts, and shared experts as one wide MLP. Returns (output, load-balance loss).
 
-    def __init__(self, kind: MlpKind, d_model: int, capacity_factor: float, *, rngs: nnx.Rngs):
+    `capacity_factor`: None drops no token."""
+
+    def __init__(self, kind: MlpKind, d_model: int, capacity_factor: float | None, *, rngs: nnx.Rngs):
         self.activation = kind.activation
         self.per_token, self.capacity_factor = kind.experts_per_token, capacity_factor
         e, d, f = kind.experts, d_model, kind.width
@@ -48,27 +54,59 @@ class Experts(nnx.Module):
                 self.gate_bias = zeros((e, f), ("experts", "mlp"))
 
     def __call__(self, x_BLD: jax.Array, positions_L: jax.Array, run: Execution) -> tuple[jax.Array, jax.Array]:
-        scores = biased(self._scores(self.router, x_BLD, run), getattr(self, "router_bias", None))
-        probabilities, gates, chosen = choose(scores, self.per_token, run)
-        slots, places, owners, load = dispatch(
-            x_BLD, chosen, positions_L, self.router.shape[-1], self.capacity_factor, run
-        )
-        out = self._experts(keep(slots, EXPERT_TOKENS), run)
-        mixed = combine(out, gates, places, owners, run)
+        """`x_BLD`: the norm's output, whole along `tensor` (`unsplit`) or not: each way takes what it needs."""
+        whole_BLD = unsplit(x_BLD, run)
+        if self.capacity_factor is None:
+            mixed, load, probabilities = self._dropless(x_BLD, run)
+        else:
+            mixed, load, probabilities = self._in_slots(whole_BLD, positions_L, self.capacity_factor, run)
         # load x probability, averaged over tokens: 1 when balanced (Fedus et al. 2021, eq. 4, here per sequence)
         balance = jnp.einsum("be,ble->bl", load, probabilities).mean()
         if hasattr(self, "shared"):
-            shared = self.shared(x_BLD, run)
+            shared = self.shared(whole_BLD, run)
             if hasattr(self, "shared_gate"):
-                weights = jax.nn.sigmoid(self._scores(self.shared_gate, x_BLD, run)).astype(shared.dtype)
+                weights = jax.nn.sigmoid(self._scores(self.shared_gate, whole_BLD, run)).astype(shared.dtype)
                 shared = run.sharder.constrain(weights, ("batch", "norm_length", None)) * shared
             mixed = mixed + shared
         return mixed, BALANCE * balance
 
-    def _scores(self, parameter: nnx.Param, x_BLD: jax.Array, run: Execution) -> jax.Array:
-        """Each token's scores in float32, whole along `tensor`."""
+    def _in_slots(self, x_BLD, positions_L, capacity_factor: float, run: Execution):
+        """(output, load BxE, probabilities) with room for so many times the mean load."""
+        scores = biased(self._scores(self.router, x_BLD, run), getattr(self, "router_bias", None))
+        probabilities, gates, chosen = choose(scores, self.per_token, run)
+        slots, places, owners, load = dispatch(x_BLD, chosen, positions_L, self.router.shape[-1], capacity_factor, run)
+        out = self._experts(keep(slots, EXPERT_TOKENS), run)
+        return combine(out, gates, places, owners, run), load, probabilities
+
+    def _dropless(self, x_BLD: jax.Array, run: Execution):
+        """(output, load BxE, probabilities) with no token dropped."""
+        x_BLD = run.sharder.constrain(x_BLD, dropless.TOKENS)
+        length, experts = dropless.TOKENS[1], self.router.shape[-1]
+        scores = biased(self._scores(self.router, x_BLD, run, length), getattr(self, "router_bias", None))
+        probabilities, gates, chosen = choose(scores, self.per_token, run, length)
+        rows, plan = dropless.dispatch(x_BLD, chosen, experts, run)
+        rows, scope = keep(rows, EXPERT_TOKENS), dropless.scope_of(experts, self.per_token, run)
+
+        def multiply(x, name: str):
+            names = ("experts", "mlp", "embed") if name == "down" else ("experts", "embed", "mlp")
+            w = run.sharder.fetch(getattr(self, name)[...], names, run.dtype)
+            y = grouped_matmul(x, plan.sizes_GE, w, names, run, scope)
+            bias = getattr(self, f"{name}_bias", None)
+            if bias is None:
+                return y
+            return grouped_bias(y, plan.sizes_GE, bias[...], ("experts", "norm" if name == "down" else "mlp"), run)
+
+        up = keep(multiply(rows, "up"), MLP_UP)
+        gate = keep(multiply(rows, "gate"), MLP_GATE) if hasattr(self, "gate") else None
+        out = keep(multiply(activate(self.activation, up, gate), "down"), MLP_OUT)
+        wants = (chosen[..., None] == jnp.arange(experts)[None, None, None, :]).sum(axis=(1, 2), dtype=jnp.float32)
+        load = run.sharder.constrain(wants, ("batch", None)) * (experts / (chosen.shape[1] * self.per_token))
+        return dropless.combine(out, gates, plan, run), load, probabilities
+
+    def _scores(self, parameter: nnx.Param, x_BLD: jax.Array, run: Execution, length: str = "length") -> jax.Array:
+        """Each token's scores in float32, whole along `tensor` unless `length` is cut along it."""
         w = run.sharder.fetch(parameter[...], ("embed", "router"), run.dtype)
-        return run.sharder.einsum("bld,de->ble", x_BLD.astype(jnp.float32), w, ("batch", "length", None))
+        return run.sharder.einsum("bld,de->ble", x_BLD.astype(jnp.float32), w, ("batch", length, None))
 
     def _experts(self, slots_BECD: jax.Array, run: Execution) -> jax.Array:
         """Every expert's MLP on its slots; results cut over `tensor` along D, the sums over F reduced into that."""
@@ -93,7 +131,7 @@ class Experts(nnx.Module):
         return keep(out, MLP_OUT)
 
 
-def choose(scores_BLE: jax.Array, per_token: int, run: Execution):
+def choose(scores_BLE: jax.Array, per_token: int, run: Execution, length: str = "length"):
     """(probabilities BxLxE, gates and experts of each token's choices BxLxK), each device for its own tokens.
 
     Left to the partitioner, top-k gathers the scores of the whole batch where they are repeated along another axis.
@@ -104,7 +142,7 @@ def choose(scores_BLE: jax.Array, per_token: int, run: Execution):
         gates, chosen = jax.lax.top_k(probabilities, per_token)
         return probabilities, gates / gates.sum(axis=-1, keepdims=True), chosen
 
-    spec = run.sharder.spec(("batch", "length", None))
+    spec = run.sharder.spec(("batch", length, None))
     return run.sharder.map(local, in_specs=(spec,), out_specs=(spec, spec, spec))(scores_BLE)
 
 
@@ -216,27 +254,3 @@ def _local_places(places: jax.Array, size: int, context: int) -> jax.Array:
     expert, slot = places // size, places % size
     here = (places >= 0) & (slot // part == jax.lax.axis_index("context"))
     return jnp.where(here, expert * part + slot % part, -1)
-
-
-@jax.custom_vjp
-def take_rows(x_BND: jax.Array, index_BM: jax.Array, inverse_BNR: jax.Array) -> jax.Array:
-    """x[b, index[b, m]], or zeros where the index is -1. `inverse`: the results that each row of x went to, or -1.
-
-    With the inverse at hand the backward pass is a gather too; autodiff would make it a scatter-add.
-    """
-    rows = jnp.take_along_axis(x_BND, jnp.maximum(index_BM, 0)[..., None], axis=1)
-    return jnp.where(index_BM[..., None] >= 0, rows, jnp.zeros((), x_BND.dtype))
-
-
-def _take_rows_forward(x, index, inverse):
-    return take_rows(x, index, inverse), (index, inverse)
-
-
-def _take_rows_backward(saved, gradient):
-    index, inverse = saved
-    batch, rows, copies = inverse.shape
-    back = take_rows(gradient, inverse.reshape(batch, -1), index[..., None])
-    return back.reshape(batch, rows, copies, -1).sum(axis=2), None, None
-
-
-take_rows.defvjp(_take_rows_forward, _take_rows_backward)

@@ -13,7 +13,7 @@ from autotune.meshes.lora import Lora
 from autotune.meshes.transformer import TransformerShape
 from autotune.models.adapters import Twice, freeze
 from autotune.models.attention import Attention
-from autotune.models.execution import Execution
+from autotune.models.execution import Execution, unsplit
 from autotune.models.experts import Experts
 from autotune.models.loss import cross_entropy, tiled_cross_entropy
 from autotune.models.mlp import MLP
@@ -34,7 +34,7 @@ class Layer(nnx.Module):
     """Attention, then MLP, each behind a norm and added to the residual stream; with four norms also before one."""
 
     def __init__(
-        self, model: Architecture, kind: LayerKind, capacity_factor: float, lora: Lora | None, *, rngs: nnx.Rngs
+        self, model: Architecture, kind: LayerKind, capacity_factor: float | None, lora: Lora | None, *, rngs: nnx.Rngs
     ):
         self.attention_norm = norm_of(model)
         self.attention = Attention(kind.attention, model.d_model, model.kind == "decoder", rngs=rngs)
@@ -60,7 +60,7 @@ class Layer(nnx.Module):
         x = x + self._out("attention", self.attention(self._read(self.attention_norm(x), run), places, run))
         y = self.mlp_norm(x)
         if isinstance(self.mlp, Experts):
-            out, balance = self.mlp(unsplit(y, run), places.order_L, run)
+            out, balance = self.mlp(y, places.order_L, run)
             return x + self._out("mlp", out), balance
         return x + self._out("mlp", self.mlp(self._read(y, run), run)), jnp.zeros(())
 
@@ -93,7 +93,7 @@ class Pattern(nnx.Module):
     """Layers that differ and follow one another, as often as the pattern repeats."""
 
     def __init__(
-        self, model: Architecture, kinds: tuple[LayerKind, ...], capacity_factor: float, lora: Lora | None, *,
+        self, model: Architecture, kinds: tuple[LayerKind, ...], capacity_factor: float | None, lora: Lora | None, *,
         rngs: nnx.Rngs,
     ):  # fmt: skip
         for index, kind in enumerate(kinds):
@@ -106,12 +106,6 @@ def layers_of(stacked: Layer | Pattern) -> list[Layer]:
     if isinstance(stacked, Layer):
         return [stacked]
     return [getattr(stacked, f"layer_{index}") for index in range(stacked.count)]
-
-
-def unsplit(x_BLD: jax.Array, run: Execution) -> jax.Array:
-    """The output of a norm, whole along `tensor`. Without the first constraint XLA may gather the norm's float32."""
-    x = run.sharder.constrain(x_BLD, ("batch", "norm_length", "features"))
-    return run.sharder.constrain(x, ("batch", "length", "features"))
 
 
 class Network(nnx.Module):

@@ -20,8 +20,8 @@ from autotune.meshes.legality import Job, reject_for
 from autotune.meshes.lora import PRICED_ONLY
 from autotune.meshes.sharding import named_sharding
 from autotune.meshes.step import Step
-from autotune.meshes.training import Training, check_packing
-from autotune.meshes.transformer import TransformerShape
+from autotune.meshes.training import Training
+from autotune.meshes.transformer import TransformerShape, check_packing
 from autotune.models.adapters import joined, parted
 from autotune.models.execution import Execution, execution_of
 from autotune.models.network import Network
@@ -185,7 +185,14 @@ def build_step(
         raise ValueError(f"layout {layout}: {rejection}")
     if layout.schedule not in (None, *RUNNABLE):
         raise ValueError(f"layout {layout}: schedule={layout.schedule} can be priced but not run; {RUNNABLE} can")
+    if reasons := transformer.dropless_lacks(platform, training):
+        raise ValueError(f"model {transformer.name}: priced only: {'; '.join(reasons)}")
     run = execution_of(layout, mesh, dtype, training.matmul_dtype)
+    if transformer.dropless and layout.reduce == "step" and run.sharder.explicit:
+        raise ValueError(
+            f"layout {layout}: reduce=step needs a mesh of Auto axes where experts drop no token: "
+            "capacity_factor=dropless"
+        )
     if training.lora and training.lora.base_dtype in PRICED_ONLY:
         raise ValueError(f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}")
     definition, abstract, axes = abstract_network(transformer, training)

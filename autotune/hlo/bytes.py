@@ -8,6 +8,7 @@ nothing anywhere.
 
 from __future__ import annotations
 
+from autotune.hlo.kernels import rows_filled
 from autotune.hlo.shape import HBM
 from autotune.hlo.text import Computation, Module, Op
 
@@ -19,7 +20,13 @@ Needs = tuple[float, ...]
 
 def op_bytes(module: Module, computation: Computation, op: Op, known: dict[str, Needs]) -> float:
     """HBM bytes of one instruction of a scheduled computation. `known` keeps the needs found per fused computation."""
-    return bytes_read(module, computation, op, known) + bytes_written(module, computation, op)
+    moved = bytes_read(module, computation, op, known) + bytes_written(module, computation, op)
+    filled = rows_filled(op)
+    if filled == 1.0:
+        return moved
+    # Of a grouped matmul, arrays of two dimensions are buffers of rows; matrices have one for each group.
+    arrays = [shape for name in op.operands for shape in computation.by_name[name].shapes] + list(op.shapes)
+    return moved - (1.0 - filled) * sum(one.bytes for one in arrays if len(one.dims) == 2 and one.space == HBM)
 
 
 def bytes_read(module: Module, computation: Computation, op: Op, known: dict[str, Needs], space: int = HBM) -> float:

@@ -4,7 +4,9 @@ Attention forward is 2 matmuls, 4 B N Tq Tkv H FLOPs; backward 5 matmuls, 10 B N
 scores). Half where the mask is causal; splash attention skips whole blocks, so there the blocks it visits are counted.
 What says so: cuDNN its `mask_type`; splash attention its block sizes, and the mask it prefetches (a full mask has
 none); flash attention on TPU that its code counts positions; Triton and Mosaic attention say nothing and are taken as
-causal. Other kernels with a `cost_estimate` are believed.
+causal. Other kernels with a `cost_estimate` are believed: a grouped matmul (megablox `gmm`, `tgmm`) counts all rows of
+its buffer, once and not for each group. Where the buffer has room for more than the groups hold, a scope says which
+share of it they fill when tokens are balanced (`autotune.models.grouped_matmul`).
 """
 
 from __future__ import annotations
@@ -54,6 +56,33 @@ _FLASH = re.compile(r"flash_attention|flash_mha")
 _BODY = re.compile(r'"body": ?"([A-Za-z0-9+/=]*)"')
 _CUBLAS = re.compile(r'"dot_dimension_numbers": ?(\{[^}]*\})')
 _SEQUENCE_MINOR = "2"
+_GROUPED = re.compile(r"\bt?gmm\b|ragged-dot-none")
+_BALANCED_ROWS = re.compile(r"balanced_rows_(\d+)_of_(\d+)")
+
+
+FLOATS = ("bf16", "f16", "f32")
+
+
+def rows_filled(op: Op) -> float:
+    """The share of the rows of its buffers that a grouped matmul works on; 1 of any other kernel."""
+    found = _BALANCED_ROWS.search(op.word("op_name") or "")
+    return int(found[1]) / int(found[2]) if found and op.opcode == "custom-call" else 1.0
+
+
+def tile_visits(computation: Computation, op: Op) -> float:
+    """How often a grouped matmul on TPUs computes a tile of rows, in the mean; 1 of any other kernel.
+
+    Its tables of whole numbers say: the first has one entry more than there are groups, the second one for each tile
+    and one for each border between groups, whose tile belongs to two.
+    """
+    if op.opcode != "custom-call" or not _GROUPED.search(f"{op.name} {op.word('op_name') or ''}"):
+        return 1.0
+    arrays = [shape for name in op.operands for shape in computation.by_name[name].shapes]
+    tables = [shape.dims[0] for shape in arrays if shape.dtype == "s32" and len(shape.dims) == 1]
+    if len(tables) < 2 or tables[1] <= tables[0] - 2:
+        return 1.0
+    borders = tables[0] - 2
+    return 1.0 + borders / ((tables[1] - borders) * rows_filled(op))
 
 
 def target_of(op: Op) -> str:
@@ -72,13 +101,15 @@ def kernel_work(computation: Computation, op: Op) -> Work:
         return _cudnn_attention(computation, op, backward="Backward" in target)
     cost = _COST.search(op.attributes)
     arrays = [shape for name in op.operands for shape in computation.by_name[name].shapes]
-    wide = [shape for shape in arrays if shape.dtype in ("bf16", "f16", "f32") and len(shape.dims) >= 3]
+    wide = [shape for shape in arrays if shape.dtype in FLOATS and len(shape.dims) >= 3]
     name = f"{op.name} {op.word('kernel_name') or ''} {(op.word('op_name') or '').rsplit('/', 3)[-1]}"
     attention = bool(_ATTENTION.search(name) or _ATTENTION.search(op.word("op_name") or ""))
     if target == "tpu_custom_call" and len(wide) >= 3 and _FLASH.match(op.name):
         return _flash(op, wide)
     if cost:
-        return Work(flops=float(cost[1]), dtype=wide[0].dtype if wide else None, attention=attention)
+        multiplied = wide or [shape for shape in arrays if shape.dtype in FLOATS and len(shape.dims) == 2]
+        dtype = multiplied[0].dtype if multiplied else None
+        return Work(flops=float(cost[1]) * rows_filled(op), dtype=dtype, attention=attention)
     if len(wide) >= 3 and attention:
         splash = dict(_BLOCKS.findall(op.attributes))
         if "splash" in op.name or splash:

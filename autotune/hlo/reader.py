@@ -12,7 +12,7 @@ from autotune.hlo.collectives import KIND_OF_OPCODE, base_opcode, read_collectiv
 from autotune.hlo.cpu_work import cpu_work
 from autotune.hlo.flops import op_work
 from autotune.hlo.groups import DeviceGrid
-from autotune.hlo.kernels import FREE_CALLS, target_of
+from autotune.hlo.kernels import FREE_CALLS, target_of, tile_visits
 from autotune.hlo.loops import Values, loop_invariants, trip_count
 from autotune.hlo.op_flops import Work
 from autotune.hlo.opcodes import FREE, KNOWN
@@ -377,6 +377,7 @@ class Reader:
                 cycles=None if cycles is None else float(cycles),
                 source=source,
                 scope=scope,
+                visits=tile_visits(computation, op),
                 cpu_work=cpu_work(self.module, computation, op, work, moved) if self.platform == "cpu" else (),
             ),
         ]

@@ -19,7 +19,7 @@ from autotune.model_files.huggingface_keys import costs, neutral
 from autotune.model_files.huggingface_said import SIDE_BY_SIDE
 from autotune.model_files.huggingface_windows import in_chunks
 from autotune.model_files.keys import Keys
-from autotune.model_files.read_model import DROPLESS, ReadModel
+from autotune.model_files.read_model import DROPS, ReadModel
 
 TEXT_PARTS = ("text_config", "llm_config", "language_config")
 """Keys under which a multimodal config holds its text model."""
@@ -84,7 +84,7 @@ def read_huggingface(values: Mapping[str, Any], where: str, name: str, asked: tu
     notes = keys.not_modelled + (outer.not_modelled if outer is not keys else [])
     ignored = keys.ignored + (outer.ignored if outer is not keys else [])
     if any(layer.mlp.experts for layer in architecture.layers):
-        notes.append(DROPLESS)
+        notes.append(DROPS)
     source = "Hugging Face config.json, text part" if keys is not outer else "Hugging Face config.json"
     return ReadModel(
         architecture=architecture,

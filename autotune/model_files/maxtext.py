@@ -8,16 +8,17 @@ from typing import Any
 
 from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind, MlpKind
 from autotune.meshes.fields import did_you_mean, short
+from autotune.meshes.transformer import DROPLESS
 from autotune.model_files.keys import Keys
 from autotune.model_files.maxtext_keys import REFUSED, costs, is_off, neutral
 from autotune.model_files.maxtext_run import run_of
-from autotune.model_files.read_model import DROPLESS, ReadModel
+from autotune.model_files.read_model import CAPACITY, DROPS, ReadModel
 
 DEFAULTS: dict[str, Any] = {
     "decoder_block": "llama2", "global_parameter_scale": 1, "base_emb_dim": 2048, "base_num_query_heads": 16,
     "base_num_kv_heads": 16, "base_mlp_dim": 7168, "base_num_decoder_layers": 16, "head_dim": 128,
     "mlp_activations": ["silu", "linear"], "logits_via_embedding": False, "vocab_size": 32000, "num_experts": 1,
-    "num_experts_per_tok": 1, "attention_type": "global", "capacity_factor": -1.0,
+    "num_experts_per_tok": 1, "attention_type": "global",
 }  # fmt: skip
 """Values of `base.yml` for keys that a model's yml leaves out."""
 
@@ -61,13 +62,12 @@ def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[
     except ValueError as error:
         told = str(error)
         raise ValueError(told if told.startswith(where) else f"{where}: {told}") from None
-    factor = keys.take("capacity_factor", -1.0)
     routed = any(layer.mlp.experts for layer in architecture.layers)
     run = run_of(keys, gated=any(layer.mlp.matrices == 3 for layer in architecture.layers), experts=routed)
-    if routed and factor and factor > 0:
-        run["capacity_factor"] = float(factor)
+    room = _capacity(keys)
+    run |= room if routed else {}
     keys.sort(neutral, costs, asked)
-    notes = keys.not_modelled + ([DROPLESS] if routed and not (factor and factor > 0) else [])
+    notes = keys.not_modelled + ([DROPS] if routed and CAPACITY not in run else [])
     return ReadModel(
         architecture=architecture,
         source="MaxText config",
@@ -75,6 +75,20 @@ def read_maxtext(values: Mapping[str, Any], where: str, name: str, asked: tuple[
         not_modelled=tuple(dict.fromkeys(notes)),
         run=run,
     )
+
+
+def _capacity(keys: Keys) -> dict[str, float | None]:
+    """The room of an expert, where the file says it: 0 or less, with sorted tokens (`sparse_matmul`), is dropless."""
+    value, ordered = keys.take(CAPACITY, None), keys.values.get("sparse_matmul") is not False
+    if value is None:
+        return {}
+    if value == DROPLESS:
+        return {CAPACITY: None}
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{keys.where}: {CAPACITY}={short(value)} must be a number or {DROPLESS}")
+    if value > 0:
+        return {CAPACITY: float(value)}
+    return {CAPACITY: None} if ordered else {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

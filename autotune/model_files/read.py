@@ -11,7 +11,7 @@ from autotune.meshes.fields import did_you_mean, json_object, one_line, read_tex
 from autotune.meshes.transformer import read_transformer
 from autotune.model_files.huggingface import read_huggingface
 from autotune.model_files.maxtext import is_maxtext, read_maxtext
-from autotune.model_files.read_model import ReadModel, architecture_of
+from autotune.model_files.read_model import CAPACITY, ReadModel, architecture_of, with_capacity
 from autotune.model_files.yaml_keys import doubled_key
 from autotune.models.presets import PRESETS
 
@@ -25,10 +25,10 @@ def read_model(model: str, settings: Sequence[str] = ()) -> ReadModel:
     ValueError in one line where it is none, or where the price would be of another model.
     """
     path = Path(model)
+    changes = dict(_setting(text) for text in settings)
     if model in PRESETS and not path.is_dir():
-        if settings:
-            raise ValueError(f"--set {settings[0]}: {model} is a preset, which has no keys to set; give a model file")
-        return ReadModel(architecture=architecture_of(PRESETS[model]), source="preset", shape=PRESETS[model])
+        preset = ReadModel(architecture=architecture_of(PRESETS[model]), source="preset", shape=PRESETS[model])
+        return _with_room(preset, changes, f"{model} is a preset, which has no other key to set; give a model file")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"model {model}: the folder holds no config.json")
@@ -37,21 +37,28 @@ def read_model(model: str, settings: Sequence[str] = ()) -> ReadModel:
         raise ValueError(_is_nothing(model))
     values = _parsed(path)
     where = f"model file {path}"
-    changes = dict(_setting(text) for text in settings)
     name = _name_of(path, values)
     if is_maxtext(values):
         return read_maxtext(_with_base(path, values, changes), where, _maxtext_name(path, values, changes), (*changes,))
     if "model_type" in values or "text_config" in values or "architectures" in values:
-        return read_huggingface(_changed(values, changes), where, name, (*changes,))
+        theirs = {key: value for key, value in changes.items() if key != CAPACITY}
+        return _with_room(read_huggingface(_changed(values, theirs), where, name, (*theirs,)), changes)
     if any(key in values for key in OWN_KEYS):
-        if changes:
-            raise ValueError(f"--set {next(iter(changes))}: {path} is a shape of ours; change the file")
         shape = read_transformer(path)
-        return ReadModel(architecture=architecture_of(shape), source="JSON of a shape", shape=shape)
+        ours = ReadModel(architecture=architecture_of(shape), source="JSON of a shape", shape=shape)
+        return _with_room(ours, changes, f"{path} is a shape of ours; change the file")
     raise ValueError(
         f"{where}: is no model that is known here: a Hugging Face config has model_type, a MaxText yml decoder_block, "
         f"our own JSON {', '.join(OWN_KEYS)}"
     )
+
+
+def _with_room(model: ReadModel, changes: Mapping[str, Any], others: str | None = None) -> ReadModel:
+    """The model with the `capacity_factor` that a setting says. `others`: why no other key can be set; None: it can."""
+    for key in changes:
+        if others and key != CAPACITY:
+            raise ValueError(f"--set {key}: {others}")
+    return with_capacity(model, changes[CAPACITY]) if CAPACITY in changes else model
 
 
 def _is_nothing(model: str) -> str:

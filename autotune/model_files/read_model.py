@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.meshes.architecture import Architecture, AttentionKind, LayerKind, MlpKind
-from autotune.meshes.transformer import TransformerShape
+from autotune.meshes.fields import short
+from autotune.meshes.transformer import CAPACITY_RULE, DROPLESS, TransformerShape, is_capacity
 
-DROPLESS = (
+DROPS = (
     "experts: the price gives each expert room for 1.25 times its mean load and drops the rest; without dropping, the "
     "busiest expert decides"
 )
 """What a file with routed experts does not say, and what is priced."""
+
+CAPACITY = "capacity_factor"
+"""The key of `ReadModel.run`, and of a setting that every model with experts takes: room for so many times an expert's
+mean load, or `dropless`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,18 @@ class ReadModel:
     """Of presets and our own JSON: the shape as it stands there."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """What the file says of the job and its layout (MaxText): word of a flag -> value."""
+
+
+def with_capacity(model: ReadModel, value: Any) -> ReadModel:
+    """The same with another `capacity_factor`: a number, or `dropless`. ValueError in one line where it is neither."""
+    factor = None if value == DROPLESS else value
+    if value is None or not is_capacity(factor):
+        raise ValueError(f"--set {CAPACITY}={short(value)}: {CAPACITY} {CAPACITY_RULE}")
+    if not any(layer.mlp.experts for layer in model.architecture.layers):
+        raise ValueError(f"--set {CAPACITY}={value}: {model.architecture.name} has no experts")
+    shape = model.shape and dataclasses.replace(model.shape, capacity_factor=factor)
+    notes = tuple(note for note in model.not_modelled if note != DROPS)
+    return dataclasses.replace(model, shape=shape, not_modelled=notes, run={**model.run, CAPACITY: factor})
 
 
 def describe(model: ReadModel) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 
 from autotune.meshes.architecture import REFERENCE_MLPS, beyond_uniform
 from autotune.meshes.transformer import TransformerShape
-from autotune.model_files.read_model import ReadModel
+from autotune.model_files.read_model import CAPACITY, ReadModel
 
 
 def shape_of(model: ReadModel, seq: int | None = None) -> TransformerShape:
@@ -44,7 +44,7 @@ def shape_of(model: ReadModel, seq: int | None = None) -> TransformerShape:
         experts=first.experts,
         experts_per_token=first.experts_per_token,
         shared_experts=first.shared_width // first.width if plain and first.experts else 0,
-        capacity_factor=model.run.get("capacity_factor", 1.25),
+        capacity_factor=model.run.get(CAPACITY, 1.25),
         kind=architecture.kind,
         tied_embeddings=architecture.tied_embeddings,
         architecture=None if plain else architecture,

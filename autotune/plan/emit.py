@@ -17,6 +17,9 @@ from autotune.meshes.layout import REMAT, Layout
 from autotune.meshes.lora import Lora
 from autotune.meshes.remat_sets import MAXTEXT_PLACES, MAXTEXT_POLICIES, REMAT_ARRAYS, places_of
 from autotune.meshes.training import Training, training_of
+from autotune.meshes.transformer import DROPLESS
+from autotune.model_files.read_model import CAPACITY
+from autotune.models.presets import PRESETS
 from autotune.partition import LOGICAL_AXIS_RULES
 from autotune.plan.plan import Plan
 from autotune.plan.their_mesh import best_of, easylm_meshes, maxtext_meshes
@@ -24,6 +27,27 @@ from autotune.plan.their_mesh import best_of, easylm_meshes, maxtext_meshes
 THEIR_PLACES = {ours: theirs for theirs, ours in MAXTEXT_PLACES.items()}
 THEIR_POLICIES = {ours: theirs for theirs, ours in reversed(MAXTEXT_POLICIES.items())}
 """Our words -> MaxText's."""
+
+
+def _maxtext_experts(plan: Plan) -> dict[str, object]:
+    """MaxText's words for the room of an expert: sorted tokens without dropping, or slots.
+
+    Of a preset, whose room is known here, and where `--set capacity_factor` said it; a model file of MaxText says it
+    itself. Nothing for models without experts.
+    """
+    settings = [line.partition("=") for line in str(plan.recipe.get("set", "")).splitlines()]
+    told = [value for key, _, value in settings if key.strip() == CAPACITY]
+    preset = PRESETS.get(str(plan.recipe.get("model")))
+    if told:
+        room: str | float | None = told[-1].strip()
+    elif preset is not None and preset.experts:
+        room = preset.capacity_factor
+    else:
+        return {}
+    if room not in (None, DROPLESS):
+        return {"sparse_matmul": False, "megablox": False, "capacity_factor": float(room)}
+    ring = {"use_ring_of_experts": True} if plan.layout.expert > 1 else {}
+    return {"sparse_matmul": True, "megablox": True, "capacity_factor": -1.0, **ring}
 
 
 def _maxtext_remat(remat: str) -> dict[str, object]:
@@ -83,6 +107,7 @@ def maxtext(plan: Plan) -> str:
     flags["max_target_length"] = plan.seq
     flags["gradient_accumulation_steps"] = layout.accumulate
     flags |= _maxtext_remat(layout.remat)
+    flags |= _maxtext_experts(plan)
     if layout.zero and layout.fsdp == 1:
         flags["shard_optimizer_over_data"] = True
     if layout.offload == "optimizer":

@@ -48,7 +48,7 @@ def core_seconds(op: Compute, hardware: Hardware, bound: str = "expected") -> tu
     """
     if op.cpu_work and all(_seconds_of(name, hardware) is not None for name, _ in op.cpu_work):
         return _from_classes(op, hardware)
-    flop_seconds = op.flops / hardware.peak(op.dtype) if op.flops and op.dtype else 0.0
+    flop_seconds = op.flops * op.visits / hardware.peak(op.dtype) if op.flops and op.dtype else 0.0
     byte_seconds = op.hbm_bytes / hardware.hbm_bytes_per_second
     parts: tuple[tuple[tuple[str, str], float], ...] = ()
     cycles = op.cycles

@@ -420,3 +420,52 @@ def test_the_list_of_reference_models_stands_as_before(capsys):
 def test_describe_counts_layers_by_kind():
     told = describe(read_model(str(FOLDER / "deepseek-v3.json")))
     assert "latent" in told["layers"][0]["attention"] and "8 of 256" in told["layers"][1]["mlp"]
+
+
+def test_the_room_of_an_expert_can_be_set_for_every_kind_of_model(tmp_path):
+    own = {"layers": 2, "d_model": 64, "heads": 4, "d_ff": 32, "vocab": 64, "experts": 8, "experts_per_token": 2}
+    ours = write(tmp_path, own, "ours.json")
+    theirs = str(FOLDER / "mixtral-8x7b.json")
+    for model in ("mixtral-8x7b", ours, theirs):
+        assert shape_of(read_model(model)).capacity_factor == 1.25
+        assert shape_of(read_model(model, ("capacity_factor=2",))).capacity_factor == 2
+        dropless = read_model(model, ("capacity_factor=dropless",))
+        assert shape_of(dropless).dropless and not any("1.25" in note for note in dropless.not_modelled)
+    assert any("1.25" in note for note in read_model(theirs).not_modelled)
+    for word in ("dropless", None):
+        assert shape_of(read_model(write(tmp_path, own | {"capacity_factor": word}, "ours.json"))).dropless
+
+
+@pytest.mark.parametrize(
+    ("said", "room"),
+    [
+        ({}, 1.25),
+        ({"capacity_factor": -1.0}, None),
+        ({"capacity_factor": 0, "sparse_matmul": True, "megablox": True}, None),
+        ({"capacity_factor": "dropless"}, None),
+        ({"capacity_factor": -1.0, "sparse_matmul": False}, 1.25),
+        ({"capacity_factor": 1.5, "sparse_matmul": False}, 1.5),
+    ],
+)
+def test_maxtext_says_whether_tokens_are_dropped(said, room, tmp_path):
+    experts = {"decoder_block": "mixtral", "num_experts": 8, "num_experts_per_tok": 2}
+    told = yaml.safe_load(MAXTEXT.read_text()) | experts | said
+    model = read_model(write(tmp_path, told, "mine.yml"))
+    assert shape_of(model).capacity_factor == room
+    assert any("1.25" in note for note in model.not_modelled) == (room == 1.25)
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "words"),
+    [
+        ("mixtral-8x7b", "capacity_factor=some", "capacity_factor='some': capacity_factor must be a number above 0"),
+        ("mixtral-8x7b", "capacity_factor=0", "must be a number above 0, at most 1e6, or dropless"),
+        ("mixtral-8x7b", "capacity_factor=", "must be a number above 0, at most 1e6, or dropless"),
+        ("mixtral-8x7b", "layers=2", "is a preset, which has no other key to set"),
+        ("llama3-8b", "capacity_factor=dropless", "llama3-8b has no experts"),
+        (str(MAXTEXT), "capacity_factor=[1]", r"capacity_factor=\[1\] must be a number or dropless"),
+    ],
+)
+def test_a_room_that_is_none_is_refused(model, setting, words):
+    with pytest.raises(ValueError, match=words):
+        read_model(model, (setting,))

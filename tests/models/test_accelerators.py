@@ -18,6 +18,7 @@ from autotune.compile.compile import compile_all
 from autotune.meshes.layout import parse_layout
 from autotune.meshes.target import parse_target
 from autotune.models.presets import PRESETS
+from autotune.price.price import estimate
 from autotune.program import Loop, Start
 from autotune.reference_workload import transformer_workload
 
@@ -31,6 +32,9 @@ MODELS = {
     "deepseek": dataclasses.replace(
         PRESETS["deepseek-moe-16b"], layers=2, vocab=4096, d_model=512, heads=4, kv_heads=4, d_ff=256, experts=16,
         experts_per_token=2, shared_experts=1,
+    ),
+    "dropless": dataclasses.replace(
+        PRESETS["mixtral-8x7b"], layers=2, vocab=4096, d_model=512, heads=4, kv_heads=4, d_ff=512, capacity_factor=None
     ),
     "bert": dataclasses.replace(PRESETS["bert-large"], layers=2),
 }  # fmt: skip
@@ -115,6 +119,22 @@ def test_it_compiles_and_its_traffic_is_in_the_ledger(compiled, target, model, t
         assert KERNEL[target] in outcome.text
     if job.layout.stage > 1:
         pipeline_is_as_long_as_the_formula(job, outcome, analysis)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "model", "text"), [("v5p:4x4x4", "dropless", "fsdp=16,expert=4,remat=full")], ids=["dropless"]
+)
+def test_experts_that_drop_no_token_run_grouped_matmuls(compiled, target, model, text):
+    """Three kernels for each matrix, and the forward pass again: as many FLOPs as the price counts."""
+    job, outcome = compiled(target, model, text)
+    analysis = analyse(outcome, job.layout, job.target, None)
+    assert "jit(gmm)/pallas_call" in outcome.text and "jit(tgmm)/pallas_call" in outcome.text
+    priced = estimate(MODELS[model], BATCH, SEQ, "bfloat16", job.layout, job.target)
+    assert analysis.flops == pytest.approx(priced.flops, rel=0.01)
+    ledger = {f"{row.kind} {row.axis}" for row in analysis.prediction.ledger}
+    assert {"all_gather expert", "reduce_scatter expert"} <= ledger
+    assert not any(name.startswith("all_to_all expert") for name in ledger)
 
 
 def pipeline_is_as_long_as_the_formula(job, outcome, analysis):

@@ -7,6 +7,7 @@ AXLearn is of early 2024, before the settings that are emitted; EasyLM is not th
 run. Where a codebase cuts an array otherwise than the plan and no flag changes it, the text must say so.
 """
 
+import dataclasses
 import math
 import re
 import types
@@ -418,3 +419,30 @@ def test_what_a_codebase_cannot_do_is_refused_in_one_line():
         emit(PLAN, "megatron")
     with pytest.raises(ValueError, match="^emit: MaxText wants microbatches to be a multiple of the .*=6, stage=4$"):
         emit(plan_for("stage=4,data=2,schedule=gpipe,microbatches=6", "cpu:8"), "maxtext")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout", "said"),
+    [
+        ({"model": "mixtral-8x7b"}, "fsdp=16", {"sparse_matmul": "False", "capacity_factor": "1.25"}),
+        (
+            {"model": "mixtral-8x7b", "set": "capacity_factor=dropless"},
+            "fsdp=16",
+            {"sparse_matmul": "True", "megablox": "True", "capacity_factor": "-1.0"},
+        ),
+        (
+            {"model": "some.json", "set": "hidden_size=64\ncapacity_factor=dropless"},
+            "fsdp=4,expert=4",
+            {"sparse_matmul": "True", "use_ring_of_experts": "True"},
+        ),
+        ({"model": "some.json", "set": "capacity_factor=2"}, "fsdp=16", {"capacity_factor": "2.0"}),
+        ({"model": "llama3-8b"}, "fsdp=16", {}),
+        ({"model": "some.json"}, "fsdp=16", {}),
+    ],
+)
+def test_maxtext_is_told_the_room_of_an_expert(recipe, layout, said):
+    plan = dataclasses.replace(plan_for(layout, "v5e:4x4"), recipe={"batch": 16, "seq": 8, "dtype": "float32"} | recipe)
+    words = ("sparse_matmul", "megablox", "capacity_factor", "use_ring_of_experts")
+    text = emit(plan, "maxtext")
+    found = dict(re.findall(rf"^  ({'|'.join(words)})=(\S+)", text, re.MULTILINE))
+    assert said.items() <= found.items() and bool(said) == bool(found)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.efficiency import DTYPE_BYTES, matmul_seconds
-from autotune.meshes.architecture import AttentionKind, LayerKind
+from autotune.meshes.architecture import GROUPED_ROWS, AttentionKind, LayerKind
 from autotune.meshes.hardware import Hardware
 from autotune.meshes.matrices import matrices_of_layer
 from autotune.meshes.transformer import TransformerShape
@@ -25,6 +25,12 @@ ROUTED_TRAFFIC = (24.0, 28.0)
 (`autotune.models.experts`). Forward 24: tokens are gathered, masked and laid out for the all-to-all, each read and
 written in the compute dtype (12), in both directions; a compiled Mixtral has 25. Backward the same, and the sum over
 the copies of a token (4)."""
+
+DROPLESS_TRAFFIC = (12.0, 17.0)
+"""The same, per row of the buffer, of experts that drop no token (`autotune.models.dropless`). Forward 12: rows are
+gathered, masked, and gathered back, each read and written. Backward 17: the same gathers, the sum of two gradients of
+the rows, and the sum over the choices of a token; a compiled small mixture moves 41 in all where the forward pass runs
+twice (v5e:2x2, expert=4, remat=full, jax 0.10.2)."""
 
 NORM_TRAFFIC = (4.0, 8.0)
 """Bytes of memory traffic, (forward, backward), per element of a norm beyond the two of a layer (as in
@@ -40,6 +46,9 @@ dtype (h100, context 2 to 16, jax 0.10.2)."""
 SLOT_BYTES = 11.0
 """Bytes per slot and element of d_model (not cut along `tensor`) that the backward pass of routed experts holds at
 once: five to six arrays in the compute dtype (deepseek-like on h100, tensor 1 to 4, jax 0.10.2)."""
+
+ROW_BYTES = 4.0
+"""The same per row of experts that drop no token: the rows and the gradient of their results."""
 
 
 TILE_TRAFFIC = 8.0
@@ -83,6 +92,8 @@ class Work:
     """Into the MLP's hidden width; of experts also the router."""
     hidden_out: Matmul
     """From the MLP's hidden width back to the residual stream."""
+    grouped: tuple[Matmul, Matmul]
+    """Of these two, what kernels of their own do (grouped matmuls on TPUs): no collective runs inside them."""
     attention: AttentionWork
     """Attention's core."""
     elementwise: Pair
@@ -220,10 +231,23 @@ def _work_of_kind(
         to_heads = _latent_projections(matmul, attends, tokens, heads, d)
     first = shape.mlp_matrices - 1
     hidden = shape.d_ff / tensor
+    grouped = (_no_matmul(tokens), _no_matmul(tokens))
     if shape.experts:
         local = shape.experts / expert
-        each = tokens * shape.slots_per_token / local
+        # Without a capacity: room for every choice that the tokens of all devices along `expert` can have here.
+        room = expert * np.minimum(shape.experts_per_token, local)
+        held = room if shape.dropless else shape.slots_per_token
+        # On CPU every row of that room meets every expert.
+        each = (
+            tokens * held if shape.dropless and hardware.platform == "cpu" else tokens * shape.slots_per_token / local
+        )
         hidden_in, hidden_out = matmul(each, hidden, d, first * local), matmul(each, d, hidden, local)
+        if shape.dropless and hardware.platform == "tpu":
+            # The tile at each border between two experts' rows is computed for both.
+            more = each + GROUPED_ROWS * (local - 1.0) / local
+            hidden_in = dataclasses.replace(matmul(more, hidden, d, first * local), flops=hidden_in.flops)
+            hidden_out = dataclasses.replace(matmul(more, d, hidden, local), flops=hidden_out.flops)
+            grouped = (hidden_in, hidden_out)
         if shape.shared_experts:
             shared = float(shape.shared_experts)
             hidden_in = _sum(hidden_in, matmul(tokens, hidden, d, first * shared))
@@ -232,13 +256,15 @@ def _work_of_kind(
             beside = kind.mlp.shared_width / tensor
             hidden_in = _sum(hidden_in, matmul(tokens, beside, d, float(first)))
             hidden_out = _sum(hidden_out, matmul(tokens, d, beside))
-        hidden_in = _sum(hidden_in, matmul(tokens, float(shape.experts), d, narrow=None))
-        copies = shape.slots_per_token + shape.shared_experts
+        # The router of experts that drop no token reads the sequence as the norms leave it.
+        scored = tokens / np.where(sequence_parallel > 0, tensor, 1) if shape.dropless else tokens
+        hidden_in = _sum(hidden_in, matmul(scored, float(shape.experts), d, narrow=None))
+        copies = held + shape.shared_experts
         if kind is not None:
-            copies = shape.slots_per_token + kind.mlp.shared_width / kind.mlp.width
+            copies = held + kind.mlp.shared_width / kind.mlp.width
     else:
         hidden_in, hidden_out = matmul(tokens, hidden, d, float(first)), matmul(tokens, d, hidden)
-        copies = 1
+        copies, held = 1, 0.0
 
     attention = attention_work(
         shape, seq, dtype, hardware, stack, sequences=sequences, heads=heads, kv_heads=kv_heads, context=context,
@@ -249,14 +275,18 @@ def _work_of_kind(
     elements = (tokens * d / cut, tokens * (heads + 2 * kv_heads) * h, tokens * copies * hidden)
     if attends is not None and attends.latent:
         elements = (elements[0], tokens * (heads * (2.0 * h + values) + latents), elements[2])
-    slots = tokens * (shape.slots_per_token if shape.experts else 0.0) * d / tensor
+    # Slots travel cut along `tensor`; rows of experts that drop no token are whole along it.
+    parts, routed_traffic, in_work = tensor, ROUTED_TRAFFIC, SLOT_BYTES
+    if shape.dropless:
+        parts, routed_traffic, in_work = np.ones_like(tensor), DROPLESS_TRAFFIC, ROW_BYTES
+    slots = tokens * held * d / parts
     elementwise = tuple(
         scale
         * (
             elements[0] * traffic.stream[way]
             + elements[1] * traffic.heads[way]
             + elements[2] * (traffic.hidden[way] + gate * traffic.gate[way])
-            + slots * ROUTED_TRAFFIC[way]
+            + slots * routed_traffic[way]
         )
         / hbm
         for way in (0, 1)
@@ -338,7 +368,7 @@ def _work_of_kind(
     }
     # The backward pass of the experts ends before that of attention begins, so only the larger of the two counts.
     blocks = PLAIN_BYTES * attention.heads * attention.block_scores
-    in_hand = saved.working * tokens * d + np.maximum(SLOT_BYTES * slots * tensor, blocks)
+    in_hand = saved.working * tokens * d + np.maximum(in_work * slots * parts, blocks)
     scores_in_hand = saved.scores_working * attention.scores * (not stack.flash)
     in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
     return Work(
@@ -347,6 +377,7 @@ def _work_of_kind(
         out=matmul(tokens, d, heads * values),
         hidden_in=hidden_in,
         hidden_out=hidden_out,
+        grouped=grouped,
         attention=attention,
         elementwise=elementwise,  # type: ignore[arg-type]
         quantised=quantised,
@@ -354,7 +385,7 @@ def _work_of_kind(
         head=matmul(tokens, shape.vocab / tensor / tiles, d, tiles, narrow=None),
         loss=(scale * traffic.logits[0] * logits / hbm, (scale * traffic.logits[1] * logits + tiled) / hbm),
         stream_bytes=width * tokens * d,
-        slot_bytes=width * slots * tensor,
+        slot_bytes=width * slots * parts,
         kv_bytes=width * tokens * kv_heads * (h + values),
         kept={name: scale * value for name, value in kept.items()},
         # Beside the mask of packed documents stands its gradient, which JAX asks of the kernel.
@@ -365,6 +396,11 @@ def _work_of_kind(
         held_logit_bytes=np.where(tiles > 1, 0.0, scale * saved.held_logits * logits),
         adapters=adapters,
     )
+
+
+def _no_matmul(like: np.ndarray) -> Matmul:
+    nothing = np.zeros_like(like)
+    return Matmul(flops=nothing, forward=nothing, backward_input=nothing, backward_weight=nothing)
 
 
 def _sum(a: Matmul, b: Matmul) -> Matmul:

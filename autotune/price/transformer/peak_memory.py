@@ -148,8 +148,10 @@ def stage_of(rows: Rows) -> Stage:
     else:
         published = staged
         beside = at_work = np.zeros(len(table))
-    # Routed experts' weights stand there in the layout of their batched matmuls, too (mixtures on h100 and a100-80).
-    whole = stack.whole_layers * rows.parameters.largest_dense + 2.0 * rows.parameters.largest_routed
+    # Routed experts' weights stand there in the layout of their batched matmuls, too (mixtures on h100 and a100-80);
+    # grouped matmuls read them as they are.
+    copies = 1.0 if rows.shape.dropless else 2.0
+    whole = stack.whole_layers * rows.parameters.largest_dense + copies * rows.parameters.largest_routed
     gathered = np.where(size["fsdp"] > 1, state.compute * whole, 0.0)
     pieces = np.where(staged, table.microbatches / size["stage"], 1.0)
     # An early backward pass begins with the loss: no stage has the logits of more than one microbatch at a time.

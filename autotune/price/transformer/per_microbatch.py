@@ -85,7 +85,8 @@ class MicrobatchTerms(Rows):
         self._tensor()
         self._context(*core)
         self._expert()
-        self._fsdp(self.forward - core[0], self.backward + self.weight - core[1])
+        kernels = [one + beside for one, beside in zip(core, self._grouped(), strict=True)]
+        self._fsdp(self.forward - kernels[0], self.backward + self.weight - kernels[1])
         self._head()
         self.layer, self.head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
 
@@ -158,6 +159,15 @@ class MicrobatchTerms(Rows):
         self.book.add("attention.mask", "hbm", "layer", seconds)
         return seconds
 
+    def _grouped(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of grouped matmuls in kernels of their own, (forward, backward with what is recomputed)."""
+        ahead, back = self.nothing, self.nothing
+        for name, matmul in zip(("hidden_in", "hidden_out"), self.prepared.work.grouped, strict=True):
+            forward = self.of(matmul.forward)
+            ahead = ahead + forward
+            back = back + self.of(matmul.backward_input) + self.of(matmul.backward_weight) + self.again[name] * forward
+        return ahead, back
+
     def _casts(self) -> np.ndarray:
         """Add the memory traffic of a layer's weights: the casts to the compute dtype, in a pipeline the copies of
         `CHUNK_TRAFFIC`. Return the seconds of one of two equal halves (forward, backward)."""
@@ -217,11 +227,13 @@ class MicrobatchTerms(Rows):
         if not self.used["tensor"]:
             return
         again, work = self.again, self.prepared.work
-        gathers = np.where(self.parallel, 4.0 + 2.0 * again["gathers"], 0.0)
-        # Routed experts have collectives of their own (below); shared experts have those of an MLP.
+        # Routed experts have collectives of their own (below); shared experts have those of an MLP. Routers of experts
+        # with a capacity read the gathered sequence, too.
         blocks = 1.0 + self.shape.dense_share
+        read = blocks if self.shape.dropless else 2.0
+        gathers = np.where(self.parallel, 2.0 * read + read * again["gathers"], 0.0)
         scatters = np.where(self.parallel, 2.0 * blocks + 2.0 * again["scatters"], 0.0)
-        reductions = np.where(self.parallel, 0.0, 4.0 + 2.0 * again["scatters"])
+        reductions = np.where(self.parallel, 0.0, 2.0 * read + 2.0 * again["scatters"])
         # Across NVLink domains half of a layer's compute runs beside the gathers, the other half beside the reductions.
         crossing = self.table.dcn_tensor > 1
         beside = np.where(crossing, 0.5 * (self.forward + self.backward + self.weight), 0.0)
@@ -239,7 +251,16 @@ class MicrobatchTerms(Rows):
             self.move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
         if self.adapters is not None:
             self._tensor_of_adapters()
-        if self.shape.experts:
+        if self.shape.dropless:
+            # The tokens of all devices along `expert` are gathered along `tensor`, and what its devices make of them is
+            # reduced; without sequence parallelism the gradient of what was reduced is reduced once more.
+            tokens, share = self.stream_bytes * self.size["expert"], self.shape.expert_share
+            both = np.where(self.parallel, share, 0.0)
+            self.move("tensor", "all_gather", "layer", tokens, (2.0 + again["slots"]) * both)
+            self.move("tensor", "reduce_scatter", "layer", tokens, 2.0 * both)
+            self.move("tensor", "all_reduce", "layer", tokens, 2.0 * (share - both))
+            self.move("tensor", "all_reduce", "layer", self.stream_bytes, share - both)
+        elif self.shape.experts:
             # Expert slots are cut along d_model while they travel, and gathered for the matmuls of the experts: once
             # forward, once for the gradients of the weights, and once for the gradient of the result. Recomputed
             # experts need two more gathers and one more reduction (deepseek-like on h100, remat=full, jax 0.10.2).
@@ -288,7 +309,7 @@ class MicrobatchTerms(Rows):
         # between start and done of each in a compiled backward pass would settle the shares.
         self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
         self.move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
-        if self.shape.experts:
+        if self.shape.experts and not self.shape.dropless:
             # Dispatch to experts needs the tokens of whole sequences: gathered before it and scattered after it, in
             # both passes.
             tokens = self.stream_bytes * size / self.size["tensor"]
@@ -303,11 +324,17 @@ class MicrobatchTerms(Rows):
 
     def _expert(self) -> None:
         """Add the all-to-alls along `expert`: to the experts and back, forward and backward, and for recomputation.
+        Where no token is dropped, all tokens are gathered and the sums over the experts scattered instead.
 
         The results are kept on the devices of the experts, so any recomputation sends them back once more
         (mixtral-like on h100, remat=dots, jax 0.10.2).
         """
-        if self.used["expert"] and self.shape.experts:
+        if self.shape.dropless:
+            tokens, share = self.stream_bytes * self.size["expert"], self.shape.expert_share
+            tokens = tokens / np.where(self.parallel, self.size["tensor"], 1.0)
+            self.move("expert", "all_gather", "layer", tokens, (2.0 + self.again["slots"]) * share)
+            self.move("expert", "reduce_scatter", "layer", tokens, 2.0 * share + self.nothing)
+        elif self.used["expert"] and self.shape.experts:
             times = 4.0 + self.again["elementwise"] + self.again["slots"]
             slots = self.of(self.prepared.work.slot_bytes) / self.size["tensor"]
             self.move("expert", "all_to_all", "layer", slots, times)
@@ -331,11 +358,17 @@ class MicrobatchTerms(Rows):
             whole = self.adapters.whole + self.adapters.routed_whole
             self.move("fsdp", "all_reduce", "layer", state.reduced * whole, each, 0.5 * backward)
             return
-        weights = state.compute * self.parameters.layer
-        self.gather("layer", weights, each, forward)
+        layer = self.parameters.layer
+        if self.shape.dropless and self.hardware.platform == "tpu":
+            # XLA hides the gathers beside matmuls of its own. None of those of weights that kernels read is hidden, nor
+            # of their gradients (mixtral-8x7b on v5e:4x4 and smaller ones on v5e:2x2, jax 0.10.2).
+            routed, layer = self.parameters.layer_routed, self.parameters.layer_dense
+            self.gather("layer", state.compute * routed, each + later)
+            self.scatter("layer", state.reduced * routed, each)
+        self.gather("layer", state.compute * layer, each, forward)
         # Assumed, as for context above: the gathers and the reductions each have half of the backward pass to hide in.
-        self.gather("layer", weights, later, 0.5 * backward)
-        self.scatter("layer", state.reduced * self.parameters.layer, each, 0.5 * backward)
+        self.gather("layer", state.compute * layer, later, 0.5 * backward)
+        self.scatter("layer", state.reduced * layer, each, 0.5 * backward)
 
     def _head(self) -> None:
         """Add the logits, the loss, and the collectives around embedding and logits."""

@@ -35,7 +35,7 @@ COLLECTIVES_OF_AXIS = {
     "fsdp": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
     "data": ("all_gather", "reduce_scatter", "all_reduce", "all_to_all"),
     "context": ("all_gather", "reduce_scatter", "permute", "all_reduce"),
-    "expert": ("all_to_all", "all_reduce", "all_gather"),
+    "expert": ("all_to_all", "all_reduce", "all_gather", "reduce_scatter"),
     "stage": ("permute", "all_gather", "reduce_scatter", "all_reduce"),
 }
 """The collectives that each axis can ask for."""
