@@ -196,5 +196,7 @@ def lines(renderable: RenderableType, width: int = 140) -> Iterable[str]:
     A piece of a layout that is wider stands whole on a line of its own (`crop=False`: rich would cut it).
     """
     text = io.StringIO()  # not `console.capture`, which flushes stdout
-    Console(file=text, width=width, no_color=True, highlight=False, force_terminal=False).print(renderable, crop=False)
+    # In a notebook a console shows what it prints as a cell of its own, whatever its file is.
+    plain = Console(file=text, width=width, no_color=True, highlight=False, force_terminal=False, force_jupyter=False)
+    plain.print(renderable, crop=False)
     return [line.rstrip() for line in text.getvalue().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import inspect
 import json
 import subprocess
@@ -94,6 +95,14 @@ def test_show_prints_the_text(report, swept, capsys):
     for one in (report, report.plan, swept):
         one.show()
         assert capsys.readouterr().out == one.text() + "\n"
+
+
+def test_a_cell_of_a_notebook_holds_the_text(report, swept, monkeypatch, capsys):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    for one in (report, report.plan, swept):
+        text = one.text()
+        assert text.strip() and html.escape(text) in one._repr_html_()
+    assert capsys.readouterr().out == ""
 
 
 def test_html_holds_no_markup_of_the_input(report, swept):
