@@ -39,9 +39,10 @@ def _together(text: str) -> str:
     return _UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
-def _pieces(layout: object) -> list[str]:
-    """A layout where a browser may break it: after commas, and inside a long word after +, / and >."""
-    return re.split(r"(?<=[,+/>])", str(layout))
+def _pieces(text: object) -> list[str]:
+    """A layout, or prose that names one, where a browser may break it: after commas, and inside a long word after +, /
+    and >."""
+    return re.split(r"(?<=[,+/>])", str(text))
 
 
 def render_html(report: Findings, *, command: str | None = None, plan_path: Path | None = None) -> str:
