@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh
 
 from autotune.meshes.layout import Layout, parse_layout
 from autotune.models.execution import execution_of
+from autotune.models.packing import Places
 from autotune.models.presets import PRESETS
 from autotune.models.train_step import abstract_network, build_step, new_network
 
@@ -33,7 +34,7 @@ def logits_of(name):
     @jax.jit
     def logits(tokens):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return nnx.merge(definition, parameters)(tokens, jnp.arange(LENGTH), run)[0]
+            return nnx.merge(definition, parameters)(tokens, Places(order_L=jnp.arange(LENGTH)), run)[0]
 
     return logits
 
