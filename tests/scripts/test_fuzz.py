@@ -1,5 +1,4 @@
-"""The fuzzers run for 20 seconds, for releases a minute; every border has its share, and a border that breaks its
-promise is caught."""
+"""The fuzzers run for a minute; every border has its share, and a border that breaks its promise is caught."""
 
 from __future__ import annotations
 
@@ -13,19 +12,19 @@ import pytest
 from hypothesis import strategies as st
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+MINUTES = 1.0
 BORDERS = {"layout", "target", "model", "hardware", "plan", "hlo", "command"}
 
 
-@pytest.mark.parametrize("minutes", [0.33, pytest.param(1.0, marks=pytest.mark.slow)])
-def test_fuzzing_breaks_no_promise(tmp_path, minutes):
-    command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--minutes", str(minutes), "--seed", "20261127", "--json"]
+def test_fuzzing_breaks_no_promise(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--minutes", str(MINUTES), "--seed", "20261127", "--json"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
-    limit = 120 + 120 * minutes
+    limit = 120 + 120 * MINUTES
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, cwd=tmp_path)
     found = json.loads(done.stdout)["borders"]
     assert {name: one["failures"] for name, one in found.items() if one["failures"]} == {}
     assert done.returncode == 0 and found.keys() == BORDERS
-    assert all(one["inputs"] >= (20 if minutes >= 1 else 1) for one in found.values()), found
+    assert all(one["inputs"] >= 5 for one in found.values()), found
 
 
 @pytest.fixture
