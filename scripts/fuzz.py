@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,9 @@ import click
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+# Where a GPU's plugin is installed and no GPU is there, JAX prints why in this process, which `autotune` does not.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from fuzzing.borders import Border, borders  # noqa: E402
 
