@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from autotune.models.execution import Execution
 from autotune.models.grouped_matmul import BALANCED_ROWS, padded_rows
-from autotune.models.take_rows import take_rows
+from autotune.models.take_rows import rows_at, take_rows
 
 TOKENS = ("batch", "norm_length", "features")
 
@@ -113,9 +113,7 @@ def assign(chosen_KT: jax.Array, experts: int, run: Execution) -> Plan:
 @jax.custom_vjp
 def spread(x_BTD: jax.Array, places_BKT: jax.Array, choices_BR: jax.Array) -> jax.Array:
     """Each token to the rows of its choices, BxRxD; its gradient is gathered from them."""
-    of_row = jnp.where(choices_BR < 0, -1, choices_BR % x_BTD.shape[1])
-    rows = jnp.take_along_axis(x_BTD, jnp.maximum(of_row, 0)[..., None], axis=1)
-    return jnp.where(of_row[..., None] >= 0, rows, jnp.zeros((), x_BTD.dtype))
+    return rows_at(x_BTD, jnp.where(choices_BR < 0, -1, choices_BR % x_BTD.shape[1]))
 
 
 def _spread_backward(saved, gradient):

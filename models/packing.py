@@ -76,7 +76,8 @@ def draw_packed(key: jax.Array, batch: int, seq: int, vocab: int, documents: int
 
 
 def in_documents(tokens_BL: jax.Array, starts_BL: jax.Array) -> dict[str, jax.Array]:
-    """The packed batch of these tokens; `starts_BL`: where a document begins behind another one of its sequence."""
+    """A packed batch with these tokens. `starts_BL`: true at the first token of each document, but for the first
+    document of a sequence."""
     starts = starts_BL.astype(jnp.int32)
     segments = 1 + jnp.cumsum(starts, axis=1)
     columns = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1], dtype=jnp.int32), tokens_BL.shape)

@@ -12,6 +12,11 @@ def take_rows(x_BND: jax.Array, index_BM: jax.Array, inverse_BNR: jax.Array) -> 
 
     With the inverse at hand the backward pass is a gather too; autodiff would make it a scatter-add.
     """
+    return rows_at(x_BND, index_BM)
+
+
+def rows_at(x_BND: jax.Array, index_BM: jax.Array) -> jax.Array:
+    """x[b, index[b, m]], or zeros where the index is -1."""
     rows = jnp.take_along_axis(x_BND, jnp.maximum(index_BM, 0)[..., None], axis=1)
     return jnp.where(index_BM[..., None] >= 0, rows, jnp.zeros((), x_BND.dtype))
 

@@ -146,7 +146,7 @@ def batch_of(corpus: np.ndarray, number: int, seed: int, shapes: dict, packing: 
     """The batch of one step, a function of its number alone: sequences from random places of the text, in `packing`
     documents of random lengths.
 
-    Every process makes only the rows that its devices hold.
+    Every process makes only the rows that its devices hold; of packed documents it makes all rows.
     """
     import jax
 
@@ -154,25 +154,22 @@ def batch_of(corpus: np.ndarray, number: int, seed: int, shapes: dict, packing: 
     drawn = np.random.default_rng([seed, number])
     places = drawn.integers(0, corpus.size - seq - 1, size=sequences)
     windows = places[:, None] + np.arange(seq + 1)[None, :]
+
+    def rows(offset: int):
+        return lambda index: corpus[windows[:, offset : offset + seq][index]].astype(np.int32)
+
     if packing:
         from autotune.models.packing import in_documents
 
         rank = drawn.permuted(np.tile(np.arange(seq - 1), (sequences, 1)), axis=1)
         starts = np.pad(rank < packing - 1, ((0, 0), (1, 0)))
-        packed = jax.tree.map(np.asarray, in_documents(corpus[windows[:, :-1]].astype(np.int32), starts))
-        return {
-            name: jax.make_array_from_callback(
-                shape.shape, shape.sharding, lambda index, name=name: packed[name][index]
-            )
-            for name, shape in shapes.items()
-        }
-
-    def rows(offset: int):
-        return lambda index: corpus[windows[:, offset : offset + seq][index]].astype(np.int32)
-
+        packed = in_documents(corpus[windows[:, :-1]].astype(np.int32), starts)
+        parts = {name: np.asarray(array).__getitem__ for name, array in packed.items()}
+    else:
+        parts = {"tokens": rows(0), "targets": rows(1)}
     return {
-        name: jax.make_array_from_callback(shapes[name].shape, shapes[name].sharding, rows(offset))
-        for name, offset in (("tokens", 0), ("targets", 1))
+        name: jax.make_array_from_callback(shapes[name].shape, shapes[name].sharding, part)
+        for name, part in parts.items()
     }
 
 

@@ -99,18 +99,16 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return value
 
     command = setting_option(expose_value=False, callback=keep)(command)
-    lora = (
+    more = (
         ("lora-rank", RANK, "Train adapters of this rank beside frozen weights (LoRA) [0: all weights are trained]."),
         ("lora-targets", LoraTargets(),
          "Matrices that have adapters [all seven: those of attention and of MLPs, experts among them]."),
         ("base-dtype", OneOf(BASE_DTYPES, {other: name for name in BASE_DTYPES for other in ALIASES.get(name, ())}),
          "Dtype of the frozen weights; nf4 is priced only [bfloat16]."),
-    )  # fmt: skip
-    packing = (
         ("packing", DOCUMENTS,
          "Documents packed into each sequence; attention stays inside a document [0: a sequence is one document]."),
     )  # fmt: skip
-    for word, kind, help_text in reversed(lora + packing):
+    for word, kind, help_text in reversed(more):
         command = click.option(f"--{word}", type=kind, expose_value=False, callback=keep, help=help_text)(command)
     for word, choices, help_text in reversed(
         (

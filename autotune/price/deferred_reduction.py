@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 
 from autotune.meshes.layout_words import LAYOUT_WORDS
-from autotune.meshes.legality import ONCE_A_STEP, reject_codes
+from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.price import price
-from autotune.price.priced_space import PricedSpace
+from autotune.price.priced_space import PricedSpace, broken_rules
 from autotune.price.winning_rows import NEAR, WINS, may_be_best
 
 
@@ -29,9 +29,7 @@ def with_deferred_reduction(space: PricedSpace, keep: int) -> PricedSpace:
         return space
     tried = dataclasses.replace(table.take(rows), reduce=np.full(len(rows), ONCE_A_STEP, dtype=np.int64))
     workload = space.workload
-    legal = (
-        reject_codes(tried, transformer, workload.sequences, workload.seq, space.target, workload.training.packing) < 0
-    )
+    legal = broken_rules(workload, space.target, tried) < 0
     fits = space.legal & (space.peak_bytes <= hardware.capacity_bytes)
     best = space.seconds[fits].min(initial=np.inf)
     # Compute, and collectives that are perfectly hidden, take their time in any case.

@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 
 from autotune.meshes.layout_words import LAYOUT_WORDS
-from autotune.meshes.legality import reject_codes
 from autotune.price.price import price
-from autotune.price.priced_space import PricedSpace
+from autotune.price.priced_space import PricedSpace, broken_rules
 from autotune.price.winning_rows import NEAR, WINS, may_be_best
 
 TRIED = (2, 4, 8, 16)
@@ -46,9 +45,7 @@ def with_vocabulary_tiles(space: PricedSpace, keep: int) -> PricedSpace:
     like = np.tile(rows, len(TRIED))
     tiles = np.repeat(np.array(TRIED, dtype=np.int64), len(rows))
     tried = dataclasses.replace(space.table.take(like), vocab_tiles=tiles)
-    legal = (
-        reject_codes(tried, transformer, workload.sequences, workload.seq, space.target, workload.training.packing) < 0
-    )
+    legal = broken_rules(workload, space.target, tried) < 0
     like, tried, beaten = like[legal], tried.take(legal), np.tile(beaten, len(TRIED))[legal]
     if not len(like):
         return space

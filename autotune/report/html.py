@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import jinja2
+import markupsafe
 
 from autotune.analysis.limits import ARC
 from autotune.plan.fields import PACKAGES
@@ -39,10 +40,10 @@ def _together(text: str) -> str:
     return _UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
-def _pieces(text: object) -> list[str]:
-    """A layout, or prose that names one, where a browser may break it: after commas, and inside a long word after +, /
-    and >."""
-    return re.split(r"(?<=[,+/>])", str(text))
+def _breakable(text: object) -> markupsafe.Markup:
+    """A layout, or prose that names one, with the places where a browser may break it: after commas, and inside a long
+    word after +, / and >."""
+    return markupsafe.Markup("<wbr>").join(re.split(r"(?<=[,+/>])", str(text)))
 
 
 def render_html(report: Findings, *, command: str | None = None, plan_path: Path | None = None) -> str:
@@ -61,7 +62,7 @@ def render_html(report: Findings, *, command: str | None = None, plan_path: Path
     )
     environment.filters |= {
         "seconds": seconds_text, "bytes": bytes_text, "percent": percent, "buffers": buffers_text, "mfu": mfu_text,
-        "together": _together, "pieces": _pieces,
+        "together": _together, "breakable": _breakable,
     }  # fmt: skip
     known = dict(report.compiled.versions) if report.compiled is not None else installed_versions(PACKAGES)
     versions = {**installed_versions(("autotune-jax",)), **known}

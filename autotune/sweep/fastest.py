@@ -16,11 +16,11 @@ import numpy as np
 from autotune.meshes.hardware import scale
 from autotune.meshes.layout import Layout
 from autotune.meshes.layout_words import LAYOUT_WORDS
-from autotune.meshes.legality import reject_codes, rule_names, rules_about
+from autotune.meshes.legality import rule_names, rules_about
 from autotune.meshes.target import Target
 from autotune.price.axis_orders import other_orders
 from autotune.price.price import Estimate, Prices, price_table
-from autotune.price.priced_space import price_space
+from autotune.price.priced_space import broken_rules, price_space
 from autotune.space import enumerate_layouts, pass_columns, sizes_over, with_choices, with_crossings, with_passes
 from autotune.sweep.bounds import ROUNDING, Bounds, Columns, searched
 from autotune.table import LayoutTable
@@ -232,10 +232,7 @@ class _Search:
         return price_table(self.bounds.pricer, table)
 
     def _broken(self, table: LayoutTable) -> np.ndarray:
-        workload = self.workload
-        return reject_codes(
-            table, workload.transformer, workload.sequences, workload.seq, self.target, workload.training.packing
-        )
+        return broken_rules(self.workload, self.target, table)
 
     def _nothing_legal(self, broken: np.ndarray) -> NothingFits:
         """The rule that most meshes break first: of the batch, or of the model's sizes."""

@@ -52,7 +52,7 @@ def step_of(model, text, kind=AxisType.Auto):
 
 
 def packed(tokens):
-    """The batch of these tokens in documents of `LENGTHS`."""
+    """A batch with these tokens, packed into documents of the lengths `LENGTHS`."""
     segments, positions, targets = (np.zeros_like(tokens) for _ in range(3))
     for row, lengths in enumerate(LENGTHS):
         for number, end in enumerate(np.cumsum(lengths)):

@@ -360,8 +360,8 @@ class MicrobatchTerms(Rows):
             return
         layer = self.parameters.layer
         if self.shape.dropless and self.hardware.platform == "tpu":
-            # XLA hides the gathers beside matmuls of its own. None of those of weights that kernels read is hidden, nor
-            # of their gradients (mixtral-8x7b on v5e:4x4 and smaller ones on v5e:2x2, jax 0.10.2).
+            # XLA hides gathers beside its own matmuls. It hides neither the gathers of weights that kernels read, nor
+            # the reductions of their gradients (mixtral-8x7b on v5e:4x4 and smaller ones on v5e:2x2, jax 0.10.2).
             routed, layer = self.parameters.layer_routed, self.parameters.layer_dense
             self.gather("layer", state.compute * routed, each + later)
             self.scatter("layer", state.reduced * routed, each)
