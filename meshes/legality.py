@@ -19,6 +19,7 @@ from autotune.meshes.layout import SCHEDULES, Layout
 from autotune.meshes.layout_words import LAYOUT_WORDS, RematWord
 from autotune.meshes.remat_sets import RECOMPUTE, REMAT_ARRAYS, RematArray, digits_of
 from autotune.meshes.target import Target
+from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
 
 
@@ -49,8 +50,7 @@ class Job:
     batch: int
     seq: int
     platform: str
-    packing: int
-    """Documents of a sequence; 0: sequences are not packed."""
+    training: Training = Training()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,17 +291,23 @@ LEGALITY_RULES: tuple[Rule, ...] = (
         of_model=True,
     ),
     _excludes(
+        "stage needs scanned layers",
+        lambda c, j: (c.stage > 1) & (not j.training.scan_layers),
+        lambda c, j: f"stage={c.stage} runs the layers of a stage in a loop: scan_layers=false has none",
+        needed=lambda c, j: 1, available=lambda c, j: 0, unit="loops of layers", remedy="stage=1",
+    ),
+    _excludes(
         "ring excludes packing on gpus",
-        lambda c, j: (c.context_attention == RING) & (j.packing > 0) & (j.platform == "cuda"),
+        lambda c, j: (c.context_attention == RING) & (j.training.packing > 0) & (j.platform == "cuda"),
         lambda c, j: "context_attention=ring runs cuDNN's kernel by parts, which has no borders between documents: "
-        f"packing={j.packing} has",
+        f"packing={j.training.packing} has",
         needed=lambda c, j: 1, available=lambda c, j: 0, unit="borders in a ring", remedy="context_attention=gather",
     ),
     _excludes(
         "reduce=step excludes packing on gpus",
-        lambda c, j: (c.reduce == ONCE_A_STEP) & (j.packing > 0) & (j.platform == "cuda"),
+        lambda c, j: (c.reduce == ONCE_A_STEP) & (j.training.packing > 0) & (j.platform == "cuda"),
         lambda c, j: "reduce=step runs replicas as one batch, and JAX's call to cuDNN takes no batch of the masks that "
-        f"packing={j.packing} needs",
+        f"packing={j.training.packing} needs",
         needed=lambda c, j: 1, available=lambda c, j: 0, unit="batches of masks", remedy="reduce=pass",
     ),
     _excludes(
@@ -315,7 +321,12 @@ LEGALITY_RULES: tuple[Rule, ...] = (
 
 
 def reject(
-    layout: Layout, transformer: TransformerShape | None, batch: int, seq: int, target: Target, packing: int = 0
+    layout: Layout,
+    transformer: TransformerShape | None,
+    batch: int,
+    seq: int,
+    target: Target,
+    training: Training | None = None,
 ) -> Rejection | None:
     """The first rule that a layout breaks; None when the model can be cut by it.
 
@@ -324,7 +335,7 @@ def reject(
     >>> print(reject(Layout(data=16, zero=1), None, 24, 128, parse_target("h100:2x8")))
     data=16 does not divide batch=24; data=8 would
     """
-    job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform, packing=packing)
+    job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform, training=training or Training())
     return reject_for(layout, job)
 
 
@@ -338,11 +349,16 @@ def reject_for(layout: Layout, job: Job) -> Rejection | None:
 
 
 def reject_codes(
-    table: Any, transformer: TransformerShape | None, batch: int, seq: int, target: Target, packing: int = 0
+    table: Any,
+    transformer: TransformerShape | None,
+    batch: int,
+    seq: int,
+    target: Target,
+    training: Training | None = None,
 ) -> np.ndarray:
     """For each row of a table of layouts (an object with one integer array a field): the index in `LEGALITY_RULES`
     of the first rule it breaks, -1 where it breaks none."""
-    job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform, packing=packing)
+    job = Job(transformer=transformer, batch=batch, seq=seq, platform=target.platform, training=training or Training())
     codes = np.full(np.shape(table.data), -1, dtype=np.int64)
     for index, rule in reversed(list(enumerate(LEGALITY_RULES))):
         if transformer is not None or not rule.of_model:

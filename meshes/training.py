@@ -25,11 +25,13 @@ MATMUL_DTYPES = ("float8", "int8")
 
 DTYPE_WORDS = ("weights_dtype", "moments_dtype", "gradients_dtype", "master_dtype")
 
-WORDS = ("optimizer", *DTYPE_WORDS, "matmul_dtype", *LORA_WORDS, "packing")
-"""The fields of `Training`, which are also the words of flags, plans and job files."""
+WORD_KINDS: dict[str, type] = {
+    "optimizer": str, **dict.fromkeys(DTYPE_WORDS, str), "matmul_dtype": str, **dict.fromkeys(LORA_WORDS, str),
+    "lora_rank": int, "packing": int, "scan_layers": bool,
+}  # fmt: skip
+"""Field of `Training`, which is also a word of flags, plans and job files -> the type of its values."""
 
-COUNT_WORDS = ("lora_rank", "packing")
-"""Those that are whole numbers; all others are text."""
+WORDS = tuple(WORD_KINDS)
 
 MOST_DOCUMENTS = 2**20
 """Of one sequence."""
@@ -46,7 +48,8 @@ class Training:
     of that rank are trained, beside the matrices that `lora_targets` names (None: all of
     `autotune.meshes.lora.LORA_TARGETS`); all other weights are frozen, in `base_dtype` (None: bfloat16), and the other
     dtypes are those of the adapters. `packing`: above 0, each sequence is so many documents one behind the other, and a
-    token attends to its own document only.
+    token attends to its own document only. `scan_layers`: the program of one layer, or of one pattern of layers, runs
+    in a loop over stacked weights; False: each layer has weights and a program of its own.
 
     >>> Training(optimizer="adafactor", weights_dtype="bfloat16").words()
     'adafactor, bfloat16 weights'
@@ -62,6 +65,7 @@ class Training:
     lora_targets: str | None = None
     base_dtype: str | None = None
     packing: int = 0
+    scan_layers: bool = True
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -83,6 +87,8 @@ class Training:
                 f"packing={short(packing)} must be the documents of a sequence, from 2 to {MOST_DOCUMENTS}, "
                 "or 0 for one of each"
             )
+        if type(self.scan_layers) is not bool:
+            raise ValueError(f"scan_layers={short(self.scan_layers)} must be true or false")
         if self.gradients_dtype == self.weights_dtype:
             object.__setattr__(self, "gradients_dtype", None)
         lora = lora_of(self.lora_rank, self.lora_targets, self.base_dtype)
@@ -151,6 +157,8 @@ class Training:
             found.append(f"{self.matmul_dtype} matmuls")
         if self.packing:
             found.append(f"{self.packing} documents packed into a sequence")
+        if not self.scan_layers:
+            found.append("layers not scanned")
         return ", ".join([*found, *([self.lora.told()] if self.lora else [])])
 
     def told(self) -> str:
@@ -170,9 +178,10 @@ class Training:
             kept = f"{self.matmul_dtype} matmuls inside the layers, {kept}"
         adapters = f"{self.lora.told()}; adapters: " if self.lora else ""
         packed = f", {self.packing} documents packed into a sequence" if self.packing else ""
-        return f"{adapters}{kept}, {self.optimizer} with gradient clipping{packed}"
+        unscanned = "" if self.scan_layers else ", layers not scanned"
+        return f"{adapters}{kept}, {self.optimizer} with gradient clipping{packed}{unscanned}"
 
-    def recipe(self) -> dict[str, str | int]:
+    def recipe(self) -> dict[str, str | int | bool]:
         """The flags' words that say it again; none that are at their default."""
         plain = Training()
         return {name: getattr(self, name) for name in WORDS if getattr(self, name) != getattr(plain, name)}
@@ -193,6 +202,8 @@ def matmul_dtype_problem(training: Training, hardware: Hardware) -> str | None:
 def training_of(words: Mapping[str, Any]) -> Training:
     """The training that some words say; those that are missing or None are at their default."""
     told: dict[str, Any] = {
-        name: words[name] if name in COUNT_WORDS else str(words[name]) for name in WORDS if words.get(name) is not None
+        name: str(words[name]) if kind is str else words[name]
+        for name, kind in WORD_KINDS.items()
+        if words.get(name) is not None
     }
     return Training(**told)

@@ -1,4 +1,4 @@
-"""The whole transformer: embedding, scanned stacks of layers, final norm, logits."""
+"""The whole transformer: embedding, layers (scanned or not), final norm, logits."""
 
 from __future__ import annotations
 
@@ -111,9 +111,10 @@ def layers_of(stacked: Layer | Pattern) -> list[Layer]:
 class Network(nnx.Module):
     """A decoder or encoder. Parameters of layers are stacked on a leading `layers` axis, whatever the layout: of all
     layers, of every layer of a pattern that repeats, or of each part of the model within which a pattern repeats.
-    `lora`: the adapters beside what is then frozen."""
+    `lora`: the adapters beside what is then frozen. `scan_layers` False: all layers are one pattern that does not
+    repeat, so that each has parameters of its own (their `layers` axis has one entry) and none runs in a loop."""
 
-    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs, lora: Lora | None = None):
+    def __init__(self, shape: TransformerShape, *, rngs: nnx.Rngs, lora: Lora | None = None, scan_layers: bool = True):
         model = shape.described
 
         def stack(kinds, count):
@@ -132,7 +133,8 @@ class Network(nnx.Module):
             self.positions = weight(
                 rngs, (model.position_rows, shape.d_model), ("positions", "embed"), fan_in=shape.d_model
             )
-        parts = model.repeating_parts
+        parts = model.repeating_parts if scan_layers else ((model.layers, 1),)
+        self.scanned = scan_layers
         self.stacks = ("layers",) if len(parts) == 1 else tuple(f"layers_{index}" for index in range(len(parts)))
         for name, (kinds, count) in zip(self.stacks, parts, strict=True):
             setattr(self, name, stack(kinds, count))
@@ -195,6 +197,8 @@ class Network(nnx.Module):
             def turn(x, parameters, calls=calls):
                 return one_after_another(zip(calls, parameters, strict=True), x, run.layout.remat)
 
+            if not self.scanned:
+                return turn(x, jax.tree.map(lambda leaf: leaf[0], parameters))
             x, balance = jax.lax.scan(turn, x, parameters)
             total = balance.sum() if total is None else total + balance.sum()
         return x, total

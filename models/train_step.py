@@ -179,7 +179,7 @@ def build_step(
     platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
     training = training or Training()
     check_packing(training, transformer, seq)
-    job = Job(transformer=transformer, batch=batch, seq=seq, platform=platform, packing=training.packing)
+    job = Job(transformer=transformer, batch=batch, seq=seq, platform=platform, training=training)
     rejection = reject_for(layout, job)
     if rejection:
         raise ValueError(f"layout {layout}: {rejection}")
@@ -233,7 +233,8 @@ def build_step(
 def new_network(transformer: TransformerShape, key: jax.Array, training: Training | None = None) -> Network:
     """A network with fresh weights; the same key gives the same values under every layout."""
     with nnx.use_eager_sharding(False):
-        return Network(transformer, rngs=nnx.Rngs(params=key), lora=training.lora if training else None)
+        training = training or Training()
+        return Network(transformer, rngs=nnx.Rngs(params=key), lora=training.lora, scan_layers=training.scan_layers)
 
 
 def stored_weights(parameters: Any, training: Training) -> Any:

@@ -14,7 +14,7 @@ from autotune.meshes.fields import did_you_mean, short
 HEADINGS: Mapping[str, tuple[str, ...]] = {
     "Train step": (
         "model", "workload", "batch", "seq", "dtype", "optimizer", "weights_dtype", "moments_dtype", "gradients_dtype",
-        "master_dtype", "matmul_dtype", "lora_rank", "lora_targets", "base_dtype", "packing",
+        "master_dtype", "matmul_dtype", "lora_rank", "lora_targets", "base_dtype", "packing", "scan_layers",
         "settings",
     ),
     "Job file": ("job", "save_job"),

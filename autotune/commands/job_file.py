@@ -16,8 +16,7 @@ from click.core import ParameterSource
 
 from autotune.commands.values import PATH
 from autotune.meshes.fields import Fields, one_line, read_text, short, toml_table
-from autotune.meshes.training import COUNT_WORDS
-from autotune.meshes.training import WORDS as TRAINING_WORDS
+from autotune.meshes.training import WORD_KINDS
 
 if TYPE_CHECKING:
     from autotune.meshes.target import Target
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 WORDS: dict[str, type] = {
     "model": str, "workload": str, "set": list, "target": str, "hardware": str, "memory-fraction": float, "batch": int,
     "seq": int, "dtype": str,
-    **{word.replace("_", "-"): int if word in COUNT_WORDS else str for word in TRAINING_WORDS},
+    **{word.replace("_", "-"): kind for word, kind in WORD_KINDS.items()},
     "axes": str, "fix": list, "layout": str, "layouts": str,
 }  # fmt: skip
 """Words of a job file -> what each holds; a list holds texts. They are the long flags without their dashes."""
@@ -68,6 +67,9 @@ def load_job(path: Path) -> dict[str, Any]:
                     raise ValueError(
                         f"{where}: {word} holds {short(text)}; each must be a text of printable characters"
                     )
+        elif kind is bool:
+            if not isinstance(values[word], bool):
+                raise read.error(word, "must be true or false")
         elif kind is int:
             read.whole(word, 1, 2**53)
         elif kind is float:
@@ -140,7 +142,7 @@ def _take(context: click.Context, option: click.Parameter, path: Path | None) ->
     if "batch" not in names and "batch-tokens" in names and {"batch", "seq"} <= words.keys():  # sweep
         known[names["batch-tokens"]] = words["batch"] * words["seq"]
     context.default_map = {
-        name: list(map(str, value)) if isinstance(value, list) else str(value) for name, value in known.items()
+        name: list(map(str, value)) if isinstance(value, list) else _text(value) for name, value in known.items()
     } | dict(context.default_map or {})
 
 
@@ -176,6 +178,8 @@ def _given(context: click.Context) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -26,6 +26,7 @@ from autotune.commands.values import (
     LoraTargets,
     Number,
     OneOf,
+    TrueOrFalse,
 )
 from autotune.compile.compilation import COMPILE_SECONDS
 from autotune.meshes.fields import one_line
@@ -94,7 +95,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     from autotune.meshes.training import DTYPES, MATMUL_DTYPES, OPTIMIZERS
 
     def keep(context: click.Context, option: click.Parameter, value: Any) -> Any:
-        if value:
+        if value not in (None, "", ()):
             context.meta.setdefault(TRAINING_WORDS, {})[option.name] = value
         return value
 
@@ -107,6 +108,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
          "Dtype of the frozen weights; nf4 is priced only [bfloat16]."),
         ("packing", DOCUMENTS,
          "Documents packed into each sequence; attention stays inside a document [0: a sequence is one document]."),
+        ("scan-layers", TrueOrFalse(),
+         "Whether layers run in a loop over stacked weights, or each has a program of its own [true]."),
     )  # fmt: skip
     for word, kind, help_text in reversed(more):
         command = click.option(f"--{word}", type=kind, expose_value=False, callback=keep, help=help_text)(command)

@@ -137,6 +137,16 @@ class OneOf(click.ParamType):
         return [CompletionItem(word) for word in self.choices if word.startswith(incomplete)]
 
 
+class TrueOrFalse(OneOf):
+    """True or false."""
+
+    def __init__(self) -> None:
+        super().__init__(("true", "false"))
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return super().convert(value, parameter, context) == "true"
+
+
 class Suggested(Word):
     """A text whose last part the shell completes from `words`, or from the names of files where none of them fits.
 

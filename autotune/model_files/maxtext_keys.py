@@ -67,7 +67,7 @@ NEUTRAL = {
         "use_sliced_mla_proj", "mla_qk_head_chunk_size", "causal_block_size", "attention", "ring_scan_unroll",
         "force_q_layout", "te_comm_gemm_overlap", "*mhc_pallas*", "cast_logits_to_fp32",
         "float32_weight_sum", "vocab_tiling_ag_once",
-        "shard_exp_on_fsdp", "use_2d_fsdp_sharding", "*_two_stage_all_gather", "force_unroll", "scan_layers",
+        "shard_exp_on_fsdp", "use_2d_fsdp_sharding", "*_two_stage_all_gather", "force_unroll",
         "param_scan_axis", "scan_pipeline_*", "scan_layers_per_stage", "set_remat_policy_on_*", "matmul_precision",
         "inhomogeneous_layer_cycle_interval", "pipeline_*",
         "context_parallel_load_balance", "context_parallel_reorder_strategy",

@@ -84,6 +84,8 @@ def run_of(keys: Keys, *, gated: bool, experts: bool) -> dict[str, Any]:
     if keys.values.get("quantization") in tuple(QUANTISATIONS):
         run["matmul_dtype"] = QUANTISATIONS[keys.take("quantization")]
     run |= _packing(keys)
+    if not keys.flag("scan_layers", True):
+        run["scan_layers"] = False
     if keys.take("gradient_clipping_threshold", None) == 0:
         keys.note("gradient_clipping_threshold", "0: the price reads the gradients once more, for their norm")
     run |= _mesh(keys)

@@ -148,6 +148,8 @@ def maxtext(plan: Plan) -> str:
     if packing:
         flags |= {"packing": True, "max_segments_per_seq": packing}
         expressed.append("packing")
+    flags |= {} if _training_of(plan).scan_layers else {"scan_layers": False}
+    expressed.append("scan_layers")
     notes = [*_about(plan), *notes, *_unsaid(plan, *expressed), *(f"another device order: {line}" for line in lost)]
     trainer = "pre_train.train"
     lora = _lora_of(plan)
@@ -428,6 +430,8 @@ def _unsaid(plan: Plan, *expressed: str) -> list[str]:
             f"not expressed: packing={packing}: documents in a sequence are made by the input pipeline, and the "
             "attention kernel must be given their segment ids"
         )
+    if not _training_of(plan).scan_layers and "scan_layers" not in expressed:
+        notes.append("not expressed: scan_layers=false: each layer has a program of its own, none runs in a loop")
     return notes
 
 

@@ -242,17 +242,13 @@ def price_space(
 
 def why_illegal(workload: Workload, target: Target, layout: Layout) -> str | None:
     """The first rule that `layout` breaks, in words with the values and the remedy; None when it breaks none."""
-    rejection = reject(
-        layout, workload.transformer, workload.sequences, workload.seq, target, workload.training.packing
-    )
+    rejection = reject(layout, workload.transformer, workload.sequences, workload.seq, target, workload.training)
     return str(rejection) if rejection else workload.problem(layout)
 
 
 def broken_rules(workload: Workload, target: Target, table: LayoutTable) -> np.ndarray:
     """For each row the first rule it breaks, -1 for none: those of every model, then those of the user's own arrays."""
-    codes = reject_codes(
-        table, workload.transformer, workload.sequences, workload.seq, target, workload.training.packing
-    )
+    codes = reject_codes(table, workload.transformer, workload.sequences, workload.seq, target, workload.training)
     if workload.partition is None:
         return codes
     first, mesh = unique_rows([getattr(table, name) for name in AXES])

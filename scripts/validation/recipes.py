@@ -144,7 +144,7 @@ def _options(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _differs(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Where our step is not quite theirs."""
-    found = ["its layers are not scanned, ours are"] if row.get("scan_layers") is False else []
+    found = []
     other = row.get("other") or {}
     if int(other.get("num_vocab_tiling") or 1) > 1:
         found.append("its loss is computed in tiles of the tokens, ours in as many tiles of the vocabulary")
@@ -267,7 +267,7 @@ def _training(row: Mapping[str, Any], missing: list[str]) -> Training:
     told = row["optimizer"]
     kind = str(told["type"]).split(" ")[0]
     name = next((ours for theirs, ours in OPTIMIZERS.items() if kind.startswith(theirs)), kind)
-    words = {"optimizer": name, "weights_dtype": str(row["weight_dtype"]).split(" ")[0]}
+    words: dict[str, Any] = {"optimizer": name, "weights_dtype": str(row["weight_dtype"]).split(" ")[0]}
     words["moments_dtype"] = words["weights_dtype"]
     for field, moment in (("moments_dtype", "mu_dtype"), ("gradients_dtype", "grad_dtype")):
         value = str(told.get(moment, "unset")).split(" ")[0]
@@ -278,6 +278,7 @@ def _training(row: Mapping[str, Any], missing: list[str]) -> Training:
             words["matmul_dtype"] = QUANTISATIONS[quantisation]
         else:
             missing.append(f"quantization {quantisation}")
+    words["scan_layers"] = row.get("scan_layers", True)
     missing += [f"the optimizer's {name}" for name in ("optimizer_memory_host_offload",) if told.get(name)]
     try:
         return training_of(words)

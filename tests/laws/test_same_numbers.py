@@ -117,9 +117,14 @@ def one_step(model, text, dtype="float32", kind=AxisType.Auto, training=None):
     """(loss, first moments, weights) after one step from `start`."""
     layout = parse_layout(text)
     step = build_step(MODELS[model], BATCH, SEQ, layout, mesh_of(layout, kind), dtype=dtype, training=training)
+    return run_one_step(step, *start(model, dtype))
+
+
+def run_one_step(step, state, batch):
+    """(loss, first moments, weights) after one step from a state and batch of NumPy arrays."""
     with jax.set_mesh(step.mesh):
         placed = jax.tree.map(
-            lambda leaf, x: jax.device_put(x, leaf.sharding), (step.state, step.batch), start(model, dtype)
+            lambda leaf, x: jax.device_put(x, leaf.sharding), (step.state, step.batch), (state, batch)
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state)
         lowered = jax.jit(step.function, out_shardings=(shardings, None)).lower(*placed)
