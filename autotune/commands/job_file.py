@@ -68,8 +68,7 @@ def load_job(path: Path) -> dict[str, Any]:
                         f"{where}: {word} holds {short(text)}; each must be a text of printable characters"
                     )
         elif kind is bool:
-            if not isinstance(values[word], bool):
-                raise read.error(word, "must be true or false")
+            read(word, bool)
         elif kind is int:
             read.whole(word, 1, 2**53)
         elif kind is float:

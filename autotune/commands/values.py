@@ -141,7 +141,7 @@ class TrueOrFalse(OneOf):
     """True or false."""
 
     def __init__(self) -> None:
-        super().__init__(("true", "false"))
+        super().__init__(("true", "false"), {"True": "true", "False": "false"})
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         return super().convert(value, parameter, context) == "true"

@@ -119,7 +119,7 @@ def _layout(read: Fields) -> Layout:
 
 def _recipe(read: Fields, sequences: int, seq: int) -> dict[str, Any]:
     """The words that build the step again; those of a reference model are whole and say what the plan says."""
-    recipe = read.mapping("recipe", (str, int))
+    recipe = read.mapping("recipe", (str, int, bool))
     inside = read.inside("recipe")
     for name in recipe.keys() & {"model", "workload", "dtype"}:
         inside.text(name)

@@ -133,8 +133,8 @@ def test_every_word_is_a_flag_of_a_command_and_is_read_back(tmp_path):
 
     flags = {option.removeprefix("--") for command in (tune, explain) for one in command.params for option in one.opts}
     assert set(WORDS) <= flags
-    values = {word: ["a=b"] if kind is list else 0.5 if kind is float else 3 if kind is int else "text"
-              for word, kind in WORDS.items()}  # fmt: skip
+    one_of = {list: ["a=b"], float: 0.5, int: 3, str: "text", bool: False}
+    values = {word: one_of[kind] for word, kind in WORDS.items()}
     save_job(tmp_path / "job.toml", values)
     read = load_job(tmp_path / "job.toml")
     assert read == values | {"hardware": str(tmp_path / "text")}
