@@ -27,6 +27,10 @@ def _forward(logits, targets):
     total = jnp.log(jnp.exp(wide - largest).sum(axis=-1)) + largest[..., 0]
     # A masked sum, not an index: each device looks among its own part of the vocabulary.
     picked = jnp.where(_hits(logits, targets), wide, 0.0).sum(axis=-1)
+    # The gradient takes the logits' place in memory once nothing reads them any more. Only the reported loss needs
+    # `picked`: without the barrier the compiler for GPUs may sum it behind the whole backward pass, beside both arrays
+    # (qwen3-4b on h100:1x8, fsdp=8: 15.5 GiB in place of 10.9).
+    total, picked = jax.lax.optimization_barrier((total, picked))
     return total - picked, (logits, targets, total)
 
 
