@@ -320,6 +320,9 @@ LAYOUTS = [
      "fsdp=4,stage=4,remat=full,microbatches=8,schedule=circular,virtual_stages=2", 8),
     ("v5e:4x4", {"ici_context_parallelism": 2, "context_parallel_strategy": "ring", "ici_fsdp_parallelism": 8},
      "fsdp=8,context=2,remat=full,context_attention=ring", 32),
+    ("v5e:4x4", {"ici_fsdp_parallelism": 2, "ici_fsdp_transpose_parallelism": -1}, "fsdp=16,remat=full", 32),
+    ("v5e:4x4", {"ici_fsdp_parallelism": 2, "ici_fsdp_transpose_parallelism": 4, "ici_tensor_parallelism": 2},
+     "fsdp=8,tensor=2,remat=full", 32),
     ("h100:2x8", {"dcn_data_parallelism": 1, "dcn_fsdp_parallelism": 2, "remat_policy": "minimal_with_context"},
      "fsdp=16,dcn.fsdp=2,remat=dots", 32),
 ]  # fmt: skip
@@ -332,6 +335,12 @@ def test_the_keys_of_a_maxtext_run_are_a_layout_and_a_batch(target, changes, lay
     found = layout_of_run(told, 8, machine, "file")
     assert found == default_dcn(parse_layout(layout), machine)
     assert devices_batch(told, machine, "file") == batch
+
+
+def test_a_second_axis_of_fsdp_is_read_as_fsdp_and_said(tmp_path):
+    said = {"ici_fsdp_parallelism": 2, "ici_fsdp_transpose_parallelism": 8}
+    notes = read_model(write(tmp_path, BASE | said, "base.yml")).not_modelled
+    assert any(note.startswith("ici_fsdp_transpose_parallelism: 8 is read as fsdp") for note in notes)
 
 
 def test_a_mesh_of_another_machine_is_refused():
