@@ -155,10 +155,11 @@ class Hardware:
     host_bytes_per_second: float
     """Between a device and its host's memory, one way."""
     hidden_share: Mapping[str, float]
-    """Mesh axis -> share of the compute beside which the compiler can hide the axis's collectives; 0 where not
-    named."""
+    """Mesh axis -> share of the compute beside which the compiler can hide the axis's collectives; 0 where not named.
+    Of `data`: share of all that the layers take, forward and backward."""
     hidden_most: Mapping[str, float] = field(default_factory=dict)
-    """Mesh axis -> the most of a collective that is hidden, however much compute there is; 1 where not named."""
+    """Mesh axis -> the most of a collective that is hidden, however much compute there is; 1 where not named. Of
+    `data`: of the gradients of layers, less routed experts that are divided (`price.transformer.per_step`)."""
     hidden_outer: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Mesh axis -> (share, most) of what it sends over the outermost tier; as inside where not named."""
     scatter_hides: str = "never"

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from validation.spaces import MODELS
 
 from autotune.efficiency import matmul_seconds
 from autotune.meshes.collectives import legs
@@ -351,3 +352,19 @@ def test_a_collective_says_its_axis_tier_and_kind():
             assert (name, term.resource) == (f"latency[{term.axis}]", "latency")
         else:
             assert term.kind is None and not (term.resource or "").startswith("network")
+
+
+COMPILED_EXPOSED = {
+    ("mixtral-2048", "data=2,expert=8,dcn.data=2,remat=full"): 0.0065,
+    ("mixtral-2048", "data=16,dcn.data=2,remat=full"): 0.0268,
+    ("dense-2048", "data=4,tensor=4,dcn.data=2,remat=full"): 0.0060,
+}
+"""Seconds that the reductions along `data` expose in programs for h100:2x8, 64 x 2048 (`compiled_spaces.json`)."""
+
+
+@pytest.mark.parametrize(("model", "words"), COMPILED_EXPOSED)
+def test_gpus_expose_the_gradients_of_layers_and_hide_most_of_those_of_divided_experts(model, words):
+    target = parse_target("h100:2x8")
+    found = estimate(MODELS[model], 64, 2048, "bfloat16", default_dcn(parse_layout(words), target), target)
+    exposed = sum(term.seconds for term in found.terms.values() if term.axis == "data" and term.tier)
+    assert exposed == pytest.approx(COMPILED_EXPOSED[model, words], rel=0.16)

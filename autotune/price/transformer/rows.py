@@ -4,7 +4,7 @@ seconds to `CostTerms`."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -52,13 +52,19 @@ def hides(stack: TrainingStack, axis: str) -> bool:
 
 
 def hidden_beside(
-    stack: TrainingStack, axis: str, lines: list[TermRows], beside: np.ndarray, outer: str
+    stack: TrainingStack,
+    axis: str,
+    lines: list[TermRows],
+    beside: np.ndarray,
+    outer: str,
+    most_inside: np.ndarray | None = None,
 ) -> list[TermRows]:
     """The terms of one collective along an axis, less what compute hides of it: the least of `hidden_share` x `beside`
     (seconds of compute that runs at the same time) and `hidden_most` x the collective's seconds. `outer`: the tier that
-    may have a share and a most of its own."""
-    inside = (stack.hidden_share.get(axis, 0.0), stack.hidden_most.get(axis, 1.0))
-    limits = {False: inside, True: stack.hidden_outer.get(axis, inside)}
+    may have a share and a most of its own. `most_inside`: in place of `hidden_most`."""
+    most_of_axis = stack.hidden_most.get(axis, 1.0) if most_inside is None else most_inside
+    inside: tuple[float, Any] = (stack.hidden_share.get(axis, 0.0), most_of_axis)
+    limits: dict[bool, tuple[float, Any]] = {False: inside, True: stack.hidden_outer.get(axis, inside)}
     found = []
     for is_apart, (share, most) in limits.items():
         some = [line for line in lines if _is_apart(line, axis, outer, stack) == is_apart]
