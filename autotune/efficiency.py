@@ -14,6 +14,7 @@ CPU: the measured rate of `Hardware`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,6 +130,14 @@ def sustained_share(hardware: Hardware, spent: Mapping[str, Any]) -> Any:
     above = shares[-1] + slope * np.maximum(mean - known[-1], 0.0)
     found = np.where(mean < known[0], below, np.where(mean > known[-1], above, np.interp(mean, known, shares)))
     return np.minimum(found, hardware.matmul_ceiling or 1.0)
+
+
+def at_sustained_share(hardware: Hardware, spent: Mapping[str, Any]) -> Hardware:
+    """The hardware with the `sustained_share` of a step that spends its seconds so; where its power is not known, the
+    same hardware."""
+    if not hardware.power_watts:
+        return hardware
+    return dataclasses.replace(hardware, sustained_share=sustained_share(hardware, spent))
 
 
 def fused_share(hardware: Hardware, way: str, head_dim: float, seen: float) -> float:

@@ -191,7 +191,8 @@ class Hardware:
     """GPU: share of the peak that the largest matmuls would reach at the highest clock, were there power for it."""
     sustained_share: Any = None
     """GPU: share of the peak that power leaves to matmuls in the step at hand, or an array of them; None: of a typical
-    step (`autotune.efficiency.sustained_share`). No file says it."""
+    step. No file says it: `autotune.efficiency.at_sustained_share` sets it, for all that is priced or replayed with
+    this value of the hardware."""
     attention_tile_cycles: Mapping[str, float] = field(default_factory=dict)
     """TPU: kernel of splash attention ("fwd", "dq", "dkv") -> cycles of 1024 x 1024 scores, heads of 128, on one core;
     empty: not known."""

@@ -13,7 +13,7 @@ from autotune.analysis.limits import ARC
 from autotune.analysis.overheads import overheads_of
 from autotune.compile.compilation import Compilation, CompileFailure
 from autotune.compile.log import one_line
-from autotune.efficiency import sustained_share
+from autotune.efficiency import at_sustained_share
 from autotune.hlo.memory_by_category import read_memory
 from autotune.hlo.read import read_program
 from autotune.hlo.unreadable import UnreadableProgram, reading
@@ -130,8 +130,7 @@ def at_its_clock(program: Program, layout: Layout, target: Target, hardware: Har
         if waits:
             step = replay(program, _ridden(layout, target, hardware), hardware).step_seconds
             spent["waits"] = max(step - sum(spent.values()), 0.0)
-        share = sustained_share(hardware, spent)
-        hardware = dataclasses.replace(hardware, sustained_share=share)
+        hardware = at_sustained_share(hardware, spent)
     return hardware
 
 

@@ -12,6 +12,7 @@ from autotune.efficiency import matmul_seconds
 from autotune.meshes.collectives import legs
 from autotune.meshes.hardware import load_hardware, scale
 from autotune.meshes.layout import Layout, parse_layout
+from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.placement import default_dcn, place
 from autotune.meshes.target import parse_target
 from autotune.meshes.transformer import TransformerShape
@@ -19,6 +20,8 @@ from autotune.models.presets import PRESETS
 from autotune.price import price as price_module
 from autotune.price.collective_costs import cost_of, meshes_of
 from autotune.price.price import estimate, price_transformer
+from autotune.price.transformer.pricer import Pricer
+from autotune.price.transformer.remat import Shares
 from autotune.price.transformer.training_stack import stack_of
 from autotune.reference_workload import transformer_of
 from autotune.space import enumerate_layouts
@@ -368,3 +371,16 @@ def test_gpus_expose_the_gradients_of_layers_and_hide_most_of_those_of_divided_e
     found = estimate(MODELS[model], 64, 2048, "bfloat16", default_dcn(parse_layout(words), target), target)
     exposed = sum(term.seconds for term in found.terms.values() if term.axis == "data" and term.tier)
     assert exposed == pytest.approx(COMPILED_EXPOSED[model, words], rel=0.16)
+
+
+@pytest.mark.parametrize("model", (DENSE, EXPERTS), ids=lambda model: model.name)
+def test_the_power_of_a_step_counts_all_that_the_policy_dots_keeps(model):
+    target, layout = parse_target("h100:1x8"), parse_layout("fsdp=8,remat=dots")
+    stack = stack_of(target.hardware, "bfloat16")
+    saved = estimate(model, 64, 2048, "bfloat16", layout, target).terms["saving"].seconds
+    pricer = Pricer(transformer=model, batch=64, seq=2048, dtype="bfloat16", target=target, stack=stack)
+    work = pricer.prepare(LayoutTable.from_layouts([layout])).work
+    kept = Shares(np.array([LAYOUT_WORDS["remat"].code("dots")]), model).kept
+    rate = target.hardware.hbm_bytes_per_second * target.hardware.hbm_efficiency
+    most, least = (work.spent(model.layers, kept, each / rate)["passes"] for each in (stack.traffic.saving, 0.0))
+    assert (most - least)[0] == pytest.approx(saved, rel=1e-9)

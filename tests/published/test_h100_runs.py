@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autotune.analysis.analyse import predict
-from autotune.efficiency import matmul_seconds, sustained_share
+from autotune.efficiency import at_sustained_share, matmul_seconds
 from autotune.hlo.read import read_program
 from autotune.meshes.hardware import Hardware, load_hardware
 from autotune.meshes.layout import parse_layout
@@ -87,8 +86,7 @@ def test_power_explains_what_matmuls_sustain_in_a_step():
     hardware, errors = load_hardware("h100"), {}
     for setting in MEASURED:
         found = profiled(setting)
-        share = sustained_share(hardware, found | {"waits": 0.0})
-        at = dataclasses.replace(hardware, sustained_share=share)
+        at = at_sustained_share(hardware, found | {"waits": 0.0})
         seconds = [
             (max(_matmul_seconds(at, op), op["hbm_bytes"] / (at.hbm_bytes_per_second * at.hbm_efficiency)))
             for op in runs()[setting]["ops"]

@@ -6,8 +6,9 @@ It depends on a few columns of a layout, so many rows of a table share one piece
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -124,17 +125,17 @@ class Work:
     adapters: dict[str, tuple[Matmul, Matmul]]
     """Group of the matmuls above -> (x A, (x A) B) of its adapters; empty where there are none."""
 
-    def spent(self, layers: float, saving: float) -> dict[str, np.ndarray]:
+    def spent(self, layers: float, kept_shares: Mapping[str, Any], saving: float) -> dict[str, np.ndarray]:
         """Seconds of a microbatch through so many layers and the head, by what draws power
-        (`autotune.efficiency.sustained_share`), taken to save what the policy `dots` saves and to run what is
-        elementwise again. `saving`: seconds of a byte that is saved."""
+        (`autotune.efficiency.sustained_share`), where what is elementwise runs again. `kept_shares`: part of a layer ->
+        share of it that is kept for the backward pass. `saving`: seconds of a byte that is kept."""
         matmuls = [self.heads, self.out, self.hidden_in, self.hidden_out]
         matmuls += [one for both in self.adapters.values() for one in both]
         seconds = sum(one.forward + one.backward_input + one.backward_weight for one in matmuls)
         head = self.head.forward + self.head.backward_input + self.head.backward_weight
         attention = sum(self.attention.matmul_seconds)
         fused = np.where(self.attention.blocked, 0.0, attention)
-        saved = sum(self.kept[name] for name in ("input", "heads", "context", "outputs", "hidden_in"))
+        saved = sum(share * self.kept[part] for part, share in kept_shares.items())
         stored = sum(self.attention.hbm_seconds) + sum(self.attention.parts_seconds)
         passes = 2.0 * self.elementwise[0] + self.elementwise[1] + stored + saving * saved
         return {

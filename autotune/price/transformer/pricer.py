@@ -10,14 +10,14 @@ microbatch, and a step. `RowBlock` adds the parts up row by row.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.efficiency import sustained_share
+from autotune.efficiency import at_sustained_share
 from autotune.meshes.layout import SCHEDULES
+from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import cost_of, meshes_of
 from autotune.price.terms import CostTerms
@@ -26,6 +26,7 @@ from autotune.price.transformer.inputs import Inputs
 from autotune.price.transformer.per_microbatch import MicrobatchTerms
 from autotune.price.transformer.per_step import StepTerms
 from autotune.price.transformer.pipeline_schedules import ZERO_BUBBLE, as_published, bubble_seconds
+from autotune.price.transformer.remat import Shares
 from autotune.price.transformer.rows import Prepared, chunks_of, hidden_beside
 from autotune.price.unique_rows import unique_rows
 from autotune.table import CONTEXT_ATTENTION, LayoutTable, across
@@ -69,12 +70,13 @@ class Pricer(Inputs):
         hardware = self.target.hardware
         if hardware.power_watts:
             saving = self.stack.traffic.saving / (hardware.hbm_bytes_per_second * hardware.hbm_efficiency)
-            spent = work_on(hardware=hardware).spent(float(self.transformer.layers), saving)
+            # Of all policies, one that is often the best stands for the clock.
+            kept_shares = Shares(np.array([LAYOUT_WORDS["remat"].code("dots")]), self.transformer).kept
+            spent = work_on(hardware=hardware).spent(float(self.transformer.layers), kept_shares, saving)
             # Where a better resource is asked about (`faster`), the power limit stays that of the real card.
             spent["matmul"] = spent["matmul"] * hardware.faster.get("matmul", 1.0)
             spent["passes"] = spent["passes"] * hardware.faster.get("hbm", 1.0)
-            share = sustained_share(hardware, spent)
-            hardware = dataclasses.replace(hardware, sustained_share=share)
+            hardware = at_sustained_share(hardware, spent)
         work = work_on(hardware=hardware)
         used = {axis: kinds for axis, kinds in COLLECTIVES_OF_AXIS.items() if (getattr(table, axis) > 1).any()}
         costs = {(axis, kind): cost_of(kind, axis, meshes) for axis, kinds in used.items() for kind in kinds}
