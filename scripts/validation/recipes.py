@@ -54,15 +54,28 @@ SAME_ARRAY = ("qkv_proj", "mlpwi")
 
 READ = frozenset({
     "env", "shard_mode", "num_vocab_tiling", "micro_batches_per_step", "gradient_accumulation_steps", "two_pass_pgle",
+    "micro_batch_sequences",
 })  # fmt: skip
-"""Fields of a row's `other` that become words of its layout or machine; `two_pass_pgle` is among its options too."""
+"""Fields of a row's `other` that become words of its layout or machine; `two_pass_pgle` is among its options too, and
+`micro_batch_sequences` follows from the batch."""
 
-NO_COST = frozenset({
-    "use_iota_embed", "enable_dropout", "use_multimodal", "trainer", "micro_batch_sequences", "logical_axis_rules",
-    "allow_split_physical_axes", "logits_dot_in_fp32", "shard_exp_on_fsdp", "stack", "capacity_factor",
-})  # fmt: skip
-"""Fields of `other` that change nothing where their value is the one that our step has too, as in each row here.
-`capacity_factor` stands in the row's model as well."""
+ONE_HOT = "use_iota_embed"
+"""The field that makes the embedding a matmul of one-hot tokens with the table."""
+
+NO_COST: Mapping[str, tuple[object, ...]] = {
+    ONE_HOT: (False,),
+    "enable_dropout": (False,),
+    "use_multimodal": (False,),
+    "logits_dot_in_fp32": (False,),
+    "shard_exp_on_fsdp": (False,),
+    "allow_split_physical_axes": (True,),
+    "capacity_factor": (1.25,),
+    "trainer": ("MaxText training engine",),
+    "logical_axis_rules": ("set by model yml (see model.yml)",),
+    "stack": ("RepeatedTransformerLayer (scan)",),
+}
+"""Field of `other` -> the values with which it is as in our step. `capacity_factor` stands in the row's model as
+well."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +161,13 @@ def _differs(row: Mapping[str, Any]) -> tuple[str, ...]:
     other = row.get("other") or {}
     if int(other.get("num_vocab_tiling") or 1) > 1:
         found.append("its loss is computed in tiles of the tokens, ours in as many tiles of the vocabulary")
-    found += [f"not read: {name}={value}" for name, value in other.items() if name not in READ | NO_COST]
+    if other.get(ONE_HOT) is True:
+        found.append("its embedding is a matmul with one-hot tokens, ours looks its rows up")
+    found += [
+        f"not read: {name}={value}"
+        for name, value in other.items()
+        if name not in READ and value not in NO_COST.get(name, ()) and (name, value) != (ONE_HOT, True)
+    ]
     if "fixed" in str(row.get("quantization")):
         found.append("the scales of its 8-bit matmuls are fixed, ours are found in each step")
     if PROFILE in _options(row):

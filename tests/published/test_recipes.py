@@ -22,6 +22,7 @@ from autotune.meshes.training import Training  # noqa: E402
 FILE = validate.DATA / "jax_recipes.json"
 ROWS = {row["id"]: row for row in json.loads(FILE.read_text())}
 
+ONE_HOT = "its embedding is a matmul with one-hot tokens, ours looks its rows up"
 LLAMA = "mt-v5p8-llama2-d16-L12-fsdp4"
 KEYS = {
     "id", "rank_set", "quantity", "measured", "predicted", "error", "oom_measured", "oom_predicted",
@@ -63,7 +64,7 @@ def test_a_rows_mesh_model_and_options_become_a_layout():
     assert (case.batch, case.seq, case.target.name, case.transformer.d_ff) == (128, 4096, "h100:4x8", 11008)
     assert dict(case.layout.compiler_options) == ROWS[case.id]["xla_flags"]
     assert case.target.hardware.compiler_options == {}  # the run was told its own options and no others
-    assert not case.training.scan_layers and case.differs == ()
+    assert not case.training.scan_layers and case.differs == (ONE_HOT,)
 
 
 def test_what_a_run_told_libtpu_and_jax_is_of_its_machine():
@@ -75,7 +76,7 @@ def test_what_a_run_told_libtpu_and_jax_is_of_its_machine():
     card = cases["dgxc-maxtext-llama3-70b-bf16-128"]
     assert card.target.memory_fraction == 0.94
     assert card.layout.remat == "save:layer_input+query+key+value"
-    assert card.differs == ("its schedule was guided by a profile of an earlier run, ours is not",)
+    assert card.differs == (ONE_HOT, "its schedule was guided by a profile of an earlier run, ours is not")
     assert not any("pgle" in name for name, _ in card.layout.compiler_options)
 
 
@@ -235,3 +236,12 @@ def test_what_a_row_says_beside_its_tables_is_part_of_its_step(tmp_path, told, w
 def test_a_field_that_nobody_reads_is_named(tmp_path):
     case = case_of(tmp_path, lambda row: row["other"].update(use_new_kernel=True))
     assert "not read: use_new_kernel=True" in case.differs
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"), [("enable_dropout", True, False), ("shard_exp_on_fsdp", True, False)]
+)
+def test_a_value_that_is_not_our_steps_is_named(tmp_path, name, theirs, ours):
+    for value, named in ((theirs, True), (ours, False)):
+        case = case_of(tmp_path, lambda row, value=value: row["other"].update({name: value}))
+        assert (f"not read: {name}={value}" in case.differs) == named
