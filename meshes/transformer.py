@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autotune.meshes.architecture import REFERENCE_MLPS, Architecture, AttentionKind, LayerKind, MlpKind, lacks
 from autotune.meshes.fields import did_you_mean, json_object, one_line, read_text, short
-from autotune.meshes.lora import Lora
+from autotune.meshes.lora import PRICED_ONLY, Lora
 from autotune.meshes.matrices import matrices_of_layer
 from autotune.meshes.training import Training
 
@@ -194,13 +194,17 @@ class TransformerShape:
             tied_embeddings=self.tied_embeddings,
         )  # fmt: skip
 
-    @property
-    def lacks(self) -> list[str]:
-        """Parts that the reference model does not have, in words: then it is priced only."""
-        return [] if self.architecture is None else lacks(self.architecture)
+    def priced_only(self, platform: str, training: Training) -> list[str]:
+        """Why no program of the reference model is made for this training on a platform, in words; empty where one
+        is."""
+        missing = [] if self.architecture is None else lacks(self.architecture)
+        reasons = [f"the reference model has no {', '.join(missing)}"] if missing else []
+        if training.lora is not None and training.lora.base_dtype in PRICED_ONLY:
+            reasons.append(PRICED_ONLY[training.lora.base_dtype])
+        return reasons + self._dropless_priced_only(platform, training)
 
-    def dropless_lacks(self, platform: str, training: Training) -> list[str]:
-        """Why experts that drop no token are priced only, in words; empty where they are compiled, or drop tokens."""
+    def _dropless_priced_only(self, platform: str, training: Training) -> list[str]:
+        """The reasons of experts that drop no token."""
         if not self.dropless:
             return []
         found = []

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from autotune.meshes.compiler_options import options_to_run_once
 from autotune.meshes.layout import Layout
 from autotune.meshes.legality import Job, reject_for
-from autotune.meshes.lora import PRICED_ONLY
 from autotune.meshes.sharding import named_sharding
 from autotune.meshes.step import Step
 from autotune.meshes.training import Training
@@ -172,12 +171,10 @@ def build_step(
     Metrics: the mean loss, and the gradients' norm before clipping.
     ValueError when the layout cannot run this model.
     """
-    if transformer.lacks:
-        raise ValueError(
-            f"model {transformer.name}: priced only: the reference model has no {', '.join(transformer.lacks)}"
-        )
     platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
     training = training or Training()
+    if reasons := transformer.priced_only(platform, training):
+        raise ValueError(f"model {transformer.name}: priced only: {'; '.join(reasons)}")
     check_packing(training, transformer, seq)
     job = Job(transformer=transformer, batch=batch, seq=seq, platform=platform, training=training)
     rejection = reject_for(layout, job)
@@ -185,16 +182,12 @@ def build_step(
         raise ValueError(f"layout {layout}: {rejection}")
     if layout.schedule not in (None, *RUNNABLE):
         raise ValueError(f"layout {layout}: schedule={layout.schedule} can be priced but not run; {RUNNABLE} can")
-    if reasons := transformer.dropless_lacks(platform, training):
-        raise ValueError(f"model {transformer.name}: priced only: {'; '.join(reasons)}")
     run = execution_of(layout, mesh, dtype, training.matmul_dtype)
     if transformer.dropless and layout.reduce == "step" and run.sharder.explicit:
         raise ValueError(
             f"layout {layout}: reduce=step needs a mesh of Auto axes where experts drop no token: "
             "capacity_factor=dropless"
         )
-    if training.lora and training.lora.base_dtype in PRICED_ONLY:
-        raise ValueError(f"base_dtype={training.lora.base_dtype}: priced only: {PRICED_ONLY[training.lora.base_dtype]}")
     definition, abstract, axes = abstract_network(transformer, training)
     (shapes, frozen_shapes), (names, frozen_names) = parted(abstract), parted(axes)
     rules = run.sharder.rules

@@ -62,7 +62,7 @@ class PricedSpace:
         those of the schedules that they run; of a user's own step, all rows."""
         if self.workload.transformer is None:
             return np.ones(len(self.table), dtype=bool)
-        if self.workload.lacks(self.target.platform):
+        if self.workload.priced_only(self.target.platform):
             return np.zeros(len(self.table), dtype=bool)
         return (self.table.stage == 1) | ~as_published(self.table.schedule)
 

@@ -198,8 +198,8 @@ def _priced_row(workload, target, space: PricedSpace, row: int, word: RowStatus,
     if price is None:
         return _row(workload, target, layout, word, None, reason=space.why_illegal(row))
     if not space.can_be_compiled(row):
-        if lacks := workload.lacks(target.platform):
-            reason = f"priced only: {'; '.join(lacks)}"
+        if reasons := workload.priced_only(target.platform):
+            reason = f"priced only: {'; '.join(reasons)}"
         else:
             reason = NOT_COMPILABLE.format(layout.schedule, " and ".join(REFERENCE))
     if word is RowStatus.OOM:

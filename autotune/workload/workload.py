@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune.meshes.layout import AXES, Layout
-from autotune.meshes.lora import PRICED_ONLY
 from autotune.meshes.step import Step
 from autotune.meshes.training import Training
 from autotune.meshes.transformer import TransformerShape
@@ -195,15 +194,9 @@ class Workload:
             return "zero=2: where the gradients live is said inside the step; from outside a plan can add zero=1"
         return self.partition.problem(layout) if self.partition else None
 
-    def lacks(self, platform: str) -> list[str]:
+    def priced_only(self, platform: str) -> list[str]:
         """Why a reference model is priced only on a platform, in words: empty where it can be compiled."""
-        if self.transformer is None:
-            return []
-        lora, found = self.training.lora, self.transformer.lacks
-        reasons = [f"the reference model has no {', '.join(found)}"] if found else []
-        if lora is not None and lora.base_dtype in PRICED_ONLY:
-            reasons.append(PRICED_ONLY[lora.base_dtype])
-        return reasons + self.transformer.dropless_lacks(platform, self.training)
+        return [] if self.transformer is None else self.transformer.priced_only(platform, self.training)
 
     @property
     def model_flops(self) -> float | None:

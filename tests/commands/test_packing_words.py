@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
-
 import pytest
 import yaml
+from training_words import (
+    LAYOUTS,
+    MAXTEXT,
+    TINY,
+    kept_by_job_and_plan,
+    plan_of,
+    refused,
+    refused_of_job,
+    refused_of_plan,
+)
 
 from autotune.cli import run
 from autotune.meshes.training import Training, training_of
 from autotune.model_files.read import read_model
 from autotune.plan.emit import CODEBASES, emit
 from autotune.plan.read import load_plan
-from autotune.reference_workload import workload_of_plan
 
-TINY = ["tune", "--model", "tiny", "--target", "cpu:8", "--batch", "16", "--seq", "64", "--layouts", "fsdp=8;data=8",
-        "--compile", "0"]  # fmt: skip
 PACKED = ["--packing", "4"]
 
 
 def test_a_job_and_a_plan_keep_the_documents(tmp_path, capsys):
-    job, path = tmp_path / "job.toml", tmp_path / "plan.json"
-    assert run([*TINY, *PACKED, "--save-job", str(job), "--out", str(path)]) == 0
-    assert "adamw with gradient clipping, 4 documents packed into a sequence" in capsys.readouterr().out
-    assert tomllib.loads(job.read_text())["packing"] == 4
-    again = tmp_path / "again.json"
-    assert run(["tune", "--job", str(job), "--compile", "0", "--out", str(again)]) == 0
-    first, second = load_plan(path), load_plan(again)
-    assert first.recipe == second.recipe and first.fingerprint == second.fingerprint
-    workload = workload_of_plan(first)
-    assert workload.fingerprint == first.fingerprint and workload.training == Training(packing=4)
+    kept = kept_by_job_and_plan(PACKED, Training(packing=4), tmp_path, capsys)
+    assert "adamw with gradient clipping, 4 documents packed into a sequence" in kept.screen
+    assert kept.job["packing"] == 4
     plain = tmp_path / "plain.json"
-    assert run(["tune", "--job", str(job), "--packing", "0", "--compile", "0", "--out", str(plain)]) == 0
-    assert "packing" not in load_plan(plain).recipe and load_plan(plain).fingerprint != first.fingerprint
+    assert run(["tune", "--job", str(kept.job_path), "--packing", "0", "--compile", "0", "--out", str(plain)]) == 0
+    assert "packing" not in load_plan(plain).recipe and load_plan(plain).fingerprint != kept.plan.fingerprint
 
 
 def test_words_are_read_back():
@@ -55,32 +52,19 @@ BAD = {
 
 @pytest.mark.parametrize("words", BAD, ids=lambda words: words.replace("--", "").replace(" ", "-"))
 def test_a_bad_word_is_one_line(words, capsys):
-    base = ["tune", "--target", "cpu:8"] if "--workload" in words else TINY
-    assert run([*base, *words.split()]) == 2
-    said = capsys.readouterr().err.strip()
-    assert BAD[words] in said and said.startswith("autotune: ") and "\n" not in said
+    base = ["tune", "--target", "cpu:8"] if "--workload" in words else [*TINY, *LAYOUTS]
+    assert BAD[words] in refused([*base, *words.split()], capsys)
 
 
 @pytest.mark.parametrize("value", ["'4'", "4.5", "true", "0", "1"])
 def test_a_bad_number_in_a_job_file_is_one_line(value, tmp_path, capsys):
-    job = tmp_path / "job.toml"
-    job.write_text(f"model = 'tiny'\npacking = {value}\n")
-    assert run(["tune", "--job", str(job), "--target", "cpu:8", "--batch", "16", "--seq", "64"]) == 2
-    said = capsys.readouterr().err.strip()
-    assert "packing=" in said and "must be" in said and "\n" not in said
+    said = refused_of_job(f"packing = {value}", tmp_path, capsys)
+    assert "packing=" in said and "must be" in said
 
 
 def test_a_plan_with_a_bad_number_is_one_line(tmp_path, capsys):
-    path = tmp_path / "plan.json"
-    assert run([*TINY, *PACKED, "--out", str(path)]) == 0
-    plan = json.loads(path.read_text())
-    plan["recipe"]["packing"] = "many"
-    path.write_text(json.dumps(plan))
-    capsys.readouterr()
-    for words in (["explain", str(path)], ["emit", str(path), "--for", "maxtext"]):
-        assert run(words) == 2
-        said = capsys.readouterr().err.strip()
-        assert "packing='many' must be the documents of a sequence" in said and "\n" not in said
+    for said in refused_of_plan(PACKED, {"packing": "many"}, tmp_path, capsys):
+        assert "packing='many' must be the documents of a sequence" in said
 
 
 def test_chunks_begin_anew_in_each_document_and_are_refused(tmp_path, capsys):
@@ -91,19 +75,10 @@ def test_chunks_begin_anew_in_each_document_and_are_refused(tmp_path, capsys):
     }  # fmt: skip
     path = tmp_path / "chunky.yml"
     path.write_text(yaml.safe_dump(chunked))
-    words = [*TINY[:1], "--model", str(path), *TINY[3:]]
+    words = [*TINY[:1], "--model", str(path), *TINY[3:], *LAYOUTS]
     assert run(words) == 0
-    capsys.readouterr()
-    assert run([*words, *PACKED]) == 2
-    said = capsys.readouterr().err.strip()
+    said = refused([*words, *PACKED], capsys)
     assert "packing=4: " in said and "attention in chunks, which begin anew in each document" in said
-
-
-MAXTEXT = {
-    "model_name": "small", "decoder_block": "llama2", "base_emb_dim": 256, "base_num_query_heads": 4,
-    "base_num_kv_heads": 2, "head_dim": 64, "base_mlp_dim": 512, "base_num_decoder_layers": 2, "vocab_size": 512,
-    "mlp_activations": ["silu", "linear"],
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -146,9 +121,8 @@ def test_a_bad_value_of_maxtext_is_named(said, words, tmp_path):
 
 
 def test_other_codebases_are_told_of_the_documents(tmp_path, capsys):
-    path, plain = tmp_path / "plan.json", tmp_path / "plain.json"
-    assert run([*TINY, *PACKED, "--out", str(path)]) == 0 and run([*TINY, "--out", str(plain)]) == 0
+    packed, plain = plan_of(PACKED, tmp_path / "plan.json"), plan_of([], tmp_path / "plain.json")
     for codebase in CODEBASES:
-        text = emit(load_plan(path), codebase)
+        text = emit(packed, codebase)
         assert ("max_segments_per_seq=4" if codebase == "maxtext" else "not expressed: packing=4") in text
-        assert "packing" not in emit(load_plan(plain), codebase)
+        assert "packing" not in emit(plain, codebase)

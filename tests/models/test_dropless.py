@@ -98,10 +98,10 @@ def test_a_device_with_one_expert_has_one_row_for_a_token():
 )
 def test_what_has_no_grouped_matmul_is_priced_only(platform, words, reason):
     workload = transformer_workload(SHAPE, batch=8, seq=8, dtype="bfloat16", training=Training(**words))
-    assert reason in "; ".join(workload.lacks(platform))
+    assert reason in "; ".join(workload.priced_only(platform))
     roomy = dataclasses.replace(SHAPE, capacity_factor=1.25)
     workload = transformer_workload(roomy, batch=8, seq=8, dtype="bfloat16", training=Training(**words))
-    assert workload.lacks(platform) == []
+    assert workload.priced_only(platform) == []
 
 
 def test_a_step_that_is_priced_only_is_not_built():
