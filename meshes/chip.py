@@ -272,11 +272,11 @@ class Hardware:
             raise ValueError(f"hardware: {self.name} has no peak for dtype {dtype!r}; it has: {known}")
         return self.flops_per_second[dtype]
 
-    def waiting(self, domains: int) -> float:
+    def straggler_share(self, domains: int) -> float:
         """What `domains` slices or nodes that go in step add to a step by waiting for the slowest, as a fraction of it.
 
         >>> from autotune.meshes.hardware import load_hardware
-        >>> round(load_hardware("v5e").waiting(32), 3)
+        >>> round(load_hardware("v5e").straggler_share(32), 3)
         0.117
         """
         return (1.0 + self.tiers[-1].wait_per_doubling) ** math.log2(domains) - 1.0

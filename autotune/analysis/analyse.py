@@ -101,19 +101,19 @@ def predict(
     `recorder` is told when each instruction begins and ends on each lane.
     """
     hardware = at_its_clock(program, layout, target, hardware)
-    found = replay(program, _ridden(layout, target, hardware), hardware, recorder)
-    return _waiting(found, hardware.waiting(target.groups), recorder)
+    found = replay(program, _legs_on(layout, target, hardware), hardware, recorder)
+    return _with_stragglers(found, hardware.straggler_share(target.groups), recorder)
 
 
-def _ridden(layout: Layout, target: Target, hardware: Hardware) -> Callable[[Collective], tuple[Leg, ...]]:
+def _legs_on(layout: Layout, target: Target, hardware: Hardware) -> Callable[[Collective], tuple[Leg, ...]]:
     """The links that each collective of a program rides, and how long on each lane."""
     placement = place(layout, target)
 
     @functools.cache
-    def ridden(collective: Collective) -> tuple[Leg, ...]:
+    def legs_of_collective(collective: Collective) -> tuple[Leg, ...]:
         return tuple(_one_way(leg, collective.shift, hardware) for leg in legs_of(collective, placement, hardware))
 
-    return ridden
+    return legs_of_collective
 
 
 def at_its_clock(program: Program, layout: Layout, target: Target, hardware: Hardware) -> Hardware:
@@ -128,13 +128,13 @@ def at_its_clock(program: Program, layout: Layout, target: Target, hardware: Har
                 kind = op.kernel if op.kernel in ("matmul", "attention") else "passes"
                 spent[kind] += trips * sum(seconds for _, seconds in core_seconds(op, hardware))
         if waits:
-            step = replay(program, _ridden(layout, target, hardware), hardware).step_seconds
+            step = replay(program, _legs_on(layout, target, hardware), hardware).step_seconds
             spent["waits"] = max(step - sum(spent.values()), 0.0)
         hardware = at_sustained_share(hardware, spent)
     return hardware
 
 
-def _waiting(found: Prediction, share: float, recorder: Recorder | None) -> Prediction:
+def _with_stragglers(found: Prediction, share: float, recorder: Recorder | None) -> Prediction:
     """The prediction with slices that wait for the slowest: a share of the step more, of all that it is made of."""
     if not share:
         return found

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from autotune.price.traced.laws import Probed
     from autotune.workload.workload import Workload
 
-CHUNK = 1 << 15
+BLOCK_ROWS = 1 << 15
 """Rows worked on at a time: enough that many share their passes, few enough that their columns stay in cache."""
 
 
@@ -61,7 +61,7 @@ class Estimate:
     """The price of one layout, per device and step. `terms` add up to `step_seconds`, `memory` to `peak_bytes`.
 
     `low_seconds`: the step if communication overlapped compute perfectly: the longest of compute with its bubble and
-    the bytes of each link. `high_seconds`: nothing overlaps. `resources`: seconds by resource; those of the bubble are
+    the bytes of each part. `high_seconds`: nothing overlaps. `resources`: seconds by resource; those of the bubble are
     divided over the resources of a microbatch. A resource with the share r of the step that gets 1 % faster makes the
     step about r % shorter.
     `flops`: of matmuls and attention, as the kernels run them. `sent`: bytes one device sends, by mesh axis.
@@ -112,8 +112,8 @@ class Prices:
         table = self.table.take(rows)
         prepared = self.pricer.prepare(table)
         found: dict[str, list[np.ndarray]] = {}
-        for begin in range(0, len(table), CHUNK):
-            some = slice(begin, min(begin + CHUNK, len(table)))
+        for begin in range(0, len(table), BLOCK_ROWS):
+            some = slice(begin, min(begin + BLOCK_ROWS, len(table)))
             for name, amount in self.pricer.cost_terms(table.take(some), prepared, some).all_memory().items():
                 found.setdefault(name, []).append(np.broadcast_to(amount, some.stop - some.start))
         return {name: np.concatenate(parts) for name, parts in found.items()}
@@ -176,7 +176,7 @@ def price_sets(
         target=target,
         stack=stack,
     )
-    prepared, size = pricer.prepare(table), max(CHUNK // len(sets), 1)
+    prepared, size = pricer.prepare(table), max(BLOCK_ROWS // len(sets), 1)
     seconds, peak = np.empty((len(table), len(sets))), np.empty((len(table), len(sets)))
     for begin in range(0, len(table), size):
         rows = slice(begin, min(begin + size, len(table)))
@@ -185,11 +185,11 @@ def price_sets(
 
 
 def price_table(pricer: AnyPricer, table: LayoutTable) -> Prices:
-    """All rows of the table, `CHUNK` at a time."""
+    """All rows of the table, `BLOCK_ROWS` at a time."""
     totals = [np.empty(len(table)) for _ in range(4)]
     prepared = pricer.prepare(table)
-    for begin in range(0, len(table), CHUNK):
-        rows = slice(begin, min(begin + CHUNK, len(table)))
+    for begin in range(0, len(table), BLOCK_ROWS):
+        rows = slice(begin, min(begin + BLOCK_ROWS, len(table)))
         cost = pricer.cost_terms(table.take(rows), prepared, rows)
         for total, values in zip(totals, cost.totals(), strict=True):
             total[rows] = values
@@ -221,16 +221,18 @@ def _estimates(pricer: AnyPricer, table: LayoutTable) -> list[Estimate]:
 
     counts, memory, resources = columns(cost.counted()), columns(cost.all_memory()), columns(cost.resources())
     totals = [np.broadcast_to(values, count) for values in cost.totals()]
-    lines = [(name, resource, link, np.broadcast_to(seconds, count)) for name, resource, link, seconds in cost.terms()]
+    lines = [
+        (name, resource, part, np.broadcast_to(seconds, count)) for name, resource, part, seconds in cost.itemised()
+    ]
     flops = counts.pop("flops", np.zeros(count))
     found = []
     for row in range(count):
         terms: dict[str, Term] = {}
-        for name, resource, link, seconds in lines:
+        for name, resource, part, seconds in lines:
             before = terms[name].seconds if name in terms else 0.0
             if seconds[row] or name in terms:
                 source = cost.sources.get(name, "closed form")
-                parts = {} if link is None else {"axis": link.axis, "tier": link.tier, "kind": link.kind}
+                parts = {} if part is None else {"axis": part.axis, "tier": part.tier, "kind": part.kind}
                 terms[name] = Term(seconds=before + float(seconds[row]), resource=resource, source=source, **parts)
         step, low, high, peak = (float(values[row]) for values in totals)
         found.append(

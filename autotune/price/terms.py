@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
-UNITS = ("layer", "head", "pass", "step")
-"""How often a term counts in a step: once for each layer of a stage and microbatch ("layer"), once for each microbatch
-("pass"), once for each microbatch divided by the number of stages, over which the head is divided evenly ("head"), or
-once ("step")."""
+UNITS = ("layer", "head", "microbatch", "step")
+"""How often a term counts in a step: once for each layer of a stage and microbatch ("layer"); once for each microbatch
+("microbatch"); for the logits, the loss and the embedding ("head") once for each microbatch, divided by the number of
+stages, over which they are spread evenly; or once ("step")."""
 
 COMPUTE = ("matmul", "hbm", "core", "launch")
 """Resources of the core. Every other resource is a link, the host, or latency."""
@@ -25,7 +25,7 @@ BUSY, HIDDEN = "busy", "hidden"
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class CollectivePart:
     """Which part of a collective's time a term is: its bytes on one tier, or its latency over all tiers."""
 
     axis: str
@@ -58,14 +58,14 @@ class TermRows:
     """One of `UNITS`."""
     seconds: np.ndarray
     """Of one unit, after compute has hidden what it can."""
-    full: np.ndarray
+    full_seconds: np.ndarray
     """Of one unit, with nothing hidden."""
-    link: Link | None = None
+    part: CollectivePart | None = None
     """Of a collective's time: which part of it; None: the core's or the host link's."""
 
-    def lasting(self, seconds: np.ndarray, full: np.ndarray) -> TermRows:
+    def with_seconds(self, seconds: np.ndarray, full: np.ndarray) -> TermRows:
         """The same part, of other rows or hidden otherwise."""
-        return TermRows(self.name, self.resource, self.unit, seconds, full, self.link)
+        return TermRows(self.name, self.resource, self.unit, seconds, full, self.part)
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class CostTerms:
 
     rows: int | tuple[int, int]
     """Layouts in the block, or its (meshes, sets)."""
-    waiting: float
+    straggler_share: float
     """Fraction of the step that slices add by waiting for the slowest slice."""
     entries: list[TermRows] = field(default_factory=list)
     times: dict[str, np.ndarray] = field(default_factory=dict)
@@ -92,16 +92,16 @@ class CostTerms:
     """(what, unit, amount): "flops", or a mesh axis and the bytes that one device sends along it."""
     sources: dict[str, str] = field(default_factory=dict)
     """Name of a term -> its source, where that is not the closed form of a transformer."""
-    parts: tuple[tuple[CostTerms, np.ndarray], ...] = ()
+    shared: tuple[tuple[CostTerms, np.ndarray], ...] = ()
     """(terms that several rows share, place of each row in them): they count as terms of this block."""
 
     def add(self, name: str, resource: str, unit: str, seconds: np.ndarray, full: np.ndarray | None = None) -> None:
         """Enter a part of the time that is no collective's."""
         self.entries.append(TermRows(name, resource, unit, seconds, seconds if full is None else full))
 
-    def add_link(self, link: Link, unit: str, seconds: np.ndarray, full: np.ndarray) -> None:
+    def add_collective_part(self, part: CollectivePart, unit: str, seconds: np.ndarray, full: np.ndarray) -> None:
         """Enter a part of a collective's time."""
-        self.entries.append(TermRows(link.name, link.resource, unit, seconds, full, link))
+        self.entries.append(TermRows(part.name, part.resource, unit, seconds, full, part))
 
     def count(self, what: str, unit: str, amount: np.ndarray | float) -> None:
         """Add an amount that is not a time; nothing unless `counting`."""
@@ -112,28 +112,28 @@ class CostTerms:
         """What was counted -> its amount in a step."""
         found: dict[str, np.ndarray] = {}
         for what, unit, amount in self._all_counts():
-            again = self.idle if unit in ("layer", "pass") else 0.0
+            again = self.idle if unit in ("layer", "microbatch") else 0.0
             found[what] = found.get(what, 0.0) + amount * self.times[unit] * (1.0 + again)
         return found
 
     def _all_counts(self) -> Iterator[tuple[str, str, np.ndarray]]:
-        for part, of in self.parts:
-            for what, unit, amount in part._all_counts():
+        for terms, of in self.shared:
+            for what, unit, amount in terms._all_counts():
                 yield what, unit, amount[of]
         yield from self.counts
 
     def all_entries(self) -> Iterator[TermRows]:
-        """Every term of this block and of `parts`."""
-        for part, of in self.parts:
-            for entry in part.all_entries():
-                yield entry.lasting(entry.seconds[of], entry.full[of])
+        """Every term of this block and of `shared`."""
+        for terms, of in self.shared:
+            for entry in terms.all_entries():
+                yield entry.with_seconds(entry.seconds[of], entry.full_seconds[of])
         yield from self.entries
 
     def all_memory(self) -> dict[str, np.ndarray]:
-        """Category -> bytes, with those of `parts`."""
+        """Category -> bytes, with those of `shared`."""
         found: dict[str, np.ndarray] = {}
-        for part, of in self.parts:
-            for name, amount in part.all_memory().items():
+        for terms, of in self.shared:
+            for name, amount in terms.all_memory().items():
                 found[name] = found.get(name, 0.0) + amount[of]
         for name, amount in self.memory.items():
             found[name] = found.get(name, 0.0) + amount
@@ -145,15 +145,15 @@ class CostTerms:
         for entry in self.entries:
             if entry.unit == unit:
                 total += entry.seconds
-        for part, of in self.parts:
-            if any(entry.unit == unit for entry in part.entries):
-                total += part.unit_seconds(unit)[of]
+        for terms, of in self.shared:
+            if any(entry.unit == unit for entry in terms.entries):
+                total += terms.unit_seconds(unit)[of]
         return total
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(step seconds, lower bound, upper bound, peak bytes) of every row, of one device.
 
-        Step: the terms' seconds, less what compute hides, plus the bubble, times (1 + `waiting`).
+        Step: the terms' seconds, less what compute hides, plus the bubble, times (1 + `straggler_share`).
         Lower bound: all communication overlaps perfectly, so the busiest of compute (with its bubble) and each link
         sets the time, and no slice is late. Upper bound: nothing overlaps.
         """
@@ -162,7 +162,7 @@ class CostTerms:
             seconds = sums[unit, what]
             if unit != "step":
                 seconds *= self.times[unit]
-            _enter(lanes, what, seconds)
+            _add_to(lanes, what, seconds)
         hidden = lanes.pop(HIDDEN, 0.0)
         full = sum((lanes[what] for what in sorted(lanes)), np.zeros(self.rows))
         lanes.pop("latency", None)
@@ -172,43 +172,43 @@ class CostTerms:
         for lane in lanes.values():
             np.maximum(low, lane, out=low)
         np.minimum(low, step, out=low)
-        longer = 1.0 + self.waiting
+        longer = 1.0 + self.straggler_share
         return step * longer, low, (full + self.bubble) * longer, self._peak()
 
     def _sums(self) -> dict[tuple[str, str], np.ndarray]:
         """(unit, what) -> seconds with nothing hidden, where what is `BUSY` (the core), "latency" or a link; and
         (unit, `HIDDEN`) -> the seconds of them that compute hides. The caller may change the arrays."""
         sums: dict[tuple[str, str], np.ndarray] = {}
-        for part, of in self.parts:
-            for key, seconds in part._sums().items():
-                _enter(sums, key, seconds[of])
+        for terms, of in self.shared:
+            for key, seconds in terms._sums().items():
+                _add_to(sums, key, seconds[of])
         for entry in self.entries:
             key = (entry.unit, BUSY if entry.resource in COMPUTE else entry.resource)
-            _enter(sums, key, entry.full if key in sums else entry.full.copy())
-            if entry.full is not entry.seconds:
-                _enter(sums, (entry.unit, HIDDEN), entry.full - entry.seconds)
+            _add_to(sums, key, entry.full_seconds if key in sums else entry.full_seconds.copy())
+            if entry.full_seconds is not entry.seconds:
+                _add_to(sums, (entry.unit, HIDDEN), entry.full_seconds - entry.seconds)
         return sums
 
     def _peak(self) -> np.ndarray:
-        """Bytes of all categories, with those of `parts`."""
+        """Bytes of all categories, with those of `shared`."""
         total = np.zeros(self.rows)
-        for part, of in self.parts:
-            if part.memory:
-                total += part._peak()[of]
+        for terms, of in self.shared:
+            if terms.memory:
+                total += terms._peak()[of]
         for amount in self.memory.values():
             total += amount
         return total
 
-    def terms(self) -> list[tuple[str, str | None, Link | None, np.ndarray]]:
+    def itemised(self) -> list[tuple[str, str | None, CollectivePart | None, np.ndarray]]:
         """(name, resource, part of a collective, seconds in a step) of every term, of the bubble and of waiting. They
         add up to the step."""
-        found: list[tuple[str, str | None, Link | None, np.ndarray]] = [
-            (entry.name, public(entry.resource), entry.link, entry.seconds * self.times[entry.unit])
+        found: list[tuple[str, str | None, CollectivePart | None, np.ndarray]] = [
+            (entry.name, reported(entry.resource), entry.part, entry.seconds * self.times[entry.unit])
             for entry in self.all_entries()
         ]
         found.append(("bubble", None, None, self.bubble * np.ones(self.rows)))
         step = sum((seconds for *_, seconds in found), np.zeros(self.rows))
-        return [*found, ("waiting[slices]", None, None, self.waiting * step)]
+        return [*found, ("waiting[slices]", None, None, self.straggler_share * step)]
 
     def resources(self) -> dict[str, np.ndarray]:
         """Resource -> seconds of the step; they add up to the step.
@@ -221,12 +221,12 @@ class CostTerms:
         found: dict[str, np.ndarray] = {}
         for entry in self.all_entries():
             seconds = entry.seconds * self.times[entry.unit] * (1.0 if entry.unit == "step" else stretch)
-            name = public(entry.resource)
-            found[name] = found.get(name, 0.0) + seconds * (1.0 + self.waiting)
+            name = reported(entry.resource)
+            found[name] = found.get(name, 0.0) + seconds * (1.0 + self.straggler_share)
         return found
 
 
-def public(resource: str) -> str:
+def reported(resource: str) -> str:
     """The resource as reports name it: kernel launches count as latency."""
     return "latency" if resource == "launch" else resource
 
@@ -234,7 +234,7 @@ def public(resource: str) -> str:
 Key = TypeVar("Key")
 
 
-def _enter(sums: dict[Key, np.ndarray], key: Key, amount: np.ndarray) -> None:
+def _add_to(sums: dict[Key, np.ndarray], key: Key, amount: np.ndarray) -> None:
     """Add `amount` to `sums[key]`, in place where the shape stays. The first amount becomes the sum itself, so later
     calls change it."""
     if key not in sums:

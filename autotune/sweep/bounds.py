@@ -16,7 +16,7 @@ import numpy as np
 from autotune.meshes.layout import AXES, SCHEDULES
 from autotune.meshes.layout_words import LAYOUT_WORDS
 from autotune.meshes.target import Target
-from autotune.price.price import CHUNK, price_table
+from autotune.price.price import BLOCK_ROWS, price_table
 from autotune.price.transformer.pricer import Pricer
 from autotune.price.transformer.rows import hides
 from autotune.price.transformer.training_stack import stack_of
@@ -94,8 +94,8 @@ class Bounds:
         self.priced += len(table)
         prepared = self.pricer.prepare(table)
         work, layers = np.empty(len(table)), np.empty(len(table))
-        for begin in range(0, len(table), CHUNK):
-            rows = slice(begin, min(begin + CHUNK, len(table)))
+        for begin in range(0, len(table), BLOCK_ROWS):
+            rows = slice(begin, min(begin + BLOCK_ROWS, len(table)))
             terms = self.pricer.cost_terms(table.take(rows), prepared, rows)
             doubt = self._doubt(table.take(rows))
             total, layer = np.zeros(terms.rows), np.zeros(terms.rows)
@@ -106,7 +106,7 @@ class Bounds:
                 if entry.name == "casts":
                     # Of a pipeline other virtual stages have less of it.
                     sure = np.where(boxes["stage"][rows] > 1, 0.0, sure)
-                if entry.link is not None and hides(self.pricer.stack, entry.link.axis):
+                if entry.part is not None and hides(self.pricer.stack, entry.part.axis):
                     sure = sure * doubt
                 total += sure
                 if entry.unit == "layer":

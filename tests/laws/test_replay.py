@@ -136,7 +136,9 @@ def test_every_tier_shows_the_time_that_its_own_bytes_take(layout, target, kind)
         links = 1.0 if tier.kind == "switch" else 2.0 * machine.hardware.torus_dimensions
         assert line.seconds >= line.wire_bytes / (tier.rate(kind) * links) * (1 - 1e-9), line
         assert 0 <= line.hidden_seconds <= line.seconds
-        assert line.exposed_seconds <= line.seconds * (1 + machine.hardware.waiting(machine.groups)) * (1 + 1e-9)
+        assert line.exposed_seconds <= line.seconds * (1 + machine.hardware.straggler_share(machine.groups)) * (
+            1 + 1e-9
+        )
     waiting = found.losses.get("waiting", 0.0)
     once = sum(line.seconds - line.hidden_seconds for line in found.ledger)
     assert once == pytest.approx(found.step_seconds - waiting)

@@ -64,7 +64,7 @@ def test_a_row_costs_the_same_alone_in_any_order_and_in_any_chunk(monkeypatch):
     backwards = np.arange(len(table))[::-1]
     turned = price_transformer(DENSE, 64, 2048, "bfloat16", table.take(backwards), target).step_seconds
     assert np.array_equal(turned[::-1], together)
-    monkeypatch.setattr(price_module, "CHUNK", 7)
+    monkeypatch.setattr(price_module, "BLOCK_ROWS", 7)
     assert np.array_equal(price_transformer(DENSE, 64, 2048, "bfloat16", table, target).step_seconds, together)
     alone = [estimate(DENSE, 64, 2048, "bfloat16", table.layout(row), target).step_seconds for row in range(0, 60, 9)]
     assert alone == pytest.approx(together[::9].tolist(), rel=1e-12)

@@ -9,7 +9,12 @@ import pytest
 from autotune.meshes.layout import SCHEDULES, parse_layout
 from autotune.meshes.target import parse_target
 from autotune.price.priced_space import price_space
-from autotune.price.transformer.pipeline_schedules import REFERENCE, as_published, most_waiting, waiting_microbatches
+from autotune.price.transformer.pipeline_schedules import (
+    REFERENCE,
+    as_published,
+    microbatches_held,
+    most_microbatches_held,
+)
 from autotune.reference_workload import reference_workload
 from autotune.report.document import report_to_json
 from autotune.report.text import render
@@ -76,15 +81,15 @@ def test_more_microbatches_of_one_size_cost_1f1b_nothing():
     assert few.peak_bytes < peaks["1f1b"][0], "fewer than stages: all of them wait, and no more"
 
 
-@pytest.mark.parametrize("stages, passes, virtual", list(itertools.product((2, 4, 8), (4, 8, 64), (1, 2))))
-def test_the_fullest_stage_is_the_first_of_the_formulas(stages, passes, virtual):
+@pytest.mark.parametrize("stages, microbatches, virtual", list(itertools.product((2, 4, 8), (4, 8, 64), (1, 2))))
+def test_the_fullest_stage_is_the_first_of_the_formulas(stages, microbatches, virtual):
     codes = np.arange(len(SCHEDULES))
-    found = most_waiting(
-        codes, stages=stages * np.ones(4), passes=passes * np.ones(4), virtual_stages=virtual * np.ones(4)
+    found = most_microbatches_held(
+        codes, stages=stages * np.ones(4), microbatches=microbatches * np.ones(4), virtual_stages=virtual * np.ones(4)
     )
     for code, name in enumerate(SCHEDULES):
         word = "zero-bubble-1p" if name == "zero-bubble" else name
-        held = waiting_microbatches(word, stages=stages, passes=passes, virtual_stages=virtual)
+        held = microbatches_held(word, stages=stages, microbatches=microbatches, virtual_stages=virtual)
         assert found[code] == held[0] == max(held), name
     assert [name for code, name in zip(as_published(codes), SCHEDULES, strict=True) if code] == ["1f1b", "zero-bubble"]
     assert set(REFERENCE) == {"gpipe", "circular"}

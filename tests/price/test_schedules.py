@@ -6,19 +6,19 @@ import itertools
 
 import pytest
 
-from autotune.price.transformer.pipeline_schedules import NAMES, bubble_seconds, waiting_microbatches
+from autotune.price.transformer.pipeline_schedules import NAMES, bubble_seconds, microbatches_held
 
 
-def simulate_1f1b(forward: list[float], backward: list[float], passes: int) -> float:
+def simulate_1f1b(forward: list[float], backward: list[float], microbatches: int) -> float:
     """Seconds until every stage is done: each does its operations in 1F1B order, as soon as its inputs are there."""
     stages = len(forward)
     orders = []
     for stage in range(stages):
-        warm = min(stages - stage - 1, passes)
+        warm = min(stages - stage - 1, microbatches)
         order = [("F", i) for i in range(warm)]
-        for i in range(passes - warm):
+        for i in range(microbatches - warm):
             order += [("F", warm + i), ("B", i)]
-        orders.append(order + [("B", i) for i in range(passes - warm, passes)])
+        orders.append(order + [("B", i) for i in range(microbatches - warm, microbatches)])
     done: dict[tuple[str, int, int], float] = {}
     free, at = [0.0] * stages, [0] * stages
     while any(at[s] < len(orders[s]) for s in range(stages)):
@@ -35,20 +35,20 @@ def simulate_1f1b(forward: list[float], backward: list[float], passes: int) -> f
     return max(free)
 
 
-@pytest.mark.parametrize("stages, passes", list(itertools.product((2, 4, 7), (8, 16))))
-def test_1f1b_takes_what_the_simulation_takes(stages, passes):
+@pytest.mark.parametrize("stages, microbatches", list(itertools.product((2, 4, 7), (8, 16))))
+def test_1f1b_takes_what_the_simulation_takes(stages, microbatches):
     forward, backward = [1.0] * stages, [2.0] * stages
     bubble = bubble_seconds(
-        "1f1b", stages=stages, passes=passes, virtual_stages=1, others=(stages - 1) * 3.0, forward=1.0,
+        "1f1b", stages=stages, microbatches=microbatches, virtual_stages=1, others=(stages - 1) * 3.0, forward=1.0,
         backward_input=1.0, backward_weight=1.0, transfer=0.0,
     )  # fmt: skip
-    assert passes * 3.0 + bubble == pytest.approx(simulate_1f1b(forward, backward, passes))
+    assert microbatches * 3.0 + bubble == pytest.approx(simulate_1f1b(forward, backward, microbatches))
 
 
 def test_a_slow_last_stage_sets_the_pace_and_the_others_fill():
     forward, backward = [1.0, 1.0, 1.0, 1.5], [2.0, 2.0, 2.0, 3.0]
     bubble = bubble_seconds(
-        "1f1b", stages=4, passes=12, virtual_stages=1, others=9.0, forward=1.0, backward_input=1.0,
+        "1f1b", stages=4, microbatches=12, virtual_stages=1, others=9.0, forward=1.0, backward_input=1.0,
         backward_weight=1.0, transfer=0.0,
     )  # fmt: skip
     assert 12 * 4.5 + bubble == pytest.approx(simulate_1f1b(forward, backward, 12))
@@ -57,7 +57,7 @@ def test_a_slow_last_stage_sets_the_pace_and_the_others_fill():
 def test_zero_bubble_as_the_paper_has_it():
     """Qi et al. 2024, table 1, with F = B = W: 1F1B 3 (p - 1), ZB-H1 (p - 1), ZB-H2 nothing."""
     each = dict(
-        stages=8, passes=32, virtual_stages=1, others=21.0, forward=1.0, backward_input=1.0, backward_weight=1.0
+        stages=8, microbatches=32, virtual_stages=1, others=21.0, forward=1.0, backward_input=1.0, backward_weight=1.0
     )
     assert bubble_seconds("1f1b", transfer=0.0, **each) == 21.0
     assert bubble_seconds("zero-bubble-1p", transfer=0.0, **each) == 7.0
@@ -89,31 +89,32 @@ have other layers than the rest, the three parts differ, and stages wait for wha
 bubble have least room to absorb that."""
 
 
-def share_of(name: str, stages: int, passes: int, slices: int) -> float:
+def share_of(name: str, stages: int, microbatches: int, slices: int) -> float:
     """Share of a step that is bubble, with F = B = W = 1."""
     bubble = float(
         bubble_seconds(
-            name, stages=stages, passes=passes, virtual_stages=slices, others=3.0 * (stages - 1), forward=1.0,
-            backward_input=1.0, backward_weight=1.0, transfer=0.0,
+            name, stages=stages, microbatches=microbatches, virtual_stages=slices, others=3.0 * (stages - 1),
+            forward=1.0, backward_input=1.0, backward_weight=1.0, transfer=0.0,
         )
     )  # fmt: skip
-    return bubble / (bubble + 3.0 * passes)
+    return bubble / (bubble + 3.0 * microbatches)
 
 
-@pytest.mark.parametrize("stages, passes, slices, plain, interleaved, one, two", PUBLISHED)
-def test_shares_of_the_bubble_are_near_those_published(stages, passes, slices, plain, interleaved, one, two):
+@pytest.mark.parametrize("stages, microbatches, slices, plain, interleaved, one, two", PUBLISHED)
+def test_shares_of_the_bubble_are_near_those_published(stages, microbatches, slices, plain, interleaved, one, two):
     for name, published in zip(BELOW, (plain, interleaved, one, two), strict=True):
-        ours = share_of(name, stages, passes, slices if name == "circular" else 1)
+        ours = share_of(name, stages, microbatches, slices if name == "circular" else 1)
         assert published - BELOW[name] <= ours < published, name
 
 
-@pytest.mark.parametrize("stages, passes, slices, plain, interleaved, one, two", PUBLISHED)
+@pytest.mark.parametrize("stages, microbatches, slices, plain, interleaved, one, two", PUBLISHED)
 def test_no_two_schedules_are_ordered_the_other_way_than_published(
-    stages, passes, slices, plain, interleaved, one, two
+    stages, microbatches, slices, plain, interleaved, one, two
 ):
     published = dict(zip(BELOW, (plain, interleaved, one, two), strict=True))
     ours = [
-        share_of(name, stages, passes, slices if name == "circular" else 1) for name in sorted(BELOW, key=published.get)
+        share_of(name, stages, microbatches, slices if name == "circular" else 1)
+        for name in sorted(BELOW, key=published.get)
     ]
     # With three slices a stage interleaving and ZB-1p come to the same by the closed form.
     assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(ours)), ours
@@ -121,16 +122,18 @@ def test_no_two_schedules_are_ordered_the_other_way_than_published(
 
 
 def test_interleaving_divides_the_bubble_and_costs_memory():
-    each = dict(stages=4, passes=16, others=9.0, forward=1.0, backward_input=1.0, backward_weight=1.0, transfer=0.0)
+    each = dict(
+        stages=4, microbatches=16, others=9.0, forward=1.0, backward_input=1.0, backward_weight=1.0, transfer=0.0
+    )
     whole = bubble_seconds("1f1b", virtual_stages=1, **each)
     assert bubble_seconds("circular", virtual_stages=3, **each) == pytest.approx(whole / 3)
-    held = waiting_microbatches("circular", stages=4, passes=16, virtual_stages=3)
+    held = microbatches_held("circular", stages=4, microbatches=16, virtual_stages=3)
     first = 4 * (1 + 3 / (4 * 3))  # Korthikanti et al. 2022, section 4.2.3
     assert held == pytest.approx((first, first - 2 / 3, (2 * 4 + 1) / 3))
 
 
 def test_memory_by_schedule():
-    everywhere = {name: waiting_microbatches(name, stages=8, passes=64, virtual_stages=1) for name in NAMES}
+    everywhere = {name: microbatches_held(name, stages=8, microbatches=64, virtual_stages=1) for name in NAMES}
     held = {name: float(stages[0]) for name, stages in everywhere.items()}
     assert everywhere["1f1b"] == (8, 7, 1)
     assert all(len(set(map(float, stages))) == 1 for name, stages in everywhere.items() if "zero" in name)

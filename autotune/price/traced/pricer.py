@@ -22,7 +22,7 @@ from autotune.meshes.layout import AXES, REMAT
 from autotune.meshes.target import Target
 from autotune.partition import Partition
 from autotune.price.collective_costs import CollectiveCost, Meshes, cost_of, meshes_of
-from autotune.price.terms import COMPUTE, UNITS, CostTerms, Link
+from autotune.price.terms import COMPUTE, UNITS, CollectivePart, CostTerms
 from autotune.price.traced.laws import Choice, Probed, Sent
 from autotune.price.traced.scaling_law import ScalingLaw
 from autotune.price.unique_rows import unique_rows
@@ -161,32 +161,32 @@ class TracedPricer:
 
     def cost_terms(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> CostTerms:
         """Every term of some rows."""
-        waiting = self.target.hardware.waiting(self.target.groups)
-        book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
-        chunk = _Chunk(self, table, prepared, rows, book)
+        straggler_share = self.target.hardware.straggler_share(self.target.groups)
+        terms = CostTerms(rows=len(table), straggler_share=straggler_share, counting=counting)
+        block = _Block(self, table, prepared, rows, terms)
         if self.probed:
-            chunk.probed_compute(self.probed)
-            chunk.probed_collectives(self.probed)
+            block.probed_compute(self.probed)
+            block.probed_collectives(self.probed)
         else:
-            chunk.traced_compute()
-        chunk.assumed_collectives(self.probed.axes if self.probed else ())
-        book.times = dict.fromkeys(UNITS, np.ones(len(table)))
-        stages = chunk.size["stage"]
+            block.traced_compute()
+        block.assumed_collectives(self.probed.axes if self.probed else ())
+        terms.times = dict.fromkeys(UNITS, np.ones(len(table)))
+        stages = block.size["stage"]
         fill = (stages - 1.0) / table.virtual_stages / table.microbatches
-        book.bubble = np.where(stages > 1, book.unit_seconds("step") * fill, 0.0)
-        book.memory = chunk.memory(self.probed)
-        return book
+        terms.bubble = np.where(stages > 1, terms.unit_seconds("step") * fill, 0.0)
+        terms.memory = block.memory(self.probed)
+        return terms
 
 
-class _Chunk:
+class _Block:
     """Some rows while they are priced; every array has one entry a row."""
 
     def __init__(
-        self, pricer: TracedPricer, table: LayoutTable, prepared: Prepared, rows: slice, book: CostTerms
+        self, pricer: TracedPricer, table: LayoutTable, prepared: Prepared, rows: slice, terms: CostTerms
     ) -> None:
         traced = pricer.workload.traced
         assert traced is not None, "a workload without a transformer is traced"
-        self.traced, self.hardware, self.table, self.book = traced, pricer.target.hardware, table, book
+        self.traced, self.hardware, self.table, self.terms = traced, pricer.target.hardware, table, terms
         self.costs, self.mesh = prepared.costs, prepared.meshes.of_row[rows]
         self.size = {name: getattr(table, name).astype(np.float64) for name in AXES}
         self.pieces = self.size["data"] * self.size["fsdp"] * self.size["expert"] * self.size["context"]
@@ -202,15 +202,15 @@ class _Chunk:
         self.left = sum(DTYPE_BYTES.get(dot.dtype, 4.0) * dot.batch * dot.m * dot.n * dot.trips for dot in traced.dots)
 
     def add(self, source: str, name: str, resource: str, seconds: np.ndarray) -> None:
-        self.book.add(name, resource, "step", seconds)
-        self.book.sources[name] = source
+        self.terms.add(name, resource, "step", seconds)
+        self.terms.sources[name] = source
         if resource in COMPUTE:
             self.core = self.core + seconds
 
-    def add_link(self, source: str, link: Link, seconds: np.ndarray, exposed: float) -> None:
+    def add_collective_part(self, source: str, part: CollectivePart, seconds: np.ndarray, exposed: float) -> None:
         shown = seconds if exposed == 1.0 else np.maximum(exposed * seconds, seconds - self.core)
-        self.book.add_link(link, "step", shown, seconds)
-        self.book.sources[link.name] = source
+        self.terms.add_collective_part(part, "step", shown, seconds)
+        self.terms.sources[part.name] = source
 
     def traced_compute(self) -> None:
         """Matmuls by the trace; passes over the activations and over the state."""
@@ -224,7 +224,7 @@ class _Chunk:
             name = "recompute.matmul" if dot.recomputed else "matmul"
             self.add("traced", name, "matmul", each * dot.trips * passes / size["stage"])
             share = dot.trips / (self.pieces * size["tensor"] * size["stage"])
-            self.book.count("flops", "step", 2.0 * dot.batch * dot.m * dot.n * dot.k * share)
+            self.terms.count("flops", "step", 2.0 * dot.batch * dot.m * dot.n * dot.k * share)
             self.add("traced", "launches", "launch", passes * dot.trips * hardware.launch_seconds / size["stage"])
         hbm = hardware.hbm_bytes_per_second * hardware.hbm_efficiency
         self.add("assumed", "elementwise", "hbm", 2.0 * self.activations / hbm)
@@ -238,7 +238,7 @@ class _Chunk:
             made = "latency" if resource == "launch" else resource
             self.add("probed", CORE_TERMS[resource], resource, seconds / self.hardware.faster.get(made, 1.0))
         flops = self.either({zero: laws.flops for zero, laws in probed.laws.items()})
-        self.book.count("flops", "step", flops * self.chosen(probed, lambda one: {"": one.flops}))
+        self.terms.count("flops", "step", flops * self.chosen(probed, lambda one: {"": one.flops}))
 
     def either(self, law_of: Mapping[int, ScalingLaw]) -> np.ndarray:
         """An amount by the law of each row's `zero`."""
@@ -299,9 +299,11 @@ class _Chunk:
         cost = self.costs[axis, kind]
         parts, latency = cost.seconds(self.mesh, (sent if kind == "permute" else payload) / times)
         for tier, part in parts.items():
-            self.add_link(source, Link(axis, tier, kind), part * times, exposed)
-        self.book.count(axis, "step", sent)
-        self.add_link(source, Link(axis, None, None), np.where(there, latency * times, 0.0), exposed)
+            self.add_collective_part(source, CollectivePart(axis, tier, kind), part * times, exposed)
+        self.terms.count(axis, "step", sent)
+        self.add_collective_part(
+            source, CollectivePart(axis, None, None), np.where(there, latency * times, 0.0), exposed
+        )
 
     def assumed_collectives(self, probed: Sequence[str]) -> None:
         """What the trace and the partition let expect along the axes that no probe has cut."""

@@ -113,7 +113,7 @@ class Work:
     """Bytes of slots of routed experts x d_model in the compute dtype; not divided by `tensor`."""
     kv_bytes: np.ndarray
     """Bytes of keys and values of the device's tokens in the compute dtype."""
-    kept: dict[str, np.ndarray]
+    kept_bytes: dict[str, np.ndarray]
     """Part of a layer (`remat.KEPT_PARTS`) -> bytes kept for the backward pass where the policy keeps all of the
     part."""
     layer_work_bytes: np.ndarray
@@ -135,7 +135,7 @@ class Work:
         head = self.head.forward + self.head.backward_input + self.head.backward_weight
         attention = sum(self.attention.matmul_seconds)
         fused = np.where(self.attention.blocked, 0.0, attention)
-        saved = sum(share * self.kept[part] for part, share in kept_shares.items())
+        saved = sum(share * self.kept_bytes[part] for part, share in kept_shares.items())
         stored = sum(self.attention.hbm_seconds) + sum(self.attention.parts_seconds)
         passes = 2.0 * self.elementwise[0] + self.elementwise[1] + stored + saving * saved
         return {
@@ -388,7 +388,7 @@ def _work_of_kind(
         stream_bytes=width * tokens * d,
         slot_bytes=width * slots * parts,
         kv_bytes=width * tokens * kv_heads * (h + values),
-        kept={name: scale * value for name, value in kept.items()},
+        kept_bytes={name: scale * value for name, value in kept.items()},
         # Beside the mask of packed documents stands its gradient, which JAX asks of the kernel.
         layer_work_bytes=scale * in_hand + 2.0 * attention.mask_bytes,
         # No gradient of a frozen table waits for them, so their gradient takes their place (v5e and h100).

@@ -70,7 +70,7 @@ def ways_of(size: Mapping[str, np.ndarray], zero2: np.ndarray, local: np.ndarray
 class Embedding(Rows):
     """The terms of the embedding's gradient for some layouts."""
 
-    def enter(self) -> None:
+    def add_terms(self) -> None:
         """Add the collectives of every way, for the rows that take it."""
         state, deferred = self.stack.state, self.deferred
         # Deferred, the partitioner sees one replica: what is left is a sum along `data` once a step.
@@ -89,26 +89,28 @@ class Embedding(Rows):
         gathers = np.where(ways.gathered, times, 0.0)
         inside, held = np.ones(len(self.table)), local
         for axis in ("expert", "context", "fsdp", "data", "stage"):
-            self.move(axis, "all_reduce", "step", table / inside, whole if axis == "fsdp" else whole * by_axis[axis])
+            self.add_collective(
+                axis, "all_reduce", "step", table / inside, whole if axis == "fsdp" else whole * by_axis[axis]
+            )
             inside = inside * size[axis]
             if axis != "fsdp":
                 gathered = gathers * np.where(zero2 | deferred, 0.0, 1.0) if axis == "data" else gathers
                 held = held * np.where(gathered > 0, size[axis], 1.0)
-                self.move(axis, "all_gather", "step", held, gathered)
+                self.add_collective(axis, "all_gather", "step", held, gathered)
         along_fsdp, along_data = (size["fsdp"] > 1), (size["fsdp"] == 1)
         moves = np.where(ways.moved | ways.gathered, times, 0.0)
         for axis, here in (("fsdp", along_fsdp), ("data", along_data & zero2)):
             # An all-to-all over both axes is counted whole on the inner axis.
             sent = held * (1.0 - 1.0 / ways.cut) / np.maximum(1.0 - 1.0 / size[axis], 0.5)
-            self.move(axis, "all_to_all", "step", sent, np.where(here, moves, 0.0))
+            self.add_collective(axis, "all_to_all", "step", sent, np.where(here, moves, 0.0))
         scatters = np.where(ways.scattered, times, 0.0)
         if self.used["fsdp"]:
-            self.scatter("step", table, scatters)
+            self.add_scatter("step", table, scatters)
         shard = table / size["fsdp"]
-        self.move("data", "reduce_scatter", "step", shard, np.where(zero2, scatters, 0.0))
+        self.add_collective("data", "reduce_scatter", "step", shard, np.where(zero2, scatters, 0.0))
         sums, shard = np.where(ways.scattered | ways.partly, again, 0.0), table / ways.cut
         for axis in INNER_FIRST:
             mine = np.where(zero2, 0.0, sums) if axis == "data" else sums
-            self.move(axis, "all_reduce", "step", shard, mine * by_axis[axis])
+            self.add_collective(axis, "all_reduce", "step", shard, mine * by_axis[axis])
             shard = shard / np.where(mine > 0, size[axis], 1.0)
-        self.move("data", "all_reduce", "step", table / size["fsdp"], deferred * 1.0)
+        self.add_collective("data", "all_reduce", "step", table / size["fsdp"], deferred * 1.0)

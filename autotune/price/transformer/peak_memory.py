@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.price.transformer.adapters import Adapters
-from autotune.price.transformer.pipeline_schedules import as_published, most_waiting
+from autotune.price.transformer.pipeline_schedules import as_published, most_microbatches_held
 from autotune.price.transformer.rows import Rows
 
 FROZEN_LAYERS = 2.0 / 3.0
@@ -24,7 +24,7 @@ class Stage:
 
     fixed: dict[str, np.ndarray]
     """Category -> bytes of one device, without what the layers save for the backward pass."""
-    waiting: np.ndarray
+    microbatches_held: np.ndarray
     """Microbatches whose saved activations are held at once."""
     at_update: np.ndarray | None = None
     """Bytes of one device while the optimizer works, where that may be the worst moment; None: it is not."""
@@ -50,8 +50,8 @@ def _microbatches_held(rows: Rows, published: np.ndarray) -> np.ndarray:
     held = np.where(rows.staged, ticks, 1.0)
     if not published.any():
         return held
-    most = most_waiting(
-        table.schedule, stages=size["stage"], passes=table.microbatches * 1.0, virtual_stages=virtual * 1.0
+    most = most_microbatches_held(
+        table.schedule, stages=size["stage"], microbatches=table.microbatches * 1.0, virtual_stages=virtual * 1.0
     )
     return np.where(published, most, held)
 
@@ -68,7 +68,7 @@ def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
     weights = weights + state.weights * own + np.where(table.zero > 0, state.compute * whole_own, 0.0)
     optimizer = state.optimizer * own * np.where(table.offload > 0, 0.0, 1.0)
     gradients = state.gradients * np.where(table.zero == 2, own, whole_own) * np.where(table.accumulate > 1, 2.0, 1.0)
-    in_layer, waiting = rows.of(work.layer_work_bytes), np.ones(len(table))
+    in_layer, held_at_once = rows.per_row(work.layer_work_bytes), np.ones(len(table))
     # A quantised matrix stands there whole twice, as it was gathered and in the compute dtype.
     each = np.where(fsdp > 1, base.sent, 0.0) + base.made
     gathered = each * (FROZEN_LAYERS * stack.whole_layers * parameters.largest_dense + 2.0 * parameters.largest_routed)
@@ -76,7 +76,7 @@ def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
     pieces = np.where(staged, table.microbatches / size["stage"], 1.0)
     if staged.any():
         published = staged & as_published(table.schedule)
-        waiting = _microbatches_held(rows, published)
+        held_at_once = _microbatches_held(rows, published)
         # The weights whole along fsdp, and the inputs and results of the microbatches that wait, with their gradients.
         sent = 2.0 * rows.stream_bytes / np.where(rows.parallel, size["tensor"], 1.0)
         around = sent * np.where(published, 1.0, table.microbatches)
@@ -84,7 +84,7 @@ def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
         pieces = np.where(published, np.minimum(pieces, 1.0), pieces)
     # No matmul of a table's gradient waits for the logits: they are gone before the layers run back. Beside them stand
     # the last residual stream and the output projection, whole along fsdp (llama3-8b on h100:1x8, jax 0.10.2).
-    logits, working = rows.of(work.logit_bytes) * pieces, in_layer + gathered
+    logits, working = rows.per_row(work.logit_bytes) * pieces, in_layer + gathered
     around_logits = rows.stream_bytes * pieces
     around_logits = around_logits + np.where(fsdp > 1, base.sent_beside * parameters.embedding, 0.0)
     ends = gradients + working > logits + around_logits
@@ -97,7 +97,7 @@ def _frozen_stage(rows: Rows, adapters: Adapters) -> Stage:
         "logits": np.where(ends, 0.0, logits),
         "workspace": np.where(ends, working, around_logits),
     }
-    return Stage(fixed={name: amount + nothing for name, amount in categories.items()}, waiting=waiting)
+    return Stage(fixed={name: amount + nothing for name, amount in categories.items()}, microbatches_held=held_at_once)
 
 
 def stage_of(rows: Rows) -> Stage:
@@ -106,7 +106,7 @@ def stage_of(rows: Rows) -> Stage:
     stack, size, table, work = rows.stack, rows.size, rows.table, rows.prepared.work
     state, staged, layers = stack.state, rows.staged, rows.layers
     zero = table.zero
-    waiting = np.ones(len(table))
+    held_at_once = np.ones(len(table))
     kept = (rows.parameters.dense(layers) + rows.parameters.routed(layers)) / size["fsdp"]
     cut = np.where(zero > 0, size["data"], 1.0)
     # ZeRO gathers a copy in the compute dtype once a step; that of the tables is gone before the layers run back
@@ -129,7 +129,7 @@ def stage_of(rows: Rows) -> Stage:
     if staged.any():
         virtual = table.virtual_stages
         published = staged & as_published(table.schedule)
-        waiting = _microbatches_held(rows, published)
+        held_at_once = _microbatches_held(rows, published)
         whole = state.compute * rows.parameters.layer * layers
         # Beside it the weights whole along fsdp, their gradients' sums in float32, and the gradients of all
         # microbatches' inputs and results; at work once more the sums of a chunk of several layers.
@@ -156,8 +156,8 @@ def stage_of(rows: Rows) -> Stage:
     pieces = np.where(staged, table.microbatches / size["stage"], 1.0)
     # An early backward pass begins with the loss: no stage has the logits of more than one microbatch at a time.
     pieces = np.where(published, np.minimum(pieces, 1.0), pieces)
-    logits, held = rows.of(work.logit_bytes) * pieces, rows.of(work.held_logit_bytes) * pieces
-    in_layer = rows.of(work.layer_work_bytes)
+    logits, held = rows.per_row(work.logit_bytes) * pieces, rows.per_row(work.held_logit_bytes) * pieces
+    in_layer = rows.per_row(work.layer_work_bytes)
     working = in_layer + gathered + at_work
     at_start, at_end = logits, gradients + held + in_layer
     late = gradients
@@ -186,5 +186,7 @@ def stage_of(rows: Rows) -> Stage:
     if rows.orthogonalised is not None:
         at_update = weights + moments + state.gradients * kept / cut + rows.orthogonalised.held_bytes
     return Stage(
-        fixed={name: amount + nothing for name, amount in categories.items()}, waiting=waiting, at_update=at_update
+        fixed={name: amount + nothing for name, amount in categories.items()},
+        microbatches_held=held_at_once,
+        at_update=at_update,
     )

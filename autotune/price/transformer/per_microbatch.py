@@ -38,24 +38,22 @@ class MicrobatchTerms(Rows):
 
     layer: np.ndarray
     """Seconds of one layer, forward and backward, with exposed communication."""
-    head: np.ndarray
-    """Seconds of logits, loss and embedding, forward and backward, with exposed communication."""
     forward: np.ndarray
     """Seconds of compute of one layer's forward pass."""
     backward: np.ndarray
     """Seconds of compute of one layer's backward pass: gradients of the inputs, and everything that is recomputed."""
     weight: np.ndarray
     """Seconds of compute of the gradients of one layer's weights."""
-    kept: np.ndarray
+    kept_bytes: np.ndarray
     """Bytes of activations that one layer saves for its backward pass."""
-    waiting: np.ndarray
+    offloaded_bytes: np.ndarray
     """Bytes of activations that one layer keeps in host memory for its backward pass."""
-    kept_weights: np.ndarray
+    kept_weight_bytes: np.ndarray
     """Bytes of gathered or cast weights that one layer saves for its backward pass."""
-    tick_weights: np.ndarray
-    """Bytes of weights among `kept`: those that each tick of the reference pipeline saves."""
+    tick_weight_bytes: np.ndarray
+    """Bytes of weights among `kept_bytes`: those that each tick of the reference pipeline saves."""
 
-    def enter(self) -> None:
+    def add_terms(self) -> None:
         """Every term of a layer and of the head, in the order in which a microbatch runs them."""
         stack, table, work = self.stack, self.table, self.prepared.work
         shares = Shares(table.remat, self.shape)
@@ -67,20 +65,24 @@ class MicrobatchTerms(Rows):
             # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2). Attention by parts
             # names all that its backward pass needs.
             own = shares.again["context"]
-            names = self.of(work.attention.blocked) | self.of(work.attention.named)
+            names = self.per_row(work.attention.blocked) | self.per_row(work.attention.named)
             self.again["context"] = np.where(names, own, self.again["context"])
-        self.kept = sum((shares.kept[part] * self.of(work.kept[part]) for part in shares.kept), self.nothing)
-        self.waiting = sum((shares.waiting[part] * self.of(work.kept[part]) for part in shares.waiting), self.nothing)
-        self.tick_weights = self.nothing
+        self.kept_bytes = sum(
+            (shares.kept[part] * self.per_row(work.kept_bytes[part]) for part in shares.kept), self.nothing
+        )
+        self.offloaded_bytes = sum(
+            (shares.offloaded[part] * self.per_row(work.kept_bytes[part]) for part in shares.offloaded), self.nothing
+        )
+        self.tick_weight_bytes = self.nothing
         if self.staged.any():
             # Without recomputation the pipeline keeps, for each microbatch, the weights that its matmuls read.
             again = self.staged & (table.remat == 0)
-            self.tick_weights = stack.state.compute * self.parameters.layer * again
-            self.kept = self.kept + self.tick_weights
+            self.tick_weight_bytes = stack.state.compute * self.parameters.layer * again
+            self.kept_bytes = self.kept_bytes + self.tick_weight_bytes
         # Without recomputation a layer also keeps the gathered or cast weights (h100, h200 and a100-80, jax 0.10.2).
         gathered = (table.remat == 0) & ~self.staged
         each = DTYPE_BYTES[stack.matmul_dtype] if stack.matmul_dtype else stack.state.compute
-        self.kept_weights = each * self.parameters.layer * gathered
+        self.kept_weight_bytes = each * self.parameters.layer * gathered
         core = self._compute()
         self._tensor()
         self._context(*core)
@@ -88,57 +90,59 @@ class MicrobatchTerms(Rows):
         kernels = [one + beside for one, beside in zip(core, self._grouped(), strict=True)]
         self._fsdp(self.forward - kernels[0], self.backward + self.weight - kernels[1])
         self._head()
-        self.layer, self.head = self.book.unit_seconds("layer"), self.book.unit_seconds("head")
+        self.layer = self.terms.unit_seconds("layer")
 
     def _compute(self) -> tuple[np.ndarray, np.ndarray]:
         """Add one layer's compute; return the seconds of its attention, (forward, backward with what is recomputed)."""
-        work, again, book, stack = self.prepared.work, self.again, self.book, self.stack
+        work, again, terms, stack = self.prepared.work, self.again, self.terms, self.stack
         matmuls: dict[str, Matmul] = {name: getattr(work, name) for name in ("heads", "out", "hidden_in", "hidden_out")}
-        ahead = {name: self.of(matmul.forward) for name, matmul in matmuls.items()}
-        back = {name: self.of(matmul.backward_input) for name, matmul in matmuls.items()}
-        own = {name: self.of(matmul.backward_weight) for name, matmul in matmuls.items()}
+        ahead = {name: self.per_row(matmul.forward) for name, matmul in matmuls.items()}
+        back = {name: self.per_row(matmul.backward_input) for name, matmul in matmuls.items()}
+        own = {name: self.per_row(matmul.backward_weight) for name, matmul in matmuls.items()}
         for label, first, second in (("attention", "heads", "out"), ("mlp", "hidden_in", "hidden_out")):
             total = ahead[first] + ahead[second] + back[first] + back[second] + own[first] + own[second]
-            book.add(f"matmul.{label}", "matmul", "layer", total)
+            terms.add(f"matmul.{label}", "matmul", "layer", total)
         rerun = sum(again[name] * ahead[name] for name in matmuls)
         if work.adapters:
             # Nothing keeps x A: with the rest of the layer it is computed again, (x A) B with what it is added to.
             for name, both in work.adapters.items():
                 for own_again, low in zip((again["elementwise"], again[name]), both, strict=True):
-                    ahead[name] = ahead[name] + self.of(low.forward)
-                    back[name] = back[name] + self.of(low.backward_input)
-                    own[name] = own[name] + self.of(low.backward_weight)
-                    rerun = rerun + own_again * self.of(low.forward)
-                    book.count("flops", "layer", (3.0 + own_again) * self.of(low.flops))
+                    ahead[name] = ahead[name] + self.per_row(low.forward)
+                    back[name] = back[name] + self.per_row(low.backward_input)
+                    own[name] = own[name] + self.per_row(low.backward_weight)
+                    rerun = rerun + own_again * self.per_row(low.forward)
+                    terms.count("flops", "layer", (3.0 + own_again) * self.per_row(low.flops))
             lows = [low for both in work.adapters.values() for low in both]
-            total = sum((self.of(low.forward + low.backward_input + low.backward_weight) for low in lows), self.nothing)
-            book.add("matmul.adapters", "matmul", "layer", total)
-        book.add("recompute.matmul", "matmul", "layer", rerun)
-        core = [self.of(values) for values in work.attention.matmul_seconds]
-        book.add("attention", "matmul", "layer", core[0] + core[1])
-        core_again = again["context"] * self.of(work.attention.recomputed)
+            total = sum(
+                (self.per_row(low.forward + low.backward_input + low.backward_weight) for low in lows), self.nothing
+            )
+            terms.add("matmul.adapters", "matmul", "layer", total)
+        terms.add("recompute.matmul", "matmul", "layer", rerun)
+        core = [self.per_row(values) for values in work.attention.matmul_seconds]
+        terms.add("attention", "matmul", "layer", core[0] + core[1])
+        core_again = again["context"] * self.per_row(work.attention.recomputed)
         core_rerun = core_again * core[0]
-        book.add("recompute.attention", "matmul", "layer", core_rerun)
+        terms.add("recompute.attention", "matmul", "layer", core_rerun)
         passes = 3.0 if stack.state.base is None else 2.0
         for name, matmul in matmuls.items():
-            book.count("flops", "layer", (passes + again[name]) * self.of(matmul.flops))
-        kernel = [self.of(values) for values in work.attention.flops]
-        book.count("flops", "layer", (1.0 + core_again) * kernel[0] + kernel[1])
-        rest = [self.of(values) for values in work.elementwise]
-        book.add("elementwise", "hbm", "layer", rest[0] + rest[1])
-        book.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])
+            terms.count("flops", "layer", (passes + again[name]) * self.per_row(matmul.flops))
+        kernel = [self.per_row(values) for values in work.attention.flops]
+        terms.count("flops", "layer", (1.0 + core_again) * kernel[0] + kernel[1])
+        rest = [self.per_row(values) for values in work.elementwise]
+        terms.add("elementwise", "hbm", "layer", rest[0] + rest[1])
+        terms.add("recompute.elementwise", "hbm", "layer", again["elementwise"] * rest[0])
         for name, passes_of in (("scores", work.attention.hbm_seconds), ("parts", work.attention.parts_seconds)):
             if any(np.any(values) for values in passes_of):
-                moved = [self.of(values) for values in passes_of]
-                book.add(f"attention.{name}", "hbm", "layer", moved[0] + moved[1])
-                book.add(f"recompute.{name}", "hbm", "layer", again["context"] * moved[0])
+                moved = [self.per_row(values) for values in passes_of]
+                terms.add(f"attention.{name}", "hbm", "layer", moved[0] + moved[1])
+                terms.add(f"recompute.{name}", "hbm", "layer", again["context"] * moved[0])
                 core_rerun = core_rerun + again["context"] * moved[0]
                 core = [one + beside for one, beside in zip(core, moved, strict=True)]
         mask = self._mask()
-        saving = self.stack.traffic.saving * (self.kept + self.kept_weights)
-        book.add("saving", "hbm", "layer", saving / self.hbm_rate)
+        saving = self.stack.traffic.saving * (self.kept_bytes + self.kept_weight_bytes)
+        terms.add("saving", "hbm", "layer", saving / self.hbm_rate)
         launches = work.launches[1] + work.launches[0] * (1.0 + again["elementwise"])
-        book.add("launches", "launch", "layer", launches + self.nothing)
+        terms.add("launches", "launch", "layer", launches + self.nothing)
         cast, narrowed = self._casts(), self._quantised()
         self._offloaded(sum(ahead.values()) + sum(back.values()) + sum(own.values()))
         forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast + narrowed[0]
@@ -152,20 +156,25 @@ class MicrobatchTerms(Rows):
         """Add the writing of the mask that keeps packed documents apart. The forward pass has one for all layers; the
         backward pass makes its own in each layer where anything is recomputed (h100:1x8, llama3-1b, jax 0.10.2).
         Reading it, and writing the gradient that JAX asks of it, is taken to hide behind the kernel's matmuls."""
-        size = self.of(self.prepared.work.attention.mask_bytes)
+        size = self.per_row(self.prepared.work.attention.mask_bytes)
         if not size.any():
             return self.nothing
         seconds = np.where(self.table.remat == 0, 0.0, size / self.hbm_rate)
-        self.book.add("attention.mask", "hbm", "layer", seconds)
+        self.terms.add("attention.mask", "hbm", "layer", seconds)
         return seconds
 
     def _grouped(self) -> tuple[np.ndarray, np.ndarray]:
         """Seconds of grouped matmuls in kernels of their own, (forward, backward with what is recomputed)."""
         ahead, back = self.nothing, self.nothing
         for name, matmul in zip(("hidden_in", "hidden_out"), self.prepared.work.grouped, strict=True):
-            forward = self.of(matmul.forward)
+            forward = self.per_row(matmul.forward)
             ahead = ahead + forward
-            back = back + self.of(matmul.backward_input) + self.of(matmul.backward_weight) + self.again[name] * forward
+            back = (
+                back
+                + self.per_row(matmul.backward_input)
+                + self.per_row(matmul.backward_weight)
+                + self.again[name] * forward
+            )
         return ahead, back
 
     def _casts(self) -> np.ndarray:
@@ -179,7 +188,7 @@ class MicrobatchTerms(Rows):
         if self.staged.any():
             traffic = np.array(CHUNK_TRAFFIC)[self.sliced * 1, self.dealt * 1]
             seconds = np.where(self.staged, traffic / 2.0 * self.parameters.layer / self.hbm_rate, seconds)
-        self.book.add("casts", "hbm", "layer", 2.0 * seconds)
+        self.terms.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
 
     def _frozen_casts(self, adapters: Adapters) -> np.ndarray:
@@ -196,7 +205,7 @@ class MicrobatchTerms(Rows):
             # Each microbatch adds the gradients of adapters to sums in float32.
             sums = (8.0 + state.reduced) * adapters.local(np.ones_like(cut))
             seconds = np.where(self.staged, seconds + 0.5 * sums / self.hbm_rate, seconds)
-        self.book.add("casts", "hbm", "layer", 2.0 * seconds)
+        self.terms.add("casts", "hbm", "layer", 2.0 * seconds)
         return seconds
 
     def _quantised(self) -> tuple[np.ndarray, np.ndarray]:
@@ -204,22 +213,24 @@ class MicrobatchTerms(Rows):
         seconds of memory traffic, (forward, backward)."""
         if self.stack.matmul_dtype is None:
             return self.nothing, self.nothing
-        ahead, back = (self.of(elements) for elements in self.prepared.work.quantised)
+        ahead, back = (self.per_row(elements) for elements in self.prepared.work.quantised)
         again = self.again["elementwise"]
         each = (QUANTISED_READS * self.width + DTYPE_BYTES[self.stack.matmul_dtype]) / self.hbm_rate
         weights = self.parameters.layer
         forward, backward = each * (ahead + weights), each * (back + again * (ahead + weights))
-        self.book.add("quantise", "hbm", "layer", forward + backward)
+        self.terms.add("quantise", "hbm", "layer", forward + backward)
         for axis in ("data", "fsdp", "tensor", "context", "expert"):
-            self.move(axis, "all_reduce", "layer", SCALE_BYTES + self.nothing, SCALES[0] * (1.0 + again) + SCALES[1])
+            self.add_collective(
+                axis, "all_reduce", "layer", SCALE_BYTES + self.nothing, SCALES[0] * (1.0 + again) + SCALES[1]
+            )
         return forward, backward
 
     def _offloaded(self, matmuls: np.ndarray | float) -> None:
         """Add the copies of what waits in host memory, there and back. Matmuls hide them while they last."""
-        rows = self.waiting > 0
+        rows = self.offloaded_bytes > 0
         if rows.any():
-            full = 2.0 * self.waiting / self.host_rate * rows
-            self.book.add("offload.activations", "host", "layer", np.maximum(full - matmuls, 0.0) * rows, full)
+            full = 2.0 * self.offloaded_bytes / self.host_rate * rows
+            self.terms.add("offload.activations", "host", "layer", np.maximum(full - matmuls, 0.0) * rows, full)
 
     def _tensor(self) -> None:
         """Add the collectives along `tensor`. A layer has two blocks (attention, MLP), each with a gather before it and
@@ -238,17 +249,17 @@ class MicrobatchTerms(Rows):
         crossing = self.table.dcn_tensor > 1
         beside = np.where(crossing, 0.5 * (self.forward + self.backward + self.weight), 0.0)
         if self.parallel.any():
-            self.move("tensor", "all_gather", "layer", self.stream_bytes, gathers, beside)
-            self.move("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters, beside)
-        if self.book.counting:
+            self.add_collective("tensor", "all_gather", "layer", self.stream_bytes, gathers, beside)
+            self.add_collective("tensor", "reduce_scatter", "layer", self.stream_bytes, scatters, beside)
+        if self.terms.counting:
             # With one sequence a microbatch the pipeline gathers the gradient of each block's result twice, once for
             # each matmul that reads it; the second gather runs beside the first matmul (h100 and h200, tensor 2 and 4,
             # jax 0.10.2).
-            twice = self.parallel & self.staged & (self.of(work.sequences) <= 1.0)
+            twice = self.parallel & self.staged & (self.per_row(work.sequences) <= 1.0)
             sent = wire_bytes("all_gather", self.stream_bytes, self.size["tensor"])
-            self.book.count("tensor", "layer", np.where(twice, 2.0 * sent, 0.0))
+            self.terms.count("tensor", "layer", np.where(twice, 2.0 * sent, 0.0))
         if not self.parallel.all():
-            self.move("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
+            self.add_collective("tensor", "all_reduce", "layer", self.stream_bytes, reductions)
         if self.adapters is not None:
             self._tensor_of_adapters()
         if self.shape.dropless:
@@ -256,10 +267,10 @@ class MicrobatchTerms(Rows):
             # reduced; without sequence parallelism the gradient of what was reduced is reduced once more.
             tokens, share = self.stream_bytes * self.size["expert"], self.shape.expert_share
             both = np.where(self.parallel, share, 0.0)
-            self.move("tensor", "all_gather", "layer", tokens, (2.0 + again["slots"]) * both)
-            self.move("tensor", "reduce_scatter", "layer", tokens, 2.0 * both)
-            self.move("tensor", "all_reduce", "layer", tokens, 2.0 * (share - both))
-            self.move("tensor", "all_reduce", "layer", self.stream_bytes, share - both)
+            self.add_collective("tensor", "all_gather", "layer", tokens, (2.0 + again["slots"]) * both)
+            self.add_collective("tensor", "reduce_scatter", "layer", tokens, 2.0 * both)
+            self.add_collective("tensor", "all_reduce", "layer", tokens, 2.0 * (share - both))
+            self.add_collective("tensor", "all_reduce", "layer", self.stream_bytes, share - both)
         elif self.shape.experts:
             # Expert slots are cut along d_model while they travel, and gathered for the matmuls of the experts: once
             # forward, once for the gradients of the weights, and once for the gradient of the result. Recomputed
@@ -267,13 +278,15 @@ class MicrobatchTerms(Rows):
             # A gated MLP gathers the gradient of its result once for each matmul that reads it; a pipeline gathers each
             # array once. An all-to-all changes the mixed tokens, and their gradient, from a cut along d_model to a cut
             # along the sequence and back.
-            slots, more = self.of(work.slot_bytes), self.again["widened"]
+            slots, more = self.per_row(work.slot_bytes), self.again["widened"]
             gated = self.shape.mlp_matrices - 2.0
-            self.move("tensor", "all_gather", "layer", slots, np.where(self.staged, 3.0, 3.0 + gated + more))
+            self.add_collective("tensor", "all_gather", "layer", slots, np.where(self.staged, 3.0, 3.0 + gated + more))
             # `hidden_out` is above 0 where the outputs of routed experts are computed again.
-            self.move("tensor", "reduce_scatter", "layer", slots, 2.0 + (self.again["hidden_out"] > 0))
+            self.add_collective("tensor", "reduce_scatter", "layer", slots, 2.0 + (self.again["hidden_out"] > 0))
             cut = self.stream_bytes / self.size["tensor"]
-            self.move("tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0 * self.shape.expert_share, 0.0))
+            self.add_collective(
+                "tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0 * self.shape.expert_share, 0.0)
+            )
 
     def _tensor_of_adapters(self) -> None:
         """Add the sums along `tensor` of x A, where x is cut, and of its gradient, where the result is."""
@@ -284,10 +297,10 @@ class MicrobatchTerms(Rows):
         again = self.again["elementwise"]
         both = np.where(self.parallel, 1.0, 0.0)
         # Under sequence parallelism x A of `output` and `down` is cut along the sequence behind the sum.
-        self.move("tensor", "reduce_scatter", "layer", low, behind * (1.0 + again) * both)
-        self.move("tensor", "all_gather", "layer", low, behind * both)
-        self.move("tensor", "all_reduce", "layer", low, behind * (1.0 + again) * (1.0 - both))
-        self.move("tensor", "all_reduce", "layer", low, adapters.writing + self.nothing)
+        self.add_collective("tensor", "reduce_scatter", "layer", low, behind * (1.0 + again) * both)
+        self.add_collective("tensor", "all_gather", "layer", low, behind * both)
+        self.add_collective("tensor", "all_reduce", "layer", low, behind * (1.0 + again) * (1.0 - both))
+        self.add_collective("tensor", "all_reduce", "layer", low, adapters.writing + self.nothing)
 
     def _context(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Add the collectives along `context`: keys and values are gathered, or passed around a ring.
@@ -299,28 +312,28 @@ class MicrobatchTerms(Rows):
             return
         size = self.size["context"]
         ring = self.table.context_attention == CONTEXT_ATTENTION.index("ring")
-        own = self.of(self.prepared.work.kv_bytes)
+        own = self.per_row(self.prepared.work.kv_bytes)
         # Keys and values are gathered once forward and once more where anything is recomputed; their gradients are
         # reduce-scattered. A ring passes keys and values on in both passes, and their gradients in the backward pass.
         # Attention by parts gathers its keys anew for the backward pass, which a recomputed forward pass shares.
-        anew = self.of(self.prepared.work.attention.named)
+        anew = self.per_row(self.prepared.work.attention.named)
         gathers = np.where(ring, 0.0, np.where(anew, 2.0, 1.0 + self.again["elementwise"]))
         # Assumed: a half of the backward pass's compute can hide the gathers, the other half the reductions. What runs
         # between start and done of each in a compiled backward pass would settle the shares.
-        self.move("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
-        self.move("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
+        self.add_collective("context", "all_gather", "layer", own * size, gathers, forward + 0.5 * backward)
+        self.add_collective("context", "reduce_scatter", "layer", own * size, np.where(ring, 0.0, 1.0), 0.5 * backward)
         if self.shape.experts and not self.shape.dropless:
             # Dispatch to experts needs the tokens of whole sequences: gathered before it and scattered after it, in
             # both passes.
             tokens = self.stream_bytes * size / self.size["tensor"]
             share = self.shape.expert_share
-            self.move("context", "all_gather", "layer", tokens, (2.0 + self.again["slots"]) * share)
-            self.move("context", "reduce_scatter", "layer", tokens, 2.0 * share + self.nothing)
+            self.add_collective("context", "all_gather", "layer", tokens, (2.0 + self.again["slots"]) * share)
+            self.add_collective("context", "reduce_scatter", "layer", tokens, 2.0 * share + self.nothing)
         # Gradients travel in float32. They take one step more than keys and values, back to their owner, in the compute
         # dtype. A recomputed ring shares its first step with the backward pass (a100-40 and h100, jax 0.10.2).
         again = self.again["context"]
         turns = np.where(ring, (size - 1.0) * (4.0 + again) + (1.0 - again), 0.0) * (size > 1)
-        self.move("context", "permute", "layer", own, turns, forward + backward)
+        self.add_collective("context", "permute", "layer", own, turns, forward + backward)
 
     def _expert(self) -> None:
         """Add the all-to-alls along `expert`: to the experts and back, forward and backward, and for recomputation.
@@ -332,12 +345,12 @@ class MicrobatchTerms(Rows):
         if self.shape.dropless:
             tokens, share = self.stream_bytes * self.size["expert"], self.shape.expert_share
             tokens = tokens / np.where(self.parallel, self.size["tensor"], 1.0)
-            self.move("expert", "all_gather", "layer", tokens, (2.0 + self.again["slots"]) * share)
-            self.move("expert", "reduce_scatter", "layer", tokens, 2.0 * share + self.nothing)
+            self.add_collective("expert", "all_gather", "layer", tokens, (2.0 + self.again["slots"]) * share)
+            self.add_collective("expert", "reduce_scatter", "layer", tokens, 2.0 * share + self.nothing)
         elif self.used["expert"] and self.shape.experts:
             times = 4.0 + self.again["elementwise"] + self.again["slots"]
-            slots = self.of(self.prepared.work.slot_bytes) / self.size["tensor"]
-            self.move("expert", "all_to_all", "layer", slots, times)
+            slots = self.per_row(self.prepared.work.slot_bytes) / self.size["tensor"]
+            self.add_collective("expert", "all_to_all", "layer", slots, times)
 
     def _fsdp(self, forward: np.ndarray, backward: np.ndarray) -> None:
         """Add the gathers of weights before each use and the reductions of gradients onto their shards. A pipeline does
@@ -351,48 +364,48 @@ class MicrobatchTerms(Rows):
             assert state.base is not None
             cut = self.adapters.cut + self.adapters.routed_cut
             weights = state.base.sent * self.parameters.layer + state.compute * cut
-            self.gather("layer", weights, each, forward)
-            self.gather("layer", weights, later, 0.5 * backward)
-            self.scatter("layer", state.reduced * cut, each, 0.5 * backward)
+            self.add_gather("layer", weights, each, forward)
+            self.add_gather("layer", weights, later, 0.5 * backward)
+            self.add_scatter("layer", state.reduced * cut, each, 0.5 * backward)
             # Those without a side that fsdp cuts are whole on each of its devices, so their gradients are summed.
             whole = self.adapters.whole + self.adapters.routed_whole
-            self.move("fsdp", "all_reduce", "layer", state.reduced * whole, each, 0.5 * backward)
+            self.add_collective("fsdp", "all_reduce", "layer", state.reduced * whole, each, 0.5 * backward)
             return
         layer = self.parameters.layer
         if self.shape.dropless and self.hardware.platform == "tpu":
             # XLA hides gathers beside its own matmuls. It hides neither the gathers of weights that kernels read, nor
             # the reductions of their gradients (mixtral-8x7b on v5e:4x4 and smaller ones on v5e:2x2, jax 0.10.2).
             routed, layer = self.parameters.layer_routed, self.parameters.layer_dense
-            self.gather("layer", state.compute * routed, each + later)
-            self.scatter("layer", state.reduced * routed, each)
-        self.gather("layer", state.compute * layer, each, forward)
+            self.add_gather("layer", state.compute * routed, each + later)
+            self.add_scatter("layer", state.reduced * routed, each)
+        self.add_gather("layer", state.compute * layer, each, forward)
         # Assumed, as for context above: the gathers and the reductions each have half of the backward pass to hide in.
-        self.gather("layer", state.compute * layer, later, 0.5 * backward)
-        self.scatter("layer", state.reduced * layer, each, 0.5 * backward)
+        self.add_gather("layer", state.compute * layer, later, 0.5 * backward)
+        self.add_scatter("layer", state.reduced * layer, each, 0.5 * backward)
 
     def _head(self) -> None:
         """Add the logits, the loss, and the collectives around embedding and logits."""
-        work, book, state = self.prepared.work, self.book, self.stack.state
+        work, terms, state = self.prepared.work, self.terms, self.stack.state
         head = work.head
         tiled = self.table.vocab_tiles > 1  # whose backward pass computes the logits again
         runs = np.where(tiled, 2.0, 1.0)
-        book.add(
+        terms.add(
             "matmul.logits", "matmul", "head",
-            runs * self.of(head.forward) + self.of(head.backward_input) + self.of(head.backward_weight),
+            runs * self.per_row(head.forward) + self.per_row(head.backward_input) + self.per_row(head.backward_weight),
         )  # fmt: skip
-        book.count("flops", "head", (2.0 - (state.base is not None) + runs) * self.of(head.flops))
-        book.add("loss", "hbm", "head", self.of(work.loss[0]) + self.of(work.loss[1]))
+        terms.count("flops", "head", (2.0 - (state.base is not None) + runs) * self.per_row(head.flops))
+        terms.add("loss", "hbm", "head", self.per_row(work.loss[0]) + self.per_row(work.loss[1]))
         # Assumed: twenty instructions for embedding, last norm, logits, loss and their gradients. To settle it, count
         # those of a profile outside the loop over layers (`scripts/op_profile.py`).
-        book.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds + self.nothing)
-        beside = book.unit_seconds("head")
+        terms.add("launches", "launch", "head", 20.0 * self.hardware.launch_seconds + self.nothing)
+        beside = terms.unit_seconds("head")
         if self.used["tensor"]:
             both = np.where(self.parallel, 1.0, 0.0)
             if self.parallel.any():
-                self.move("tensor", "all_gather", "head", self.stream_bytes, 2.0 * both)
-                self.move("tensor", "reduce_scatter", "head", self.stream_bytes, 2.0 * both)
+                self.add_collective("tensor", "all_gather", "head", self.stream_bytes, 2.0 * both)
+                self.add_collective("tensor", "reduce_scatter", "head", self.stream_bytes, 2.0 * both)
             if not self.parallel.all():
-                self.move("tensor", "all_reduce", "head", self.stream_bytes, 2.0 * (1.0 - both))
+                self.add_collective("tensor", "all_reduce", "head", self.stream_bytes, 2.0 * (1.0 - both))
         if self.used["fsdp"]:
             table = self.parameters.sent_vocabulary
             each = np.where(self.staged, 0.0, 1.0)
@@ -402,10 +415,10 @@ class MicrobatchTerms(Rows):
                 if self.shape.tied_embeddings and self.hardware.platform == "tpu":
                     table = self.parameters.embedding
                 sent = state.base.sent_beside * (table + np.where(tiled, self.parameters.embedding, 0.0))
-                self.gather("head", sent, each, 0.5 * beside)
+                self.add_gather("head", sent, each, 0.5 * beside)
                 return
-            self.gather(
+            self.add_gather(
                 "head", state.compute * (table + np.where(tiled, self.parameters.embedding, 0.0)), each, 0.5 * beside
             )
             own = table - self.parameters.embedding
-            self.scatter("head", state.reduced * own, each, 0.5 * beside)
+            self.add_scatter("head", state.reduced * own, each, 0.5 * beside)

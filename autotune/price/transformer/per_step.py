@@ -18,7 +18,7 @@ from autotune.price.unique_rows import unique_rows
 
 
 class StepTerms(Rows):
-    """Terms of the units "pass" and "step" for some layouts, and what `pricer` needs to know of them."""
+    """Terms of the units "microbatch" and "step" for some layouts, and what `pricer` needs to know of them."""
 
     one_way: np.ndarray
     """Seconds of one transfer of a microbatch to the next stage."""
@@ -29,7 +29,7 @@ class StepTerms(Rows):
     stage: Stage
     """Memory of a pipeline stage."""
 
-    def enter(self) -> None:
+    def add_terms(self) -> None:
         """Every term, in the order in which a step runs them."""
         if self.used["stage"]:
             self._transfers()
@@ -46,7 +46,7 @@ class StepTerms(Rows):
         if self.orthogonalised is not None:
             self._orthogonalisation(self.orthogonalised)
         self.stage = stage_of(self)
-        self.book.memory = self.stage.fixed
+        self.terms.memory = self.stage.fixed
 
     def _transfers(self) -> None:
         """Add the transfers between pipeline stages."""
@@ -55,7 +55,7 @@ class StepTerms(Rows):
         waits = np.where(self.staged, 2.0 * self.table.virtual_stages, 0.0)
         parts, latency = self.prepared.costs["stage", "permute"].seconds(self.mesh, payload)
         self.one_way = sum(parts.values()) + latency
-        self.move("stage", "permute", "pass", payload, waits)
+        self.add_collective("stage", "permute", "microbatch", payload, waits)
 
     def _around_the_loop(self, payload: np.ndarray) -> None:
         """Add what `autotune.models.pipeline` does before and after its loop over microbatches.
@@ -65,43 +65,42 @@ class StepTerms(Rows):
         travel to their stages, one distance at a time, and their gradients travel back. Weights are gathered along
         fsdp, and their gradients reduced, once for all microbatches."""
         size, table, state = self.size, self.table, self.stack.state
-        once = np.where(self.staged, table.accumulate, 0.0)
-        twice = 2.0 * once
+        passes = np.where(self.staged, table.accumulate, 0.0)
         batch = payload * table.microbatches
-        self.move("stage", "all_gather", "step", batch, twice)
+        self.add_collective("stage", "all_gather", "step", batch, 2.0 * passes)
         # A frozen embedding has no gradient for which those of the inputs would be scattered.
-        self.move("stage", "reduce_scatter", "step", batch, twice if self.adapters is None else 0.5 * twice)
+        self.add_collective("stage", "reduce_scatter", "step", batch, passes * (2.0 if self.adapters is None else 1.0))
         if self.adapters is None:
-            self.move("stage", "all_reduce", "step", self._table_gradients("stage"), once)
+            self.add_collective("stage", "all_reduce", "step", self._table_gradients("stage"), passes)
         virtual, stages = table.virtual_stages, size["stage"]
         turns = (stages - 1.0) * np.ceil((virtual - 1.0) / stages)
         if self.adapters is not None:
-            self._frozen_around_the_loop(self.adapters, turns * once, once)
+            self._frozen_around_the_loop(self.adapters, turns * passes, passes)
             return
         slices = state.compute * self.parameters.layer * self.layers / virtual / size["fsdp"]
-        self.move("stage", "permute", "step", slices, 2.0 * turns * once)
+        self.add_collective("stage", "permute", "step", slices, 2.0 * turns * passes)
         if self.used["fsdp"]:
             layers, vocabulary = self.parameters.layer * self.layers, self.parameters.sent_vocabulary
-            self.gather("step", state.compute * layers, once)
-            self.scatter("step", state.reduced * layers, once)
-            self.gather("step", state.compute * vocabulary, once)
-            self.scatter("step", state.reduced * (vocabulary - self.parameters.embedding), once)
+            self.add_gather("step", state.compute * layers, passes)
+            self.add_scatter("step", state.reduced * layers, passes)
+            self.add_gather("step", state.compute * vocabulary, passes)
+            self.add_scatter("step", state.reduced * (vocabulary - self.parameters.embedding), passes)
 
-    def _frozen_around_the_loop(self, adapters: Adapters, turns: np.ndarray, once: np.ndarray) -> None:
+    def _frozen_around_the_loop(self, adapters: Adapters, turns: np.ndarray, passes: np.ndarray) -> None:
         """Add what it does with weights there: frozen ones travel and are gathered, and have no gradients."""
         state, fsdp, virtual = self.stack.state, self.size["fsdp"], self.table.virtual_stages
         base, cut = state.base, adapters.cut + adapters.routed_cut
         assert base is not None
         share = self.layers / virtual
-        self.move("stage", "permute", "step", base.sent * self.parameters.layer * share / fsdp, turns)
-        self.move("stage", "permute", "step", state.compute * adapters.local(fsdp) * share, 2.0 * turns)
+        self.add_collective("stage", "permute", "step", base.sent * self.parameters.layer * share / fsdp, turns)
+        self.add_collective("stage", "permute", "step", state.compute * adapters.local(fsdp) * share, 2.0 * turns)
         if self.used["fsdp"]:
             weights = (base.sent * self.parameters.layer + state.compute * cut) * self.layers
-            self.gather("step", weights, once)
-            self.gather("step", base.sent_beside * self.parameters.sent_vocabulary, once)
-            self.scatter("step", state.reduced * cut * self.layers, once)
+            self.add_gather("step", weights, passes)
+            self.add_gather("step", base.sent_beside * self.parameters.sent_vocabulary, passes)
+            self.add_scatter("step", state.reduced * cut * self.layers, passes)
             whole = adapters.whole + adapters.routed_whole
-            self.move("fsdp", "all_reduce", "step", state.reduced * whole * self.layers, once)
+            self.add_collective("fsdp", "all_reduce", "step", state.reduced * whole * self.layers, passes)
 
     def _adapters(self, adapters: Adapters) -> None:
         """Add the reductions of the gradients of adapters along the axes that repeat them, and ZeRO's gathers.
@@ -118,9 +117,9 @@ class StepTerms(Rows):
                 cut = state.reduced * self.layers * (adapters.cut + adapters.routed_cut) / size["fsdp"]
                 scattered = np.where(zero == 2, cut, 0.0)
                 gathered = state.compute / state.reduced * cut
-                self.move("data", "all_gather", "step", gathered, np.where(zero > 0, 1.0, 0.0))
-                self.move("data", "reduce_scatter", "step", scattered, self.reductions("data") * (zero == 2))
-            self.move(axis, "all_reduce", "step", sent - scattered, self.reductions(axis))
+                self.add_collective("data", "all_gather", "step", gathered, np.where(zero > 0, 1.0, 0.0))
+                self.add_collective("data", "reduce_scatter", "step", scattered, self.reductions("data") * (zero == 2))
+            self.add_collective(axis, "all_reduce", "step", sent - scattered, self.reductions(axis))
 
     def _gradients(self) -> None:
         """Add the reductions of gradients along `data`."""
@@ -130,12 +129,14 @@ class StepTerms(Rows):
         scattered = np.where(cut_layers, layers, 0.0) + np.where(cut_tables, tables, 0.0)
         lines: list[TermRows] = []
         for kind, payload in (("all_reduce", whole), ("reduce_scatter", scattered)):
-            lines += self.lines("data", kind, "step", payload, np.where(payload > 0, self.reductions("data"), 0.0))
+            lines += self.collective_terms(
+                "data", kind, "step", payload, np.where(payload > 0, self.reductions("data"), 0.0)
+            )
         self.hidden_later, self.hidden_most = [], self._hidden_most(layers, tables)
         if hides(self.stack, "data"):
             self.hidden_later = lines
         else:
-            self.book.entries += lines
+            self.terms.entries += lines
 
     def _hidden_most(self, layers: np.ndarray, tables: np.ndarray) -> np.ndarray | None:
         """The most that the backward pass hides of reductions of `layers` and `tables` bytes along `data`, as a share.
@@ -160,48 +161,52 @@ class StepTerms(Rows):
         state, zero = self.stack.state, self.table.zero
         own, routed = self._own_parameters()
         if self.used["data"] and (zero > 0).any():
-            self.move("data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0))
+            self.add_collective(
+                "data", "all_gather", "step", state.compute * (own + routed), np.where(zero > 0, 1.0, 0.0)
+            )
         for axis in ("context", "expert"):
             payload = self._layer_gradients(axis) + self._table_gradients(axis) * self.table_share(axis)
-            self.move(axis, "all_reduce", "step", payload, self.reductions(axis), outer_share=self._outer_share(axis))
+            self.add_collective(
+                axis, "all_reduce", "step", payload, self.reductions(axis), outer_share=self._outer_share(axis)
+            )
         first, of = unique_rows([self.piece, self.table.zero, self.table.reduce, self.table.microbatches])
-        self.book.parts = ((self.some(Embedding, first).book, of),)
+        self.terms.shared = ((self.some(Embedding, first).terms, of),)
 
     def _optimizer(self) -> None:
         """Add the optimizer's update, its transfers to host memory, and the sums of accumulated gradients."""
-        book, size, state, table = self.book, self.size, self.stack.state, self.table
+        terms, size, state, table = self.terms, self.size, self.stack.state, self.table
         own, routed = self._own_parameters()
         each = own + routed
         cut = np.where(table.zero > 0, size["data"], 1.0)
         if self.adapters is not None:
             # Of adapters ZeRO cuts a part only.
             each = cut * self.layers * self.adapters.local(size["fsdp"], cut)
-        book.add("optimizer", "hbm", "step", state.update_traffic * each / cut / self.hbm_rate)
+        terms.add("optimizer", "hbm", "step", state.update_traffic * each / cut / self.hbm_rate)
         if (table.offload > 0).any():
             moments = 2.0 * optimizer_bytes(self, each, cut) * (table.offload > 0)
-            book.add("offload.optimizer", "host", "step", moments / self.host_rate)
+            terms.add("offload.optimizer", "host", "step", moments / self.host_rate)
         if state.accumulate_traffic:
             sums = state.accumulate_traffic * each / np.where((table.zero > 0) & ~self.deferred, size["data"], 1.0)
             # A pipeline adds up the gradients of its microbatches by itself (`per_microbatch`).
             passes = np.where(table.accumulate > 1, table.accumulate, 0)
-            book.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
+            terms.add("accumulation", "hbm", "step", passes * sums / self.hbm_rate)
 
     def _orthogonalisation(self, found: Orthogonalisation) -> None:
         """Add Muon's iteration."""
-        self.book.add("matmul.orthogonalisation", "matmul", "step", found.seconds)
-        self.book.add("orthogonalisation", "hbm", "step", found.hbm_bytes / self.hbm_rate)
+        self.terms.add("matmul.orthogonalisation", "matmul", "step", found.seconds)
+        self.terms.add("orthogonalisation", "hbm", "step", found.hbm_bytes / self.hbm_rate)
         launches = found.launches * self.hardware.launch_seconds
-        self.book.add("launches.orthogonalisation", "launch", "step", launches + self.nothing)
-        self.book.count("flops", "step", found.flops)
+        self.terms.add("launches.orthogonalisation", "launch", "step", launches + self.nothing)
+        self.terms.count("flops", "step", found.flops)
         outer = self.hardware.tiers[-1].name
         for axis in dict.fromkeys(axis for axis, *_ in found.collectives):
             lines: list[TermRows] = []
             for along, kind, payload, times in found.collectives:
-                lines += self.lines(axis, kind, "step", payload, times) if along == axis else []
+                lines += self.collective_terms(axis, kind, "step", payload, times) if along == axis else []
             # One matrix waits for its collectives while another is at work: they are independent of each other.
             if hides(self.stack, axis):
                 lines = hidden_beside(self.stack, axis, lines, found.seconds, outer)
-            self.book.entries += lines
+            self.terms.entries += lines
 
     # Gradients along the axes that repeat the weights
 

@@ -86,20 +86,20 @@ class Pricer(Inputs):
 
     def cost_terms(self, table: LayoutTable, prepared: Prepared, rows: slice, *, counting: bool = False) -> CostTerms:
         """The terms of some rows of the prepared table. `table` holds those rows alone, `rows` says where they were."""
-        return RowBlock(self, prepared, table, prepared.piece_of_row[rows], counting).book
+        return RowBlock(self, prepared, table, prepared.piece_of_row[rows], counting).terms
 
     def cost_terms_of_sets(self, table: LayoutTable, prepared: Prepared, rows: slice, sets: np.ndarray) -> CostTerms:
         """The same with each of some sets of `remat` (codes) in every row: arrays of shape (rows, sets). What the sets
         do not change is worked out once a row."""
-        return RowBlock(self, prepared, table, prepared.piece_of_row[rows], False, sets).book
+        return RowBlock(self, prepared, table, prepared.piece_of_row[rows], False, sets).terms
 
 
 class RowBlock:
     """The terms of one block of rows, put together from its microbatches and its steps.
 
-    `passes` holds one entry for each distinct microbatch, and `of_pass`, of shape (rows,), each row's place in it.
-    `once` and `of_once` are the same for the work once a step. Every other array has one entry a row; with `sets`, it
-    is (rows, sets), of length 1 where all sets agree.
+    `per_microbatch` holds one entry for each distinct microbatch, and `of_microbatch`, of shape (rows,), each row's
+    place in it. `per_step` and `of_step` are the same for the work once a step. Every other array has one entry a row;
+    with `sets`, it is (rows, sets), of length 1 where all sets agree.
     """
 
     def __init__(
@@ -113,54 +113,54 @@ class RowBlock:
     ) -> None:
         self.pricer, self.table = pricer, table
         kept = [table.remat] if sets is None else []
-        first, self.of_pass = unique_rows([piece, *kept, *chunks_of(table, pricer.transformer.layers)])
+        first, self.of_microbatch = unique_rows([piece, *kept, *chunks_of(table, pricer.transformer.layers)])
         some, pieces = table.take(first), piece[first]
         if sets is not None:
             some, pieces = across(some, sets), pieces[:, None]
-        self.passes = MicrobatchTerms(pricer, prepared, some, pieces, counting)
+        self.per_microbatch = MicrobatchTerms(pricer, prepared, some, pieces, counting)
         choices = ("zero", "reduce", "microbatches", "schedule", "virtual_stages", "offload")
-        first, self.of_once = unique_rows([piece, *(getattr(table, name) for name in choices)])
-        self.once = StepTerms(pricer, prepared, table.take(first), piece[first], counting)
-        waiting = pricer.target.hardware.waiting(pricer.target.groups)
-        self.book = CostTerms(rows=len(table), waiting=waiting, counting=counting)
+        first, self.of_step = unique_rows([piece, *(getattr(table, name) for name in choices)])
+        self.per_step = StepTerms(pricer, prepared, table.take(first), piece[first], counting)
+        straggler_share = pricer.target.hardware.straggler_share(pricer.target.groups)
+        self.terms = CostTerms(rows=len(table), straggler_share=straggler_share, counting=counting)
         if sets is not None:
-            self.table, self.of_once = across(table, sets), self.of_once[:, None]
-            self.book.rows = (len(table), len(sets))
-        self.book.parts = ((self.passes.book, self.of_pass), (self.once.book, self.of_once))
-        self.layer, self.head = self.passes.layer[self.of_pass], self.passes.head[self.of_pass]
+            self.table, self.of_step = across(table, sets), self.of_step[:, None]
+            self.terms.rows = (len(table), len(sets))
+        self.terms.shared = ((self.per_microbatch.terms, self.of_microbatch), (self.per_step.terms, self.of_step))
+        self.layer = self.per_microbatch.layer[self.of_microbatch]
         self._gradients()
         others = self._times()
-        if self.once.used["stage"]:
-            self.book.bubble = self._bubble(others)
-        self.book.memory = self._saved()
+        if self.per_step.used["stage"]:
+            self.terms.bubble = self._bubble(others)
+        self.terms.memory = self._saved()
 
     def _saved(self) -> dict[str, np.ndarray]:
         """Category -> bytes that the layers of a stage save for the backward pass. `StepTerms` has all other memory."""
-        waiting, layers = self.once.stage.waiting[self.of_once], self.once.layers[self.of_once]
-        made, of = self.passes, self.of_pass
-        kept = made.kept[of]
+        held, layers = self.per_step.stage.microbatches_held[self.of_step], self.per_step.layers[self.of_step]
+        per_microbatch, of = self.per_microbatch, self.of_microbatch
+        kept = per_microbatch.kept_bytes[of]
         published = (self.table.stage > 1) & as_published(self.table.schedule)
         if published.any():
             # Only the reference pipeline saves, at each tick, the weights that its matmuls read.
-            kept = kept - np.where(published, made.tick_weights[of], 0.0)
+            kept = kept - np.where(published, per_microbatch.tick_weight_bytes[of], 0.0)
         # Offloaded arrays of two layers are on the device at once: one layer's leave while the next one's are made.
-        on_its_way = 2.0 * made.waiting[of]
-        activations = (kept * waiting + made.kept_weights[of]) * layers + on_its_way
-        stage, of_once = self.once.stage, self.of_once
+        on_its_way = 2.0 * per_microbatch.offloaded_bytes[of]
+        activations = (kept * held + per_microbatch.kept_weight_bytes[of]) * layers + on_its_way
+        stage, of_step = self.per_step.stage, self.of_step
         if stage.at_update is None:
             return {"activations": activations}
-        before = sum((amount[of_once] for amount in stage.fixed.values()), activations)
-        return {"activations": activations, "workspace": np.maximum(stage.at_update[of_once] - before, 0.0)}
+        before = sum((amount[of_step] for amount in stage.fixed.values()), activations)
+        return {"activations": activations, "workspace": np.maximum(stage.at_update[of_step] - before, 0.0)}
 
     def _gradients(self) -> None:
         """Reductions of gradients along `data` that the backward pass of the layers hides in part."""
-        if not self.once.hidden_later:
+        if not self.per_step.hidden_later:
             return
         stack = self.pricer.stack
         # The links of other axes may be busy meanwhile: all that layers take can hide these transfers. (On v5e:4x4*2
         # 36.8 of 45.6 ms over DCN are hidden in a step of 129 ms, 24 of which are compute.) Each pass of an
         # accumulation that ends with a reduction has layers of its own.
-        beside = self.layer * self.once.layers[self.of_once] * self.once.reductions("data")[self.of_once]
+        beside = self.layer * self.per_step.layers[self.of_step] * self.per_step.reductions("data")[self.of_step]
         if stack.scatter_hides == "never":
             # Behind a reduce-scatter along fsdp they run after the backward pass: in 81 such layouts compiled for h100
             # and a100-80 a median 0.06 of their time is hidden (jax 0.10.2).
@@ -168,49 +168,49 @@ class RowBlock:
         # Once a step they come after the last pass: nothing is left to run beside them.
         beside = np.where(self.table.reduce == ONCE_A_STEP, 0.0, beside)
         outer = self.pricer.target.hardware.tiers[-1].name
-        every = [(line, line.full[self.of_once]) for line in self.once.hidden_later]
-        mine = [line.lasting(full, full) for line, full in every]
-        most = None if self.once.hidden_most is None else self.once.hidden_most[self.of_once]
-        self.book.entries += hidden_beside(stack, "data", mine, beside, outer, most)
+        every = [(line, line.full_seconds[self.of_step]) for line in self.per_step.hidden_later]
+        mine = [line.with_seconds(full, full) for line, full in every]
+        most = None if self.per_step.hidden_most is None else self.per_step.hidden_most[self.of_step]
+        self.terms.entries += hidden_beside(stack, "data", mine, beside, outer, most)
 
     def _times(self) -> np.ndarray:
         """Set how often each unit counts on one stage; return the seconds of one microbatch in the layers of all other
         stages (the head is not in it)."""
-        book, once, of = self.book, self.once, self.of_once
-        stages, table = once.size["stage"], once.table
+        terms, per_step, of = self.terms, self.per_step, self.of_step
+        stages, table = per_step.size["stage"], per_step.table
         staged = stages > 1
         passes = (table.accumulate * table.microbatches).astype(np.float64)
         # The head and the embedding are shared out over the stages, so all stages take the same time.
         heads = np.where(staged, 1.0 / stages, 1.0)
-        rest = np.where(staged, (stages - 1.0) * once.layers, 0.0)
-        times = {"layer": passes * once.layers, "head": passes * heads, "pass": passes}
-        book.times = {unit: each[of] for unit, each in times.items()}
+        rest = np.where(staged, (stages - 1.0) * per_step.layers, 0.0)
+        times = {"layer": passes * per_step.layers, "head": passes * heads, "microbatch": passes}
+        terms.times = {unit: each[of] for unit, each in times.items()}
         others = rest[of] * self.layer
-        book.times["step"] = np.ones(book.rows)
-        if book.counting:
-            book.idle = np.where(staged, (stages - 1.0) / (table.microbatches * table.virtual_stages), 0.0)[of]
+        terms.times["step"] = np.ones(terms.rows)
+        if terms.counting:
+            terms.idle = np.where(staged, (stages - 1.0) / (table.microbatches * table.virtual_stages), 0.0)[of]
         return others
 
     def _bubble(self, others: np.ndarray) -> np.ndarray:
         """Seconds of a step that the busiest stage waits for the other stages."""
-        table, made, layers = self.table, self.passes, self.once.layers
-        communication = made.layer - made.forward - made.backward - made.weight
-        bubble = np.zeros(self.book.rows)
+        table, per_microbatch, layers = self.table, self.per_microbatch, self.per_step.layers
+        communication = per_microbatch.layer - per_microbatch.forward - per_microbatch.backward - per_microbatch.weight
+        bubble = np.zeros(self.terms.rows)
         for code, schedule in enumerate(SCHEDULES):
             rows = np.flatnonzero((table.stage > 1) & (table.schedule == code))
             if len(rows):
                 name = ZERO_BUBBLE if schedule == "zero-bubble" else schedule
-                of_pass, of_once = self.of_pass[rows], self.of_once[rows]
+                of_microbatch, of_step = self.of_microbatch[rows], self.of_step[rows]
                 seconds = bubble_seconds(
                     name,
                     stages=table.stage[rows].astype(np.float64),
-                    passes=table.microbatches[rows],
+                    microbatches=table.microbatches[rows],
                     virtual_stages=table.virtual_stages[rows].astype(np.float64),
                     others=others[rows],
-                    forward=layers[of_once] * (made.forward + 0.5 * communication)[of_pass],
-                    backward_input=layers[of_once] * (made.backward + 0.5 * communication)[of_pass],
-                    backward_weight=layers[of_once] * made.weight[of_pass],
-                    transfer=self.once.one_way[of_once],
+                    forward=layers[of_step] * (per_microbatch.forward + 0.5 * communication)[of_microbatch],
+                    backward_input=layers[of_step] * (per_microbatch.backward + 0.5 * communication)[of_microbatch],
+                    backward_weight=layers[of_step] * per_microbatch.weight[of_microbatch],
+                    transfer=self.per_step.one_way[of_step],
                 )
                 bubble[rows] = seconds * table.accumulate[rows]
         return bubble

@@ -31,9 +31,9 @@ of a layer's). Of experts: the tokens' way to them, and the gather of their toke
 class Shares:
     """The shares of each row of a column of `remat`; arrays of its shape.
 
-    `kept`, `waiting`: part of `KEPT_PARTS` -> share of it on the device, in host memory; parts of which no row has any
-    are left out. `again`: part of `RUN_PARTS` -> share that runs again. Queries, keys and values are shares of "heads"
-    by their heads; the MLP's first matmuls have equal shares.
+    `kept`, `offloaded`: part of `KEPT_PARTS` -> share of it that is kept for the backward pass on the device, in host
+    memory; parts of which no row has any are left out. `again`: part of `RUN_PARTS` -> share that runs again. Queries,
+    keys and values are shares of "heads" by their heads; the MLP's first matmuls have equal shares.
     """
 
     def __init__(self, column: np.ndarray, shape: TransformerShape) -> None:
@@ -46,7 +46,7 @@ class Shares:
         self._none = codes == word.code("none")
         kept = {part: np.where(self._none, _KEPT_BY_NONE[part], share) for part, share in self._parts(DEVICE).items()}
         self.kept = {part: share[of_row] for part, share in kept.items() if share.any()}
-        self.waiting = {part: share[of_row] for part, share in self._parts(HOST).items() if share.any()}
+        self.offloaded = {part: share[of_row] for part, share in self._parts(HOST).items() if share.any()}
         self.again = {part: np.where(self._none, 0.0, share)[of_row] for part, share in self._run_again().items()}
 
     def _parts(self, place: int) -> dict[str, np.ndarray]:

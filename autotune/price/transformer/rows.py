@@ -13,7 +13,7 @@ from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES
 from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import CollectiveCost, Meshes
-from autotune.price.terms import CostTerms, Link, TermRows
+from autotune.price.terms import CollectivePart, CostTerms, TermRows
 from autotune.price.transformer.adapters import Adapters, adapters_of
 from autotune.price.transformer.device_work import Work
 from autotune.price.transformer.inputs import Inputs
@@ -69,17 +69,17 @@ def hidden_beside(
     for is_apart, (share, most) in limits.items():
         some = [line for line in lines if _is_apart(line, axis, outer, stack) == is_apart]
         if some and share:
-            total = np.add.reduce([line.full for line in some])
+            total = np.add.reduce([line.full_seconds for line in some])
             exposed = np.maximum(total - np.minimum(share * beside, most * total), 0.0)
             left = np.divide(exposed, total, out=np.zeros(exposed.shape), where=total > 0)
-            some = [line.lasting(line.full * left, line.full) for line in some]
+            some = [line.with_seconds(line.full_seconds * left, line.full_seconds) for line in some]
         found += some
     return found
 
 
 def _is_apart(line: TermRows, axis: str, outer: str, stack: TrainingStack) -> bool:
     """Whether a line is what the axis sends over the outermost tier, where that has a share of its own."""
-    return axis in stack.hidden_outer and line.link is not None and line.link.tier == outer
+    return axis in stack.hidden_outer and line.part is not None and line.part.tier == outer
 
 
 def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,9 +120,11 @@ class Rows:
         self.parameters: Parameters = parameters_of(self.shape, self.size)
         base = self.stack.state.base
         self.adapters: Adapters | None = adapters_of(self.shape, base.lora, self.size) if base else None
-        waiting = self.hardware.waiting(inputs.target.groups)
+        straggler_share = self.hardware.straggler_share(inputs.target.groups)
         shape = np.broadcast_shapes(piece.shape, table.remat.shape)
-        self.book = CostTerms(rows=shape if len(shape) > 1 else len(table), waiting=waiting, counting=counting)
+        self.terms = CostTerms(
+            rows=shape if len(shape) > 1 else len(table), straggler_share=straggler_share, counting=counting
+        )
         self.nothing = np.zeros(piece.shape)
         count = float(self.shape.layers)
         slices = self.size["stage"] * table.virtual_stages
@@ -130,30 +132,30 @@ class Rows:
         self.layers = np.where(self.staged, of_a_stage, count)
         several_layers, self.dealt = chunks_of(table, self.shape.layers)
         self.sliced = self.staged & several_layers
-        self.stream_bytes = self.of(prepared.work.stream_bytes)
-        self.enter()
+        self.stream_bytes = self.per_row(prepared.work.stream_bytes)
+        self.add_terms()
 
-    def enter(self) -> None:
+    def add_terms(self) -> None:
         """Work out these rows and enter it in the ledger."""
         raise NotImplementedError
 
     def some(self, kind: type[Kind], rows: np.ndarray) -> Kind:
         """Some of these rows, worked out as another kind."""
-        return kind(self.inputs, self.prepared, self.table.take(rows), self.piece[rows], self.book.counting)
+        return kind(self.inputs, self.prepared, self.table.take(rows), self.piece[rows], self.terms.counting)
 
-    def of(self, values: np.ndarray) -> np.ndarray:
+    def per_row(self, values: np.ndarray) -> np.ndarray:
         """Values of each row's piece of work."""
         return values[self.piece]
 
     def reductions(self, axis: str) -> np.ndarray:
         """How often a step reduces gradients along an axis that repeats the weights."""
-        once = self.deferred & (axis == "data")
-        return np.where(self.stack.gradients_per_pass & ~once, self.table.accumulate, 1.0)
+        deferred = self.deferred & (axis == "data")
+        return np.where(self.stack.gradients_per_pass & ~deferred, self.table.accumulate, 1.0)
 
     def table_share(self, axis: str) -> np.ndarray:
         """Of these reductions, the share in which the vocabulary's tables take part."""
-        once = self.stack.sums_tables_once & (self.table.zero == 0)
-        return np.where(once, 1.0 / self.reductions(axis), 1.0)
+        summed_once = self.stack.sums_tables_once & (self.table.zero == 0)
+        return np.where(summed_once, 1.0 / self.reductions(axis), 1.0)
 
     @property
     def deferred(self) -> np.ndarray:
@@ -170,33 +172,33 @@ class Rows:
         """Bytes a second between a device and its host's memory, one way."""
         return self.hardware.host_bytes_per_second
 
-    def move(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
+    def add_collective(self, axis: str, kind: str, unit: str, payload, times, beside=None, outer_share=1.0) -> None:
         """Add `times` collectives of `kind` along `axis`. `payload`: bytes of one, as in `meshes.collectives`.
         `beside`: seconds of compute that runs at the same time and hides it (`hidden_beside`); None: nothing does.
         `outer_share`: see `RouteCost.seconds`."""
-        lines = self.lines(axis, kind, unit, payload, times, outer_share)
+        lines = self.collective_terms(axis, kind, unit, payload, times, outer_share)
         if beside is not None and hides(self.stack, axis):
             lines = hidden_beside(self.stack, axis, lines, beside, self.hardware.tiers[-1].name)
-        self.book.entries += lines
+        self.terms.entries += lines
 
-    def lines(self, axis: str, kind: str, unit: str, payload, times, outer_share=1.0) -> list[TermRows]:
+    def collective_terms(self, axis: str, kind: str, unit: str, payload, times, outer_share=1.0) -> list[TermRows]:
         """Count `times` collectives along an axis; what they take with nothing to hide behind."""
         if not self.used[axis] or not np.any(times):
             return []
         cost = self.prepared.costs[axis, kind]
-        if self.book.counting:
-            self.book.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
+        if self.terms.counting:
+            self.terms.count(axis, unit, wire_bytes(kind, payload, self.size[axis]) * times)
         parts, latency = cost.seconds(self.mesh, payload, outer_share)
-        links = [(Link(axis, tier, kind), part * times) for tier, part in parts.items()]
-        links.append((Link(axis, None, None), latency * times))
+        links = [(CollectivePart(axis, tier, kind), part * times) for tier, part in parts.items()]
+        links.append((CollectivePart(axis, None, None), latency * times))
         return [TermRows(link.name, link.resource, unit, seconds, seconds, link) for link, seconds in links]
 
-    def gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
+    def add_gather(self, unit: str, weights: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Add all-gathers along fsdp. `weights`: bytes of one device after the gather."""
         summed = self.summed
-        self.move("fsdp", "all_gather", unit, weights, np.where(summed, 0.0, times), beside)
+        self.add_collective("fsdp", "all_gather", unit, weights, np.where(summed, 0.0, times), beside)
         if summed.any():
-            self.move("fsdp", "all_reduce", unit, weights, np.where(summed, times, 0.0))
+            self.add_collective("fsdp", "all_reduce", unit, weights, np.where(summed, times, 0.0))
 
     @property
     def summed(self) -> np.ndarray:
@@ -206,18 +208,18 @@ class Rows:
         solid = len(target.shape) == 3 and min(target.shape) > 1 and target.devices_per_group >= SUMMED_FROM
         return (table.fsdp // table.dcn_fsdp == target.devices_per_group) & solid & self.stack.sums_over_slice
 
-    def scatter(self, unit: str, gradients: np.ndarray, times: np.ndarray | float, beside=None) -> None:
+    def add_scatter(self, unit: str, gradients: np.ndarray, times: np.ndarray | float, beside=None) -> None:
         """Add reduce-scatters along fsdp. `gradients`: bytes of one device before the reduction."""
         whole = (self.shape.d_model / self.size["fsdp"] < self.stack.least_shard) | self.summed
         if beside is not None:
             over_fsdp_only = (self.size["data"] == 1) & (self.size["context"] == 1)
             alone = over_fsdp_only & (self.stack.scatter_hides == "alone")
             beside = np.where(alone, beside, 0.0)
-            if self.book.counting and alone.any():
+            if self.terms.counting and alone.any():
                 # Under its matmul it is a chain of permutes both ways, two more than shards to send (v5e, v5p and v6e,
                 # fsdp 8 to 32, libtpu 0.0.42).
                 windowed = alone & ~whole & (self.size["fsdp"] > 2)
-                self.book.count("fsdp", unit, np.where(windowed, 2.0 * gradients / self.size["fsdp"] * times, 0.0))
-        self.move("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, times), beside)
+                self.terms.count("fsdp", unit, np.where(windowed, 2.0 * gradients / self.size["fsdp"] * times, 0.0))
+        self.add_collective("fsdp", "reduce_scatter", unit, gradients, np.where(whole, 0.0, times), beside)
         if whole.any():
-            self.move("fsdp", "all_reduce", unit, gradients, np.where(whole, times, 0.0))
+            self.add_collective("fsdp", "all_reduce", unit, gradients, np.where(whole, times, 0.0))
