@@ -14,8 +14,8 @@ from autotune.meshes.matrices import Matrix, matrices_of, matrices_of_layer
 from autotune.meshes.transformer import TransformerShape
 
 GROUPS = {
-    "query": "heads", "key": "heads", "value": "heads", "query_down": "heads", "key_value_down": "heads",
-    "key_value": "heads", "output": "out", "gate": "hidden_in", "up": "hidden_in", "down": "hidden_out",
+    "query": "qkv", "key": "qkv", "value": "qkv", "query_down": "qkv", "key_value_down": "qkv",
+    "key_value": "qkv", "output": "attention_out", "gate": "mlp_in", "up": "mlp_in", "down": "mlp_out",
 }  # fmt: skip
 """A matrix -> the group of matmuls (`device_work.Work`) that it is one of."""
 

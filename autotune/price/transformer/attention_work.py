@@ -51,7 +51,7 @@ class AttentionWork:
     """Whether plain matmuls run on blocks of queries."""
     block_scores: np.ndarray
     """Scores of one block and head that are held at once; 0 without blocks."""
-    heads: np.ndarray
+    batched_heads: np.ndarray
     """Sequences x heads of the device."""
     scores: np.ndarray
     """All scores of the device: sequences x heads x queries x keys."""
@@ -103,7 +103,7 @@ def attention_work(
             recomputed=np.ones_like(length * sequences),
             blocked=np.zeros_like(length * sequences, dtype=bool),
             block_scores=np.zeros_like(length * sequences),
-            heads=batches,
+            batched_heads=batches,
             scores=scores,
             mask_bytes=np.zeros_like(length * sequences),
             kernels=(4.0, 8.0),
@@ -173,7 +173,7 @@ def attention_work(
         recomputed=np.where(ring & plain & (context > 1) & (length / pieces <= PLAIN_QUERIES), 1.0 - 0.5 * alone, 1.0),
         blocked=plain & ~ring,
         block_scores=np.where(plain, np.minimum(length, PLAIN_QUERIES) * np.where(ring, length / 2.0, seq), 0.0),
-        heads=batches,
+        batched_heads=batches,
         scores=scores,
         mask_bytes=np.where(masked, width * sequences * length * seq, 0.0),
         kernels=(1.0, 2.0),

@@ -85,13 +85,13 @@ class Work:
 
     sequences: np.ndarray
     """Sequences of the microbatch on the device."""
-    heads: Matmul
+    qkv: Matmul
     """To queries, keys and values."""
-    out: Matmul
+    attention_out: Matmul
     """From attention back to the residual stream."""
-    hidden_in: Matmul
+    mlp_in: Matmul
     """Into the MLP's hidden width; of experts also the router."""
-    hidden_out: Matmul
+    mlp_out: Matmul
     """From the MLP's hidden width back to the residual stream."""
     grouped: tuple[Matmul, Matmul]
     """Of these two, what kernels of their own do (grouped matmuls on TPUs): no collective runs inside them."""
@@ -103,7 +103,7 @@ class Work:
     """Elements that are quantised: operands of the forward pass without the weights, gradients of the backward pass."""
     launches: tuple[float, float]
     """Seconds of kernel launches, (forward, backward)."""
-    head: Matmul
+    logits: Matmul
     """Logits: of the whole microbatch, once."""
     loss: Pair
     """Seconds of memory traffic of the loss, once a microbatch."""
@@ -129,17 +129,17 @@ class Work:
         """Seconds of a microbatch through so many layers and the head, by what draws power
         (`autotune.efficiency.sustained_share`), where what is elementwise runs again. `kept_shares`: part of a layer ->
         share of it that is kept for the backward pass. `saving`: seconds of a byte that is kept."""
-        matmuls = [self.heads, self.out, self.hidden_in, self.hidden_out]
+        matmuls = [self.qkv, self.attention_out, self.mlp_in, self.mlp_out]
         matmuls += [one for both in self.adapters.values() for one in both]
         seconds = sum(one.forward + one.backward_input + one.backward_weight for one in matmuls)
-        head = self.head.forward + self.head.backward_input + self.head.backward_weight
+        logits = self.logits.forward + self.logits.backward_input + self.logits.backward_weight
         attention = sum(self.attention.matmul_seconds)
         fused = np.where(self.attention.blocked, 0.0, attention)
         saved = sum(share * self.kept_bytes[part] for part, share in kept_shares.items())
         stored = sum(self.attention.hbm_seconds) + sum(self.attention.parts_seconds)
         passes = 2.0 * self.elementwise[0] + self.elementwise[1] + stored + saving * saved
         return {
-            "matmul": layers * (seconds + (attention - fused)) + head,
+            "matmul": layers * (seconds + (attention - fused)) + logits,
             "attention": layers * fused,
             "passes": layers * passes + sum(self.loss),
             "waits": np.zeros_like(seconds),
@@ -242,29 +242,29 @@ def _work_of_kind(
         each = (
             tokens * held if shape.dropless and hardware.platform == "cpu" else tokens * shape.slots_per_token / local
         )
-        hidden_in, hidden_out = matmul(each, hidden, d, first * local), matmul(each, d, hidden, local)
+        mlp_in, mlp_out = matmul(each, hidden, d, first * local), matmul(each, d, hidden, local)
         if shape.dropless and hardware.platform == "tpu":
             # The tile at each border between two experts' rows is computed for both.
             more = each + GROUPED_ROWS * (local - 1.0) / local
-            hidden_in = dataclasses.replace(matmul(more, hidden, d, first * local), flops=hidden_in.flops)
-            hidden_out = dataclasses.replace(matmul(more, d, hidden, local), flops=hidden_out.flops)
-            grouped = (hidden_in, hidden_out)
+            mlp_in = dataclasses.replace(matmul(more, hidden, d, first * local), flops=mlp_in.flops)
+            mlp_out = dataclasses.replace(matmul(more, d, hidden, local), flops=mlp_out.flops)
+            grouped = (mlp_in, mlp_out)
         if shape.shared_experts:
             shared = float(shape.shared_experts)
-            hidden_in = _sum(hidden_in, matmul(tokens, hidden, d, first * shared))
-            hidden_out = _sum(hidden_out, matmul(tokens, d, hidden, shared))
+            mlp_in = _sum(mlp_in, matmul(tokens, hidden, d, first * shared))
+            mlp_out = _sum(mlp_out, matmul(tokens, d, hidden, shared))
         elif kind is not None and kind.mlp.shared_width:
             beside = kind.mlp.shared_width / tensor
-            hidden_in = _sum(hidden_in, matmul(tokens, beside, d, float(first)))
-            hidden_out = _sum(hidden_out, matmul(tokens, d, beside))
+            mlp_in = _sum(mlp_in, matmul(tokens, beside, d, float(first)))
+            mlp_out = _sum(mlp_out, matmul(tokens, d, beside))
         # The router of experts that drop no token reads the sequence as the norms leave it.
         scored = tokens / np.where(sequence_parallel > 0, tensor, 1) if shape.dropless else tokens
-        hidden_in = _sum(hidden_in, matmul(scored, float(shape.experts), d, narrow=None))
+        mlp_in = _sum(mlp_in, matmul(scored, float(shape.experts), d, narrow=None))
         copies = held + shape.shared_experts
         if kind is not None:
             copies = held + kind.mlp.shared_width / kind.mlp.width
     else:
-        hidden_in, hidden_out = matmul(tokens, hidden, d, float(first)), matmul(tokens, d, hidden)
+        mlp_in, mlp_out = matmul(tokens, hidden, d, float(first)), matmul(tokens, d, hidden)
         copies, held = 1, 0.0
 
     attention = attention_work(
@@ -285,8 +285,8 @@ def _work_of_kind(
         scale
         * (
             elements[0] * traffic.stream[way]
-            + elements[1] * traffic.heads[way]
-            + elements[2] * (traffic.hidden[way] + gate * traffic.gate[way])
+            + elements[1] * traffic.qkv[way]
+            + elements[2] * (traffic.mlp_hidden[way] + gate * traffic.mlp_gate[way])
             + slots * routed_traffic[way]
         )
         / hbm
@@ -346,7 +346,7 @@ def _work_of_kind(
     logits = tokens * (shape.vocab / tensor)
     tiled = np.where(tiles > 1, scale * LOGITS_AGAIN * logits + TILE_TRAFFIC * (tiles * tokens * d), 0.0)
     dense = shape.dense_share if kind is None else bool(kind.mlp.shared_width or not kind.mlp.experts)
-    whole, rest = saved.whole * tokens * d, (saved.hidden + gate * saved.gate) * elements[2]
+    whole, rest = saved.whole * tokens * d, (saved.mlp_hidden + gate * saved.mlp_gate) * elements[2]
     if stack.matmul_dtype:
         # The backward pass reads the quantised operands: in place of the norms' results and of the MLP's hidden units,
         # and beside attention's result, which its kernel reads too.
@@ -357,33 +357,33 @@ def _work_of_kind(
         "input": 2.0 * tokens * d / cut,
         "stream": saved.stream * tokens * d / cut + NORM_SAVED * normed,
         "whole": whole,
-        "heads": saved.heads * elements[1],
-        "context": saved.context * tokens * heads * values + saved.statistics * tokens * heads,
-        "outputs": 2.0 * tokens * d / cut,
-        "mlp_outputs": 2.0 * tokens * d / cut * dense,
+        "qkv": saved.qkv * elements[1],
+        "attention": saved.attention * tokens * heads * values + saved.statistics * tokens * heads,
+        "attention_out": 2.0 * tokens * d / cut,
+        "mlp_out": 2.0 * tokens * d / cut * dense,
         "slots": 2.0 * slots,
         # A fused kernel never stores its scores.
         "scores": saved.scores * attention.scores * (not stack.flash),
-        "hidden_in": 2.0 * first * elements[2],
-        "hidden_rest": rest,
+        "mlp_in": 2.0 * first * elements[2],
+        "mlp_rest": rest,
     }
     # The backward pass of the experts ends before that of attention begins, so only the larger of the two counts.
-    blocks = PLAIN_BYTES * attention.heads * attention.block_scores
+    blocks = PLAIN_BYTES * attention.batched_heads * attention.block_scores
     in_hand = saved.working * tokens * d + np.maximum(in_work * slots * parts, blocks)
     scores_in_hand = saved.scores_working * attention.scores * (not stack.flash)
     in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
     return Work(
         sequences=sequences,
-        heads=to_heads,
-        out=matmul(tokens, d, heads * values),
-        hidden_in=hidden_in,
-        hidden_out=hidden_out,
+        qkv=to_heads,
+        attention_out=matmul(tokens, d, heads * values),
+        mlp_in=mlp_in,
+        mlp_out=mlp_out,
         grouped=grouped,
         attention=attention,
         elementwise=elementwise,  # type: ignore[arg-type]
         quantised=quantised,
         launches=launches,  # type: ignore[arg-type]
-        head=matmul(tokens, shape.vocab / tensor / tiles, d, tiles, narrow=None),
+        logits=matmul(tokens, shape.vocab / tensor / tiles, d, tiles, narrow=None),
         loss=(scale * traffic.logits[0] * logits / hbm, (scale * traffic.logits[1] * logits + tiled) / hbm),
         stream_bytes=width * tokens * d,
         slot_bytes=width * slots * parts,
@@ -422,9 +422,8 @@ def _latent_projections(matmul: Callable[..., Matmul], attends: AttentionKind, t
     return _sum(total, matmul(tokens, into, d)) if attends.query_rank else total
 
 
-LARGEST = ("heads", "block_scores", "layer_work_bytes")
-"""Fields of `Work` and `AttentionWork` that hold what a device needs at once: the maximum over the kinds of layers.
-(`AttentionWork.heads` is a number of heads; `Work.heads` is a group of matmuls and has a mean.)"""
+LARGEST = ("batched_heads", "block_scores", "layer_work_bytes")
+"""Fields of `Work` and `AttentionWork` that hold what a device needs at once: the maximum over the kinds of layers."""
 
 
 def _mean(works: list, shares: list[float]):
@@ -446,10 +445,7 @@ def _mean(works: list, shares: list[float]):
 
     return type(works[0])(
         **{
-            field.name: mean(
-                [getattr(work, field.name) for work in works],
-                field.name in LARGEST and not dataclasses.is_dataclass(getattr(works[0], field.name)),
-            )
+            field.name: mean([getattr(work, field.name) for work in works], field.name in LARGEST)
             for field in dataclasses.fields(works[0])
         }
     )

@@ -59,14 +59,14 @@ class MicrobatchTerms(Rows):
         shares = Shares(table.remat, self.shape)
         self.again = dict(shares.again)
         if stack.reruns_kernel:
-            self.again["context"] = self.again["elementwise"]
+            self.again["attention"] = self.again["elementwise"]
         if stack.reruns_kernel:
             # Plain attention on blocks of queries always recomputes its scores. It runs its forward pass again only
             # where the policy does not keep its result (h100, remat=dots, context=4, jax 0.10.2). Attention by parts
             # names all that its backward pass needs.
-            own = shares.again["context"]
+            own = shares.again["attention"]
             names = self.per_row(work.attention.blocked) | self.per_row(work.attention.named)
-            self.again["context"] = np.where(names, own, self.again["context"])
+            self.again["attention"] = np.where(names, own, self.again["attention"])
         self.kept_bytes = sum(
             (shares.kept[part] * self.per_row(work.kept_bytes[part]) for part in shares.kept), self.nothing
         )
@@ -95,11 +95,13 @@ class MicrobatchTerms(Rows):
     def _compute(self) -> tuple[np.ndarray, np.ndarray]:
         """Add one layer's compute; return the seconds of its attention, (forward, backward with what is recomputed)."""
         work, again, terms, stack = self.prepared.work, self.again, self.terms, self.stack
-        matmuls: dict[str, Matmul] = {name: getattr(work, name) for name in ("heads", "out", "hidden_in", "hidden_out")}
+        matmuls: dict[str, Matmul] = {
+            name: getattr(work, name) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")
+        }
         ahead = {name: self.per_row(matmul.forward) for name, matmul in matmuls.items()}
         back = {name: self.per_row(matmul.backward_input) for name, matmul in matmuls.items()}
         own = {name: self.per_row(matmul.backward_weight) for name, matmul in matmuls.items()}
-        for label, first, second in (("attention", "heads", "out"), ("mlp", "hidden_in", "hidden_out")):
+        for label, first, second in (("attention", "qkv", "attention_out"), ("mlp", "mlp_in", "mlp_out")):
             total = ahead[first] + ahead[second] + back[first] + back[second] + own[first] + own[second]
             terms.add(f"matmul.{label}", "matmul", "layer", total)
         rerun = sum(again[name] * ahead[name] for name in matmuls)
@@ -120,7 +122,7 @@ class MicrobatchTerms(Rows):
         terms.add("recompute.matmul", "matmul", "layer", rerun)
         core = [self.per_row(values) for values in work.attention.matmul_seconds]
         terms.add("attention", "matmul", "layer", core[0] + core[1])
-        core_again = again["context"] * self.per_row(work.attention.recomputed)
+        core_again = again["attention"] * self.per_row(work.attention.recomputed)
         core_rerun = core_again * core[0]
         terms.add("recompute.attention", "matmul", "layer", core_rerun)
         passes = 3.0 if stack.state.base is None else 2.0
@@ -135,8 +137,8 @@ class MicrobatchTerms(Rows):
             if any(np.any(values) for values in passes_of):
                 moved = [self.per_row(values) for values in passes_of]
                 terms.add(f"attention.{name}", "hbm", "layer", moved[0] + moved[1])
-                terms.add(f"recompute.{name}", "hbm", "layer", again["context"] * moved[0])
-                core_rerun = core_rerun + again["context"] * moved[0]
+                terms.add(f"recompute.{name}", "hbm", "layer", again["attention"] * moved[0])
+                core_rerun = core_rerun + again["attention"] * moved[0]
                 core = [one + beside for one, beside in zip(core, moved, strict=True)]
         mask = self._mask()
         saving = self.stack.traffic.saving * (self.kept_bytes + self.kept_weight_bytes)
@@ -148,7 +150,7 @@ class MicrobatchTerms(Rows):
         forward = sum(ahead.values()) + core[0] + rest[0] + work.launches[0] + cast + narrowed[0]
         backward = rerun + sum(back.values()) + core[1] + rest[1] + work.launches[1] + cast + narrowed[1]
         backward = backward + core_rerun + again["elementwise"] * (rest[0] + work.launches[0]) + mask
-        weight = own["heads"] + own["out"] + own["hidden_in"] + own["hidden_out"]
+        weight = own["qkv"] + own["attention_out"] + own["mlp_in"] + own["mlp_out"]
         self.forward, self.backward, self.weight = forward, backward, weight
         return core[0], core[1] + core_rerun
 
@@ -166,7 +168,7 @@ class MicrobatchTerms(Rows):
     def _grouped(self) -> tuple[np.ndarray, np.ndarray]:
         """Seconds of grouped matmuls in kernels of their own, (forward, backward with what is recomputed)."""
         ahead, back = self.nothing, self.nothing
-        for name, matmul in zip(("hidden_in", "hidden_out"), self.prepared.work.grouped, strict=True):
+        for name, matmul in zip(("mlp_in", "mlp_out"), self.prepared.work.grouped, strict=True):
             forward = self.per_row(matmul.forward)
             ahead = ahead + forward
             back = (
@@ -281,8 +283,8 @@ class MicrobatchTerms(Rows):
             slots, more = self.per_row(work.slot_bytes), self.again["widened"]
             gated = self.shape.mlp_matrices - 2.0
             self.add_collective("tensor", "all_gather", "layer", slots, np.where(self.staged, 3.0, 3.0 + gated + more))
-            # `hidden_out` is above 0 where the outputs of routed experts are computed again.
-            self.add_collective("tensor", "reduce_scatter", "layer", slots, 2.0 + (self.again["hidden_out"] > 0))
+            # `mlp_out` is above 0 where the outputs of routed experts are computed again.
+            self.add_collective("tensor", "reduce_scatter", "layer", slots, 2.0 + (self.again["mlp_out"] > 0))
             cut = self.stream_bytes / self.size["tensor"]
             self.add_collective(
                 "tensor", "all_to_all", "layer", cut, np.where(self.parallel, 2.0 * self.shape.expert_share, 0.0)
@@ -331,7 +333,7 @@ class MicrobatchTerms(Rows):
             self.add_collective("context", "reduce_scatter", "layer", tokens, 2.0 * share + self.nothing)
         # Gradients travel in float32. They take one step more than keys and values, back to their owner, in the compute
         # dtype. A recomputed ring shares its first step with the backward pass (a100-40 and h100, jax 0.10.2).
-        again = self.again["context"]
+        again = self.again["attention"]
         turns = np.where(ring, (size - 1.0) * (4.0 + again) + (1.0 - again), 0.0) * (size > 1)
         self.add_collective("context", "permute", "layer", own, turns, forward + backward)
 
@@ -386,14 +388,12 @@ class MicrobatchTerms(Rows):
     def _head(self) -> None:
         """Add the logits, the loss, and the collectives around embedding and logits."""
         work, terms, state = self.prepared.work, self.terms, self.stack.state
-        head = work.head
+        logits = work.logits
         tiled = self.table.vocab_tiles > 1  # whose backward pass computes the logits again
         runs = np.where(tiled, 2.0, 1.0)
-        terms.add(
-            "matmul.logits", "matmul", "head",
-            runs * self.per_row(head.forward) + self.per_row(head.backward_input) + self.per_row(head.backward_weight),
-        )  # fmt: skip
-        terms.count("flops", "head", (2.0 - (state.base is not None) + runs) * self.per_row(head.flops))
+        seconds = runs * self.per_row(logits.forward) + self.per_row(logits.backward_input)
+        terms.add("matmul.logits", "matmul", "head", seconds + self.per_row(logits.backward_weight))
+        terms.count("flops", "head", (2.0 - (state.base is not None) + runs) * self.per_row(logits.flops))
         terms.add("loss", "hbm", "head", self.per_row(work.loss[0]) + self.per_row(work.loss[1]))
         # Assumed: twenty instructions for embedding, last norm, logits, loss and their gradients. To settle it, count
         # those of a profile outside the loop over layers (`scripts/op_profile.py`).

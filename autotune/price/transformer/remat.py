@@ -10,22 +10,36 @@ from autotune.meshes.transformer import TransformerShape
 from autotune.price.unique_rows import unique_rows
 
 KEPT_PARTS = (
-    "input", "stream", "whole", "heads", "context", "outputs", "mlp_outputs", "slots", "scores", "hidden_in",
-    "hidden_rest",
-)  # fmt: skip
-"""Layer input; norm statistics and residuals; the matmuls' gathered inputs; queries, keys, values; attention's output;
-its projection back to d_model; the MLP's (shared experts' of a mixture); what goes into routed experts or comes out of
-them, each; scores; outputs of the MLP's first matmuls; the rest of the MLP."""
+    "input",  # the layer's input
+    "stream",  # norm statistics and residuals
+    "whole",  # the matmuls' inputs, gathered along `tensor`
+    "qkv",
+    "attention",  # the result of attention's core
+    "attention_out",  # its projection back to d_model
+    "mlp_out",  # of a dense MLP, and of shared experts
+    "slots",  # tokens of routed experts, and their results: 2 where both are kept
+    "scores",
+    "mlp_in",  # results of the MLP's first matmuls
+    "mlp_rest",  # the rest of the MLP
+)
+"""What a layer may keep for its backward pass."""
 
-_KEPT_BY_NONE = dict(zip(KEPT_PARTS, (1, 1, 1, 1, 1, 0, 0, 2, 1, 1, 1), strict=True))
+_KEPT_BY_NONE = dict.fromkeys(KEPT_PARTS, 1) | {"attention_out": 0, "mlp_out": 0, "slots": 2}
 """Without recomputation: all that the backward pass reads. Nothing reads the projection back and the MLP's output."""
 
 RUN_PARTS = (
-    "heads", "context", "out", "hidden_in", "hidden_out", "elementwise", "gathers", "scatters", "slots", "widened"
-)  # fmt: skip
-"""Forward work: projections to heads, attention's core, projection back, the MLP's first and last matmuls, everything
-elementwise, and of the collectives along `tensor` the gathers before and the reductions behind the matmuls (each half
-of a layer's). Of experts: the tokens' way to them, and the gather of their tokens along `tensor`."""
+    "qkv",
+    "attention",  # attention's core
+    "attention_out",
+    "mlp_in",
+    "mlp_out",
+    "elementwise",
+    "gathers",  # along `tensor`, before the matmuls: each half of a layer's
+    "scatters",  # the reductions along `tensor` behind the matmuls
+    "slots",  # the tokens' way to their experts
+    "widened",  # the gather along `tensor` of the experts' tokens
+)
+"""Forward work that the backward pass may run again."""
 
 
 class Shares:
@@ -33,7 +47,7 @@ class Shares:
 
     `kept`, `offloaded`: part of `KEPT_PARTS` -> share of it that is kept for the backward pass on the device, in host
     memory; parts of which no row has any are left out. `again`: part of `RUN_PARTS` -> share that runs again. Queries,
-    keys and values are shares of "heads" by their heads; the MLP's first matmuls have equal shares.
+    keys and values are shares of "qkv" by their heads; the MLP's first matmuls have equal shares.
     """
 
     def __init__(self, column: np.ndarray, shape: TransformerShape) -> None:
@@ -55,12 +69,12 @@ class Shares:
         nothing = np.zeros(len(self._none))
         return dict.fromkeys(KEPT_PARTS, nothing) | {
             "input": there["layer_input"],
-            "heads": self._heads(there),
-            "context": there["attention"],
-            "outputs": there["attention_out"],
+            "qkv": self._qkv(there),
+            "attention": there["attention"],
+            "attention_out": there["attention_out"],
             # Nothing reads the output of a dense MLP again: the next layer keeps its own input.
             "slots": there["expert_tokens"] + there["mlp_out"],
-            "hidden_in": self._hidden(there),
+            "mlp_in": self._mlp_in(there),
         }
 
     def _run_again(self) -> dict[str, np.ndarray]:
@@ -70,26 +84,26 @@ class Shares:
         # XLA drops what nothing reads: the last matmul of a dense MLP and of shared experts, and with it one of two
         # reductions. The gradient of the gates reads the outputs of the routed experts.
         routed = shape.routed_share if shape.experts else 0.0
-        hidden = self._hidden(missing)
+        mlp_in = self._mlp_in(missing)
         return {
-            "heads": self._heads(missing),
-            "context": missing["attention"],
-            "out": missing["attention_out"],
-            "hidden_in": hidden,
-            "hidden_out": routed * missing["mlp_out"],
+            "qkv": self._qkv(missing),
+            "attention": missing["attention"],
+            "attention_out": missing["attention_out"],
+            "mlp_in": mlp_in,
+            "mlp_out": routed * missing["mlp_out"],
             "elementwise": every,
             "gathers": every,
             "scatters": 0.5 * missing["attention_out"],
             "slots": missing["expert_tokens"],
-            "widened": (hidden > 0) * 1.0,
+            "widened": (mlp_in > 0) * 1.0,
         }
 
-    def _heads(self, among: dict[str, np.ndarray]) -> np.ndarray:
+    def _qkv(self, among: dict[str, np.ndarray]) -> np.ndarray:
         heads, groups = self._shape.heads, self._shape.kv_heads
         found = heads * among["query"] + groups * (among["key"] + among["value"])
         return found / (heads + 2 * groups)
 
-    def _hidden(self, among: dict[str, np.ndarray]) -> np.ndarray:
+    def _mlp_in(self, among: dict[str, np.ndarray]) -> np.ndarray:
         if self._shape.mlp_matrices == 2:
             return among["mlp_up"]
         return (among["mlp_gate"] + among["mlp_up"]) / 2.0

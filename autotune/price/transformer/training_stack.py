@@ -18,132 +18,140 @@ from autotune.replay.attention_cost import kernel_shares
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Device-memory traffic of everything that is no matmul, in bytes, (forward, backward) passes.
-
-    `stream`: per token and d_model element, of norms, residuals and dropout: cut along `tensor` only under sequence
-    parallelism. `heads`: per token and element of queries, keys and values; `hidden`: per token and element of the
-    MLP's hidden width; `gate`: the same, more, where the MLP has a gate; `scores`: per attention score (plain attention
-    only); `logits`: per logit, of the loss. `kernels`: separate launches a layer, beside its matmuls.
-    `saving`: per byte kept for the backward pass, beside what makes and reads it.
-    """
+    """Device-memory traffic of everything that is no matmul, in bytes of 2-byte elements. Pairs: (forward pass,
+    backward pass)."""
 
     stream: tuple[float, float]
-    heads: tuple[float, float]
-    hidden: tuple[float, float]
-    gate: tuple[float, float]
+    """Per token and element of d_model: norms, residuals, dropout. Cut along `tensor` only under sequence
+    parallelism."""
+    qkv: tuple[float, float]
+    """Per token and element of queries, keys and values."""
+    mlp_hidden: tuple[float, float]
+    """Per token and element of the MLP's hidden width."""
+    mlp_gate: tuple[float, float]
+    """What a gate adds to `mlp_hidden`."""
     scores: tuple[float, float]
+    """Per attention score, of plain attention."""
     logits: tuple[float, float]
+    """Per logit, of the loss."""
     kernels: tuple[float, float]
+    """No bytes: kernel launches of a layer beside its matmuls and attention."""
     saving: float
+    """Per byte kept for the backward pass, beside what makes it and reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """Bytes kept for the backward pass when nothing is recomputed.
-
-    `stream`: per token and d_model element, beside the layer's input (2): cut along `tensor` only under sequence
-    parallelism; `whole`: the same of the matmuls' inputs, which are never cut along `tensor`;
-    `heads`: per element of queries, keys and values; `context`: per element of attention's output; `hidden` and `gate`:
-    per element of the MLP's hidden width, for each of the two-matrix MLP and what a gate adds; `scores`: per attention
-    score. `logits`: bytes per logit alive at once around the loss; `held_logits`: through the backward pass of the
-    layers. `statistics`: bytes per token and head of a flash kernel's softmax statistics. `working`: per token and
-    d_model element, not cut along `tensor`, that one layer's backward pass has in hand; `scores_working`: per score.
-    """
+    """Bytes of 2-byte elements that are kept for the backward pass where nothing is recomputed."""
 
     stream: float
+    """Per token and element of d_model, beside the layer's input (2). Cut along `tensor` only under sequence
+    parallelism."""
     whole: float
-    heads: float
-    context: float
-    hidden: float
-    gate: float
+    """Per token and element of d_model, of the matmuls' inputs: never cut along `tensor`."""
+    qkv: float
+    """Per element of queries, keys and values."""
+    attention: float
+    """Per element of attention's result."""
+    mlp_hidden: float
+    """Per element of the MLP's hidden width, of an MLP with two matrices."""
+    mlp_gate: float
+    """What a gate adds to `mlp_hidden`."""
     scores: float
+    """Per attention score, of plain attention."""
     logits: float
+    """Per logit, held at once around the loss."""
     held_logits: float
+    """Per logit, held until the backward pass of the layers has ended."""
     statistics: float
+    """Per token and head: the softmax statistics of a fused kernel."""
     working: float
+    """Per token and element of d_model: what one layer's backward pass holds at once. Not cut along `tensor`."""
     scores_working: float
+    """The same per attention score, of plain attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Bytes per parameter: `weights` kept between steps, `gradients` at the end of a step, `optimizer` (moments and any
-    master copy; `optimizer_beside`: of parameters that are no matrix inside a layer), `compute` (the dtype that matmuls
-    and gathers use), `reduced` (the dtype gradients are reduced in).
-
-    `update_traffic`: bytes read and written per parameter of an optimizer step. `accumulate_traffic`: bytes per
-    parameter and pass of adding gradients to a buffer. `orthogonalises`: whether the update of matrices inside the
-    layers is made orthogonal (`orthogonalisation`). `base`: the frozen weights under adapters, of which alone all other
-    fields are then; None: all weights are trained.
-    """
+    """Bytes per parameter that is trained, between steps and in the update."""
 
     weights: float
+    """Kept between steps."""
     gradients: float
+    """At the end of a step."""
     optimizer: float
+    """Moments, and master weights where there are any."""
     optimizer_beside: float
+    """The same of parameters that are no matrix inside a layer."""
     compute: float
+    """Of the dtype of matmuls and gathers."""
     reduced: float
+    """Of the dtype in which gradients are reduced."""
     update_traffic: float
+    """Read and written in an optimizer's update."""
     accumulate_traffic: float
+    """Read and written in each pass to add its gradients to their sums."""
     orthogonalises: bool
+    """Whether the update of matrices inside the layers is made orthogonal (`orthogonalisation`)."""
     base: Base | None = None
+    """The frozen weights under adapters; the other fields are then of adapters alone. None: all weights are trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStack:
-    """One training stack.
-
-    `flash`: attention never stores its scores; `reruns_kernel`: policies that keep its output run it again all the
-    same; `flash_efficiency`: share of the peak its kernel reaches, (forward, backward); `flash_matmuls`: over the
-    scores, (forward, backward). `flash_tile`: side of the tiles that the kernel computes whole along the diagonal of a
-    causal score matrix, whose masked half it leaves out (0: exactly half). `flash_is_cudnn`: the kernel is
-    cuDNN's; what JAX's call to it does not take is plain matmuls on blocks of queries (`cudnn_lacks`).
-    `fused_context`: ways to attend over a causal sequence cut along `context` that it can do; the others are plain
-    matmuls.
-    `hidden_share`: axis -> share of the compute it runs beside that can hide its collectives (0: nothing);
-    `hidden_most`: axis -> the most of a collective that is hidden, however much compute there is (1 where not named).
-    `hidden_outer`: axis -> both of what it sends over the outermost tier (as inside where not named).
-    `scatter_hides`: whether reducing gradients onto their fsdp shards hides beside compute: "never", or "alone" (where
-    they are summed over fsdp only). `least_shard`: rows of d_model a shard must have for that to be a reduce-scatter;
-    with fewer, gradients are all-reduced and cut. `sums_over_slice`: where the fsdp shards are all of a
-    three-dimensional slice, they are gathered and reduced by all-reduces, which send twice as much.
-    `gradients_per_pass`: gradients are reduced in every pass of an accumulation, not once a step;
-    `sums_tables_once`: but for those of the vocabulary's tables without ZeRO, along all axes but `fsdp`.
-    `whole_layers`: the weights, and gradients not yet reduced, that are whole at once at work, in layers' weights.
-    `matmul_dtype`: to which the operands of the layers' linear matmuls are quantised; None: they are not.
-    `packed`: whether sequences are packed documents.
-    """
+    """One training stack: which kernels it calls, what it keeps, and what it hides behind what."""
 
     name: str
     flash: bool
+    """Whether attention runs as a fused kernel, which never stores its scores."""
     reruns_kernel: bool
+    """Whether policies that keep the fused kernel's result run it again all the same."""
     flash_efficiency: tuple[float, float]
+    """Share of the peak that the fused kernel reaches, (forward, backward)."""
     flash_matmuls: tuple[float, float]
+    """Matmuls over the scores, (forward, backward)."""
     flash_tile: int
+    """Side of the tiles that the kernel computes whole along the diagonal of a causal score matrix. 0: it computes
+    exactly the visible half."""
     flash_is_cudnn: bool
+    """Whether the kernel is cuDNN's. What JAX's call to it does not take runs as plain matmuls on blocks of queries
+    (`cudnn_lacks`)."""
     fused_context: tuple[str, ...]
+    """Values of `context_attention` whose attention runs in the kernel where the sequence is causal; others run as
+    plain matmuls."""
     traffic: Traffic
     saved: Saved
     state: State
     hidden_share: dict[str, float]
+    """As the hardware file says (`Hardware`), as the next three."""
     hidden_most: dict[str, float]
     hidden_outer: dict[str, tuple[float, float]]
     scatter_hides: str
     least_shard: int
+    """Rows of d_model that a shard along fsdp must have for a reduce-scatter. With fewer, gradients are all-reduced and
+    then cut."""
     sums_over_slice: bool
+    """As the hardware file says (`Hardware`)."""
     gradients_per_pass: bool
+    """Whether every pass of an accumulation reduces its gradients; else the step does so once."""
     sums_tables_once: bool
+    """Of `gradients_per_pass`: whether the vocabulary's tables are left out. Without ZeRO their gradients are then
+    reduced once a step along all axes but fsdp."""
     whole_layers: float
+    """Weights that are whole along fsdp at once in the backward pass, and gradients not yet reduced, in layers."""
     matmul_dtype: str | None = None
+    """To which the operands of the layers' linear matmuls are quantised; None: they are not."""
     packed: bool = False
+    """Whether sequences are packed documents."""
 
 
 _XLA_TRAFFIC = Traffic(
     # Each norm reads its input and writes its output (4), each residual addition reads one operand and writes (4; the
     # other is still in the matmul's epilogue); backward: twice the norms' and the additions' sums of gradients.
     stream=(16.0, 28.0),
-    heads=(8.0, 8.0),  # rotary positions: read and write; a transposition into the kernel's layout
-    hidden=(4.0, 8.0),
-    gate=(2.0, 6.0),
+    qkv=(8.0, 8.0),  # rotary positions: read and write; a transposition into the kernel's layout
+    mlp_hidden=(4.0, 8.0),
+    mlp_gate=(2.0, 6.0),
     scores=(20.0, 24.0),  # float32 scores written, read, exponentiated, written in the compute dtype and read
     logits=(6.0, 6.0),  # written and read twice in the compute dtype (models/loss.py keeps no float32 copy)
     kernels=(8.0, 16.0),
@@ -162,12 +170,12 @@ _XLA_SAVED = Saved(
     # dense layer without remat show (h100, jax 0.10.2)
     stream=14.0,
     whole=4.0,  # outputs of the two norms
-    heads=2.0,
-    context=2.0,
+    qkv=2.0,
+    attention=2.0,
     # What JAX keeps of GELU's tanh form: six arrays in all, the input and the product among them; of SiLU and the gate
     # two less than that beside the second matmul's (a100-80 and h100, remat=none, jax 0.10.2; six in all there too)
-    hidden=10.0,
-    gate=-2.0,
+    mlp_hidden=10.0,
+    mlp_gate=-2.0,
     scores=6.0,
     logits=4.0,  # logits and their gradient: the loss keeps nothing in float32
     held_logits=0.0,
@@ -258,12 +266,12 @@ def stack_of(hardware: Hardware, dtype: str, training: Training | None = None) -
     that `models.execution` picks and what the hardware file says hides behind what. `training`: the optimizer and the
     dtypes of the state; None: AdamW with float32 weights and moments."""
     shares = hardware.attention_shares
-    told = (shares["forward"], shares["backward"]) if shares else OF_THE_CHIP
+    of_chip = (shares["forward"], shares["backward"]) if shares else OF_THE_CHIP
     if hardware.platform == "tpu":
-        stack = dataclasses.replace(XLA_TPU, flash_efficiency=kernel_shares(hardware) or told)
+        stack = dataclasses.replace(XLA_TPU, flash_efficiency=kernel_shares(hardware) or of_chip)
     else:
         flash = fused_attention(hardware, dtype)
-        stack = dataclasses.replace(XLA_GPU, flash=flash, flash_efficiency=told, name=f"xla-{hardware.platform}")
+        stack = dataclasses.replace(XLA_GPU, flash=flash, flash_efficiency=of_chip, name=f"xla-{hardware.platform}")
     if training is not None and training != Training():
         stack = dataclasses.replace(
             stack,
