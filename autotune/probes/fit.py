@@ -17,7 +17,15 @@ from autotune.analysis.analysis import Analysis
 from autotune.meshes.collectives import wire_bytes
 from autotune.meshes.layout import AXES, Layout
 from autotune.price.terms import COMPUTE
-from autotune.price.traced.laws import OWN_SHARE, Beside, Choice, Class, Laws, Probed, Sent
+from autotune.price.traced.laws import (
+    OWN_SHARE,
+    AxisEffect,
+    ChoiceFactors,
+    CollectiveClass,
+    CollectiveLaw,
+    Laws,
+    Probed,
+)
 from autotune.price.traced.scaling_law import ScalingLaw, fit
 from autotune.replay.replay import CollectiveTotal
 
@@ -47,7 +55,7 @@ class Probe:
     flops: float
     core_seconds: Mapping[str, float]
     held_bytes: float
-    sent: Mapping[Class, Moved]
+    sent: Mapping[CollectiveClass, Moved]
 
 
 def probe_of(layout: Layout, analysis: Analysis) -> Probe:
@@ -60,7 +68,7 @@ def probe_of(layout: Layout, analysis: Analysis) -> Probe:
             critical[name] = critical.get(name, 0.0) + seconds
     # What runs while the core waits for the network is not on the critical path; all of it is work nonetheless.
     whole = prediction.busy["core"] / (sum(critical.values()) or 1.0)
-    lines: dict[Class, list[CollectiveTotal]] = {}
+    lines: dict[CollectiveClass, list[CollectiveTotal]] = {}
     for line in prediction.ledger:
         lines.setdefault((tuple(line.axis.split("+")), line.kind), []).append(line)
     sent = {}
@@ -123,17 +131,17 @@ def _choices(layout: Layout) -> tuple[str, int]:
     return layout.remat, layout.accumulate
 
 
-def _choice(before: Probe, after: Probe) -> Choice:
+def _choice(before: Probe, after: Probe) -> ChoiceFactors:
     """What the second has over the first, of the same mesh."""
 
     def times(new: float, old: float) -> float:
         return new / old if old else 1.0
 
-    def array(key: Class) -> float:
+    def array(key: CollectiveClass) -> float:
         return after.sent[key].array_bytes if key in after.sent else 0.0
 
     core = {name: times(after.core_seconds.get(name, 0.0), old) for name, old in before.core_seconds.items()}
-    return Choice(
+    return ChoiceFactors(
         flops=times(after.flops, before.flops),
         core_seconds=core,
         held_bytes=times(after.held_bytes, before.held_bytes),
@@ -159,7 +167,7 @@ def _law(seen: Sequence[tuple[Mapping[str, int], float]]) -> ScalingLaw:
     return fit(seen).falling_with(uncut)
 
 
-def _sent(probes: Sequence[Probe]) -> list[Sent]:
+def _sent(probes: Sequence[Probe]) -> list[CollectiveLaw]:
     """The laws of all classes of collectives.
 
     A class that the probe of its own axes alone shows is there wherever these axes are cut; each pair with another axis
@@ -178,14 +186,14 @@ def _sent(probes: Sequence[Probe]) -> list[Sent]:
             bases = [probe for probe in having.values() if key in probe.sent]
         for base in bases:
             needs = frozenset(_active(base.layout))
-            beside = dict.fromkeys((axis for axis in AXES if axis not in axes), Beside(falls=1.0, times=1.0))
+            beside = dict.fromkeys((axis for axis in AXES if axis not in axes), AxisEffect(falls=1.0, times=1.0))
             if base is alone:
                 beside |= {axis: _beside(key, base, probe, axis) for cut, probe in having.items()
                            for axis in cut - needs if len(cut) == len(needs) + 1}  # fmt: skip
             whole = math.prod(getattr(base.layout, axis) for axis in AXES if kind in OWN_SHARE or axis not in axes)
             showing = [probe.sent[key] for probe in having.values() if key in probe.sent]
             found.append(
-                Sent(
+                CollectiveLaw(
                     axes=axes,
                     kind=kind,
                     needs=tuple(axis for axis in AXES if axis in needs),
@@ -198,7 +206,7 @@ def _sent(probes: Sequence[Probe]) -> list[Sent]:
     return found
 
 
-def _beside(key: Class, alone: Probe, pair: Probe, axis: str) -> Beside:
+def _beside(key: CollectiveClass, alone: Probe, pair: Probe, axis: str) -> AxisEffect:
     """What `axis` does to a class, from the probe of its own axes and the one that has `axis` too."""
     axes, kind = key
     size = getattr(pair.layout, axis)
@@ -210,11 +218,11 @@ def _beside(key: Class, alone: Probe, pair: Probe, axis: str) -> Beside:
         )
     left = after / before
     if left > 1.0 + CLOSE:
-        return Beside(falls=0.0, times=left)
+        return AxisEffect(falls=0.0, times=left)
     if left < (1.0 - CLOSE) / size:
-        return Beside(falls=1.0, times=left * size)
+        return AxisEffect(falls=1.0, times=left * size)
     falls = (1.0 - left) / (1.0 - 1.0 / size)
-    return Beside(falls=min(max(falls, 0.0), 1.0), times=1.0)
+    return AxisEffect(falls=min(max(falls, 0.0), 1.0), times=1.0)
 
 
 def _active(layout: Layout) -> set[str]:

@@ -41,42 +41,45 @@ Term = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveTotal:
-    """One kind of collective on one mesh axis and tier, per device and step.
-
-    `seconds`: bytes and latency on this tier alone. `hidden_seconds`: what of them passes while a slower tier moves the
-    same collective: the seconds of all its tiers, less these, are what the collective takes. `exposed_seconds`: what of
-    `seconds` lies on the critical path.
-    """
+    """One kind of collective on one mesh axis and tier, per device and step."""
 
     axis: str
+    """Mesh axes joined by "+"."""
     tier: str
     kind: str
     count: int
+    """Executions in a step."""
     payload_bytes: float
+    """Of the full arrays moved."""
     wire_bytes: float
+    """That one device sends."""
     seconds: float
+    """Bytes and latency on this tier alone."""
     exposed_seconds: float
+    """What of `seconds` lies on the critical path."""
     hidden_seconds: float = 0.0
+    """What of `seconds` passes while a slower tier moves the same collective: the seconds of all its tiers, less these,
+    are what the collective takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """Seconds of one step on one device, replayed from its compiled program.
-
-    `low_seconds`: every lane perfectly overlapped (the busiest lane alone), work on the core at the fast end of what
-    its microbenchmarks leave open. `high_seconds`: nothing overlapped, work on the core at the slow end.
-    `critical`: seconds on the critical path by term; they add up to `step_seconds`. `busy`: seconds each lane works.
-    `losses`: seconds of `step_seconds` spent on recomputation, by the program's own marks, and, where there are several
-    slices, on waiting for the slowest.
-    """
+    """Seconds of one step on one device, replayed from its compiled program."""
 
     step_seconds: float
     low_seconds: float
+    """Every lane perfectly overlapped (the busiest lane alone), work on the core at the fast end of what its
+    microbenchmarks leave open."""
     high_seconds: float
+    """Nothing overlapped, work on the core at the slow end."""
     critical: Mapping[Term, float]
+    """Term -> its seconds on the critical path; they add up to `step_seconds`."""
     busy: Mapping[str, float]
+    """Lane -> seconds that it works."""
     ledger: tuple[CollectiveTotal, ...]
     losses: Mapping[str, float]
+    """Of `step_seconds`: "recompute", by the program's own marks, and, where there are several slices, "waiting" for
+    the slowest."""
 
     def by_resource(self) -> dict[str, float]:
         """Critical-path seconds of each resource, largest first."""
@@ -153,8 +156,8 @@ def replay(
     `recorder` is told when each instruction begins and ends on each lane.
     """
     terms: dict[Term, int] = {}
-    _collect(program.instructions, legs, hardware, terms)
-    schedule = _fold(program.instructions, legs, hardware, terms)
+    _number_terms(program.instructions, legs, hardware, terms)
+    schedule = _schedule_of(program.instructions, legs, hardware, terms)
     zero = np.zeros(len(terms))
     state = _State(core=_Point(0.0, zero), lanes={}, recorder=recorder)
     _run(schedule, state, zero)
@@ -175,11 +178,11 @@ def replay(
     )
 
 
-def _collect(instructions, legs, hardware, terms: dict[Term, int]) -> None:
+def _number_terms(instructions, legs, hardware, terms: dict[Term, int]) -> None:
     """Number every term the program can have."""
     for instruction in instructions:
         if isinstance(instruction, Loop):
-            _collect(instruction.body, legs, hardware, terms)
+            _number_terms(instruction.body, legs, hardware, terms)
         elif isinstance(instruction, Compute):
             for term, _ in core_seconds(instruction, hardware):
                 terms.setdefault(term, len(terms))
@@ -233,7 +236,7 @@ def _vector(parts: Iterable[tuple[Term, float]], terms: dict[Term, int]) -> tupl
     return float(vector.sum()), vector
 
 
-def _fold(instructions: tuple[Instruction, ...], legs, hardware, terms) -> tuple[object, ...]:
+def _schedule_of(instructions: tuple[Instruction, ...], legs, hardware, terms) -> tuple[object, ...]:
     """The program with durations in place of instructions, neighbouring work on the core added up."""
     folded: list[object] = []
     pending: list[tuple[Term, float]] = []
@@ -252,19 +255,21 @@ def _fold(instructions: tuple[Instruction, ...], legs, hardware, terms) -> tuple
             continue
         flush()
         if isinstance(instruction, Loop):
-            folded.append(_Repeat(instruction.name, instruction.trips, _fold(instruction.body, legs, hardware, terms)))
+            folded.append(
+                _Repeat(instruction.name, instruction.trips, _schedule_of(instruction.body, legs, hardware, terms))
+            )
         elif isinstance(instruction, Start):
-            ridden = tuple(
+            held = tuple(
                 _Leg((*leg.lanes, *instruction.cores), *_vector(_leg_terms(instruction.collective, leg), terms))
                 for leg in legs(instruction.collective)
             )
-            folded.append(_Send(instruction.token, ridden, instruction))
+            folded.append(_Send(instruction.token, held, instruction))
         elif isinstance(instruction, CopyStart):
             lanes, part = copy_seconds(instruction.copy, hardware)
             folded.append(_Send(instruction.token, (_Leg(lanes, *_vector([part], terms)),), instruction))
         elif isinstance(instruction, WorkStart):
-            held = _Leg(work_lanes(instruction), *_vector(core_seconds(instruction.work, hardware), terms))
-            folded.append(_Send(instruction.token, (held,), instruction))
+            leg_of_work = _Leg(work_lanes(instruction), *_vector(core_seconds(instruction.work, hardware), terms))
+            folded.append(_Send(instruction.token, (leg_of_work,), instruction))
         else:
             folded.append(_Wait(instruction.token))
     flush()

@@ -27,18 +27,21 @@ from autotune.workload.tracing import tracing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapted:
-    """The user's step in our shape. `function(state, batch) -> (state, metrics)` is pure; `state` and `batch` are trees
-    of `jax.ShapeDtypeStruct`; `initialise()` makes a real state, None when the user gave only shapes. `in_place`: the
-    user's own step changes NNX objects, or takes a state with more than arrays in it: its outputs then stay where the
-    user's own jit leaves them. `again()`: makes the same from the user's own functions, None where the user gave a
-    state and no function that makes it."""
+    """The user's step in our shape."""
 
     function: Callable[[Any, Any], tuple[Any, Any]]
+    """Pure: (state, batch) -> (state, metrics)."""
     state: Any
+    """A tree of `jax.ShapeDtypeStruct`."""
     batch: Any
+    """A tree of `jax.ShapeDtypeStruct`."""
     initialise: Callable[[], Any] | None
+    """Makes a real state; None where the user gave only shapes."""
     in_place: bool
+    """Whether the user's own step changes NNX objects, or takes a state with more than arrays in it: its outputs then
+    stay where the user's own jit leaves them."""
     again: Callable[[], Adapted] | None = None
+    """Makes the same from the user's own functions; None where the user gave a state and no function that makes it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A state that cannot be pickled (it keeps a lock, or a device, beside its arrays) is made anew where it
@@ -71,24 +74,27 @@ def adapt(step: Callable[..., Any], state: Any, batch: Any, explicit: bool) -> A
     if not jax.tree.leaves(tree):
         raise ValueError("workload: state has no arrays")
     spread = _spreads(step, pure.parts)
-    call: Callable[[Any, Any], tuple[Any, Any]] = _TreeStep(step=step, spread=spread, beside=pure.beside)
+    call: Callable[[Any, Any], tuple[Any, Any]] = _TreeStep(step=step, spread=spread, skeleton=pure.skeleton)
     if pure.graph is not None:
         call = _ObjectStep(step=step, graph=pure.graph, spread=spread, make=pure.make)
     initialise = _Initialise(make=pure.make) if pure.make is not None else None
-    in_place = pure.graph is not None or pure.beside is not None
+    in_place = pure.graph is not None or pure.skeleton is not None
     again = partial(adapt, step, state, batch, explicit) if pure.make is not None else None
     return Adapted(function=call, state=tree, batch=batch, initialise=initialise, in_place=in_place, again=again)
 
 
 class _PureState:
-    """Calling it gives the state as a tree of arrays; `graph` is then what NNX objects are beside their arrays (None
-    for a state without such objects), `beside` the state with a hole for each array (None where it holds nothing but
-    arrays), and `parts` how many things a tuple state has."""
+    """Calling it gives the state as a tree of arrays.
+
+    After a call `graph` is what NNX objects are beside their arrays (None for a state without such objects), `skeleton`
+    the state with a hole for each array (None where it holds nothing but arrays), and `parts` how many things a tuple
+    state has.
+    """
 
     def __init__(self, make: Callable[[], Any] | None, made: Any) -> None:
         self.make, self.made = make, made
         self.graph: Any = None
-        self.beside: Beside | None = None
+        self.skeleton: Skeleton | None = None
         self.parts = 1
 
     def __call__(self) -> Any:
@@ -97,7 +103,7 @@ class _PureState:
             made = self.make() if self.make is not None else self.made
         self.parts = len(made) if type(made) is tuple else 1
         if not _holds_objects(made):
-            self.beside = beside(made)
+            self.skeleton = skeleton_of(made)
             return arrays_of(made)
         self.graph, tree = nnx.split(made)
         return tree
@@ -108,7 +114,7 @@ class _Hole:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
+class Skeleton:
     """A state that holds more than arrays, with a hole in place of each array.
 
     The tree itself and not its structure: the structure of an Equinox module does not survive pickling.
@@ -122,11 +128,11 @@ class Beside:
         return jax.tree.map(lambda leaf: next(given) if isinstance(leaf, _Hole) else leaf, self.tree)
 
 
-def beside(state: Any) -> Beside | None:
-    """What a state holds beside its arrays; None where it holds nothing else."""
+def skeleton_of(state: Any) -> Skeleton | None:
+    """The state without its arrays; None where it holds nothing else."""
     if all(is_array(leaf) for leaf in jax.tree.leaves(state)):
         return None
-    return Beside(tree=jax.tree.map(lambda leaf: _Hole() if is_array(leaf) else leaf, state))
+    return Skeleton(tree=jax.tree.map(lambda leaf: _Hole() if is_array(leaf) else leaf, state))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
@@ -184,14 +190,14 @@ class _TreeStep:
 
     step: Callable[..., Any]
     spread: bool
-    beside: Beside | None
+    skeleton: Skeleton | None
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        whole = state if self.beside is None else self.beside.whole(state)
+        whole = state if self.skeleton is None else self.skeleton.whole(state)
         arguments = whole if self.spread else (whole,)
         with user_code("the step"):
             result = self.step(*arguments, batch)
-        return split_result(result if self.beside is None else arrays_of(result), state)
+        return split_result(result if self.skeleton is None else arrays_of(result), state)
 
 
 def split_result(result: Any, state: Any) -> tuple[Any, Any]:

@@ -3,6 +3,10 @@
 Arrays, NNX objects and plain numbers may stand anywhere among the arguments. All else is static: config objects,
 functions, texts. NNX objects are split into their arrays; what the step changes in place is given back beside what it
 returns. Plain numbers are traced, as `jax.jit` does it, unless the step can only take them as they are.
+
+    step(model, {"tokens": tokens}, 0.1, "adam")
+    skeleton   (hole, {"tokens": hole}, hole, "adam")
+    parts      [nnx.State of model, tokens, 0.1]        what a trace takes in place of the arguments
 """
 
 from __future__ import annotations
@@ -51,13 +55,16 @@ class _Made:
 _MARKS = (_Hole, _Argument, _Made)
 
 
-def _kept(leaf: Any, known: Mapping[int, int], static: tuple[type, ...]) -> Any:
+def _marked(leaf: Any, known: Mapping[int, int], static: tuple[type, ...]) -> Any:
+    """A leaf of what a step returns, with a mark in place of an array or an NNX object. `known`: id of each of the
+    call's own objects -> which it is."""
     if is_object(leaf):
         return _Argument(which=known[id(leaf)]) if id(leaf) in known else _Made(graph=nnx.split(leaf)[0])
     return _Hole() if _is_traced(leaf, static) else leaf
 
 
-def _arrays(leaf: Any, known: Mapping[int, int], static: tuple[type, ...]) -> Any:
+def _traced_part(leaf: Any, known: Mapping[int, int], static: tuple[type, ...]) -> Any:
+    """The arrays of that leaf; None where it has none, or where they are those of one of the call's own objects."""
     if is_object(leaf):
         return None if id(leaf) in known else nnx.split(leaf)[1]
     return leaf if _is_traced(leaf, static) else None
@@ -70,20 +77,22 @@ def _is_traced(leaf: Any, static: tuple[type, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class PureCall:
-    """A call with a hole in place of each array and NNX object; calling it with what fills the holes runs the step.
-
-    `step`: the user's function. `skeleton`: (arguments, keywords) with holes. `objects`: for each hole, which of the
-    NNX objects stands there, None for an array. `graph`: what the objects are beside their arrays. `bound_axes`: names
-    of the axes of pmap that one replica is bound to. `static`: types of plain numbers that are no arrays.
-    """
+    """A call with a hole in place of each array and NNX object; calling it with what fills the holes runs the step."""
 
     step: Callable[..., Any]
+    """The user's function."""
     skeleton: Any
+    """(arguments, keywords) with holes."""
     objects: tuple[int | None, ...]
+    """For each hole, which of the NNX objects stands there; None for an array."""
     graph: Any
+    """What the NNX objects are beside their arrays."""
     bound_axes: tuple[str, ...]
+    """Names of the axes of pmap that one replica is bound to."""
     static: tuple[type, ...] = ()
-    returned: list[Any] = field(default_factory=list)  # what the last trace returned, with holes for its arrays
+    """Types of plain numbers that are no arrays."""
+    returned: list[Any] = field(default_factory=list)
+    """What the last trace returned, with holes for its arrays."""
 
     def __call__(self, parts: list[Any]) -> tuple[Any, list[Any]]:
         """(the arrays that the step returns, for each hole the arrays of its NNX object after the call or None).
@@ -104,8 +113,8 @@ class PureCall:
             for index, which in enumerate(self.objects)
         ]
         known = {id(one): which for which, one in enumerate(objects)}
-        self.returned[:] = [jax.tree.map(lambda leaf: _kept(leaf, known, self.static), result, is_leaf=is_object)]
-        return jax.tree.map(lambda leaf: _arrays(leaf, known, self.static), result, is_leaf=is_object), after
+        self.returned[:] = [jax.tree.map(lambda leaf: _marked(leaf, known, self.static), result, is_leaf=is_object)]
+        return jax.tree.map(lambda leaf: _traced_part(leaf, known, self.static), result, is_leaf=is_object), after
 
     def arguments(self, parts: list[Any]) -> tuple[Any, ...]:
         """The arguments by position, with these parts in the holes and NNX objects made of theirs."""

@@ -44,15 +44,15 @@ def roles_of(
     ValueError where it finds none, or where no array of the state can be a parameter.
     """
     paths = list(leaves)
-    analysis = _Evidence(flow, len(paths))
+    of_state = _StateFlow(flow, len(paths))
     optax_made = _under_optax(state)
-    found = {path: _role(analysis, index, leaves[path][1], path in optax_made) for index, path in enumerate(paths)}
+    found = {path: _role(of_state, index, leaves[path][1], path in optax_made) for index, path in enumerate(paths)}
     if parameters is not None:
-        told = _told(found, analysis, state, leaves, parameters)
+        told = _told(found, of_state, state, leaves, parameters)
         return told, tuple(line for role in ("frozen", "mutable") for line in _describe(told, leaves, state, role))
-    if not analysis.differentiated:
-        return _undifferentiated(found, analysis, state, leaves)
-    if "parameters" not in found.values() and (given := _with_gradients(found, analysis, leaves)):
+    if not of_state.differentiated:
+        return _undifferentiated(found, of_state, state, leaves)
+    if "parameters" not in found.values() and (given := _with_gradients(found, of_state, leaves)):
         found |= dict.fromkeys(given, "parameters")
         meaning = "have gradients that the step returns: their update is another program, and in no price"
         first = _describe(found, leaves, state, "parameters", meaning)
@@ -67,7 +67,7 @@ def roles_of(
     return found, tuple(line for role in said for line in _describe(found, leaves, state, role))
 
 
-class _Evidence:
+class _StateFlow:
     """What the dataflow says of each array of the state, by its place among the inputs.
 
     `changed`: it comes back as another array. `reaches`: the loss is computed from it (in a step without a gradient:
@@ -101,14 +101,14 @@ class _Evidence:
         ]
 
 
-def _role(analysis: _Evidence, index: int, array: Any, optax_made: bool) -> str:
+def _role(of_state: _StateFlow, index: int, array: Any, optax_made: bool) -> str:
     keys = array.dtype == jnp.uint32 and tuple(array.shape[-1:]) == (2,)  # one for each example, layer or micro-batch
     if keys or jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         return "other"
-    reaches, changed = analysis.reaches[index], analysis.changed[index]
-    by_gradient = analysis.by_gradient[index]
+    reaches, changed = of_state.reaches[index], of_state.changed[index]
+    by_gradient = of_state.by_gradient[index]
     floating = jnp.issubdtype(array.dtype, jnp.floating)
-    if analysis.differentiated and floating and reaches and by_gradient:
+    if of_state.differentiated and floating and reaches and by_gradient:
         return "parameters"
     if math.prod(array.shape) <= 1:
         return "other"
@@ -118,20 +118,20 @@ def _role(analysis: _Evidence, index: int, array: Any, optax_made: bool) -> str:
         return "mutable" if changed else "frozen"
     if changed:
         return "optimizer" if by_gradient else "mutable"
-    return "optimizer" if analysis.meets_updates[index] else "other"
+    return "optimizer" if of_state.meets_updates[index] else "other"
 
 
-def _with_gradients(found: Mapping[str, str], analysis: _Evidence, leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:
+def _with_gradients(found: Mapping[str, str], of_state: _StateFlow, leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """The arrays of which the step returns a gradient: those that reach the loss and have the shapes of the longest
     run of gradients that some run of them has."""
     mine = [
-        path for path, reaches in zip(found, analysis.reaches, strict=True)
+        path for path, reaches in zip(found, of_state.reaches, strict=True)
         if reaches and jnp.issubdtype(leaves[path][1].dtype, jnp.floating)
     ]  # fmt: skip
     shapes = [tuple(leaves[path][1].shape) for path in mine]
-    for size in range(len(analysis.gradients), 0, -1):  # norms and the like are returned beside the gradients
-        for first in range(len(analysis.gradients) - size + 1):
-            wanted = analysis.gradients[first : first + size]
+    for size in range(len(of_state.gradients), 0, -1):  # norms and the like are returned beside the gradients
+        for first in range(len(of_state.gradients) - size + 1):
+            wanted = of_state.gradients[first : first + size]
             for start in range(len(mine) - size + 1):
                 if shapes[start : start + size] == wanted and any(wanted):
                     return mine[start : start + size]
@@ -145,7 +145,7 @@ def is_legacy_key(array: Any) -> bool:
 
 def _told(
     found: dict[str, str],
-    analysis: _Evidence,
+    of_state: _StateFlow,
     state: Any,
     leaves: Mapping[str, tuple[Any, Any]],
     parameters: Callable[[Any], Any],
@@ -160,14 +160,14 @@ def _told(
     told = {}
     for index, (path, role) in enumerate(found.items()):
         if path in mine:
-            told[path] = "parameters" if analysis.changed[index] or not analysis.differentiated else "frozen"
+            told[path] = "parameters" if of_state.changed[index] or not of_state.differentiated else "frozen"
         else:
             told[path] = "optimizer" if role == "parameters" else role
     return told
 
 
 def _undifferentiated(
-    found: dict[str, str], analysis: _Evidence, state: Any, leaves: Mapping[str, tuple[Any, Any]]
+    found: dict[str, str], of_state: _StateFlow, state: Any, leaves: Mapping[str, tuple[Any, Any]]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Roles of a step without a gradient of `jax.grad`: an evaluation, a decoding step, or gradients made by hand.
 
@@ -176,7 +176,7 @@ def _undifferentiated(
     usual, named = usual_parameters(leaves)
     trained = {
         path
-        for path, changed, reaches in zip(found, analysis.changed, analysis.reaches, strict=True)
+        for path, changed, reaches in zip(found, of_state.changed, of_state.reaches, strict=True)
         if path in usual and changed and reaches
     }
     if not trained or (not named and "frozen" in found.values()):

@@ -17,37 +17,37 @@ from autotune.price.traced.scaling_law import ScalingLaw
 OWN_SHARE = ("all_to_all",)
 """Collectives whose array is what one device holds: it falls with the axes that they run along, too."""
 
-Class = tuple[tuple[str, ...], str]
+CollectiveClass = tuple[tuple[str, ...], str]
 """Collectives of one kind along the same mesh axes, outermost first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
-    """What another axis of size n > 1 does to an array: it is `times` x (`falls` / n + 1 - `falls`) as large.
-
-    `falls`: the share of it that this axis cuts. `times`: 1, but where the compiler does otherwise with the axis cut.
-    """
+class AxisEffect:
+    """What another axis of size n > 1 does to an array: it is `times` x (`falls` / n + 1 - `falls`) as large."""
 
     falls: float
+    """The share of the array that this axis cuts."""
     times: float
+    """1, but where the compiler does otherwise with the axis cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """The law of one class of collectives; every axis acts on the array by itself.
-
-    `needs`: the axes that must all be larger than 1 for it to be there. `array_bytes`: of all its arrays in a step,
-    where no other axis is cut (and, of `OWN_SHARE`, its own have size 1). `beside`: what each other axis does to it.
-    `exposed`: the share of its time that nothing hid in the probes.
-    """
+class CollectiveLaw:
+    """The law of one class of collectives; every axis acts on the array by itself."""
 
     axes: tuple[str, ...]
+    """Mesh axes that they run along, outermost first."""
     kind: str
     needs: tuple[str, ...]
+    """The axes that must all be larger than 1 for the collectives to be there."""
     count: int
+    """Collectives in a step."""
     array_bytes: float
-    beside: Mapping[str, Beside]
+    """Of all their arrays in a step where no other axis is cut (and, of `OWN_SHARE`, their own have size 1)."""
+    beside: Mapping[str, AxisEffect]
+    """What each other axis does to the arrays."""
     exposed: float
+    """The share of their time that nothing hid in the probes."""
 
     def payload(self, size: Mapping[str, Any]) -> Any:
         """Bytes of all its arrays in a step at those sizes (arrays of one entry a layout), 0 where it is not there."""
@@ -67,31 +67,32 @@ class Laws:
     flops: ScalingLaw
     core_seconds: Mapping[str, ScalingLaw]
     held_bytes: ScalingLaw
-    sent: tuple[Sent, ...]
+    sent: tuple[CollectiveLaw, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ChoiceFactors:
     """By how much a choice beside the mesh multiplies every amount, as one probe with it and one without show."""
 
     flops: float
     core_seconds: Mapping[str, float]
     held_bytes: float
-    sent: Mapping[Class, float]
+    sent: Mapping[CollectiveClass, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """What the probes on one kind of machine taught: the laws without and with ZeRO, and of the other choices.
-
-    `axes`: those along which something was probed; along others the assumptions of `autotune.price.traced` hold.
-    `remat`: what other values of it do. `accumulate`: what twice as many passes as the probes' `passes` do; a power of
-    that is what more do. None where that was not probed.
-    """
+    """What the probes on one kind of machine taught."""
 
     hardware: str
+    """Name of the machine's hardware."""
     axes: tuple[str, ...]
+    """Mesh axes along which something was probed. Along others the assumptions of `autotune.price.traced` hold."""
     laws: Mapping[int, Laws]
-    remat: Mapping[str, Choice]
-    accumulate: Choice | None
+    """Value of `zero` -> the laws under it."""
+    remat: Mapping[str, ChoiceFactors]
+    """Other value of `remat` than the probes' -> what it does."""
+    accumulate: ChoiceFactors | None
+    """What twice as many passes as the probes' do; a power of that is what more do. None: not probed."""
     passes: int
+    """Passes over the batch in the probes."""

@@ -23,7 +23,7 @@ from autotune.meshes.target import Target
 from autotune.partition import Partition
 from autotune.price.collective_costs import CollectiveCost, Meshes, cost_of, meshes_of
 from autotune.price.terms import COMPUTE, UNITS, CollectivePart, CostTerms
-from autotune.price.traced.laws import Choice, Probed, Sent
+from autotune.price.traced.laws import ChoiceFactors, CollectiveLaw, Probed
 from autotune.price.traced.scaling_law import ScalingLaw
 from autotune.price.unique_rows import unique_rows
 from autotune.table import LayoutTable
@@ -42,7 +42,7 @@ REDUCED_SHARE = 0.25
 CORE_TERMS = {"matmul": "matmul", "hbm": "elementwise", "core": "core", "launch": "launches"}
 """What a probed resource of the core is called among the terms."""
 
-NOTHING = ScalingLaw(terms=(), error=0.0)
+NO_LAW = ScalingLaw(terms=(), error=0.0)
 
 KEPT_BY_FULL_REMAT = 0.1
 """Of the traced activations: layer inputs, about a tenth of a layer's values (2 of 16 to 34 bytes a token and d_model,
@@ -233,14 +233,14 @@ class _Block:
     def probed_compute(self, probed: Probed) -> None:
         """The core's own work by resource, as probes showed it; on hardware made faster by `scale`, that much less."""
         for resource in dict.fromkeys(name for laws in probed.laws.values() for name in laws.core_seconds):
-            laws_of = {zero: laws.core_seconds.get(resource, NOTHING) for zero, laws in probed.laws.items()}
-            seconds = self.either(laws_of) * self.chosen(probed, lambda one: one.core_seconds, resource)
+            laws_of = {zero: laws.core_seconds.get(resource, NO_LAW) for zero, laws in probed.laws.items()}
+            seconds = self.by_zero(laws_of) * self.choice_factor(probed, lambda one: one.core_seconds, resource)
             made = "latency" if resource == "launch" else resource
             self.add("probed", CORE_TERMS[resource], resource, seconds / self.hardware.faster.get(made, 1.0))
-        flops = self.either({zero: laws.flops for zero, laws in probed.laws.items()})
-        self.terms.count("flops", "step", flops * self.chosen(probed, lambda one: {"": one.flops}))
+        flops = self.by_zero({zero: laws.flops for zero, laws in probed.laws.items()})
+        self.terms.count("flops", "step", flops * self.choice_factor(probed, lambda one: {"": one.flops}))
 
-    def either(self, law_of: Mapping[int, ScalingLaw]) -> np.ndarray:
+    def by_zero(self, law_of: Mapping[int, ScalingLaw]) -> np.ndarray:
         """An amount by the law of each row's `zero`."""
         values = {zero: law.at(self.size) * np.ones(len(self.table)) for zero, law in law_of.items()}
         first = next(iter(values.values()))
@@ -252,7 +252,9 @@ class _Block:
         recomputation."""
         return np.where(self.table.remat < len(REMAT), self.table.remat, REMAT.index("full"))
 
-    def chosen(self, probed: Probed, factors: Callable[[Choice], Mapping[Any, float]], key: Any = "") -> np.ndarray:
+    def choice_factor(
+        self, probed: Probed, factors: Callable[[ChoiceFactors], Mapping[Any, float]], key: Any = ""
+    ) -> np.ndarray:
         """What each row's remat and accumulation multiply an amount by; `key` says which of a choice's factors."""
         by_remat = np.ones(len(REMAT))
         for name, choice in probed.remat.items():
@@ -268,10 +270,10 @@ class _Block:
         for zero, laws in probed.laws.items():
             mine = (self.table.zero > 0) == (zero > 0) if len(probed.laws) > 1 else np.ones(len(self.table), bool)
             for one in laws.sent:
-                times = self.chosen(probed, lambda choice: choice.sent, (one.axes, one.kind))
+                times = self.choice_factor(probed, lambda choice: choice.sent, (one.axes, one.kind))
                 self.probed_class(one, mine * one.payload(self.size) * times)
 
-    def probed_class(self, one: Sent, payload: np.ndarray) -> None:
+    def probed_class(self, one: CollectiveLaw, payload: np.ndarray) -> None:
         """One class along all its axes: a gather or reduction axis by axis, the innermost first; what else moves, along
         the innermost."""
         reduces = one.kind in ("all_gather", "reduce_scatter", "all_reduce")
@@ -325,8 +327,8 @@ class _Block:
         stages = self.size["stage"]
         gradients = self.weights / stages
         if probed:
-            held = self.either({zero: laws.held_bytes for zero, laws in probed.laws.items()})
-            held = held * self.chosen(probed, lambda one: {"": one.held_bytes})
+            held = self.by_zero({zero: laws.held_bytes for zero, laws in probed.laws.items()})
+            held = held * self.choice_factor(probed, lambda one: {"": one.held_bytes})
             # In the probes activations are the most; where they have fallen below them, gradients are still held.
             activations, workspace = np.maximum(held - gradients, 0.0), np.zeros(len(self.table))
         else:
