@@ -185,7 +185,7 @@ def compile_all(
         made = compile_here()
         running -= 1
         done += 1
-        if store and _tells_of_the_layout(made):
+        if store and _can_be_kept(made):
             kind = "compile" if isinstance(made, Compilation) else "failure"
             store.attempt(store.put, store_key(listed[index]), kind, to_json(made))
         tell("finished", listed[index], made, time.monotonic() - begin)
@@ -207,7 +207,7 @@ def compile_all(
                 done += 1
                 if isinstance(outcome, CompileFailure):
                     outcome = replace(outcome, attempts=outcome.attempts + fresh[index].attempts)
-                if store and _tells_of_the_layout(outcome):
+                if store and _can_be_kept(outcome):
                     kind = "compile" if isinstance(outcome, Compilation) else "failure"
                     store.attempt(store.put, store_key(listed[index]), kind, to_json(outcome))
                 tell("finished", listed[index], outcome, seconds)
@@ -294,7 +294,7 @@ def _settings() -> dict[str, str]:
     return {name.upper(): str(value) for name, value in values.items() if value != SETTINGS[name] and value is not None}
 
 
-def _tells_of_the_layout(outcome: Outcome) -> bool:
+def _can_be_kept(outcome: Outcome) -> bool:
     """Whether an outcome may be kept: a compile, what the compiler said, a signal it raised, or its time limit."""
     return isinstance(outcome, Compilation) or not outcome.transient
 

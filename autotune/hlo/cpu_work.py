@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from autotune.hlo.flops import dims_of
-from autotune.hlo.op_flops import Work
+from autotune.hlo.op_flops import OpWork
 from autotune.hlo.text import Computation, Module, Op
 
 CLASSES = {
@@ -57,7 +57,7 @@ LIBRARY = '"kind":"__ynn_fusion"'
 
 
 def cpu_work(
-    module: Module, computation: Computation, op: Op, work: Work, moved: float
+    module: Module, computation: Computation, op: Op, work: OpWork, moved: float
 ) -> tuple[tuple[str, float], ...]:
     """(class, amount) of one instruction on one device; classes as in CLASSES. `moved`: bytes read and written."""
     amounts: dict[str, float] = dict.fromkeys(CLASSES, 0.0) | {"launch": 1.0}

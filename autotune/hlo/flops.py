@@ -6,7 +6,7 @@ import math
 import re
 
 from autotune.hlo.kernels import kernel_work, target_of
-from autotune.hlo.op_flops import Work, dot_shape
+from autotune.hlo.op_flops import OpWork, dot_shape
 from autotune.hlo.shape import Shape
 from autotune.hlo.text import Computation, Module, Op
 from autotune.hlo.unreadable import UnreadableProgram
@@ -23,8 +23,8 @@ _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _GROUPS = re.compile(r"(feature|batch)_group_count=(\d+)")
 
 
-def op_work(module: Module, computation: Computation, op: Op, known: dict[str, Work]) -> Work:
-    """Work of one instruction with everything it calls, loops apart. `known` keeps what was found per computation."""
+def op_work(module: Module, computation: Computation, op: Op, known: dict[str, OpWork]) -> OpWork:
+    """The work of one instruction with everything it calls, loops apart. `known`: computation -> its work, if found."""
     if op.opcode == "dot":
         return _dot(computation, op)
     if op.opcode == "convolution":
@@ -35,15 +35,15 @@ def op_work(module: Module, computation: Computation, op: Op, known: dict[str, W
             return _cudnn_convolution(computation, op)
         return kernel_work(computation, op)
     if op.opcode in ("fusion", "call", "async-start"):
-        return sum((computation_work(module, name, known) for name in op.called()), Work())
-    return Work()
+        return sum((computation_work(module, name, known) for name in op.called()), OpWork())
+    return OpWork()
 
 
-def computation_work(module: Module, name: str, known: dict[str, Work]) -> Work:
-    """Work of one execution of a whole computation."""
+def computation_work(module: Module, name: str, known: dict[str, OpWork]) -> OpWork:
+    """The work of one execution of a whole computation."""
     if name not in known:
         inner = module.computations[name]
-        known[name] = sum((op_work(module, inner, op, known) for op in inner.ops), Work())
+        known[name] = sum((op_work(module, inner, op, known) for op in inner.ops), OpWork())
     return known[name]
 
 
@@ -53,7 +53,7 @@ def dims_of(op: Op, name: str) -> tuple[int, ...]:
     return tuple(int(dim) for dim in match[1].split(",") if dim) if match else ()
 
 
-def _dot(computation: Computation, op: Op) -> Work:
+def _dot(computation: Computation, op: Op) -> OpWork:
     left, right = (computation.operand(op, index).shapes[0] for index in (0, 1))
     matmul = dot_shape(
         left.dims,
@@ -61,7 +61,7 @@ def _dot(computation: Computation, op: Op) -> Work:
         (dims_of(op, "lhs_batch_dims"), dims_of(op, "rhs_batch_dims")),
         (dims_of(op, "lhs_contracting_dims"), dims_of(op, "rhs_contracting_dims")),
     )
-    return Work(flops=2.0 * math.prod(matmul), matmul=matmul, dtype=_multiplied(left, right))
+    return OpWork(flops=2.0 * math.prod(matmul), matmul=matmul, dtype=_multiplied(left, right))
 
 
 def _multiplied(left: Shape, right: Shape) -> str:
@@ -69,7 +69,7 @@ def _multiplied(left: Shape, right: Shape) -> str:
     return right.dtype if left.dtype == "pred" else left.dtype
 
 
-def _cudnn_convolution(computation: Computation, op: Op) -> Work:
+def _cudnn_convolution(computation: Computation, op: Op) -> OpWork:
     """A call of cuDNN: window and labels are of the forward convolution, whichever of its three arrays is made."""
     one, other = (computation.operand(op, index).shapes[0] for index in (0, 1))
     target, made = target_of(op), op.shapes[0]
@@ -80,7 +80,7 @@ def _cudnn_convolution(computation: Computation, op: Op) -> Work:
     return _convolution(op, one, other, made)
 
 
-def _convolution(op: Op, left: Shape, right: Shape, output: Shape) -> Work:
+def _convolution(op: Op, left: Shape, right: Shape, output: Shape) -> OpWork:
     """Multiply-adds that touch real input: padding and dilation holes cost nothing.
 
     TPU writes matmuls as convolutions, batch dimensions as spatial ones with dilation; every spatial dimension has some
@@ -111,7 +111,7 @@ def _convolution(op: Op, left: Shape, right: Shape, output: Shape) -> Work:
         else:
             m, partial = m * give, partial * pairs / give
     flops = 2.0 * batch * m * n * k * partial
-    return Work(flops=flops, matmul=(batch, m, n, max(round(k * partial), 1)), dtype=_multiplied(left, right))
+    return OpWork(flops=flops, matmul=(batch, m, n, max(round(k * partial), 1)), dtype=_multiplied(left, right))
 
 
 def _window(op: Op, dimensions: int) -> list[tuple[int, int, int, int, int]]:

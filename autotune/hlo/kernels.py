@@ -15,7 +15,7 @@ import base64
 import json
 import re
 
-from autotune.hlo.op_flops import Work, dot_shape
+from autotune.hlo.op_flops import OpWork, dot_shape
 from autotune.hlo.shape import Shape
 from autotune.hlo.text import Computation, Op
 from autotune.hlo.unreadable import UnreadableProgram
@@ -90,11 +90,11 @@ def target_of(op: Op) -> str:
     return op.word("custom_call_target") or "?"
 
 
-def kernel_work(computation: Computation, op: Op) -> Work:
-    """Work of one custom call."""
+def kernel_work(computation: Computation, op: Op) -> OpWork:
+    """The work of one custom call."""
     target = target_of(op)
     if target in FREE_CALLS or target in NO_FLOPS:
-        return Work()
+        return OpWork()
     if target.startswith(("__cublas$", "__onednn$matmul")):
         return _cublas(computation, op)
     if target.startswith("__cudnn$fmha"):
@@ -109,19 +109,19 @@ def kernel_work(computation: Computation, op: Op) -> Work:
     if cost:
         multiplied = wide or [shape for shape in arrays if shape.dtype in FLOATS and len(shape.dims) == 2]
         dtype = multiplied[0].dtype if multiplied else None
-        return Work(flops=float(cost[1]) * rows_filled(op), dtype=dtype, attention=attention)
+        return OpWork(flops=float(cost[1]) * rows_filled(op), dtype=dtype, attention=attention)
     if len(wide) >= 3 and attention:
         splash = dict(_BLOCKS.findall(op.attributes))
         if "splash" in op.name or splash:
             return _splash(op, wide, arrays, splash)
         return _attention(wide[0], wide[1], backward=bool(_BACKWARD.search(name)))
-    return Work(unknown=(target,))
+    return OpWork(unknown=(target,))
 
 
-def _cublas(computation: Computation, op: Op) -> Work:
+def _cublas(computation: Computation, op: Op) -> OpWork:
     found = _CUBLAS.search(op.attributes)
     if not found:
-        return Work(unknown=(target_of(op),))
+        return OpWork(unknown=(target_of(op),))
     numbers = {
         key: tuple(int(dim) for dim in dims) for key, dims in json.loads(found[1]).items() if isinstance(dims, list)
     }
@@ -132,19 +132,19 @@ def _cublas(computation: Computation, op: Op) -> Work:
         (numbers.get("lhs_batch_dimensions", ()), numbers.get("rhs_batch_dimensions", ())),
         (numbers["lhs_contracting_dimensions"], numbers["rhs_contracting_dimensions"]),
     )
-    return Work(flops=2.0 * b * m * n * k, matmul=matmul, dtype=left.dtype)
+    return OpWork(flops=2.0 * b * m * n * k, matmul=matmul, dtype=left.dtype)
 
 
-def _cudnn_attention(computation: Computation, op: Op, *, backward: bool) -> Work:
+def _cudnn_attention(computation: Computation, op: Op, *, backward: bool) -> OpWork:
     found = re.search(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([^\]]*)\]', op.attributes)
     query = computation.operand(op, 0).shapes[0]
     if not found:
-        return Work(unknown=(target_of(op),))
+        return OpWork(unknown=(target_of(op),))
     batch, heads, queries, keys = (int(size.strip(' "')) for size in found[1].split(","))
     share = 0.5 if "CAUSAL" in (op.word("mask_type") or "") else 1.0
     matmuls = 5 if backward else 2
     head_dim = query.dims[-1]
-    return Work(
+    return OpWork(
         flops=matmuls * 2.0 * batch * heads * queries * keys * head_dim * share,
         matmul=(batch * heads, queries, keys, head_dim),
         dtype=query.dtype,
@@ -152,7 +152,7 @@ def _cudnn_attention(computation: Computation, op: Op, *, backward: bool) -> Wor
     )
 
 
-def _splash(op: Op, wide: list[Shape], arrays: list[Shape], said: dict[str, str]) -> Work:
+def _splash(op: Op, wide: list[Shape], arrays: list[Shape], said: dict[str, str]) -> OpWork:
     """Splash attention on TPU: q, k, v are [..., heads, length, head_dim] unless their layout is said to be other.
 
     The backward pass is two kernels (dq: scores, dp, dq; dkv: scores, dv, dp, dk) or one fused kernel of 5 matmuls.
@@ -175,7 +175,7 @@ def _splash(op: Op, wide: list[Shape], arrays: list[Shape], said: dict[str, str]
         # Fewer queries than keys are one device's part of a sequence: they see what a mean part of it sees, not what
         # the first queries do (half as much, on two devices).
         share = causal_blocks(max(queries, keys), keys, block_q, block_kv)
-    return Work(
+    return OpWork(
         flops=matmuls * 2.0 * heads * queries * keys * head_dim * share,
         matmul=(heads, queries, keys, head_dim),
         dtype=wide[0].dtype,
@@ -183,7 +183,7 @@ def _splash(op: Op, wide: list[Shape], arrays: list[Shape], said: dict[str, str]
     )
 
 
-def _flash(op: Op, wide: list[Shape]) -> Work:
+def _flash(op: Op, wide: list[Shape]) -> OpWork:
     """jax.experimental.pallas.ops.tpu.flash_attention: q, k, v are [batch, heads, length, head_dim].
 
     The forward kernel's `cost_estimate` counts whole rows of scores whether it is causal or not, the backward kernels
@@ -194,7 +194,7 @@ def _flash(op: Op, wide: list[Shape]) -> Work:
     matmuls = 4 if "dkv" in op.name else 3 if "dq" in op.name else 2
     body = _BODY.search(op.attributes)
     causal = body is None or b"tpu.iota" in base64.b64decode(body[1])
-    return Work(
+    return OpWork(
         flops=matmuls * 2.0 * batch * heads * queries * keys * head_dim * (0.5 if causal else 1.0),
         matmul=(batch * heads, queries, keys, head_dim),
         dtype=wide[0].dtype,
@@ -221,11 +221,11 @@ def causal_blocks(queries: int, keys: int, block_q: int, block_kv: int) -> float
     return visited / (queries * keys)
 
 
-def _attention(query: Shape, key: Shape, *, backward: bool) -> Work:
+def _attention(query: Shape, key: Shape, *, backward: bool) -> OpWork:
     """A Triton or Mosaic kernel over [batch, length, heads, head_dim], taken as causal."""
     batch, queries, heads, head_dim = (1, *query.dims)[-4:]
     keys = (1, *key.dims)[-3]
-    return Work(
+    return OpWork(
         flops=(5 if backward else 2) * 2.0 * batch * heads * queries * keys * head_dim * 0.5,
         matmul=(batch * heads, queries, keys, head_dim),
         dtype=query.dtype,

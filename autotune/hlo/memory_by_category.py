@@ -64,7 +64,7 @@ def _read_memory(compilation: Compilation) -> Memory:
     peak = peak_bytes(compilation)
     held = _arguments_held(lives, compilation.arguments)
     moment = lives.peak_moment()
-    judge = _Judge(lives, compilation.arguments)
+    judge = _OwnBuffers(lives, compilation.arguments)
     live = [
         (judge.category(buffer), buffer)
         for buffer in lives.buffers
@@ -135,7 +135,7 @@ def _scaled(shares: Mapping[str, int], total: int) -> dict[str, int]:
     return scaled
 
 
-class _Judge:
+class _OwnBuffers:
     """Tells what a buffer of the program's own is for."""
 
     def __init__(self, lives: Liveness, arguments: tuple[Argument, ...]) -> None:

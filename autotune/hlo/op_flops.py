@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class OpWork:
     """FLOPs (2 per multiply-add) of one execution on one device, and the largest product inside.
 
     `matmul`: its (batch, m, n, k); `dtype`: what its operands are, "bf16". `unknown`: custom calls whose FLOPs are not
@@ -20,9 +20,9 @@ class Work:
     attention: bool = False
     unknown: tuple[str, ...] = ()
 
-    def __add__(self, other: Work) -> Work:
+    def __add__(self, other: OpWork) -> OpWork:
         larger = self if _size(self) >= _size(other) else other
-        return Work(
+        return OpWork(
             flops=self.flops + other.flops,
             matmul=larger.matmul,
             dtype=larger.dtype or self.dtype or other.dtype,
@@ -31,7 +31,7 @@ class Work:
         )
 
 
-def _size(work: Work) -> float:
+def _size(work: OpWork) -> float:
     return math.prod(work.matmul) if work.matmul else work.flops / 2
 
 

@@ -14,7 +14,7 @@ from autotune.hlo.flops import op_work
 from autotune.hlo.groups import DeviceGrid
 from autotune.hlo.kernels import FREE_CALLS, target_of, tile_visits
 from autotune.hlo.loops import Values, loop_invariants, trip_count
-from autotune.hlo.op_flops import Work
+from autotune.hlo.op_flops import OpWork
 from autotune.hlo.opcodes import FREE, KNOWN
 from autotune.hlo.shape import HBM, HOST, MEMORIES, dtype_name, read_shapes, tuple_parts
 from autotune.hlo.text import Computation, Module, Op
@@ -69,7 +69,7 @@ class Reader:
         self.warned_of: Counter[str] = Counter()
         self.reached = Reached(module)
         self.parts: dict[str, tuple[str, ...]] = {}
-        self.works: dict[str, Work] = {}
+        self.works: dict[str, OpWork] = {}
         self.needs: dict[str, Needs] = {}
 
     def all_warnings(self) -> tuple[str, ...]:
@@ -429,7 +429,7 @@ def _loop_trip(name: str) -> Compute:
     )  # fmt: skip
 
 
-def _kernel(op: Op, work: Work) -> str:
+def _kernel(op: Op, work: OpWork) -> str:
     """The class of an op: matmul, attention, custom_call, copy, gather (and scatter), fusion (all other work)."""
     if work.attention:
         return "attention"

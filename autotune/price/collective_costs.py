@@ -29,16 +29,15 @@ _NOWHERE = Route(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meshes:
-    """The distinct meshes of a table and the routes of their axes; many meshes share few routes.
-
-    `of_row`: shape (rows,), the mesh of each row. `route`: shape (axes as in `AXES`, meshes), the route that each axis
-    takes. `routes`: shape (tiers of the hardware, inner first; `FIELDS`; routes), the figures of each route.
-    """
+    """The distinct meshes of a table and the routes of their axes; many meshes share few routes."""
 
     hardware: Hardware
     of_row: np.ndarray
+    """Shape (rows,): the mesh of each row."""
     route: np.ndarray
+    """Shape (axes as in `AXES`, meshes): the route that each axis takes."""
     routes: np.ndarray
+    """Shape (tiers of the hardware, inner first; `FIELDS`; routes): the figures of each route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

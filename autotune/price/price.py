@@ -30,10 +30,11 @@ BLOCK_ROWS = 1 << 15
 
 
 class AnyPricer(Protocol):
-    """Prices a chunk at a time: of a transformer (`price.transformer.pricer`) or of a traced step (`price.traced`)."""
+    """Prices a block of rows at a time, of a transformer (`price.transformer.pricer`) or a traced step
+    (`price.traced`)."""
 
     def prepare(self, table: LayoutTable) -> Any:
-        """What all chunks of the table share."""
+        """What all blocks of the table share."""
 
     def cost_terms(self, table: LayoutTable, prepared: Any, rows: slice, *, counting: bool = False) -> CostTerms:
         """Every term of some rows (already taken as `table`) of the prepared table; `counting`: FLOPs and bytes too."""
@@ -58,24 +59,26 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The price of one layout, per device and step. `terms` add up to `step_seconds`, `memory` to `peak_bytes`.
-
-    `low_seconds`: the step if communication overlapped compute perfectly: the longest of compute with its bubble and
-    the bytes of each part. `high_seconds`: nothing overlaps. `resources`: seconds by resource; those of the bubble are
-    divided over the resources of a microbatch. A resource with the share r of the step that gets 1 % faster makes the
-    step about r % shorter.
-    `flops`: of matmuls and attention, as the kernels run them. `sent`: bytes one device sends, by mesh axis.
-    """
+    """The price of one layout, per device and step."""
 
     step_seconds: float
     low_seconds: float
+    """The step if communication overlapped compute perfectly: the longest of compute with its bubble and the bytes of
+    each link."""
     high_seconds: float
+    """The step if nothing overlapped."""
     peak_bytes: float
     terms: Mapping[str, Term]
+    """Name -> term; they add up to `step_seconds`."""
     resources: Mapping[str, float]
+    """Resource -> its seconds; they add up to `step_seconds`. Those of the bubble are divided over the resources of a
+    microbatch. If a resource with the share r of the step gets 1 % faster, the step gets about r % shorter."""
     memory: Mapping[str, float]
+    """Category -> bytes; they add up to `peak_bytes`."""
     flops: float
+    """Of matmuls and attention, as the kernels run them."""
     sent: Mapping[str, float]
+    """Mesh axis -> bytes that one device sends along it."""
 
     @property
     def elasticities(self) -> dict[str, float]:

@@ -51,19 +51,22 @@ arXiv 2205.05198)."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Bytes a device of each row: trained `weights`, `frozen` ones, `mutable` arrays and `state` (optimizer) as kept;
-    weights `gathered` over fsdp and `repeated` along each axis that leaves them whole, as one device holds them there.
-
-    Frozen weights are gathered as the others are (`frozen_gathered`); they have no gradients to hold or to reduce.
-    """
+    """Bytes of one device, one entry a row."""
 
     weights: np.ndarray
+    """Trained weights between steps."""
     frozen: np.ndarray
+    """Frozen weights between steps. They are gathered as the others are, and have no gradients."""
     mutable: np.ndarray
+    """Arrays that change without a gradient."""
     state: np.ndarray
+    """The optimizer's state."""
     gathered: np.ndarray
+    """Trained weights that are cut along fsdp, as one device holds them after the gather."""
     frozen_gathered: np.ndarray
+    """The same of frozen weights."""
     repeated: dict[str, np.ndarray]
+    """Mesh axis -> trained weights that it leaves whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

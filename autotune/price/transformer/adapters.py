@@ -17,7 +17,7 @@ GROUPS = {
     "query": "qkv", "key": "qkv", "value": "qkv", "query_down": "qkv", "key_value_down": "qkv",
     "key_value": "qkv", "output": "attention_out", "gate": "mlp_in", "up": "mlp_in", "down": "mlp_out",
 }  # fmt: skip
-"""A matrix -> the group of matmuls (`device_work.Work`) that it is one of."""
+"""A matrix -> the group of matmuls (`device_work.DeviceWork`) that it is one of."""
 
 CUT_BY_TENSOR = ("heads", "mlp")
 """Logical axes of a layer's matrices that `tensor` cuts."""
@@ -35,16 +35,19 @@ among the stacked gradients (llama3-8b on h100, jax 0.10.2)."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """The frozen weights. Bytes of one: `kept` between steps, `sent` where it is gathered along fsdp; of what is no
-    matrix inside a layer `kept_beside` and `sent_beside`. `made`: of a copy in the compute dtype that is made of each
-    matrix after its gather, where it is quantised; else 0."""
+    """The frozen weights; bytes of one weight."""
 
     lora: Lora
     kept: float
+    """Of a matrix inside a layer, between steps."""
     sent: float
+    """The same, where it is gathered along fsdp."""
     kept_beside: float
+    """Of what is no matrix inside a layer, between steps."""
     sent_beside: float
+    """The same, where it is gathered along fsdp."""
     made: float
+    """Of the copy in the compute dtype that is made of a quantised matrix after its gather; 0 where none is."""
 
 
 def base_of(lora: Lora, compute: float) -> Base:
@@ -58,18 +61,21 @@ def base_of(lora: Lora, compute: float) -> Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapters:
-    """Numbers in the adapters of one layer (the mean of all layers), on one device, before fsdp and ZeRO cut them.
-
-    `cut`: those with a side of `embed`, which fsdp and ZeRO cut; `whole`: the others. `routed_cut`, `routed_whole`: of
-    routed experts, beside those. `reading`, `writing`: adapted matrices of a layer, without routed ones, whose input or
-    whose result `tensor` cuts."""
+    """Numbers in the adapters of one layer (the mean of all layers), on one device, before fsdp and ZeRO cut them. One
+    entry a row."""
 
     cut: np.ndarray
+    """Those with a side of `embed`, which fsdp and ZeRO cut."""
     whole: np.ndarray
+    """The others."""
     routed_cut: np.ndarray
+    """As `cut`, of routed experts, which are not in `cut`."""
     routed_whole: np.ndarray
+    """As `whole`, of routed experts, which are not in `whole`."""
     reading: float
+    """Adapted matrices of a layer, without routed ones, whose input `tensor` cuts."""
     writing: float
+    """The same, whose result `tensor` cuts."""
 
     def local(self, fsdp: np.ndarray, over_data: np.ndarray | float = 1.0, *, routed: bool = True) -> np.ndarray:
         """What one device holds where fsdp and `over_data` devices of ZeRO cut what they can; not `routed`: without the
@@ -107,19 +113,19 @@ def targeted(matrices: tuple[Matrix, ...], lora: Lora) -> list[Matrix]:
     return [matrix for matrix in matrices if matrix.name in lora.matrices]
 
 
-Work = TypeVar("Work")
+M = TypeVar("M")
 
 
 def adapter_matmuls(
-    kind: LayerKind, d_model: int, lora: Lora, matmul: Callable[..., Work], add: Callable[[Work, Work], Work], *,
+    kind: LayerKind, d_model: int, lora: Lora, matmul: Callable[..., M], add: Callable[[M, M], M], *,
     tokens: np.ndarray, rows: np.ndarray, slots: np.ndarray, experts: np.ndarray, tensor: np.ndarray,
-) -> dict[str, tuple[Work, Work]]:  # fmt: skip
+) -> dict[str, tuple[M, M]]:  # fmt: skip
     """Group of matmuls -> (x A, (x A) B) of one layer and microbatch on one device, all matrices of the group.
 
     `tokens` of the device; `rows` of them, where the result of a block is cut along the sequence; `slots` of each of
     `experts` routed experts.
     """
-    found: dict[str, tuple[Work, Work]] = {}
+    found: dict[str, tuple[M, M]] = {}
     for matrix in targeted(matrices_of_layer(kind, d_model), lora):
         into, out = _sides(matrix, tensor)
         rank, ahead, behind, count = float(lora.rank), tokens, tokens, np.ones(())

@@ -80,7 +80,7 @@ class Matmul:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class DeviceWork:
     """One layer, one microbatch, one device, unless the field says otherwise. Arrays have shape (pieces of work,)."""
 
     sequences: np.ndarray
@@ -160,7 +160,7 @@ def work_of(
     sequence_parallel: np.ndarray,
     ring: np.ndarray,
     tiles: np.ndarray,
-) -> Work:
+) -> DeviceWork:
     """The work of a microbatch of `sequences` sequences a device, cut along `tensor`, `context` and `expert`. `ring`:
     whether attention along `context` passes keys and values around a ring. `tiles`: of the vocabulary. All are arrays
     over pieces of work.
@@ -193,7 +193,7 @@ def _work_of_kind(
     sequence_parallel: np.ndarray,
     ring: np.ndarray,
     tiles: np.ndarray,
-) -> Work:
+) -> DeviceWork:
     """The work of one kind of layer; `kind` is None where the shape says all of it."""
     traffic, saved = stack.traffic, stack.saved
     attends = None if kind is None else kind.attention
@@ -372,7 +372,7 @@ def _work_of_kind(
     in_hand = saved.working * tokens * d + np.maximum(in_work * slots * parts, blocks)
     scores_in_hand = saved.scores_working * attention.scores * (not stack.flash)
     in_hand = in_hand + scores_in_hand + 2.0 * elements[1] + 4.0 * first * elements[2]
-    return Work(
+    return DeviceWork(
         sequences=sequences,
         qkv=to_heads,
         attention_out=matmul(tokens, d, heads * values),
@@ -423,7 +423,7 @@ def _latent_projections(matmul: Callable[..., Matmul], attends: AttentionKind, t
 
 
 LARGEST = ("batched_heads", "block_scores", "layer_work_bytes")
-"""Fields of `Work` and `AttentionWork` that hold what a device needs at once: the maximum over the kinds of layers."""
+"""Fields that hold what a device needs at once: of these the maximum over the kinds of layers counts, not the mean."""
 
 
 def _mean(works: list, shares: list[float]):

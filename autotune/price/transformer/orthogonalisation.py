@@ -47,17 +47,21 @@ OPERATIONS = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orthogonalisation:
-    """Of one device and step; arrays with one entry a row. `collectives`: (mesh axis, kind, bytes of the whole array,
-    how often). `parameters`: in the matrices of the stage, before fsdp and ZeRO cut them. `held_bytes`: the most that
-    is held at once beside weights, gradients and state."""
+    """Of one device and step; arrays with one entry a row."""
 
     flops: np.ndarray
     seconds: np.ndarray
+    """Of the matmuls."""
     hbm_bytes: np.ndarray
+    """Memory traffic beside the matmuls."""
     launches: float
+    """Kernels that are launched."""
     collectives: tuple[tuple[str, str, np.ndarray, np.ndarray], ...]
+    """(mesh axis, kind, bytes of the whole array, how often)."""
     parameters: np.ndarray
+    """In the matrices of the stage, before fsdp and ZeRO cut them."""
     held_bytes: np.ndarray
+    """The most that is held at once beside weights, gradients and state."""
 
 
 def orthogonalisation_of(

@@ -13,23 +13,27 @@ from autotune.meshes.transformer import TransformerShape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Counts a device, cut along tensor and expert only. `layer`: of one layer; `layer_dense` and `layer_routed` are
-    its parts that every expert rank repeats or holds alone; `vocabulary`: embedding and output projection together on
-    the fullest stage; `sent_vocabulary`: what is gathered and reduced of them: XLA does so once for each use of a tied
-    table (a100-80 and h100, jax 0.10.2); `embedding`: its part whose gradient is reduced by itself
-    (`embedding_gradient`). Where layers differ, `layer_dense` and `layer_routed` are their mean; `largest_dense`
-    and `largest_routed` are those of the layer with the most parameters."""
+    """Numbers of parameters of one device, cut along `tensor` and `expert` only. One entry a row."""
 
     layer_dense: np.ndarray
+    """Of one layer (the mean where layers differ), without routed experts: every device along `expert` has them."""
     layer_routed: np.ndarray
+    """Of the routed experts of one layer (the mean where layers differ): divided along `expert`."""
     vocabulary: np.ndarray
+    """Of embedding and output projection together, on the fullest stage."""
     sent_vocabulary: np.ndarray
+    """What is gathered and reduced of them: XLA does so once for each use of a tied table (a100-80 and h100, jax
+    0.10.2)."""
     embedding: np.ndarray
+    """What of `sent_vocabulary` has its gradient reduced by itself (`embedding_gradient`)."""
     largest_dense: np.ndarray
+    """`layer_dense` of the layer with the most parameters."""
     largest_routed: np.ndarray
+    """`layer_routed` of the layer with the most parameters."""
 
     @property
     def layer(self) -> np.ndarray:
+        """Of one layer."""
         return self.layer_dense + self.layer_routed
 
     def dense(self, layers: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from autotune.meshes.legality import ONCE_A_STEP
 from autotune.price.collective_costs import CollectiveCost, Meshes
 from autotune.price.terms import CollectivePart, CostTerms, TermRows
 from autotune.price.transformer.adapters import Adapters, adapters_of
-from autotune.price.transformer.device_work import Work
+from autotune.price.transformer.device_work import DeviceWork
 from autotune.price.transformer.inputs import Inputs
 from autotune.price.transformer.orthogonalisation import Orthogonalisation
 from autotune.price.transformer.parameters import Parameters, parameters_of
@@ -38,7 +38,7 @@ class Prepared:
 
     meshes: Meshes
     costs: dict[tuple[str, str], CollectiveCost]
-    work: Work
+    work: DeviceWork
     piece_of_row: np.ndarray
     mesh_of_piece: np.ndarray
 
@@ -88,15 +88,34 @@ def chunks_of(table: LayoutTable, layers: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Rows:
-    """Some layouts of a table, the mesh and the piece of work of each, and a ledger of their own that `enter` fills.
+    """Some layouts of a table, the mesh and the piece of work of each, and the terms that `add_terms` adds.
 
     Every array has one entry a row. Where the table stands for every row with every set (`autotune.table.across`), an
-    array is (rows, sets), of length 1 where all rows or all sets agree. `size`: of each axis; `used`: whether any row
-    has the axis above 1; `parallel`: rows with sequence parallelism. `layers`: of a stage; `staged`: rows with a
-    pipeline (`autotune.models.pipeline`); `sliced`: those whose virtual stages have several layers; `dealt`: those with
-    several virtual stages on each stage. `adapters`: what alone is trained, where the `parameters` are frozen.
-    `nothing`: zeros, one a row.
+    array is (rows, sets), of length 1 where all rows or all sets agree.
     """
+
+    terms: CostTerms
+    size: dict[str, np.ndarray]
+    """Of each mesh axis."""
+    used: dict[str, bool]
+    """Mesh axis -> whether any row has it above 1."""
+    parallel: np.ndarray
+    """Rows with sequence parallelism."""
+    layers: np.ndarray
+    """Layers of a stage."""
+    staged: np.ndarray
+    """Rows with a pipeline (`autotune.models.pipeline`)."""
+    sliced: np.ndarray
+    """Rows with a pipeline whose virtual stages have several layers."""
+    dealt: np.ndarray
+    """Rows with several virtual stages on each stage."""
+    parameters: Parameters
+    adapters: Adapters | None
+    """What alone is trained, where the `parameters` are frozen; None: the parameters are trained."""
+    nothing: np.ndarray
+    """Zeros."""
+    stream_bytes: np.ndarray
+    """The residual stream of a microbatch in the compute dtype, whole along `tensor`."""
 
     orthogonalised: Orthogonalisation | None = None
     """What makes the update of the layers' matrices orthogonal; None: nothing does."""
@@ -117,9 +136,9 @@ class Rows:
         self.used = {name: bool((getattr(table, name) > 1).any()) for name in AXES}
         self.parallel = table.sequence_parallel > 0
         self.staged = self.size["stage"] > 1
-        self.parameters: Parameters = parameters_of(self.shape, self.size)
+        self.parameters = parameters_of(self.shape, self.size)
         base = self.stack.state.base
-        self.adapters: Adapters | None = adapters_of(self.shape, base.lora, self.size) if base else None
+        self.adapters = adapters_of(self.shape, base.lora, self.size) if base else None
         straggler_share = self.hardware.straggler_share(inputs.target.groups)
         shape = np.broadcast_shapes(piece.shape, table.remat.shape)
         self.terms = CostTerms(
@@ -136,7 +155,7 @@ class Rows:
         self.add_terms()
 
     def add_terms(self) -> None:
-        """Work out these rows and enter it in the ledger."""
+        """Work out these rows and add their terms."""
         raise NotImplementedError
 
     def some(self, kind: type[Kind], rows: np.ndarray) -> Kind:
