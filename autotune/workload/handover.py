@@ -87,13 +87,14 @@ class CallJaxpr:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
     """A call in the tuner's shape, its trace, whether its mesh axes are Explicit, where it finds its mesh
-    (`autotune.partition.CONTEXTS`), what is to be said of it, and the name of the argument that is the batch (None
-    where several are)."""
+    (`autotune.partition.CONTEXTS`), the axes of that mesh where it has no others, what is to be said of it, and the
+    name of the argument that is the batch (None where several are)."""
 
     adapted: Adapted
     closed: CallJaxpr
     explicit: bool
     context: str
+    only_axes: tuple[str, ...]
     notes: tuple[str, ...]
     batch: str | None
 
@@ -124,7 +125,10 @@ def hand_over(
     places = places_of(step, given, named)
     chosen = batch_names(batch, places, names_of(step, given, named))
     kinds = (False, True) if explicit is None else (explicit,)
-    found = first_that_traces(lambda: fit_call(step, given, named), kinds, mesh_axes)
+    found = first_that_traces(
+        lambda: fit_call(step, given, named), kinds, mesh_axes, (given, named),
+        bound=lambda made: made[0].bound_axes, closed=lambda made: made[2],
+    )  # fmt: skip
     (fit, split, closed, shapes), explicit = found.made, found.explicit
     trees = _by_name(split, places, abstract_parts(split.parts))
     data = {name: trees[name] for name in chosen}
@@ -163,7 +167,7 @@ def hand_over(
         )
     ordered = CallJaxpr(closed=closed, invars=(*read, *rows), outvars=(*new, *metrics))
     return HandedOver(
-        adapted=adapted, closed=ordered, explicit=explicit, context=found.context, notes=tuple(notes),
+        adapted=adapted, closed=ordered, explicit=explicit, context=found.context, only_axes=found.only, notes=tuple(notes),
         batch=chosen[0] if len(chosen) == 1 else None,
     )  # fmt: skip
 

@@ -144,7 +144,7 @@ def test_what_is_decided_is_said_with_its_reason_and_the_line_that_pins_it():
     assert (
         "mesh axes 'y' and 'z' are each tensor: 'y' has at most 2 of its size, because it alone cuts dimension" in note
     )
-    assert note.endswith("pin the size of one with mesh_axes={'z': 'tensor=2'}")
+    assert note.endswith("; no other split is searched: pin the size of one with mesh_axes={'z': 'tensor=2'}")
 
 
 @pytest.mark.parametrize("step", [explicit_step, pytest.param(auto_step, marks=pytest.mark.slow)])
