@@ -185,7 +185,8 @@ def fields_of(
     """Everything `Workload.of` wants, of a step in our shape.
 
     `batch`: the name of the argument that is the batch, if one is. `closed`: the step's jaxpr, traced with the mesh in
-    `mesh_context`, which has `only_axes` (() where it may have any). `mesh`: the one that the step was built for; any other in it is the user's own. `logical`: whether
+    `mesh_context`, which has `only_axes` (() where it may have any). `mesh`: the one that the step was built for; any
+    other in it is the user's own. `logical`: whether
     Flax asked for the meaning of logical names in that trace.
     """
     leaves = leaves_of(adapted.state)

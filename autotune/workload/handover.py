@@ -167,8 +167,8 @@ def hand_over(
         )
     ordered = CallJaxpr(closed=closed, invars=(*read, *rows), outvars=(*new, *metrics))
     return HandedOver(
-        adapted=adapted, closed=ordered, explicit=explicit, context=found.context, only_axes=found.only, notes=tuple(notes),
-        batch=chosen[0] if len(chosen) == 1 else None,
+        adapted=adapted, closed=ordered, explicit=explicit, context=found.context, only_axes=found.only,
+        notes=tuple(notes), batch=chosen[0] if len(chosen) == 1 else None,
     )  # fmt: skip
 
 

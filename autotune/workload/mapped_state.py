@@ -25,8 +25,8 @@ CAST = (*PASSED_ON, "convert_element_type")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """The names that a map gives the dimensions of an array, and its file and line. `every`: the map is over all axes of
-    the mesh; one over some of them leaves the array's cut along the others to the compiler."""
+    """The names that a map gives the dimensions of an array, and its file and line. `every`: the map is over all axes
+    of the mesh; one over some of them leaves the array's cut along the others to the compiler."""
 
     names: tuple[Name, ...]
     at: str
@@ -143,8 +143,8 @@ def beside(names: tuple[Name, ...], guess: tuple[Name, ...] | None) -> tuple[Nam
 def told(
     cut: Mapping[str, Said], several: Mapping[str, tuple[Said, ...]], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[str]:
-    """What was read out of the specs, with the line that pins it: arrays alike are one line. An array of which a part of
-    the cut is left to the compiler is among the guesses."""
+    """What was read out of the specs, with the line that pins it: arrays alike are one line. An array of which a part
+    of the cut is left to the compiler is among the guesses."""
     alike: dict[tuple[str, Said], list[str]] = {}
     for path, said in cut.items():
         if said.every:

@@ -156,7 +156,7 @@ def first_that_traces(
 def _on_every_axis(
     attempt: Callable[[], Made], explicit: bool, names: Sequence[str], context: str
 ) -> Made | UserCodeError:
-    """What `attempt` makes, or raises, on a mesh of every axis; ValueError where that takes names which nobody knows."""
+    """What `attempt` makes, or raises, on a mesh of every axis; ValueError where that takes names that nobody knows."""
     unknown: tuple[str, ...] = ()
     while True:
         try:

@@ -33,7 +33,10 @@ def losses(step, count=3):
     return found
 
 
-def mapped(inside, specs, rows=P(("data", "fsdp")), **options):
+ROWS_CUT = P(("data", "fsdp"))
+
+
+def mapped(inside, specs, rows=ROWS_CUT, **options):
     def forward(params, batch):
         params = {"up": params["up"].astype(jnp.float32), "down": params["down"].T.T}
         return jax.shard_map(inside, in_specs=(specs, rows), out_specs=rows, check_vma=False, **options)(params, batch)
