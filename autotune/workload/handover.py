@@ -25,6 +25,7 @@ from autotune.workload.call import (
 from autotune.workload.dimensions import dimensions_of
 from autotune.workload.flow import fed_by, flow_of
 from autotune.workload.leaves import path_of, same_structure
+from autotune.workload.replicas import refuse_replicas
 from autotune.workload.returned import find_returned
 from autotune.workload.tracing import first_that_traces, tracing
 
@@ -124,6 +125,7 @@ def hand_over(
     given, said = tuple(arguments), explicit
     places = places_of(step, given, named)
     chosen = batch_names(batch, places, names_of(step, given, named))
+    refuse_replicas(step, given, named, chosen)
     kinds = (False, True) if explicit is None else (explicit,)
     found = first_that_traces(
         lambda: fit_call(step, given, named), kinds, mesh_axes, (given, named),
