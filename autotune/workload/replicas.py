@@ -9,7 +9,8 @@ import jax
 
 from autotune.workload.call import NUMBERS, is_pmap, names_of
 from autotune.workload.leaves import is_array
-from autotune.workload.trace import equations, names_of as axes_of
+from autotune.workload.trace import equations
+from autotune.workload.trace import names_of as axes_of
 
 
 def refuse_replicas(
