@@ -4,6 +4,7 @@ that counts the axes of its mesh, the step's own alone."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -244,8 +245,9 @@ def _where_it_differs(
     texts = [[one.text for one in operations(closed(found))] for found in (whole.made, made)]
     if texts[0] == texts[1]:
         return None
-    place = next((index for index, (one, other) in enumerate(zip(*texts, strict=False)) if one != other), -1)
-    differs = f"operation {place + 1} is {texts[0][place]}, and {texts[1][place]} on its own"
+    pairs = itertools.zip_longest(*texts, fillvalue="the end of the step")
+    place, (more, alone) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    differs = f"operation {place + 1} is {more}, and {alone} on its own"
     return Found(
         made=made, explicit=whole.explicit, context=whole.context, failed=whole.failed, only=own, differs=differs
     )

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import autotune
 from autotune.meshes.layout import parse_layout
+from autotune.plan.emit import flax
 from autotune.plan.read import plan_from_json
 from autotune.user_code import UserCodeError
 
@@ -212,3 +213,25 @@ def test_an_axis_in_the_specs_of_a_map_that_we_do_not_know_is_asked_for(name):
 
     with pytest.raises(ValueError, match=f"the step names the mesh axis '{name}', which we do not know"):
         autotune.Workload.of_call(step, (jax.eval_shape(small.weights), ROWS), batch=1)
+
+
+def test_the_emitted_mesh_has_all_axes_that_the_step_counts():
+    step, options, axes, _ = CASES[2]
+    workload = autotune.Workload.of_call(step, (jax.eval_shape(small.weights), ROWS), batch=1, **options)
+    plan = autotune.tune(workload, "cpu:8", layouts=(parse_layout("tensor=8"),), compile=0, probe=False).plan
+    code = flax(plan)
+    assert all(repr(name) in code or f'"{name}"' in code for name in axes), code
+
+
+def shorter(gradients, specs, axes):
+    """On a mesh with further axes the step ends earlier: the loss alone is another program."""
+    return gradients if all(map(is_fully_sharded, specs.values())) else jax.tree.map(jnp.zeros_like, gradients)
+
+
+def test_a_program_that_is_longer_on_its_own_mesh_is_found():
+    workload = autotune.Workload.of_call(
+        mapped("fsdp", "model", shorter), (jax.eval_shape(small.weights), ROWS), batch=1
+    )  # fmt: skip
+    [note] = [one for one in workload.guesses if one.startswith(SAID)]
+    assert "because on a mesh with further axes operation " in note
+    assert workload.partition.only_axes == ("fsdp", "model")
