@@ -73,6 +73,7 @@ class Partition:
     `extra_axes`: the step's own name of a further axis of one of our kinds -> that kind; it stands in `Leaf.names` and
     in `rules` as `extra_name` of it, and shares the size of its kind (`own_sizes`). `limits`: the step's own name of
     such an axis, or of the first of its kind -> the most of the kind's size that it has.
+    `only_axes`: the step's own names of all axes that its mesh has, where the step counts them; () for any.
     `unusable`: our mesh axis -> why the step cannot be cut along it.
     `apart`: two of our mesh axes ("data,tensor") -> why the step cannot be cut along both, though it can along each.
     """
@@ -85,6 +86,7 @@ class Partition:
     mesh_context: str = "both"
     extra_axes: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
+    only_axes: tuple[str, ...] = ()
     unusable: Mapping[str, str] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
 
@@ -117,11 +119,17 @@ class Partition:
         return sizes
 
     def own_shape(self, shape: Mapping[str, int]) -> dict[str, int]:
-        """The step's own names and sizes of a mesh of our axes, outermost first.
+        """The step's own names and sizes of a mesh of our axes, outermost first; without those of size 1 that the mesh
+        of the step must not have.
 
         Axes of one kind stand beside each other, the first outermost.
         """
-        return {own: size for axis, total in shape.items() for own, size in self.own_sizes(axis, total).items()}
+        return {own: size for axis, total in shape.items() for own, size in self.own_sizes(axis, total).items()
+                if size > 1 or self.on_mesh(own)}  # fmt: skip
+
+    def on_mesh(self, own: str) -> bool:
+        """Whether the mesh of the step may have an axis, by the step's own name."""
+        return not self.only_axes or own in self.only_axes
 
     def own_name(self, axis: str) -> str:
         """The step's own name of an axis as it stands among the names of a dimension."""
@@ -235,6 +243,7 @@ class Partition:
             **({"mesh_context": self.mesh_context} if self.mesh_context != "both" else {}),
             **({"extra_axes": dict(self.extra_axes)} if self.extra_axes else {}),
             **({"limits": dict(self.limits)} if self.limits else {}),
+            **({"only_axes": list(self.only_axes)} if self.only_axes else {}),
             **({"unusable": dict(self.unusable)} if self.unusable else {}),
             **({"apart": dict(self.apart)} if self.apart else {}),
             "state": {path: _leaf_json(leaf) for path, leaf in self.state.items()},

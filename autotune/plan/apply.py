@@ -36,6 +36,7 @@ from autotune.workload.call import (
 )
 from autotune.workload.flow import fed_by, flow_of
 from autotune.workload.leaves import is_array, leaves_of, map_leaves, same_structure
+from autotune.workload.replicas import refuse_replicas
 from autotune.workload.returned import find_returned
 
 
@@ -155,6 +156,7 @@ class PlannedStep:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """What the step returns; NNX objects among the arguments are changed in place, as the step changes them."""
+        self._refuse_replicas(arguments, named)
         with use(self._plan, self._on):
             split, program, call = self._prepare(arguments, named)
             filled = split.filled(self._placed(split, arguments, named))
@@ -164,10 +166,16 @@ class PlannedStep:
 
     def lower(self, *arguments: Any, **named: Any) -> Any:
         """`jax.stages.Lowered` of the program that such a call runs; shapes do for arrays."""
+        self._refuse_replicas(arguments, named)
         with use(self._plan, self._on):
             split, program, _ = self._prepare(arguments, named)
             filled = split.filled(self._placed(split, arguments, named))
             return program.lower(*filled[0], **filled[1])
+
+    def _refuse_replicas(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Before the plan's mesh is set: under it `jax.pmap` takes no call."""
+        if (len(arguments), tuple(named)) not in self._fits:
+            refuse_replicas(self._step, arguments, named)
 
     def _prepare(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Split, Any, PureCall]:
         """The call taken apart, its program, and the pure call that the program was made of."""

@@ -333,6 +333,7 @@ def flax(plan: Plan) -> str:
         named += [*partition.extra_axes.values(), *(partition.axes() if partition.explicit else ())]
         sizes = partition.own_shape(sizes)
         sizes |= {own: 1 for axis in named for own in partition.own_axes(axis) if own not in sizes}
+        sizes |= {own: 1 for own in partition.only_axes if own not in sizes}
         rules = partition.meanings(layout)
         kept = {
             name: tuple(partition.own_name(axis) for axis in axes if partition.kind(axis) in used)

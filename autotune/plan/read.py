@@ -167,9 +167,8 @@ def _partition(read: Fields) -> Partition | None:
         inside = read.inside("partition")
         mesh_names = inside.mapping("mesh_names", str)
         inside.inside("mesh_names").only(AXES)
-        given = {"mesh_context": BOTH, "extra_axes": {}, "limits": {}, "unusable": {}, "apart": {}} | dict(
-            inside.values
-        )
+        given = {"mesh_context": BOTH, "extra_axes": {}, "limits": {}, "only_axes": [], "unusable": {}, "apart": {}}
+        given |= dict(inside.values)
         later = Fields(inside.where, given, inside.path)  # what a plan of an earlier version does not say
         extra_axes = later.mapping("extra_axes", str)
         for name in extra_axes:
@@ -189,6 +188,7 @@ def _partition(read: Fields) -> Partition | None:
             mesh_context=later.text("mesh_context", CONTEXTS),
             extra_axes=extra_axes,
             limits=limits,
+            only_axes=tuple(later.listed("only_axes", str)),
             unusable=later.mapping("unusable", str),
             apart=later.mapping("apart", str),
             state={path: _leaf(inside.inside("state"), path) for path in inside("state", dict)},

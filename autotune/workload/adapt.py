@@ -248,9 +248,10 @@ def trace(
     names: Sequence[str],
     sizes: Mapping[str, int] | None = None,
     context: str = BOTH,
+    only: Sequence[str] = (),
 ) -> Any:
     """The ClosedJaxpr of the step under a mesh (`tracing`); checks that the new state is built like the old one."""
-    with tracing(explicit, names, sizes, context):
+    with tracing(explicit, names, sizes, context, only=only):
         return traced(adapted)
 
 
@@ -289,7 +290,10 @@ class Builder:
         `operations`: those of that trace, under a mesh with the user's own `mesh_axes` beside ours.
         """
         try:
-            found = trace(self.adapted, self.partition.explicit, self.mesh_axes, context=self.partition.mesh_context)
+            found = trace(
+                self.adapted, self.partition.explicit, self.mesh_axes, context=self.partition.mesh_context,
+                only=self.partition.only_axes,
+            )  # fmt: skip
         except UserCodeError as error:
             raise AnotherProgram(fails_here(error.summary)) from error
         compare(found, self.operations)
@@ -353,11 +357,13 @@ class _WithRules:
 def flax_rules(partition: Partition, layout: Layout) -> tuple[tuple[str, Any], ...]:
     """The logical rules of a layout as Flax takes them, in the mesh's own names."""
     rules = partition.meanings(layout)
-    return tuple((name, tuple(partition.own_name(axis) for axis in axes) or None) for name, axes in rules.items())
+    own = {name: tuple(partition.own_name(axis) for axis in axes) for name, axes in rules.items()}
+    return tuple((name, tuple(filter(partition.on_mesh, axes)) or None) for name, axes in own.items())
 
 
 def renamed(mesh: Any, partition: Partition) -> Any:
-    """The same devices under the names that the step itself uses; an axis that several of its own share is split."""
+    """The same devices under the names that the step itself uses; an axis that several of its own share is split, and
+    one that its mesh must not have is left out."""
     kind = AxisType.Explicit if partition.explicit else AxisType.Auto
     sizes = partition.own_shape(dict(mesh.shape))
     if tuple(sizes) == mesh.axis_names and all(one == kind for one in mesh.axis_types):

@@ -453,7 +453,8 @@ def donated(jaxpr: Any) -> set[int]:
 def _notes(fit: Fit, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> list[str]:
     notes = [
         f"the step names the axis {name!r} of jax.pmap: it was bound to one replica that holds the whole batch "
-        "(jax.vmap(step, axis_name=..., axis_size=1)), so give the state of one replica and the global batch"
+        "(jax.vmap(step, axis_name=..., axis_size=1)), so give the state of one replica and the global batch; what a "
+        "replica computes of its own rows alone (batch statistics, keys by jax.lax.axis_index) is computed of all rows"
         for name in fit.bound_axes
     ]
     given = names_of(fit.step, arguments, named)

@@ -74,7 +74,7 @@ def error_with(adapted: Adapted, partition: Partition, names: Sequence[str], axe
     if partition.problem(layout) is not None:
         return None
     sizes = partition.own_shape(axes)
-    with tracing(True, names, sizes, partition.mesh_context):
+    with tracing(True, names, sizes, partition.mesh_context, only=partition.only_axes):
         state = _cut(adapted.state, partition.state, partition, layout)
         batch = _cut(adapted.batch, partition.batch, partition, layout)
         try:

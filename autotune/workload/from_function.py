@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from autotune.meshes.layout import AXES
 from autotune.partition import BATCH_AXES, LOGICAL_AXIS_RULES, MESH_NAMES, Leaf, Name, Partition, expanded, extra_name
@@ -24,6 +25,7 @@ from autotune.workload.guess import describe, guess_names, kind_of, rule_for
 from autotune.workload.handover import hand_over
 from autotune.workload.leaves import annotated, leaves_of, match_rules
 from autotune.workload.logical_names import Held, constraints_of, explain_names, held_away, names_heard, rules_asked
+from autotune.workload.mapped_state import beside, cut_by_maps, told
 from autotune.workload.pinned import mapped, own_meshes
 from autotune.workload.roles import roles_of, size_text, twins_of
 from autotune.workload.same_program import operations
@@ -76,7 +78,7 @@ def plain_fields(
     own, pinned = _own_axes(mesh_axes)
     adapted = adapt(step, state, batch, explicit)
     with devices_asked() as asked, rules_asked() as looked:
-        found = first_that_traces(lambda: traced(adapted), (explicit,), tuple(own))
+        found = first_that_traces(lambda: traced(adapted), (explicit,), tuple(own), (adapted.state, adapted.batch))
     fields = fields_of(
         adapted,
         name or name_of(step),
@@ -87,6 +89,7 @@ def plain_fields(
         parameters=parameters,
         explicit=explicit,
         mesh_context=found.context,
+        only_axes=found.only,
         batch_axes=batch_axes or {},
         batch=None,
         closed=found.made,
@@ -124,6 +127,7 @@ def call_fields(
         parameters=parameters,
         explicit=handed.explicit,
         mesh_context=handed.context,
+        only_axes=handed.only_axes,
         batch_axes=batch_axes or {},
         batch=handed.batch,
         closed=handed.closed,
@@ -171,6 +175,7 @@ def fields_of(
     parameters: Callable[[Any], Any] | None,
     explicit: bool,
     mesh_context: str,
+    only_axes: tuple[str, ...],
     batch_axes: Mapping[str, int | None],
     batch: str | None,
     closed: Any,
@@ -180,7 +185,8 @@ def fields_of(
     """Everything `Workload.of` wants, of a step in our shape.
 
     `batch`: the name of the argument that is the batch, if one is. `closed`: the step's jaxpr, traced with the mesh in
-    `mesh_context`. `mesh`: the one that the step was built for; any other in it is the user's own. `logical`: whether
+    `mesh_context`, which has `only_axes` (() where it may have any). `mesh`: the one that the step was built for; any
+    other in it is the user's own. `logical`: whether
     Flax asked for the meaning of logical names in that trace.
     """
     leaves = leaves_of(adapted.state)
@@ -191,24 +197,33 @@ def fields_of(
         names = annotated(node, array)
         if path not in said and names is not None:
             said[path] = names
+    shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
+    by_maps, several = cut_by_maps(closed.jaxpr, tuple(leaves), shapes)
+    by_maps = {path: one for path, one in by_maps.items() if path not in said}
+    said |= {path: one.names for path, one in by_maps.items()}
     said_of_batch = leaves_of(adapted.batch)
     of_batch = [annotated(node, array) or () for node, array in said_of_batch.values()]
     parts = [part for names in (*said.values(), *of_batch) for name in names for part in names_of(name)]
     naming = Naming(own, logical_rules, {*parts, *mesh_axis_names(closed.jaxpr)})
     named = {path: tuple(naming.own(one) for one in names) for path, names in said.items()}
     named = naming.settle(named, roles, mesh_axis_names(closed.jaxpr))
+    in_part = {path: named.pop(path) for path, one in by_maps.items() if not one.every}
     axes = dimensions_of(closed.jaxpr)
     dimensions, notes_of_batch = batch_dimensions(
         {path: array for path, (_, array) in said_of_batch.items()}, batch_axes, axes, len(leaves), batch
     )
     rows = {len(leaves) + index: axis for index, axis in enumerate(dimensions.values()) if axis is not None}
+    heard_on_more = logical and not only_axes  # the second trace is on a mesh with an axis for each name
     constraining, heard = (
-        names_heard(adapted, explicit, tuple(own), mesh_context) if logical else (closed, {})
+        names_heard(adapted, explicit, tuple(own), mesh_context) if heard_on_more else (closed, {})
     )  # fmt: skip
     held = constraints_of(constraining, heard, rows)
     naming.explain(held, tuple(heard))
-    guesses = [*own_meshes(closed.jaxpr, mesh), *said_of_roles, *naming.notes, *notes_of_batch]
-    shapes = {path: tuple(array.shape) for path, (_, array) in leaves.items()}
+    guesses = [*own_meshes(closed.jaxpr, mesh), *said_of_roles, *naming.notes, *told(by_maps, several, shapes),
+               *notes_of_batch]  # fmt: skip
+    if logical and not heard_on_more:
+        guesses.append("the step counts the axes of its mesh, so the logical names of its constraints are not looked "
+                       "up: each one that logical_rules= does not name leaves its dimension whole")  # fmt: skip
     guessed: dict[str, tuple[Name, ...]] = {}
     mine = [path for path, role in roles.items() if role in ("parameters", "frozen")]
     twins = twins_of(flow, leaves, roles)
@@ -216,8 +231,9 @@ def fields_of(
     moving = {path: order[path] for path, role in roles.items()
               if role == "mutable" and path not in named and not twins.get(path)}  # fmt: skip
     bare = not any(path in named for path in mine)
-    if bare or moving:
+    if bare or moving or in_part:
         guessed = guess_names(axes, shapes, {path: order[path] for path in mine if bare}, rows, moving)
+        guessed |= {path: beside(names, guessed.get(path)) for path, names in in_part.items()}
         guesses += describe(guessed, shapes)
         if naming.extra:
             guessed = {
@@ -247,8 +263,11 @@ def fields_of(
     guesses += naming.notes[before:]
     partition = Partition(
         state=state_leaves, batch=batch_leaves, rules=naming.rules, mesh_names=naming.mesh_names(), explicit=explicit,
-        mesh_context=mesh_context, extra_axes=naming.extra,
+        mesh_context=mesh_context, extra_axes=naming.extra, only_axes=only_axes,
     )  # fmt: skip
+    absent = {axis: f"the mesh of the step has the axes {', '.join(only_axes)} alone"
+              for axis in AXES if not any(map(partition.on_mesh, partition.own_axes(axis)))}  # fmt: skip
+    partition = dataclasses.replace(partition, unusable=absent)
     partition, said_of_sizes = with_sizes(partition, closed.jaxpr, adapted, pinned, tuple(own))
     guesses += said_of_sizes
     if explicit:
@@ -257,11 +276,11 @@ def fields_of(
             said_rows = ", ".join(part for part in rows_named if part in BATCH_AXES)
             alone = {axis: f"the step itself cuts the batch over {said_rows} alone"
                      for axis in BATCH_AXES if axis in partition.axes() and axis not in rows_named}  # fmt: skip
-        partition = dataclasses.replace(partition, unusable=alone)
+        partition = dataclasses.replace(partition, unusable=absent | alone)
         failing = axes_that_fail(adapted, partition, tuple(own))
-        partition = dataclasses.replace(partition, unusable=alone | failing)
+        partition = dataclasses.replace(partition, unusable=absent | alone | failing)
         partition = dataclasses.replace(partition, apart=pairs_that_fail(adapted, partition, tuple(own)))
-        guesses += [f"{axis} is left out of the search: {why}" for axis, why in partition.unusable.items()]
+        guesses += [f"{axis} is left out of the search: {why}" for axis, why in (alone | failing).items()]
         guesses += [f"layouts with {pair.replace(',', ' and ')} are left out of the search: {why}"
                     for pair, why in partition.apart.items()]  # fmt: skip
     guesses += [*closed_over(closed, leaves), *(stay_whole(partition, leaves) or untold)]
@@ -570,10 +589,24 @@ def stay_whole(partition: Partition, leaves: Mapping[str, tuple[Any, Any]]) -> l
     first = ranked[0][0]
     held = size_text(sum(size[path] for path in whole))
     largest = f"{first or 'the state'} {list(partition.state[first].shape)} ({partition.state[first].role})"
+    placed = [path for path in whole if _is_placed(*leaves[path])]
+    why = ""
+    if placed:
+        rest = [axis for axis in ("fsdp", "tensor") if axis not in partition.axes()]
+        why = (
+            f"; {len(placed)} of them because the arrays that were handed over lie whole on a mesh of your own (P())"
+            + (f", so {' and '.join(rest)} {'is' if len(rest) == 1 else 'are'} not searched" if rest else "")
+            + ": hand over shapes, jax.eval_shape(lambda: state), to have their cuts guessed"
+        )
     return [
         f"{len(whole)} array{'s' * (len(whole) > 1)} of the state stay whole on every device: {held}, "
-        f"{100 * share:.0f} % of its bytes, the largest {largest}; cut them with rules=[{', '.join(rules)}]"
+        f"{100 * share:.0f} % of its bytes, the largest {largest}; cut them with rules=[{', '.join(rules)}]{why}"
     ]
+
+
+def _is_placed(node: Any, array: Any) -> bool:
+    """Whether the cut of an array is the one with which it was handed over, and not that of its metadata."""
+    return node is array and isinstance(getattr(array, "sharding", None), NamedSharding)
 
 
 def closed_over(closed: Any, leaves: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -25,6 +25,7 @@ from autotune.workload.call import (
 from autotune.workload.dimensions import dimensions_of
 from autotune.workload.flow import fed_by, flow_of
 from autotune.workload.leaves import path_of, same_structure
+from autotune.workload.replicas import refuse_replicas
 from autotune.workload.returned import find_returned
 from autotune.workload.tracing import first_that_traces, tracing
 
@@ -87,13 +88,14 @@ class CallJaxpr:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
     """A call in the tuner's shape, its trace, whether its mesh axes are Explicit, where it finds its mesh
-    (`autotune.partition.CONTEXTS`), what is to be said of it, and the name of the argument that is the batch (None
-    where several are)."""
+    (`autotune.partition.CONTEXTS`), the axes of that mesh where it has no others, what is to be said of it, and the
+    name of the argument that is the batch (None where several are)."""
 
     adapted: Adapted
     closed: CallJaxpr
     explicit: bool
     context: str
+    only_axes: tuple[str, ...]
     notes: tuple[str, ...]
     batch: str | None
 
@@ -123,8 +125,12 @@ def hand_over(
     given, said = tuple(arguments), explicit
     places = places_of(step, given, named)
     chosen = batch_names(batch, places, names_of(step, given, named))
+    refuse_replicas(step, given, named, chosen)
     kinds = (False, True) if explicit is None else (explicit,)
-    found = first_that_traces(lambda: fit_call(step, given, named), kinds, mesh_axes)
+    found = first_that_traces(
+        lambda: fit_call(step, given, named), kinds, mesh_axes, (given, named),
+        bound=lambda made: made[0].bound_axes, closed=lambda made: made[2],
+    )  # fmt: skip
     (fit, split, closed, shapes), explicit = found.made, found.explicit
     trees = _by_name(split, places, abstract_parts(split.parts))
     data = {name: trees[name] for name in chosen}
@@ -163,8 +169,8 @@ def hand_over(
         )
     ordered = CallJaxpr(closed=closed, invars=(*read, *rows), outvars=(*new, *metrics))
     return HandedOver(
-        adapted=adapted, closed=ordered, explicit=explicit, context=found.context, notes=tuple(notes),
-        batch=chosen[0] if len(chosen) == 1 else None,
+        adapted=adapted, closed=ordered, explicit=explicit, context=found.context, only_axes=found.only,
+        notes=tuple(notes), batch=chosen[0] if len(chosen) == 1 else None,
     )  # fmt: skip
 
 

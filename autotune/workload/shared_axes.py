@@ -56,12 +56,12 @@ def _told(
     first, *more = own
     line = f"mesh axes {first!r} and {', '.join(map(repr, more))} are each {axis}: "
     others = f"the other{'s have' if len(more) > 1 else ' has'}"
-    pin = f"pin the size of one with mesh_axes={{{more[0]!r}: '{axis}=2'}}"
+    pin = f"no other split is searched: pin the size of one with mesh_axes={{{more[0]!r}: '{axis}=2'}}"
     if error is not None:
         words = " and ".join(f"{name}={SIZE}" for name in own)
         return (
-            f"{line}{first!r} has the whole size of {axis}, {others} size 1, because the step does not trace with "
-            f"{words}: {error}"
+            f"{line}{first!r} has the whole size of {axis}, {others} size 1, and no other split is searched, because "
+            f"the step does not trace with {words}: {error}"
         )
     if pinned:
         listed = ", ".join(f"{name!r} has {size}" for name, size in limits.items())

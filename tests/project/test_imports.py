@@ -43,9 +43,9 @@ WITH_JAX = (
     "autotune.workload.adapt", "autotune.workload.batch", "autotune.workload.call",
     "autotune.workload.devices_asked", "autotune.workload.dimensions", "autotune.workload.explicit_axes",
     "autotune.workload.flow", "autotune.workload.from_function", "autotune.workload.handover",
-    "autotune.workload.leaves", "autotune.workload.logical_names", "autotune.workload.pinned",
-    "autotune.workload.returned", "autotune.workload.roles", "autotune.workload.same_program",
-    "autotune.workload.trace", "autotune.workload.tracing",
+    "autotune.workload.leaves", "autotune.workload.logical_names", "autotune.workload.mapped_state",
+    "autotune.workload.pinned", "autotune.workload.replicas", "autotune.workload.returned", "autotune.workload.roles",
+    "autotune.workload.same_program", "autotune.workload.trace", "autotune.workload.tracing",
 )  # fmt: skip
 """Packages and modules that import JAX or Flax when they are loaded. All others must not: a price needs no JAX."""
 

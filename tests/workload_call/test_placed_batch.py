@@ -53,6 +53,28 @@ def test_its_first_dimension_is_the_batch(step, batch, mesh, spec, words, pin):
     assert new["params"]["up"].sharding.is_fully_replicated  # P() is what the loop said of its state
 
 
+PLACES = [
+    ("devices", P(), P(), "so fsdp and tensor are not searched: "),
+    ("data", P(), P(), "so fsdp and tensor are not searched: "),
+    ("fsdp", P("fsdp"), P(), "so tensor is not searched: "),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "opt", "left_out"), PLACES)
+def test_a_state_placed_whole_says_what_is_not_searched_and_what_opens_it(name, params, opt, left_out):
+    mesh, state = ((name,), (8,)), small.state()
+    state = {"params": placed(state["params"], mesh, params), "opt": placed(state["opt"], mesh, opt)}
+    workload = autotune.Workload.of_call(of_one, (state, placed(small.X, mesh, P(name))), batch=1)
+    [note] = [one for one in workload.guesses if "stay whole on every device" in one]
+    assert (
+        f" of them because the arrays that were handed over lie whole on a mesh of your own (P()), {left_out}" in note
+    )
+    assert note.endswith("hand over shapes, jax.eval_shape(lambda: state), to have their cuts guessed")
+    opened = autotune.Workload.of_call(of_one, (jax.eval_shape(lambda: state), small.X), batch=1)
+    assert opened.axes == ("data", "fsdp", "tensor")
+    assert not [one for one in opened.guesses if "stay whole on every device" in one]
+
+
 def test_where_nothing_is_cut_the_line_says_so():
     state, batch = placed((small.state(), small.X), ONE, P())
     workload = autotune.Workload.of_call(of_one, (state, batch), batch=1)

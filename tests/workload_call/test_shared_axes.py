@@ -144,7 +144,7 @@ def test_what_is_decided_is_said_with_its_reason_and_the_line_that_pins_it():
     assert (
         "mesh axes 'y' and 'z' are each tensor: 'y' has at most 2 of its size, because it alone cuts dimension" in note
     )
-    assert note.endswith("pin the size of one with mesh_axes={'z': 'tensor=2'}")
+    assert note.endswith("; no other split is searched: pin the size of one with mesh_axes={'z': 'tensor=2'}")
 
 
 @pytest.mark.parametrize("step", [explicit_step, pytest.param(auto_step, marks=pytest.mark.slow)])
@@ -255,8 +255,8 @@ def test_axes_that_an_explicit_step_takes_one_at_a_time_only_are_not_cut_togethe
     workload = workload_of(step, rules=())
     [note] = [one for one in workload.guesses if one.startswith("mesh axes")]
     assert (
-        "'y' has the whole size of tensor, the other has size 1, because the step does not trace with y=2 and z=2"
-        in note
+        "'y' has the whole size of tensor, the other has size 1, and no other split is searched, because the step does "
+        "not trace with y=2 and z=2" in note
     )
     plan = plan_of(workload, "data=2,tensor=4")
     assert own_sizes(plan) == (2, 4, 1)
