@@ -33,11 +33,12 @@ def test_median_errors(found, platform):
     assert not missed
 
 
-def test_models_of_published_configs_are_near_in_seconds_and_the_best_is_among_the_first_four():
-    """Their peak memory is priced too low where layers differ or a tied table is cut: docs/accuracy.md says by how
-    much."""
+def test_models_of_published_configs_are_near_and_the_best_is_among_the_first_four():
+    """Gemma's peak memory is priced too low: docs/accuracy.md says by how much."""
     found = script.compare_all(NEW_SHAPES)
-    assert found and script.medians(found)["seconds"] < 0.05 and script.hit_rate(found, 4) == 1.0
+    assert len(found) >= 6 and script.hit_rate(found, 4) == 1.0
+    medians = script.medians(found)
+    assert medians["seconds"] < 0.05 and medians["peak"] < 0.10
 
 
 def test_twenty_spaces_are_compiled(found):
