@@ -13,6 +13,8 @@ import jax.extend.core as jex
 from autotune.system.code_owner import owner_of
 
 ADDRESS = re.compile(r"0x[0-9a-f]+")
+SET = re.compile(r"\{([^{}:]*)\}")
+"""A set in a text, not a dict."""
 TEXT_CHARACTERS = 160
 
 
@@ -23,7 +25,7 @@ class AnotherProgram(ValueError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One operation of a trace: `text` names the primitive, the shapes and dtypes; `digest` covers the parameters too
-    (without addresses of objects, which differ from process to process)."""
+    (without addresses of objects and the order of sets, which differ from process to process)."""
 
     text: str
     digest: str
@@ -90,6 +92,16 @@ def _message(index: int, wanted: str, found: str, at: str | None) -> str:
     )
 
 
+def _lasting(text: str) -> str:
+    """A text as any process writes it.
+
+    >>> _lasting("frozenset({'y', 'x'}) at 0x7f")
+    "frozenset({'x', 'y'}) at "
+    """
+    in_order = SET.sub(lambda match: "{" + ", ".join(sorted(match[1].split(", "))) + "}", text)
+    return ADDRESS.sub("", in_order)
+
+
 def _listed(jaxpr: Any) -> Iterator[tuple[Operation, Any]]:
     for equation in jaxpr.eqns:
         inner: list[Any] = []
@@ -101,7 +113,7 @@ def _listed(jaxpr: Any) -> Iterator[tuple[Operation, Any]]:
                 inner += found
                 rest.append(f"{name}={len(found)} programs")
             else:
-                rest.append(f"{name}={ADDRESS.sub('', str(value))}")
+                rest.append(f"{name}={_lasting(str(value))}")
         operands = [
             f"{one.val}:{one.aval.str_short()}" if isinstance(one, jex.Literal) else one.aval.str_short()
             for one in equation.invars

@@ -1,6 +1,8 @@
 """A step travels to a worker process: it is the same program there, or the difference is named."""
 
 import importlib
+import os
+import subprocess
 import sys
 import textwrap
 import threading
@@ -143,3 +145,26 @@ def test_the_object_that_cannot_be_sent_is_named():
         with pytest.raises(CannotBeSent, match=name):
             packed(value)
     assert unpacked(packed({"a": 1})) == {"a": 1}
+
+
+MAPPED = """
+import jax, jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec as P
+from autotune.workload.same_program import operations
+mesh = AbstractMesh((2, 2, 2), ("fsdp", "model", "rows"))
+step = jax.shard_map(lambda x: x * 2, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
+print(*(one.digest for one in operations(jax.make_jaxpr(step)(jnp.zeros(8)))))
+"""
+
+
+def test_the_order_of_a_set_of_axes_is_no_difference():
+    """A process writes the axes of a shard_map in an order of its own."""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", MAPPED],
+            env={**os.environ, "PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(printed) == 1 and printed.pop().strip()
