@@ -148,7 +148,8 @@ def maxtext(plan: Plan) -> str:
     if packing:
         flags |= {"packing": True, "max_segments_per_seq": packing}
         expressed.append("packing")
-    flags |= {} if _training_of(plan).scan_layers else {"scan_layers": False}
+    if not _training_of(plan).scan_layers:
+        flags["scan_layers"] = False
     expressed.append("scan_layers")
     notes = [*_about(plan), *notes, *_unsaid(plan, *expressed), *(f"another device order: {line}" for line in lost)]
     trainer = "pre_train.train"

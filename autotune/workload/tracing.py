@@ -141,9 +141,9 @@ def first_that_traces(
             if not isinstance(made, UserCodeError):
                 whole = Found(made=made, explicit=explicit, context=context, failed=failed)
                 if context != NONE:
-                    more = sorted(set(_mapped_axes(closed(made))) - set(names), key=_depth)
-                    own = tuple(theirs) or (*names, *more)
-                    return _where_it_differs(attempt, whole, own, closed) or whole
+                    mapped = _mapped_axes(closed(made))
+                    own = tuple(theirs) or (*names, *sorted(set(mapped) - set(names), key=_depth))
+                    return (_where_it_differs(attempt, whole, own, closed) if mapped else None) or whole
                 return _on_own_axes(attempt, kinds, names, theirs, bound, failed) or whole
             tried.append(made)
     first, last = tried[0], tried[-1]
@@ -234,9 +234,7 @@ def _where_it_differs(
     attempt: Callable[[], Made], whole: Found[Made], own: tuple[str, ...], closed: Callable[[Made], Any]
 ) -> Found[Made] | None:
     """The trace on a mesh of the axes `own` alone, where it is another program than that on every axis: the step counts
-    the axes inside its map. None where it is the same, where nothing is mapped, and where the trace fails."""
-    if not _mapped_axes(closed(whole.made)):
-        return None
+    the axes inside its map. None where it is the same, and where the trace fails."""
     try:
         with tracing(whole.explicit, context=whole.context, only=own):
             made = attempt()

@@ -54,16 +54,13 @@ SAME_ARRAY = ("qkv_proj", "mlpwi")
 
 READ = frozenset({
     "env", "shard_mode", "num_vocab_tiling", "micro_batches_per_step", "gradient_accumulation_steps", "two_pass_pgle",
-    "micro_batch_sequences",
+    "micro_batch_sequences", "use_iota_embed",
 })  # fmt: skip
 """Fields of a row's `other` that become words of its layout or machine; `two_pass_pgle` is among its options too, and
-`micro_batch_sequences` follows from the batch."""
-
-ONE_HOT = "use_iota_embed"
-"""The field that makes the embedding a matmul of one-hot tokens with the table."""
+`micro_batch_sequences` follows from the batch. `use_iota_embed` makes the embedding a matmul of one-hot tokens with the
+table, which is said."""
 
 NO_COST: Mapping[str, tuple[object, ...]] = {
-    ONE_HOT: (False,),
     "enable_dropout": (False,),
     "use_multimodal": (False,),
     "logits_dot_in_fp32": (False,),
@@ -161,12 +158,12 @@ def _differs(row: Mapping[str, Any]) -> tuple[str, ...]:
     other = row.get("other") or {}
     if int(other.get("num_vocab_tiling") or 1) > 1:
         found.append("its loss is computed in tiles of the tokens, ours in as many tiles of the vocabulary")
-    if other.get(ONE_HOT) is True:
+    if other.get("use_iota_embed", False) is not False:
         found.append("its embedding is a matmul with one-hot tokens, ours looks its rows up")
     found += [
         f"not read: {name}={value}"
         for name, value in other.items()
-        if name not in READ and value not in NO_COST.get(name, ()) and (name, value) != (ONE_HOT, True)
+        if name not in READ and value not in NO_COST.get(name, ())
     ]
     if "fixed" in str(row.get("quantization")):
         found.append("the scales of its 8-bit matmuls are fixed, ours are found in each step")

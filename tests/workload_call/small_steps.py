@@ -44,6 +44,15 @@ def update(old, gradients):
     return {"params": optax.apply_updates(old["params"], updates), "opt": opt}
 
 
+def losses(step, first=weights, count=3):
+    """The losses of a loop around `step(state, batch) -> (state, loss)`. `first`: makes the state it begins with."""
+    now, found = first(), []
+    for _ in range(count):
+        now, value = step(now, X)
+        found.append(float(value))
+    return found
+
+
 @dataclasses.dataclass
 class Config:
     """Settings that are no pytree and cannot be hashed."""

@@ -72,8 +72,7 @@ def unpacked(weights, batch):
     rows, columns = old_mesh().devices.shape
     assert batch.shape[0] % rows == 0 and weights["up"].shape[1] % columns == 0
     batch = jax.lax.with_sharding_constraint(batch, P("rows", None))
-    value, gradients = jax.value_and_grad(plain)(weights, batch)
-    return jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradients), value
+    return unmapped(weights, batch)
 
 
 def by_names(weights, batch):
@@ -81,8 +80,7 @@ def by_names(weights, batch):
     mesh = old_mesh() if not old_mesh().empty else jax.sharding.get_abstract_mesh()
     assert 0 < len(mesh.axis_names) <= 2, "a mesh of data and model"
     batch = jax.lax.with_sharding_constraint(batch, P("data", None))
-    value, gradients = jax.value_and_grad(plain)(weights, batch)
-    weights = jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradients)
+    weights, value = unmapped(weights, batch)
     return jax.lax.with_sharding_constraint(weights, {"up": P(None, "model"), "down": P("model", None)}), value
 
 
@@ -90,21 +88,9 @@ def plain(weights, batch):
     return ((jax.nn.relu(batch @ weights["up"]) @ weights["down"] - batch) ** 2).mean()
 
 
-def alone(count=3):
-    weights, found = small.weights(), []
-    for _ in range(count):
-        value, gradients = jax.value_and_grad(plain)(weights, small.X)
-        weights = jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradients)
-        found.append(float(value))
-    return found
-
-
-def losses(step, count=3):
-    weights, found = small.weights(), []
-    for _ in range(count):
-        weights, value = step(weights, small.X)
-        found.append(float(value))
-    return found
+def unmapped(weights, batch):
+    value, gradients = jax.value_and_grad(plain)(weights, batch)
+    return jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradients), value
 
 
 OF_D_AND_T = {"mesh_axes": {"d": "fsdp", "t": "tensor"}}
@@ -130,7 +116,7 @@ def test_it_has_a_mesh_of_its_own_axes_alone_and_trains_as_without_one(step, opt
     again = plan_from_json(plan.to_json())
     assert again.partition == plan.partition
     assert set(again.mesh().axis_names) == set(axes)
-    np.testing.assert_allclose(losses(again.jit(step)), alone(), rtol=1e-4)
+    np.testing.assert_allclose(small.losses(again.jit(step)), small.losses(unmapped), rtol=1e-4)
 
 
 @pytest.mark.slow

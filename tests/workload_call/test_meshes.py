@@ -47,14 +47,6 @@ def plan_of(workload, layout):
     return autotune.tune(workload, "cpu:8", layouts=(parse_layout(layout),), compile=0, probe=False).plan
 
 
-def losses(step, count=3):
-    weights, found = small.weights(), []
-    for _ in range(count):
-        weights, value = step(weights, small.X)
-        found.append(float(value))
-    return found
-
-
 def by_constraint(weights, batch):
     batch = jax.lax.with_sharding_constraint(batch, NamedSharding(own_mesh(), P("rows")))
     return updated(weights, batch, plain)
@@ -84,7 +76,9 @@ def test_a_mesh_of_the_steps_own_is_named_with_its_line_and_what_to_write(step, 
     line = step.__code__.co_firstlineno
     assert any(f"test_meshes.py:{line + more}: {instead}" in note for more in (1, 2)), note
     assert "rows=8" in note
-    np.testing.assert_allclose(losses(plan_of(workload, "data=8").jit(step)), losses(jax.jit(step)), rtol=1e-5)
+    np.testing.assert_allclose(
+        small.losses(plan_of(workload, "data=8").jit(step)), small.losses(jax.jit(step)), rtol=1e-5
+    )
 
 
 def test_a_mesh_that_the_old_context_gives_is_not_the_steps_own():
@@ -161,8 +155,8 @@ def test_the_context_in_which_a_step_works_is_used_everywhere(step, context):
     workload.build.check()
     plan = plan_of(workload, "data=2,fsdp=2,tensor=2")
     again = plan_from_json(plan.to_json())
-    alone = losses(jax.jit(lambda weights, batch: updated(weights, batch, plain)))
-    np.testing.assert_allclose(losses(again.jit(step)), alone, rtol=1e-5)
+    alone = small.losses(jax.jit(lambda weights, batch: updated(weights, batch, plain)))
+    np.testing.assert_allclose(small.losses(again.jit(step)), alone, rtol=1e-5)
     with again.use():
         np.testing.assert_allclose(float(jax.jit(step)(small.weights(), small.X)[1]), alone[0], rtol=1e-5)
 
@@ -223,9 +217,9 @@ def test_an_axis_that_an_explicit_step_refuses_leaves_the_space_with_its_reason(
         assert any(one.startswith(f"{axis} is left out of the search: ") for one in workload.guesses)
         with pytest.raises(ValueError, match=f"makes no use of '{axis}': the step does not trace"):
             autotune.tune(workload, "cpu:8", axes=(axis,), compile=0)
-    alone = losses(jax.jit(lambda weights, batch: updated(weights, batch, plain)))
+    alone = small.losses(jax.jit(lambda weights, batch: updated(weights, batch, plain)))
     for layout in (f"{axes[0]}=8", ",".join(f"{axis}={4 if axis == axes[0] else 2}" for axis in axes[:2])):
-        np.testing.assert_allclose(losses(plan_of(workload, layout).jit(step)), alone, rtol=1e-4)
+        np.testing.assert_allclose(small.losses(plan_of(workload, layout).jit(step)), alone, rtol=1e-4)
 
 
 def added(axis, where):
@@ -298,8 +292,8 @@ def test_two_axes_of_the_users_own_may_be_of_one_kind(step, options):
     assert any("'z'" in one and "has size 1" in one for one in workload.guesses)
     plan = plan_from_json(plan_of(workload, "data=2,tensor=4").to_json())
     assert dict(plan.mesh().shape) | {"x": 2, "y": 4, "z": 1} == dict(plan.mesh().shape)
-    alone = losses(jax.jit(lambda weights, batch: updated(weights, batch, plain)))
-    np.testing.assert_allclose(losses(plan.jit(step)), alone, rtol=1e-4)
+    alone = small.losses(jax.jit(lambda weights, batch: updated(weights, batch, plain)))
+    np.testing.assert_allclose(small.losses(plan.jit(step)), alone, rtol=1e-4)
 
 
 def test_the_layouts_of_two_axes_of_one_kind_compile():
@@ -370,7 +364,7 @@ def test_a_map_over_the_mesh_that_is_set_fixes_the_cut_and_is_named(step, said):
     assert f" fix the cut along {said}" in note
     plan = plan_of(workload, "data=2,fsdp=2,tensor=2")
     expected = float(jax.jit(lambda w, x: ((plain(w, 2.0 * x) - 2.0 * x) ** 2).mean())(small.weights(), small.X))
-    np.testing.assert_allclose(losses(plan.jit(step), 1)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(small.losses(plan.jit(step), count=1)[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("step", [constrained("data", "fsdp"), lambda w, x: updated(w, x, plain)])

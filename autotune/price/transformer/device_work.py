@@ -423,7 +423,7 @@ def _latent_projections(matmul: Callable[..., Matmul], attends: AttentionKind, t
 
 
 LARGEST = ("batched_heads", "block_scores", "layer_work_bytes")
-"""Fields that hold what a device needs at once: of these the maximum over the kinds of layers counts, not the mean."""
+"""Fields that hold what a device needs at once. A model has the maximum over its kinds of layers, not the mean."""
 
 
 def _mean(works: list, shares: list[float]):

@@ -105,7 +105,7 @@ class TrainingStack:
     flash: bool
     """Whether attention runs as a fused kernel, which never stores its scores."""
     reruns_kernel: bool
-    """Whether policies that keep the fused kernel's result run it again all the same."""
+    """Whether the backward pass runs the fused kernel again under policies that keep its result."""
     flash_efficiency: tuple[float, float]
     """Share of the peak that the fused kernel reaches, (forward, backward)."""
     flash_matmuls: tuple[float, float]
